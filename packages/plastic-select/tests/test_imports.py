@@ -1,0 +1,63 @@
+"""What importing brings in, what is public, MLX arrays, and the README's example."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import plastic_select
+import pytest
+from plastic_select import choose_rank, singular_values, theorem_guided_rank
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_choosing_a_rank_imports_neither_sympy_nor_mlx() -> None:
+    code = (
+        "import sys, plastic_select as p; p.choose_rank([[2, 0], [0, 1]], 0.3, 'theorem');"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'sympy', 'mlx', 'scipy'}))"
+    )
+    assert run(code).strip() == "[]"
+
+
+def test_every_public_name_exists_once_and_is_documented() -> None:
+    names = plastic_select.__all__
+    assert len(names) == len(set(names))
+    assert all(getattr(plastic_select, name).__doc__ for name in names)
+
+
+def test_the_readme_example_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = run(block).splitlines()
+    assert lines[0].startswith("6 0.00")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_mlx_arrays_of_any_floating_dtype_are_read_exactly(dtype: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+    A = mx.array(np.random.default_rng(0).standard_normal((6, 9))).astype(getattr(mx, dtype))
+    same = np.array(A.astype(mx.float32))
+    assert singular_values(A).tolist() == singular_values(same).tolist()
+    assert theorem_guided_rank(A, 0.2) == theorem_guided_rank(same, 0.2)
+    assert choose_rank(A, 0.2) == choose_rank(same, 0.2)
+    gram = mx.eye(9).astype(A.dtype)
+    assert choose_rank(A, 0.2, "activation", gram=gram).rank == 2
+
+
+def test_packed_mlx_weights_are_refused_with_a_remedy() -> None:
+    mx = pytest.importorskip("mlx.core")
+    with pytest.raises(TypeError, match=r"got mlx.core.uint32. Dequantize packed weights first"):
+        singular_values(mx.zeros((4, 4), dtype=mx.uint32))
+
+
+def test_a_nan_in_an_mlx_array_is_counted() -> None:
+    mx = pytest.importorskip("mlx.core")
+    with pytest.raises(ValueError, match=r"1 NaN or infinite of 4 entries, the first at \(0, 1\)"):
+        singular_values(mx.array([[1.0, float("nan")], [0.0, 1.0]], dtype=mx.bfloat16))
