@@ -1,0 +1,58 @@
+"""What the package needs to know of MLX's own linear layers."""
+
+import copy
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .linalg import as_matrix
+
+Linear = nn.Linear | nn.QuantizedLinear
+
+
+def dense_weight(linear: Linear) -> mx.array:
+    """Return the weight of ``linear``, dequantised where it is packed; shape ``(out, in)``.
+
+    Raises:
+        TypeError: If ``linear`` is neither ``nn.Linear`` nor ``nn.QuantizedLinear``.
+    """
+    if isinstance(linear, nn.QuantizedLinear):
+        return mx.dequantize(
+            linear.weight,
+            linear.scales,
+            linear.biases,
+            group_size=linear.group_size,
+            bits=linear.bits,
+            mode=linear.mode,
+        )
+    if isinstance(linear, nn.Linear):
+        return linear.weight
+    raise TypeError(
+        f"`linear` must be an nn.Linear or nn.QuantizedLinear, got {type(linear).__name__}."
+    )
+
+
+def linear_from(weight: mx.array, bias: mx.array | None) -> nn.Linear:
+    """Return an ``nn.Linear`` that holds these very arrays."""
+    linear = nn.Linear.__new__(nn.Linear)  # __init__ would draw weights from the global state
+    nn.Module.__init__(linear)  # type: ignore[no-untyped-call]
+    linear.weight = weight
+    if bias is not None:
+        linear.bias = bias
+    return linear
+
+
+def quantized(
+    linear: nn.Linear, group_size: int | None, bits: int | None, mode: str
+) -> nn.QuantizedLinear:
+    """Return ``linear`` quantised; ``ValueError`` if not finite, which ``mx.quantize`` hides."""
+    as_matrix(linear.weight, "weight")
+    result: nn.QuantizedLinear = linear.to_quantized(group_size, bits, mode)
+    return result
+
+
+def without_bias(linear: Linear) -> Linear:
+    """Return a layer that shares the arrays of ``linear`` but for its bias."""
+    bare = copy.copy(linear)
+    bare.pop("bias", None)
+    return bare

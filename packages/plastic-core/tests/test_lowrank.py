@@ -1,0 +1,189 @@
+"""The truncated SVD is the best approximation, and its certificate tells the truth."""
+
+import tracemalloc
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plastic_core import linalg
+from plastic_core.linalg import Float32, Float64
+from plastic_core.lowrank import certify, factorized_lowrank, svd_lowrank
+from plastic_core.testing import (
+    Sample,
+    assert_orthonormal,
+    matrices,
+    matrix_from_spectrum,
+    repeatable,
+    tolerance,
+)
+
+SCALES = (2.0**-100, 1.0, 2.0**100)
+anything = matrices(scales=SCALES)
+fractions = st.floats(0, 1)
+
+
+def rank_of(fraction: float, A: Float32) -> int:
+    return 1 + int(fraction * (min(A.shape) - 1))
+
+
+def product(*factors: mx.array) -> Float64:
+    U, S, Vh = (np.asarray(factor, dtype=np.float64) for factor in factors)
+    dense: Float64 = (U * S) @ Vh
+    return dense
+
+
+@repeatable
+@given(anything, fractions)
+def test_discarded_energy_is_the_tail_of_the_spectrum(sample: Sample, fraction: float) -> None:
+    A, s = sample
+    r = rank_of(fraction, A)
+    difference = A - product(*factorized_lowrank(A, r))
+    limit = tolerance(s, A.shape)
+    assert abs(np.linalg.norm(difference) - np.linalg.norm(s[r:])) <= limit
+    assert abs(np.linalg.norm(difference, 2) - max(s[r:], default=0.0)) <= limit
+
+
+@repeatable
+@given(anything, fractions)
+def test_factors_are_orthonormal_sorted_and_of_the_rank_asked_for(
+    sample: Sample, fraction: float
+) -> None:
+    A, s = sample
+    r = rank_of(fraction, A)
+    factors = factorized_lowrank(A, r)
+    assert [f.shape for f in factors] == [(len(A), r), (r,), (r, A.shape[1])]
+    assert {f.dtype for f in factors} == {mx.float32}
+    assert factors.rank == r
+    assert_orthonormal(factors.U)
+    assert_orthonormal(factors.Vh.T)
+    assert np.abs(np.asarray(factors.S) - s[:r]).max() <= tolerance(s, A.shape)
+
+
+@repeatable
+@given(anything, fractions, st.integers(0, 99))
+def test_no_other_approximation_of_that_rank_is_closer(
+    sample: Sample, fraction: float, seed: int
+) -> None:
+    A, s = sample
+    r = rank_of(fraction, A)
+    U, S, Vh = (np.asarray(f, dtype=np.float64) for f in factorized_lowrank(A, r))
+    rng = np.random.default_rng(seed)
+    best = np.linalg.norm(A - (U * S) @ Vh)
+    for size in (1e-3, 0.1, 1.0):
+        rival, _ = np.linalg.qr(U + size * rng.standard_normal(U.shape))
+        assert best <= np.linalg.norm(A - rival @ (rival.T @ A)) + tolerance(s, A.shape)
+
+
+@repeatable
+@given(matrices())
+def test_dense_approximation_is_the_product_of_the_factors(sample: Sample) -> None:
+    A, s = sample
+    r = rank_of(0.5, A)
+    factors = factorized_lowrank(A, r)
+    dense = np.asarray(svd_lowrank(A, r))
+    assert np.linalg.norm(dense - product(*factors), 2) <= tolerance(s, A.shape)
+    assert np.linalg.norm(dense - np.asarray(factors.dense()), 2) <= tolerance(s, A.shape)
+
+
+@repeatable
+@given(anything)
+def test_truncating_twice_changes_nothing_more(sample: Sample) -> None:
+    A, s = sample
+    r = rank_of(0.5, A)
+    once = svd_lowrank(A, r)
+    twice = svd_lowrank(once, r)
+    assert np.linalg.norm(np.asarray(once) - np.asarray(twice), 2) <= tolerance(s, A.shape)
+
+
+def test_diagonal_matrix_keeps_its_largest_entries() -> None:
+    A = mx.diag(mx.array([3.0, 2.0, 1.0]))
+    assert factorized_lowrank(A, 2).S.tolist() == [3.0, 2.0]
+    assert np.abs(np.asarray(svd_lowrank(A, 2)) - np.diag([3, 2, 0])).max() <= tolerance(3.0, (3,))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_dense_approximation_has_the_dtype_of_the_matrix(dtype: mx.Dtype) -> None:
+    assert svd_lowrank(mx.eye(3).astype(dtype), 2).dtype == dtype
+
+
+def test_numpy_float64_becomes_float32_and_float16_stays() -> None:
+    assert svd_lowrank(np.eye(3), 2).dtype == mx.float32
+    assert svd_lowrank(np.eye(3, dtype=np.float16), 2).dtype == mx.float16
+
+
+def test_an_approximation_that_overflows_its_dtype_is_refused() -> None:
+    A = np.array([[65504, 65504], [65504, 0]], dtype=np.float16)
+    with pytest.raises(ValueError, match=r"rank-1 approximation overflows .*float16"):
+        svd_lowrank(A, 1)
+
+
+@pytest.mark.parametrize("rank", [-1, 0, 4])
+def test_rank_out_of_range_names_the_limit(rank: int) -> None:
+    message = rf"`rank` must be between 1 and min\(m, n\) = 3 .* shape \(3, 5\), got {rank}\."
+    with pytest.raises(ValueError, match=message):
+        factorized_lowrank(np.ones((3, 5)), rank)
+
+
+def test_rank_must_be_an_integer() -> None:
+    with pytest.raises(TypeError):
+        factorized_lowrank(np.eye(3), 1.5)  # type: ignore[arg-type]
+
+
+@repeatable
+@given(anything, fractions, st.sampled_from([mx.float16, mx.bfloat16, mx.float32]))
+def test_certificate_is_the_error_of_the_numbers_stored(
+    sample: Sample, fraction: float, dtype: mx.Dtype
+) -> None:
+    A, s = sample
+    U, S, Vh = factorized_lowrank(A, rank_of(fraction, A))
+    if dtype == mx.float16:
+        A, S = A / np.float32(s[0] or 1), S / (s[0] or 1)
+    stored = [f.astype(dtype) for f in (U, S[:, None] * Vh)]
+    U64, V64 = (linalg.to_numpy(f).astype(np.float64) for f in stored)
+    difference, A64 = A - U64 @ V64, A.astype(np.float64)
+    certificate = certify(A, *stored)
+    if not A.any():
+        assert certificate == (0.0, 0.0)
+        return
+    exact = np.linalg.norm(difference) / np.linalg.norm(A64)
+    spectral = np.linalg.norm(difference, 2) / np.linalg.norm(A64, 2)
+    rounding = tolerance(1.0, A.shape, np.float64)
+    assert abs(certificate.relative_error - exact) <= rounding
+    assert abs(certificate.spectral_error - spectral) <= 2e-2 * spectral + rounding
+
+
+def test_certificate_of_nothing_kept_is_one() -> None:
+    A = matrix_from_spectrum(np.array([4.0, 3.0]), 5, 7, seed=2).astype(np.float32)
+    nothing = certify(A, np.zeros((5, 0), np.float32), np.zeros((0, 7), np.float32))
+    assert nothing == pytest.approx((1.0, 1.0), rel=1e-3)
+
+
+def test_certificate_by_hand() -> None:
+    A, u, v = np.diag([4.0, 3.0]), np.array([[1.0], [0.0]]), np.array([[4.0, 0.0]])
+    assert certify(A, u, v) == pytest.approx((0.6, 0.75), rel=1e-3)
+
+
+def test_certificate_of_a_zero_matrix_missed_is_infinite() -> None:
+    missed = certify(np.zeros((2, 2)), np.ones((2, 1)), np.ones((1, 2)))
+    assert missed == (float("inf"), float("inf"))
+
+
+def test_certificate_refuses_factors_of_another_matrix() -> None:
+    with pytest.raises(
+        ValueError, match=r"shapes \(2, r\) and \(r, 3\) .* got \(2, 1\) and \(2, 3"
+    ):
+        certify(np.ones((2, 3)), np.ones((2, 1)), np.ones((2, 3)))
+
+
+def test_certificate_never_holds_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "BLOCK", 2**13)
+    rng = np.random.default_rng(0)
+    U, Vh = (rng.standard_normal(s, dtype=np.float32) for s in ((700, 4), (4, 800)))
+    A = U @ Vh + rng.standard_normal((700, 1)).astype(np.float32)
+    tracemalloc.start()
+    certify(A, U, Vh)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < A.nbytes / 2
