@@ -1,0 +1,225 @@
+"""The ``plastic`` command: parse, one library call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from plastic_select import STRATEGIES
+from rich.console import Console
+
+from plastic_export import tables
+from plastic_export.calibrate import Calibration
+from plastic_export.errors import FormatError
+from plastic_export.progress import ProgressBar
+
+BAD_INPUT, IO_ERROR, INTERRUPTED = 2, 3, 5
+
+EXPECTED = (
+    click.ClickException,
+    ValueError,
+    OSError,
+    ModuleNotFoundError,  # an extra is missing
+    click.Abort,
+    KeyboardInterrupt,
+)
+
+_FOLDER = click.Path(path_type=Path)
+_TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+class Output:
+    """Where results go: tables for people, or one JSON object for machines."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        width = None if sys.stdout.isatty() else 200  # a file cuts nothing
+        self.out = Console(highlight=False, width=width)
+        self.track = ProgressBar(Console(stderr=True, quiet=as_json))
+
+    def show(self, record: Any, *parts: Any) -> None:
+        """Print ``record`` as JSON, or else the parts."""
+        if self.as_json:
+            click.echo(json.dumps(record, indent=2, default=str))
+            return
+        for part in parts:
+            self.out.print(part)
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_revision = click.option("--revision", help="Commit, tag or branch of a Hub id.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="plastic-export")
+def plastic(debug: bool) -> None:
+    """Compress checkpoints by rank, reversibly, and run them in stock mlx-lm."""
+
+
+@plastic.command()
+@click.argument("src")
+@click.option("--spectra", is_flag=True, help="Also decompose every matrix: ranks by every rule.")
+@_revision
+@_json
+def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> None:
+    """Show what the checkpoint SRC (a folder or a Hub id) holds."""
+    from plastic_export.summary import summarize
+
+    output = Output(as_json)
+    summary = summarize(src, revision=revision, spectra=spectra, track=output.track)
+    output.show(asdict(summary), *tables.summary(summary))
+
+
+@plastic.command()
+@click.argument("src")
+@click.argument("out", type=_FOLDER)
+@click.option("--keep", type=float, required=True, help="Fraction of the bytes that stays awake.")
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="stable", show_default=True)
+@click.option("--format", "format_", type=click.Choice(["factored", "dense"]), default="factored")
+@click.option("--calibration", type=_TEXT, help="Text for --strategy activation.")
+@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
+@click.option("--windows", type=click.IntRange(1), default=64, show_default=True, help="At most.")
+@click.option("--include", multiple=True, help="Pattern of matrices to take; may be repeated.")
+@click.option("--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is an earlier output.")
+@_revision
+@_json
+def compress(
+    src: str,
+    out: Path,
+    keep: float,
+    strategy: str,
+    format_: Any,
+    calibration: Path | None,
+    window: int,
+    windows: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    force: bool,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """Write a compressed copy of the checkpoint SRC to the folder OUT."""
+    from plastic_export.compress import compress as run
+
+    output = Output(as_json)
+    result = run(
+        src,
+        out,
+        keep=keep,
+        strategy=strategy,
+        format=format_,
+        calibration=Calibration(calibration, window, windows) if calibration else None,
+        include=include,
+        exclude=exclude,
+        revision=revision,
+        force=force,
+        track=output.track,
+    )
+    output.show(tables.compressed_record(result), *tables.compressed(result, format_))
+
+
+@plastic.command()
+@click.argument("src")
+@click.option("--text", "texts", type=_TEXT, multiple=True, required=True, help="Repeatable.")
+@click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
+@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
+@click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
+@_json
+def evaluate(
+    src: str,
+    texts: tuple[Path, ...],
+    reference: str | None,
+    window: int,
+    windows: int,
+    as_json: bool,
+) -> None:
+    """Perplexity of SRC on texts and, against a reference, divergence and agreement."""
+    from plastic_export.evaluate import evaluate as run
+
+    output = Output(as_json)
+    results = run(
+        src, texts, reference=reference, window=window, windows=windows, track=output.track
+    )
+    output.show([asdict(r) for r in results], tables.evaluations(results))
+
+
+@plastic.command()
+@click.argument("out", type=_FOLDER)
+@click.argument("dest", type=_FOLDER)
+@_json
+def restore(out: Path, dest: Path, as_json: bool) -> None:
+    """Wake every component of OUT and write the dense checkpoint to DEST."""
+    from plastic_export.restore import restore as run
+
+    output = Output(as_json)
+    result = run(out, dest, track=output.track)
+    output.show(asdict(result), tables.restored(result))
+
+
+@plastic.command()
+@click.argument("out", type=_FOLDER)
+@_json
+def verify(out: Path, as_json: bool) -> None:
+    """Check every file and tensor of OUT against the digests of its manifest."""
+    from plastic_export.verify import verify as run
+
+    output = Output(as_json)
+    defects = run(out, track=output.track)
+    output.show({"out": out, "defects": defects}, *([] if defects else [f"{out}: intact"]))
+    if defects:
+        raise FormatError("\n".join(defects))
+
+
+@plastic.command()
+@click.argument("src")
+@_revision
+@_json
+def gguf(src: str, revision: str | None, as_json: bool) -> None:
+    """Print the commands that turn SRC into GGUF for llama.cpp."""
+    from plastic_export.gguf import gguf_guide
+    from plastic_export.reader import open_checkpoint
+
+    output = Output(as_json)
+    with open_checkpoint(src, revision=revision) as checkpoint:
+        lines = gguf_guide(checkpoint)
+    output.show(lines, *lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line on standard error and an exit status.
+
+    Exit status: 0 done, 1 a defect of this program (with its traceback), 2 bad input, 3 input or
+    output failed, 5 interrupted.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = plastic.main(words, prog_name="plastic", standalone_mode=False)
+    except EXPECTED as error:
+        if "--debug" in words[:1]:
+            raise
+        code = _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        click.echo("error: interrupted; nothing was written", err=True)
+        return INTERRUPTED
+    for line in _message(error).splitlines():
+        click.echo(f"error: {line}", err=True)
+    return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message().replace("\n", " ")
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input or output'}: {error.strerror}"
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{error}{notes}"

@@ -1,0 +1,201 @@
+"""Compress a checkpoint: survey its matrices, plan their ranks, write what is awake and asleep."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plastic_core import weighted_spectrum
+
+from plastic_export.atomic import write_json
+from plastic_export.calibrate import Calibration, Grams, calibrate
+from plastic_export.execute import Format, execute
+from plastic_export.manifest import MatrixRecord, write_manifest
+from plastic_export.matrices import compressible, is_packed, module_path
+from plastic_export.output import OutputFolder
+from plastic_export.plan import Plan, Surveyed, check_keep, plan_ranks
+from plastic_export.reader import Checkpoint, open_checkpoint
+from plastic_export.track import Track, untracked
+
+MODEL_FILE = Path(__file__).parent / "factored" / "plastic_model.py"
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What ``compress`` did.
+
+    Attributes:
+        out: The folder that was written.
+        plan: The plan it executed.
+        matrices: One record per matrix: rank, bytes, certificate.
+        source_bytes: Bytes of the weight files of the source.
+        model_bytes: Bytes of the model files written.
+        sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
+    """
+
+    out: Path
+    plan: Plan
+    matrices: tuple[MatrixRecord, ...]
+    source_bytes: int
+    model_bytes: int
+    sleep_bytes: int
+
+
+def compress(
+    source: str | Path,
+    out: str | Path,
+    *,
+    keep: float,
+    strategy: str = "stable",
+    format: Format = "factored",
+    calibration: Calibration | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    revision: str | None = None,
+    force: bool = False,
+    track: Track = untracked,
+) -> Compressed:
+    """Write a compressed copy of a checkpoint that stock mlx-lm loads.
+
+    Every chosen matrix becomes ``W ~ U_r (U_r^T W)`` with U orthonormal: the best approximation
+    of its rank, of W itself or, under a calibration text, of the outputs ``W x`` (Swift-SVD,
+    arXiv 2604.01609). The components left out go to ``sleep.safetensors``, the most important
+    first; ``restore`` puts them back. All other tensors are copied bit for bit.
+
+    One matrix is in memory at a time, besides the Grams of a calibration. Nothing appears at
+    ``out`` before everything is written and synced. Cost: two symmetric eigendecompositions of
+    size ``min(out, in)`` per matrix, the first for the values alone.
+
+    Args:
+        source: Folder, or Hub id, of a Hugging Face or mlx-community checkpoint.
+        out: Folder to write; must not exist, or be empty.
+        keep: Fraction of the bytes of the matrices that stays awake, in (0, 1].
+        strategy: One of ``plastic_select.STRATEGIES``.
+        format: ``"factored"``: two thin matrices and a model file beside them; smaller, loads
+            with ``--trust-remote-code``. ``"dense"``: their product, as large as the source,
+            loads everywhere.
+        calibration: Text and amount; required by, and only used by, ``"activation"``.
+        include: Glob patterns of the matrices to take; default: see ``compressible``.
+        exclude: Glob patterns of matrices to leave alone.
+        revision: Commit or branch, for a Hub id.
+        force: Replace ``out`` where it is an earlier output of this function.
+        track: Wraps every long loop, to show progress.
+
+    Raises:
+        FormatError: If a file of the source is damaged, or a weight is not finite.
+        ValueError: If an argument is out of range, or the strategy lacks its calibration.
+        OSError: If writing fails. Nothing is left behind.
+    """
+    check_keep(keep)
+    _check_calibration(strategy, calibration)
+    with open_checkpoint(source, revision=revision) as checkpoint:
+        names = compressible(checkpoint.tensors, include=include, exclude=exclude)
+        if format == "factored":
+            names = _factorable(checkpoint, names, required=bool(include))
+        _check_room(checkpoint, Path(out))
+        with OutputFolder(out, force=force, source=checkpoint.folder) as folder:
+            grams = calibrate(checkpoint, calibration, track=track) if calibration else {}
+            surveyed = [_survey(checkpoint, n, grams) for n in track(names, "reading spectra")]
+            plan = plan_ranks(surveyed, keep, strategy)
+            records, digests = execute(checkpoint, plan, grams, format, folder, track=track)
+            checkpoint.check_unchanged()
+            _write_sides(checkpoint, plan, format, folder)
+            options = {
+                "keep": keep,
+                "strategy": strategy,
+                "format": format,
+                "include": list(include),
+                "exclude": list(exclude),
+                "calibration": calibration.record() if calibration else None,
+            }
+            write_manifest(folder, checkpoint, options, records, digests)
+            return Compressed(
+                out=Path(out),
+                plan=plan,
+                matrices=records,
+                source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
+                model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
+                sleep_bytes=sum(p.stat().st_size for p in folder.glob("sleep.safetensors")),
+            )
+
+
+def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
+    if strategy == "activation" and calibration is None:
+        raise ValueError(
+            "strategy 'activation' needs a calibration text; name one with --calibration FILE"
+        )
+    if strategy != "activation" and calibration is not None:
+        raise ValueError(
+            f"strategy {strategy!r} does not use a calibration text; "
+            "drop --calibration or take --strategy activation"
+        )
+
+
+def _check_room(checkpoint: Checkpoint, out: Path) -> None:
+    """Refuse before the work: awake and asleep together may take three times the source."""
+    parent = next(p for p in out.absolute().parents if p.exists())
+    needed = 3 * sum(p.stat().st_size for p in checkpoint.weight_files)
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        reason = f"{needed} bytes may be needed and {free} are free; choose another disk"
+        raise OSError(errno.ENOSPC, reason, str(out))
+
+
+def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool) -> list[str]:
+    """Those that are an ``nn.Linear`` of the mlx-lm model, as the factored format requires."""
+    from plastic_export.models import linear_paths  # mlx-lm is an extra
+
+    linears = linear_paths(checkpoint.config)
+    kept = [name for name in names if module_path(name) in linears]
+    lost = [name for name in names if module_path(name) not in linears]
+    if lost and (required or not kept):
+        raise ValueError(
+            f"{lost[0]!r} is no nn.Linear of mlx-lm's {checkpoint.config.get('model_type')!r} "
+            "model, so it cannot be stored factored; exclude it, or take --format dense"
+        )
+    return kept
+
+
+def _survey(checkpoint: Checkpoint, name: str, grams: Grams) -> Surveyed:
+    weight = checkpoint.matrix(name)
+    path = module_path(name)
+    packed = is_packed(name, checkpoint.tensors)
+    parts = [name, f"{path}.scales", f"{path}.biases"] if packed else [name]
+    stored = [checkpoint.tensors[p] for p in parts if p in checkpoint.tensors]
+    try:
+        spectrum = weighted_spectrum(weight, gram=grams.get(path))
+    except ValueError as error:
+        error.add_note(f"while reading the spectrum of {name!r}")
+        raise
+    return Surveyed(
+        name=name,
+        shape=(weight.shape[0], weight.shape[1]),
+        dtype=stored[packed].dtype,  # the scales' type where the weight is packed
+        source_bytes=sum(t.nbytes for t in stored),
+        spectrum=spectrum,
+    )
+
+
+def _write_sides(checkpoint: Checkpoint, plan: Plan, format: Format, folder: Path) -> None:
+    """The configuration, the model file, and the tokenizer's files unchanged."""
+    factored = {module_path(p.name): p.rank for p in plan.matrices if p.choice == "factored"}
+    config = without_quantization(checkpoint.config, factored)
+    if format == "factored" and factored:
+        config |= {"model_file": MODEL_FILE.name, "plastic": {"version": 1, "ranks": factored}}
+        shutil.copyfile(MODEL_FILE, folder / MODEL_FILE.name)
+    write_json(folder / "config.json", config)
+    for path in checkpoint.side_files():
+        shutil.copyfile(path, folder / path.name)
+
+
+def without_quantization(config: dict[str, Any], paths: Container[str]) -> dict[str, Any]:
+    """The configuration without the per-layer quantisation entries of these layers."""
+    config = dict(config)
+    for key in ("quantization", "quantization_config"):
+        if isinstance(config.get(key), dict):
+            config[key] = {k: v for k, v in config[key].items() if k not in paths}
+    return config

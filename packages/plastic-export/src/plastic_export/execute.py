@@ -1,0 +1,202 @@
+"""Carry out a plan: every tensor of the source is read once and streamed to its new place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import Certificate, certify, output_basis
+from plastic_core.linalg import frobenius_norm, spectral_norm
+
+from plastic_export.calibrate import Grams
+from plastic_export.manifest import MatrixRecord
+from plastic_export.matrices import module_path
+from plastic_export.plan import MatrixPlan, Plan
+from plastic_export.reader import Checkpoint
+from plastic_export.shards import Shards, as_float32, as_stored
+from plastic_export.track import Track, untracked
+from plastic_export.writer import TensorSpec
+
+Format = Literal["factored", "dense"]
+METADATA = {"format": "pt"}  # what transformers looks for
+
+
+@dataclass
+class Layout:
+    """Where every tensor of the source goes.
+
+    Attributes:
+        awake: Specs of the model files, in the order of the source.
+        asleep: Specs of ``sleep.safetensors``.
+        copied: Source name to new name, of the tensors whose bytes do not change.
+        factored: The plan of each matrix that is factored.
+    """
+
+    awake: list[TensorSpec] = field(default_factory=list)
+    asleep: list[TensorSpec] = field(default_factory=list)
+    copied: dict[str, str] = field(default_factory=dict)
+    factored: dict[str, MatrixPlan] = field(default_factory=dict)
+
+
+def layout(checkpoint: Checkpoint, plan: Plan, format: Format) -> Layout:
+    """Decide the name, type and shape of every tensor that will be written. Pure."""
+    result = Layout(factored={p.name: p for p in plan.matrices if p.choice == "factored"})
+    paths = {module_path(name) for name in result.factored}
+    for name, info in checkpoint.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        if name in result.factored:
+            p = result.factored[name]
+            result.awake += factor_specs(p) if format == "factored" else [_dense_spec(p)]
+            result.asleep += sleep_specs(p)
+        elif path in paths and leaf in ("scales", "biases"):
+            continue  # of a packed weight that is packed no longer
+        else:
+            moved = path in paths and leaf == "bias" and format == "factored"
+            result.copied[name] = f"{path}.u.bias" if moved else name
+            result.awake.append(TensorSpec(result.copied[name], info.dtype, info.shape))
+    return result
+
+
+def factor_specs(p: MatrixPlan) -> list[TensorSpec]:
+    """``P.v.weight`` (rank, in), whose rows carry the singular values, and ``P.u.weight``."""
+    path, (out, in_) = module_path(p.name), p.shape
+    return [
+        TensorSpec(f"{path}.v.weight", p.dtype, (p.rank, in_)),
+        TensorSpec(f"{path}.u.weight", p.dtype, (out, p.rank)),
+    ]
+
+
+def sleep_specs(p: MatrixPlan) -> list[TensorSpec]:
+    """One row per parked component in both tensors, the most important first."""
+    path, (out, in_) = module_path(p.name), p.shape
+    if not p.parked:
+        return []
+    return [
+        TensorSpec(f"{path}.sleep.u", p.dtype, (p.parked, out)),
+        TensorSpec(f"{path}.sleep.v", p.dtype, (p.parked, in_)),
+    ]
+
+
+def _dense_spec(p: MatrixPlan) -> TensorSpec:
+    return TensorSpec(p.name, p.dtype, p.shape)
+
+
+def execute(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    grams: Grams,
+    format: Format,
+    folder: Path,
+    *,
+    track: Track = untracked,
+) -> tuple[tuple[MatrixRecord, ...], dict[str, str]]:
+    """Write the model files and ``sleep.safetensors`` into ``folder``.
+
+    Args:
+        checkpoint: The open source.
+        plan: What becomes of each matrix.
+        grams: Input Gram by module path, for the matrices that have one.
+        format: ``"factored"`` or ``"dense"``.
+        folder: Existing folder.
+        track: Wraps the loop over the tensors.
+
+    Returns:
+        The records of all matrices in the order of the plan, and the SHA-256 of every tensor
+        written, by name.
+
+    Cost:
+        One eigendecomposition and two products per matrix; memory: about three times the largest
+        matrix in float32.
+    """
+    records: dict[str, MatrixRecord] = {}
+    there = layout(checkpoint, plan, format)
+    with (
+        Shards(folder, there.awake, METADATA) as model,
+        Shards(folder, there.asleep, METADATA, stem="sleep", limit=2**63) as sleep,
+    ):
+        for name in track(list(checkpoint.tensors), "factoring"):
+            if name in there.copied:
+                model.write(there.copied[name], checkpoint.raw(name))
+            elif name in there.factored:
+                p = there.factored[name]
+                parts = _factor(checkpoint.matrix(name), p, grams.get(module_path(name)), format)
+                for written, array in parts.awake(p):
+                    model.write(written, array)
+                for written, array in parts.asleep(p):
+                    sleep.write(written, array)
+                records[name] = parts.record
+    everything = tuple(records.get(p.name, MatrixRecord.untouched(p)) for p in plan.matrices)
+    return everything, model.digests | sleep.digests
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """All components of one matrix as they are stored, and the record of their errors."""
+
+    u: mx.array
+    v: mx.array
+    dense: mx.array | None
+    record: MatrixRecord
+
+    def awake(self, p: MatrixPlan) -> Iterator[tuple[str, mx.array]]:
+        if self.dense is not None:
+            yield p.name, self.dense
+            return
+        v, u = factor_specs(p)
+        yield v.name, self.v[: p.rank]
+        yield u.name, self.u[:, : p.rank]
+
+    def asleep(self, p: MatrixPlan) -> Iterator[tuple[str, mx.array]]:
+        if p.parked:
+            u, v = sleep_specs(p)
+            yield u.name, self.u[:, p.rank :].T
+            yield v.name, self.v[p.rank :]
+
+
+def _factor(
+    weight: NDArray[np.float32], p: MatrixPlan, gram: NDArray[np.float64] | None, format: Format
+) -> _Parts:
+    """All components of ``W = U (U^T W)``, cast to the storage type, with the true errors."""
+    try:
+        basis = output_basis(weight, gram=gram)
+        u = as_stored(basis.U, p.dtype)
+        v = as_stored(basis.U.T @ weight, p.dtype)
+        dense = None
+        U, V = as_float32(u), as_float32(v)
+        if format == "factored":
+            certificate = certify(weight, U[:, : p.rank], V[: p.rank])
+            awake = U[:, : p.rank] @ V[: p.rank]
+        else:
+            dense = as_stored(U[:, : p.rank] @ V[: p.rank], p.dtype)
+            awake = as_float32(dense)
+            certificate = dense_certificate(weight, awake)
+        restored = as_stored(wake(awake, U[:, p.rank :], V[p.rank :]), p.dtype)
+    except ValueError as error:
+        error.add_note(f"while factoring {p.name!r}")
+        raise
+    restored_error = relative_error(weight, as_float32(restored))
+    return _Parts(u, v, dense, MatrixRecord.of(p, certificate, restored_error))
+
+
+def wake(
+    awake: NDArray[np.float32], U: NDArray[np.float32], V: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """``awake + U V``: the matrix with its parked components back, float32."""
+    return awake + U @ V
+
+
+def relative_error(A: NDArray[np.float32], B: NDArray[np.float32]) -> float:
+    """``||A - B||_F / ||A||_F``; 0 for two zero matrices."""
+    error = frobenius_norm(A - B)
+    return error / frobenius_norm(A) if error else 0.0
+
+
+def dense_certificate(A: NDArray[np.float32], B: NDArray[np.float32]) -> Certificate:
+    """The errors of a dense approximation, relative to the norms of A."""
+    error = spectral_norm(A - B)
+    return Certificate(relative_error(A, B), error / spectral_norm(A) if error else 0.0)

@@ -1,0 +1,1 @@
+"""The model file that is copied beside a factored checkpoint; nothing else belongs here."""

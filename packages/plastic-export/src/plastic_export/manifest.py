@@ -1,0 +1,173 @@
+"""``plastic.json``: what was compressed, how, with which error, and the digest of every file."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from plastic_core import Certificate
+
+from plastic_export.atomic import sha256_file, write_json
+from plastic_export.errors import FormatError
+from plastic_export.plan import Choice, MatrixPlan
+from plastic_export.reader import Checkpoint
+from plastic_export.validate import read_json
+
+MANIFEST = "plastic.json"
+SCHEMA = 1
+_PACKAGES = ("plastic-select", "plastic-core", "plastic-runtime", "plastic-export", "mlx", "numpy")
+
+
+@dataclass(frozen=True)
+class MatrixRecord:
+    """What became of one matrix.
+
+    Attributes:
+        name: Tensor name in the source.
+        shape: ``(out, in)``.
+        dtype: Storage type of the factors, as safetensors writes it.
+        choice: ``"factored"``, or ``"dense"``: copied bit for bit.
+        rank: Components awake.
+        parked: Components asleep.
+        source_bytes: Bytes in the source.
+        awake_bytes: Bytes of the factors awake.
+        retained_energy: Fraction of the squared spectrum that is awake, as planned.
+        relative_error: ``||W - W'||_F / ||W||_F`` of what is stored awake.
+        spectral_error: ``||W - W'||_2 / ||W||_2`` of what is stored awake.
+        restored_error: Relative Frobenius error with everything awake, after the cast to the
+            storage type; 0 means bit-exact.
+        why: One line, for people.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    choice: Choice
+    rank: int
+    parked: int
+    source_bytes: int
+    awake_bytes: int
+    retained_energy: float
+    relative_error: float
+    spectral_error: float
+    restored_error: float
+    why: str
+
+    @classmethod
+    def of(cls, p: MatrixPlan, certificate: Certificate, restored_error: float) -> MatrixRecord:
+        """The record of an executed plan."""
+        return cls(
+            name=p.name,
+            shape=p.shape,
+            dtype=p.dtype,
+            choice=p.choice,
+            rank=p.rank,
+            parked=p.parked,
+            source_bytes=p.source_bytes,
+            awake_bytes=p.awake_bytes,
+            retained_energy=p.retained_energy,
+            relative_error=certificate.relative_error,
+            spectral_error=certificate.spectral_error,
+            restored_error=restored_error,
+            why=p.why,
+        )
+
+    @classmethod
+    def untouched(cls, p: MatrixPlan) -> MatrixRecord:
+        """The record of a matrix that was left as it is."""
+        return cls.of(p, Certificate(0.0, 0.0), 0.0)
+
+
+def write_manifest(
+    folder: Path,
+    checkpoint: Checkpoint,
+    options: Mapping[str, Any],
+    records: Sequence[MatrixRecord],
+    digests: Mapping[str, str],
+) -> None:
+    """Write ``plastic.json``, last of all files: its presence says that the folder is complete.
+
+    Args:
+        folder: The finished folder.
+        checkpoint: The source.
+        options: The options of the run.
+        records: One record per matrix.
+        digests: SHA-256 of every tensor written, by name.
+    """
+    manifest = {
+        "schema": SCHEMA,
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "options": dict(options),
+        "source": {
+            "name": checkpoint.name,
+            "revision": checkpoint.revision,
+            "files": {p.name: _file_record(p) for p in checkpoint.weight_files},
+            "tensors": {t.name: [t.dtype, list(t.shape)] for t in checkpoint.tensors.values()},
+        },
+        "matrices": [asdict(r) for r in records],
+        "tensors": dict(digests),
+        "files": {p.name: _file_record(p) for p in sorted(folder.iterdir())},
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as read back.
+
+    Attributes:
+        options: The options of the run.
+        source: Name, revision, files and tensors of the source.
+        matrices: The records, by tensor name.
+        tensors: SHA-256 of every tensor, by name.
+        files: Size in bytes and SHA-256 of every file, by name.
+    """
+
+    options: dict[str, Any]
+    source: dict[str, Any]
+    matrices: dict[str, MatrixRecord]
+    tensors: dict[str, str]
+    files: dict[str, dict[str, Any]]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``plastic.json``.
+
+    Raises:
+        FormatError: If it is missing, damaged, or of a schema this version does not know.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FormatError.about(path, "missing", "name a folder that `plastic compress` wrote")
+    raw = read_json(path)
+    if raw.get("schema") != SCHEMA:
+        reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
+        raise FormatError.about(path, reason, "use the version of plastic-export that wrote it")
+    try:
+        records = [_record(r) for r in raw["matrices"]]
+        return Manifest(
+            options=dict(raw["options"]),
+            source={k: raw["source"][k] for k in ("name", "revision", "files", "tensors")},
+            matrices={r.name: r for r in records},
+            tensors=dict(raw["tensors"]),
+            files={
+                k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in raw["files"].items()
+            },
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError.about(path, f"damaged ({error!r})", "compress again") from error
+
+
+def _record(raw: Mapping[str, Any]) -> MatrixRecord:
+    values = {f.name: raw[f.name] for f in fields(MatrixRecord)}
+    out, in_ = values["shape"]
+    return MatrixRecord(**(values | {"shape": (int(out), int(in_))}))

@@ -1,0 +1,243 @@
+"""Checkpoint folders as mlx-lm models and tokenizers, without running any code of the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from plastic_export.errors import FormatError
+from plastic_export.host import use_host_products
+from plastic_export.validate import read_header, read_json
+
+MODEL_FILE = "plastic_model.py"
+"""Name of the model file beside a factored checkpoint. The package's own copy is what runs."""
+
+_MESSAGE = 200  # characters of a foreign error that are worth repeating
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """Load a checkpoint as mlx-lm would, every format that this package writes included.
+
+    Code in the folder never runs: a factored checkpoint is built by this package's own model
+    file, and a folder that names any other is refused.
+
+    Args:
+        folder: Folder in Hugging Face or mlx-community form.
+
+    Returns:
+        The model in evaluation mode, its parameters in the types in which they are stored and
+        not yet read: each is read when it is first used.
+
+    Raises:
+        FormatError: If the folder needs code of its own, is of a type that mlx-lm does not know,
+            or if its weights are damaged or do not fit its configuration.
+        ModuleNotFoundError: If mlx-lm is not installed.
+        OSError: If a file is missing or cannot be read.
+    """
+    folder, utils = Path(folder), _mlx_lm()
+    file = folder / "config.json"
+    config = read_json(file)
+    classes = _factored_classes() if _is_factored(config, file) else _stock_classes(config, file)
+    _check_weights(folder)
+    try:
+        # model_file is withheld, so that mlx-lm asks for the classes instead of running it
+        model, _ = utils.load_model(
+            folder,
+            lazy=True,
+            model_config={"model_file": None},
+            get_model_classes=lambda config: classes,
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = f"mlx-lm's {config['model_type']!r} model cannot be built from it: {_brief(error)}"
+        remedy = "check that config.json and the weights belong together"
+        raise FormatError.about(folder, reason, remedy) from error
+    loaded: nn.Module = model
+    return loaded
+
+
+def load_for_inference(folder: str | Path) -> nn.Module:
+    """Load a model for forward passes without gradients, made quick where MLX runs on the CPU.
+
+    There bfloat16 is slow and so are matrix products: weights become float32 (exactly; what is
+    quantised stays so) and products run in NumPy. Elsewhere this is `load_model`.
+
+    Args:
+        folder: Folder in Hugging Face or mlx-community form.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        FormatError, ModuleNotFoundError, OSError: As `load_model` does.
+    """
+    model = load_model(folder)
+    if mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+        use_host_products(model)
+    return model
+
+
+def linear_paths(config: dict[str, Any]) -> set[str]:
+    """Return the paths of the ``nn.Linear`` layers of mlx-lm's model of this configuration.
+
+    Only these can be stored factored. No weight is read and none is computed.
+
+    Args:
+        config: Content of config.json.
+
+    Returns:
+        Module paths such as ``"model.layers.0.self_attn.q_proj"``.
+
+    Raises:
+        FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
+        ModuleNotFoundError: If mlx-lm is not installed.
+    """
+    model_class, args_class = _stock_classes(config, "config.json")
+    try:
+        model = model_class(args_class.from_dict(config))
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {_brief(error)}"
+        raise FormatError.about("config.json", reason, "correct the configuration") from error
+    return {path for path, module in model.named_modules() if type(module) is nn.Linear}
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a checkpoint as mlx-lm would, offline and without code of the folder.
+
+    Args:
+        folder: Folder in Hugging Face or mlx-community form.
+
+    Returns:
+        mlx-lm's ``TokenizerWrapper``.
+
+    Raises:
+        FormatError: If there is no tokenizer, or none that the installed libraries can read.
+        ModuleNotFoundError: If mlx-lm is not installed.
+        OSError: If config.json is missing or cannot be read.
+    """
+    folder, utils = Path(folder), _mlx_lm()
+    config = read_json(folder / "config.json")
+    offline = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return utils.load_tokenizer(folder, offline, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:  # the tokenizers library raises Exception itself
+        reason = f"its tokenizer cannot be loaded: {_brief(error)}"
+        remedy = "put the tokenizer's files beside the weights; code of the folder is never run"
+        raise FormatError.about(folder, reason, remedy) from error
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file, line ends as they are.
+
+    Raises:
+        FormatError: If it is not UTF-8; the message says where.
+        OSError: If it does not exist or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 text at byte {error.start}"
+        raise FormatError.about(path, reason, "convert it to UTF-8") from None
+
+
+def text_windows(
+    tokenizer: Any, text: str, *, length: int = 256, limit: int | None = None
+) -> mx.array:
+    """Cut a text into consecutive windows of tokens that do not overlap.
+
+    Each window is for a model with an empty context, so each begins with the token that begins
+    every text, if the tokenizer puts one. The rest of the last window is left out.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        text: Any text of at least one window.
+        length: Tokens per window, at least 2.
+        limit: Take this many windows at most, spread evenly over the text.
+
+    Returns:
+        Token ids, int32, of shape (windows, length), in the order of the text.
+
+    Raises:
+        ValueError: If the text is shorter than one window, or ``length`` or ``limit`` too small.
+    """
+    if length < 2:
+        raise ValueError(f"`length` must be at least 2 tokens, got {length}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1 window, got {limit}.")
+    start = [i for i in tokenizer.encode("")[:1] if i == tokenizer.bos_token_id]
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    step = length - len(start)
+    count = len(ids) // step
+    if count == 0:
+        raise ValueError(
+            f"the text has {len(start) + len(ids)} tokens, fewer than one window of {length}; "
+            "take a longer text or a shorter window"
+        )
+    taken = count if limit is None else min(limit, count)
+    windows = np.array(ids[: count * step], np.int32).reshape(count, step)
+    spread = windows[np.arange(taken) * count // taken]
+    return mx.array(np.hstack([np.tile(np.array(start, np.int32), (taken, 1)), spread]))
+
+
+def _mlx_lm() -> ModuleType:
+    try:
+        import mlx_lm.utils
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("mlx_lm"):
+            raise
+        message = (
+            "running a model needs mlx-lm; install the extra: pip install 'plastic-export[lm]'"
+        )
+        raise ModuleNotFoundError(message, name="mlx_lm") from None
+    utils: ModuleType = mlx_lm.utils
+    return utils
+
+
+def _is_factored(config: dict[str, Any], file: Path) -> bool:
+    """Whether it is of our own format; any other model file is refused here."""
+    model_file = config.get("model_file")
+    if model_file is not None and (model_file != MODEL_FILE or "plastic" not in config):
+        reason = f"'model_file' names {model_file!r}, code of the folder, which is never run"
+        remedy = "take a checkpoint of an architecture that mlx-lm knows by itself"
+        raise FormatError.about(file, reason, remedy)
+    return model_file is not None
+
+
+def _factored_classes() -> tuple[Any, Any]:
+    from plastic_export.factored import plastic_model
+
+    return plastic_model.Model, plastic_model.ModelArgs
+
+
+def _stock_classes(config: dict[str, Any], file: str | Path) -> tuple[Any, Any]:
+    """The classes of mlx-lm itself; where it has none, a folder's own code is no way out."""
+    model_type = config.get("model_type")
+    try:
+        model_class, args_class = _mlx_lm()._get_classes(config)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        reason = f"mlx-lm has no model of type {model_type!r}"
+        if "auto_map" in config:
+            reason += ", and 'auto_map' names code of the folder, which is never run"
+        remedy = "take an architecture that mlx-lm knows, or a newer mlx-lm"
+        raise FormatError.about(file, reason, remedy) from None
+    return model_class, args_class
+
+
+def _check_weights(folder: Path) -> None:
+    """mlx-lm reads every model*.safetensors of a folder, trusting their headers."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        reason = "no weights: mlx-lm reads model*.safetensors and there is none"
+        raise FormatError.about(folder, reason, "name the folder of a checkpoint")
+    for file in files:
+        read_header(file)
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}..."

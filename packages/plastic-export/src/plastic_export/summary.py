@@ -1,0 +1,148 @@
+"""What a checkpoint holds, and what its spectra say about compressing it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import weighted_spectrum
+from plastic_select import (
+    break_even_rank,
+    effective_rank_of_spectrum,
+    energy_rank,
+    optimal_threshold_rank,
+    stable_rank_of_spectrum,
+)
+
+from plastic_export.matrices import compressible, module_path
+from plastic_export.reader import Checkpoint, open_checkpoint
+from plastic_export.track import Track, untracked
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What one spectrum says.
+
+    Attributes:
+        stable: Stable rank.
+        effective: Effective rank.
+        energy_90: Least rank that keeps 90 % of the energy.
+        energy_99: Least rank that keeps 99 % of the energy.
+        threshold: Rank at the hard threshold of Gavish and Donoho.
+    """
+
+    stable: float
+    effective: float
+    energy_90: int
+    energy_99: int
+    threshold: int
+
+    @classmethod
+    def of(cls, s: NDArray[np.float64], shape: tuple[int, int]) -> Spectrum:
+        """The numbers of the singular values ``s`` of a matrix of this shape."""
+        return cls(
+            stable=stable_rank_of_spectrum(s),
+            effective=effective_rank_of_spectrum(s),
+            energy_90=energy_rank(s, 0.90),
+            energy_99=energy_rank(s, 0.99),
+            threshold=optimal_threshold_rank(s, shape),
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices of one name and shape, over all blocks.
+
+    Attributes:
+        name: Last two parts of the path, such as ``"mlp.up_proj"``.
+        shape: ``(out, in)``, as stored.
+        count: How many there are.
+        nbytes: Bytes of all of them.
+        break_even: Rank from which factors are as large as the dense matrix.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    count: int
+    nbytes: int
+    break_even: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a checkpoint holds.
+
+    Attributes:
+        name: Folder name or Hub id.
+        model_type: As in its configuration.
+        tensors: How many tensors.
+        parameters: How many stored values; a packed one counts the words that hold it.
+        nbytes: Bytes of all tensors.
+        dtypes: How many tensors of each type.
+        groups: The matrices that ``compress`` would take.
+        spectra: Per matrix, if they were asked for.
+    """
+
+    name: str
+    model_type: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: dict[str, int]
+    groups: tuple[Group, ...]
+    spectra: dict[str, Spectrum]
+
+
+def summarize(
+    source: str,
+    *,
+    revision: str | None = None,
+    spectra: bool = False,
+    track: Track = untracked,
+) -> Summary:
+    """Read the headers of a checkpoint and, if asked, decompose its matrices.
+
+    Args:
+        source: Folder or Hub id.
+        revision: Commit or branch, for a Hub id.
+        spectra: Whether to compute the singular values of every matrix; one at a time.
+        track: Wraps the loop over the matrices.
+
+    Raises:
+        FormatError: If a file is damaged, or a weight is not finite.
+    """
+    with open_checkpoint(source, revision=revision) as checkpoint:
+        tensors = checkpoint.tensors
+        names = compressible(tensors)
+        return Summary(
+            name=checkpoint.name,
+            model_type=str(checkpoint.config.get("model_type", "unknown")),
+            tensors=len(tensors),
+            parameters=sum(int(np.prod(t.shape)) for t in tensors.values()),
+            nbytes=sum(t.nbytes for t in tensors.values()),
+            dtypes=dict(Counter(t.dtype for t in tensors.values())),
+            groups=_groups(checkpoint, names),
+            spectra={
+                module_path(name): _spectrum(checkpoint, name)
+                for name in track(names if spectra else [], "reading spectra")
+            },
+        )
+
+
+def _spectrum(checkpoint: Checkpoint, name: str) -> Spectrum:
+    weight = checkpoint.matrix(name)
+    return Spectrum.of(weighted_spectrum(weight), (weight.shape[0], weight.shape[1]))
+
+
+def _groups(checkpoint: Checkpoint, names: list[str]) -> tuple[Group, ...]:
+    sizes: dict[tuple[str, tuple[int, int]], list[int]] = defaultdict(list)
+    for name in names:
+        info = checkpoint.tensors[name]
+        short = ".".join(module_path(name).split(".")[-2:])
+        sizes[short, (info.shape[0], info.shape[1])].append(info.nbytes)
+    return tuple(
+        Group(name, shape, len(nbytes), sum(nbytes), break_even_rank(shape))
+        for (name, shape), nbytes in sizes.items()
+    )

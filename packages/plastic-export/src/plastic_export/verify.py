@@ -1,0 +1,79 @@
+"""Check a compressed folder against its manifest: every file, every tensor, every bit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plastic_export.atomic import sha256_file
+from plastic_export.errors import FormatError
+from plastic_export.manifest import MANIFEST, Manifest, read_manifest
+from plastic_export.track import Track, untracked
+from plastic_export.validate import open_safetensors
+
+_REMEDY = "copy it again, or compress the source again"
+
+
+def verify(out: str | Path, *, track: Track = untracked) -> list[str]:
+    """Return what is wrong with a folder written by ``compress``.
+
+    Args:
+        out: The folder.
+        track: Wraps the loop over the files.
+
+    Returns:
+        One line per defect, naming the file, and the tensor where the damage lies in one; empty
+        when every file and every tensor has the digest that the manifest states. A digest shows
+        that bytes changed, not who wrote them.
+
+    Raises:
+        FormatError: If there is no manifest that can be read.
+
+    Cost:
+        Reads every byte once, damaged files twice.
+    """
+    folder = Path(out)
+    manifest = read_manifest(folder)
+    files = track(list(manifest.files), "verifying")
+    defects = [defect for name in files for defect in _file(folder, name, manifest)]
+    extra = {p.name for p in folder.glob("model*.safetensors")} - manifest.files.keys()
+    reason = f"not in {MANIFEST}, but a loader would read it"
+    defects += [FormatError.about(folder / n, reason, "remove it") for n in sorted(extra)]
+    return [str(defect) for defect in defects]
+
+
+def _file(folder: Path, name: str, manifest: Manifest) -> list[FormatError]:
+    path = folder / name
+    stated = manifest.files[name]
+    if Path(name).name != name:
+        reason = f"lists {name!r}, which is not in the folder"
+        return [FormatError.about(folder / MANIFEST, reason, "do not use it")]
+    if not path.is_file():
+        return [FormatError.about(path, "missing", _REMEDY)]
+    if path.stat().st_size == stated["bytes"] and sha256_file(path) == stated["sha256"]:
+        return []
+    reason = f"{path.stat().st_size} bytes, not the {stated['bytes']} that were written"
+    return _tensors(path, manifest) or [FormatError.about(path, reason, _REMEDY)]
+
+
+def _tensors(path: Path, manifest: Manifest) -> list[FormatError]:
+    """Which tensors of a damaged file differ; none where the damage is elsewhere."""
+    if path.suffix != ".safetensors":
+        return []
+    reason = "the bytes are not those that were written"
+    try:
+        with open_safetensors(path) as file:
+            return [
+                FormatError.about(path, reason, _REMEDY, tensor=name)
+                for name, info in file.header.tensors.items()
+                if _digest(file.read(info)) != manifest.tensors.get(name)
+            ]
+    except FormatError as error:
+        return [error]
+
+
+def _digest(data: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(data.data).hexdigest()

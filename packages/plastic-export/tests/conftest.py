@@ -1,0 +1,162 @@
+"""Small real checkpoints on disk, made by stock MLX and not by the code under test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 80,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "dtype": "bfloat16",
+}
+
+
+def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a Llama checkpoint, as Hugging Face names them."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    key_value = config["num_key_value_heads"] * config["head_dim"]
+    block = {
+        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.k_proj.weight": (key_value, hidden),
+        "self_attn.v_proj.weight": (key_value, hidden),
+        "self_attn.o_proj.weight": (hidden, hidden),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    shapes = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (config["vocab_size"], hidden),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, mx.array]:
+    """Gaussian bfloat16 of standard deviation 0.1, ones for the norms."""
+    weights = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        noise = 0.1 * mx.random.normal(shape, key=mx.random.key(number))
+        weights[name] = (mx.ones(shape) if len(shape) == 1 else noise).astype(mx.bfloat16)
+    return weights
+
+
+def write_folder(
+    folder: Path, weights: dict[str, mx.array], config: dict[str, Any], *, shards: int = 1
+) -> Path:
+    """Write a checkpoint folder as stock tools lay it out, in one file or several."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (folder / "tokenizer.model").write_bytes(b"\x00\x01 not a real tokenizer \xff")
+    if shards == 1:
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+        return folder
+    index: dict[str, str] = {}
+    for number in range(shards):
+        name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = dict(list(weights.items())[number::shards])
+        mx.save_safetensors(str(folder / name), part, {"format": "mlx"})
+        index |= dict.fromkeys(part, name)
+    text = json.dumps({"metadata": {"total_size": 0}, "weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(text)
+    return folder
+
+
+@dataclass(frozen=True)
+class HubCache:
+    """A folder laid out as the cache of huggingface_hub, holding one repository."""
+
+    folder: Path
+    repository: str
+    commit: str
+
+    @property
+    def home(self) -> Path:
+        return self.folder / f"models--{self.repository.replace('/', '--')}"
+
+    @property
+    def snapshot(self) -> Path:
+        return self.home / "snapshots" / self.commit
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> dict[str, mx.array]:
+    """The weights of a Llama with two blocks, random, in bfloat16."""
+    return random_weights(llama_shapes(LLAMA))
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, tiny_weights: dict[str, mx.array]) -> Callable[..., Path]:
+    """A function that writes a checkpoint folder: ``make(name, shards=, weights=, **config)``."""
+
+    def make(
+        name: str = "tiny",
+        *,
+        shards: int = 1,
+        weights: dict[str, mx.array] | None = None,
+        **config: Any,
+    ) -> Path:
+        chosen = tiny_weights if weights is None else weights
+        return write_folder(tmp_path / name, chosen, LLAMA | config, shards=shards)
+
+    return make
+
+
+@pytest.fixture
+def checkpoint_folder(make_checkpoint: Callable[..., Path]) -> Path:
+    """A tiny random Llama in one bfloat16 file."""
+    return make_checkpoint()
+
+
+@pytest.fixture
+def sharded_folder(make_checkpoint: Callable[..., Path]) -> Path:
+    """The same weights in three files with an index."""
+    return make_checkpoint("sharded", shards=3)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, sharded_folder: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
+    """The sharded checkpoint in a Hub cache, with the Hub itself out of reach."""
+    cache = HubCache(tmp_path / "hub", "someone/tiny-llama", "0123456789abcdef" * 2 + "01234567")
+    blobs = cache.home / "blobs"
+    blobs.mkdir(parents=True)
+    cache.snapshot.mkdir(parents=True)
+    for file in sharded_folder.iterdir():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        (blobs / digest).write_bytes(file.read_bytes())
+        (cache.snapshot / file.name).symlink_to(os.path.join("..", "..", "blobs", digest))
+    (cache.home / "refs").mkdir()
+    (cache.home / "refs" / "main").write_text(cache.commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return cache
