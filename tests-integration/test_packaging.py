@@ -1,0 +1,73 @@
+"""The four packages fit together: directions, bounds, versions, and the READMEs' Python."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+MEMBERS = {path.parent.name: path for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
+ALLOWED = {
+    "plastic-select": set(),
+    "plastic-core": set(),
+    "plastic-runtime": {"plastic-core", "plastic-select"},
+    "plastic-export": {"plastic-core", "plastic-select", "plastic-runtime"},
+}
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+
+
+def project(name: str) -> dict[str, Any]:
+    return tomllib.loads(MEMBERS[name].read_text())["project"]
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_package_depends_only_on_the_siblings_below_it(name: str) -> None:
+    required = {Requirement(r).name for r in project(name)["dependencies"]}
+    assert required & MEMBERS.keys() == ALLOWED[name]
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_the_source_imports_only_the_siblings_that_are_declared(name: str) -> None:
+    source = MEMBERS[name].parent / "src"
+    imported = {
+        match.replace("_", "-")
+        for path in source.rglob("*.py")
+        for match in re.findall(r"^\s*(?:from|import) (plastic_\w+)", path.read_text(), re.M)
+    }
+    assert imported <= ALLOWED[name] | {name}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_every_bound_admits_the_version_of_the_sibling_in_this_tree(name: str) -> None:
+    for requirement in map(Requirement, project(name)["dependencies"]):
+        if requirement.name in MEMBERS:
+            assert requirement.specifier.contains(project(requirement.name)["version"])
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_each_package_is_complete(name: str) -> None:
+    folder = MEMBERS[name].parent
+    assert (folder / "src" / name.replace("-", "_") / "py.typed").is_file()
+    assert project(name)["version"] in (folder / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_the_python_of_a_readme_runs(path: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
