@@ -1,0 +1,61 @@
+"""When and where the rank changes: PlasticityManager, sleep_dict, probes."""
+
+from importlib.metadata import version
+
+from plastic_runtime.checkpoint import load_run, save_run
+from plastic_runtime.events import (
+    EventLog,
+    PlasticityEvent,
+    events_table,
+    format_bytes,
+    read_events,
+)
+from plastic_runtime.manager import PlasticityManager
+from plastic_runtime.probes import (
+    Gram,
+    JacobianRank,
+    dense_gradient,
+    input_grams,
+    jacobian_rank,
+)
+from plastic_runtime.scores import (
+    gradient_score,
+    rank_layers,
+    relevance_score,
+    sleeping_benefit,
+)
+from plastic_runtime.sleep import Parked, SleepDict
+from plastic_runtime.state import Settings
+from plastic_runtime.surgery import grow, park, park_components, rebalance, wake
+from plastic_runtime.targets import Target
+
+__version__ = version("plastic-runtime")
+
+__all__ = [
+    "EventLog",
+    "Gram",
+    "JacobianRank",
+    "Parked",
+    "PlasticityEvent",
+    "PlasticityManager",
+    "Settings",
+    "SleepDict",
+    "Target",
+    "dense_gradient",
+    "events_table",
+    "format_bytes",
+    "gradient_score",
+    "grow",
+    "input_grams",
+    "jacobian_rank",
+    "load_run",
+    "park",
+    "park_components",
+    "rank_layers",
+    "read_events",
+    "rebalance",
+    "relevance_score",
+    "save_run",
+    "sleeping_benefit",
+    "wake",
+]

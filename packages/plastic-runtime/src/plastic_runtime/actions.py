@@ -1,0 +1,140 @@
+"""What a manager does to a model: one method per action, each through surgery, each one event."""
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from plastic_core import RankLayer
+
+from plastic_runtime import surgery
+from plastic_runtime.events import EventLog, PlasticityEvent
+from plastic_runtime.probes import dense_gradient
+from plastic_runtime.scores import Loss, rank_layers
+from plastic_runtime.sleep import SleepDict
+from plastic_runtime.state import Change, Guard, State
+from plastic_runtime.targets import plastic_spectrum
+
+
+@dataclass
+class Actions:
+    """Changes ranks, together with optimizer state and sleeping components, and logs it.
+
+    Attributes:
+        model: Its ``RankLayer`` modules change.
+        optimizer: Its state follows; None if nothing trains.
+        loss: Probe that points growth along the gradient; None for random growth.
+        log: Every action adds one event.
+        soft_threshold: Shrink by soft-thresholding instead of truncating.
+        seed: Of random growth.
+        sleep: Where parked components are.
+    """
+
+    model: nn.Module
+    optimizer: optim.Optimizer | None
+    loss: Loss | None
+    log: EventLog
+    soft_threshold: bool
+    seed: int
+    sleep: SleepDict = field(default_factory=SleepDict)
+
+    def layer(self, path: str) -> RankLayer:
+        """Return the layer at a path.
+
+        Raises:
+            ValueError: If there is none; names those there are.
+        """
+        layers = rank_layers(self.model)
+        if path not in layers:
+            raise ValueError(f"`path` must be one of {sorted(layers)}, got {path!r}.")
+        return layers[path]
+
+    def grow(self, change: Change, state: State, score: float | None) -> PlasticityEvent:
+        """Grow a layer to ``change.rank``, along the gradient or at random."""
+        path, layer = change.path, self.layer(change.path)
+        before = layer.rank
+        gradient = None if self.loss is None else dense_gradient(self.model, path, self.loss)
+        entropy = [self.seed, state.step, before, zlib.crc32(path.encode())]
+        key = mx.random.key(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        surgery.grow(
+            layer,
+            change.rank - before,
+            path=path,
+            optimizer=self.optimizer,
+            gradient=gradient,
+            key=key,
+        )
+        return self.record("grow", state, path, before=before, why=change.why, score=score)
+
+    def park(
+        self, change: Change, state: State, score: float | None
+    ) -> tuple[PlasticityEvent, tuple[int, ...]]:
+        """Shrink a layer to ``change.rank``; returns the ids of what sleeps now, too."""
+        path, layer = change.path, self.layer(change.path)
+        before, asleep = layer.rank, len(self.sleep.ids(path))
+        soft = self.soft_threshold and 0 <= change.rank < before
+        error = surgery.park(
+            layer,
+            path=path,
+            optimizer=self.optimizer,
+            sleep=self.sleep,
+            rank=None if soft else change.rank,
+            tau=float(plastic_spectrum(layer)[change.rank]) if soft else None,
+        )
+        why = f"{change.why}, |dW| = {error:.2g}"
+        event = self.record("shrink", state, path, before=before, why=why, score=score)
+        return event, self.sleep.ids(path)[asleep:]
+
+    def wake(
+        self,
+        path: str,
+        ids: Sequence[int],
+        state: State,
+        *,
+        why: str,
+        score: float | None = None,
+        guard: Guard | None = None,
+    ) -> PlasticityEvent:
+        """Wake components of a layer, the first of ``ids`` first."""
+        layer = self.layer(path)
+        before = layer.rank
+        surgery.wake(layer, ids, path=path, optimizer=self.optimizer, sleep=self.sleep)
+        return self.record("wake", state, path, before=before, why=why, score=score, guard=guard)
+
+    def record(
+        self,
+        action: str,
+        state: State,
+        path: str = "",
+        *,
+        why: str,
+        before: int | None = None,
+        score: float | None = None,
+        guard: Guard | None = None,
+    ) -> PlasticityEvent:
+        """Log one event; without a path it is about the whole model and its total rank.
+
+        What judges a shrink names its guard: the event carries the loss before it and that now.
+        """
+        layers = rank_layers(self.model)
+        rank = layers[path].rank if path else sum(layer.rank for layer in layers.values())
+        event = PlasticityEvent(
+            time=time.time(),
+            step=state.step,
+            layer=path,
+            action=action,
+            rank_before=rank if before is None else before,
+            rank_after=rank,
+            why=why,
+            score=score,
+            bytes_awake=sum(layer.nbytes for layer in layers.values()),
+            bytes_asleep=self.sleep.nbytes,
+            loss_before=guard.before if guard else state.moving_loss,
+            loss_after=state.moving_loss if guard else None,
+        )
+        self.log.append(event)
+        return event

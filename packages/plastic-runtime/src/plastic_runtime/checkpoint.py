@@ -1,0 +1,215 @@
+"""Save a training run and go on with it, bit for bit: one file, replaced at once or not at all."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+from plastic_core import RankLayer
+
+from plastic_runtime.manager import PlasticityManager
+from plastic_runtime.moments import AXIS, single_optimizers
+from plastic_runtime.scores import rank_layers
+
+VERSION = 1
+KEY = "plastic_run"
+
+Arrays = dict[str, mx.array]
+
+
+def save_run(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: optim.Optimizer | None,
+    manager: PlasticityManager,
+) -> None:
+    """Write all that a training run needs to go on, as one safetensors file.
+
+    It holds the trainable parameters and the factors of every ``RankLayer``, the state of the
+    optimizer, the components asleep with theirs, and the state of the manager. Frozen weights,
+    the position in the data and MLX's global random state are the caller's. The file appears
+    under its name complete and synced to disk, or not at all; an earlier one is then untouched.
+
+    Args:
+        path: The file; its folder exists.
+        model: The model in training.
+        optimizer: The one that trains it, or None.
+        manager: The one that changes its ranks.
+
+    Raises:
+        ValueError: If a parameter has NaN or infinities: a run to go back to is worth more.
+        OSError: If the file cannot be written.
+    """
+    path = Path(path)
+    weights = _weights(model)
+    _check_finite(weights)
+    arrays = _prefixed("model", weights) | _prefixed("sleep", manager.sleep_dict.arrays())
+    for i, single in enumerate(_singles(optimizer)):
+        arrays |= _prefixed(f"optimizer.{i}", dict(tree_flatten(single.state)))
+    run = {
+        "version": VERSION,
+        "optimizers": _names(optimizer),
+        "sleep": manager.sleep_dict.meta(),
+        "manager": manager.state(),
+    }
+    _write(path, arrays, {KEY: json.dumps(run)})
+
+
+def load_run(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: optim.Optimizer | None,
+    manager: PlasticityManager,
+) -> None:
+    """Put a saved run back into a model, an optimizer and a manager made as for its start.
+
+    Ranks become those of the file. The next training step is bit for bit the one that would have
+    followed the saving (same versions, same hardware, CPU). Compile the step after loading, or
+    before: the optimizer's state is changed in place.
+
+    Args:
+        path: A file that ``save_run`` wrote.
+        model: The same model, at any ranks, with the same parameters frozen.
+        optimizer: Of the same class and settings.
+        manager: With the same settings.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, is no saved run, or does not fit the model or the
+            optimizer or the manager. Nothing has changed then.
+    """
+    arrays, run = _read(Path(path))
+    if run["optimizers"] != _names(optimizer):
+        raise ValueError(
+            f"{os.fspath(path)}: saved with the optimizer {run['optimizers']}, "
+            f"got {_names(optimizer)}; make the same one."
+        )
+    weights = _under("model", arrays)
+    _check_fit(os.fspath(path), model, weights)
+    manager.load_state(run["manager"])
+    manager.sleep_dict.load(_under("sleep", arrays), run["sleep"])
+    _set_weights(model, weights)
+    for i, single in enumerate(_singles(optimizer)):
+        _set_state(single, _under(f"optimizer.{i}", arrays))
+    if optimizer is not None:
+        # A compiled step would lose what it added to a state saved before the first step.
+        optimizer.init(model.trainable_parameters())  # type: ignore[no-untyped-call]
+
+
+def _weights(model: nn.Module) -> Arrays:
+    """Trainable parameters, and factors whether frozen or not, by name."""
+    factors = {
+        name: getattr(layer, name.rpartition(".")[2])
+        for path, layer in rank_layers(model).items()
+        for name in _factor_names(path)
+    }
+    trainable = model.trainable_parameters()  # type: ignore[no-untyped-call]
+    return dict(tree_flatten(trainable)) | factors
+
+
+def _set_weights(model: nn.Module, weights: Arrays) -> None:
+    rest = dict(weights)
+    for path, layer in rank_layers(model).items():
+        layer.set_factors(*(rest.pop(name) for name in _factor_names(path)))
+    model.update(tree_unflatten(list(rest.items())) if rest else {})
+
+
+def _set_state(optimizer: optim.Optimizer, arrays: Arrays) -> None:
+    optimizer.state.clear()
+    optimizer.state.update(tree_unflatten(list(arrays.items())))
+
+
+def _check_fit(file: str, model: nn.Module, weights: Arrays) -> None:
+    present = _weights(model)
+    if differing := sorted(present.keys() ^ weights.keys()):
+        where = "model" if differing[0] in present else "file"
+        raise ValueError(f"{file}: '{differing[0]}' is in the {where} alone; use the same model.")
+    axes: dict[str, int] = {}
+    for path in rank_layers(model):
+        axes |= zip(_factor_names(path), AXIS.values(), strict=True)
+        RankLayer(*(weights[name] for name in _factor_names(path)))
+    for name, array in present.items():
+        saved, wanted = _kind(weights[name], axes.get(name)), _kind(array, axes.get(name))
+        if saved != wanted:
+            raise ValueError(f"{file}: '{name}' is {saved}, in the model {wanted}.")
+
+
+def _kind(array: mx.array, rank_axis: int | None) -> str:
+    """Dtype and shape for comparison, the rank left open."""
+    shape = ["r" if axis == rank_axis else str(size) for axis, size in enumerate(array.shape)]
+    return f"{array.dtype} ({', '.join(shape)})"
+
+
+def _check_finite(weights: Arrays) -> None:
+    for name, array in weights.items():
+        if not bool(mx.isfinite(array).all()):
+            raise ValueError(f"`model` has NaN or infinities in '{name}'; nothing was saved.")
+
+
+def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """All arrays, evaluated, as what replaces the file later must not reach them."""
+    file = os.fspath(path)
+    try:
+        with path.open("rb") as opened:
+            content = mx.load(opened, format="safetensors", return_metadata=True)
+            arrays, metadata = cast(tuple[Arrays, dict[str, str]], content)
+            mx.eval(arrays)
+        run = json.loads(metadata[KEY])
+    except (RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: damaged or no saved run: {error}; use another file.") from error
+    if run["version"] != VERSION:
+        raise ValueError(
+            f"{file}: saved in version {run['version']} of the format, "
+            f"this is {VERSION}; use the plastic-runtime that wrote it."
+        )
+    return arrays, run
+
+
+def _write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
+    mx.eval(arrays)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.safetensors")
+    try:
+        with temporary.open("xb") as file:
+            mx.save_safetensors(file, dict(sorted(arrays.items())), metadata)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _singles(optimizer: optim.Optimizer | None) -> list[optim.Optimizer]:
+    return [] if optimizer is None else single_optimizers(optimizer)
+
+
+def _names(optimizer: optim.Optimizer | None) -> list[str]:
+    return [type(single).__name__ for single in _singles(optimizer)]
+
+
+def _factor_names(path: str) -> list[str]:
+    return [f"{path}.{name}" if path else name for name in AXIS]
+
+
+def _prefixed(prefix: str, arrays: Mapping[str, mx.array]) -> Arrays:
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def _under(prefix: str, arrays: Mapping[str, mx.array]) -> Arrays:
+    start = f"{prefix}."
+    return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}

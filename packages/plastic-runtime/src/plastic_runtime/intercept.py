@@ -1,0 +1,48 @@
+"""Modules by path; and what they compute, watched or altered for the length of a block."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+Around = Callable[[str, Callable[..., mx.array], mx.array], mx.array]
+
+
+def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Return all modules of a model in alphabetical order, itself under the empty path."""
+    return dict(sorted(model.named_modules()))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[None]:
+    """Replace every call ``module(x)`` by ``around(path, call, x)``, then put all back.
+
+    ``call(x)`` is the module's own computation. Only the class of each module changes, to a
+    subclass of its own one, so attributes, ``isinstance``, parameters and paths stay what they
+    are inside the block, and the very same classes are back after it, also on an exception.
+    A module under two paths goes by the first.
+    """
+    own = {id(module): (module, type(module)) for module in modules.values()}
+    paths = {id(module): path for path, module in reversed(list(modules.items()))}
+    try:
+        for identity, (module, kind) in own.items():
+            _set_class(module, _watching(kind, paths[identity], around))
+        yield
+    finally:
+        for module, kind in own.values():
+            _set_class(module, kind)
+
+
+def _watching(kind: type[nn.Module], path: str, around: Around) -> type[nn.Module]:
+    """A subclass of ``kind`` that computes through ``around``."""
+
+    def __call__(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        return around(path, lambda x: kind.__call__(self, x, *args, **kwargs), x)
+
+    return type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
+
+
+def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    object.__setattr__(module, "__class__", kind)  # nn.Module has a __setattr__ of its own

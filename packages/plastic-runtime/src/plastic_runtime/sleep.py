@@ -1,0 +1,235 @@
+"""Parked components: what a layer has put to sleep, bit for bit."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from plastic_core import Factors
+
+Moments = dict[str, dict[str, mx.array]]
+"""Optimizer state by factor name ("U", "S", "Vh") and leaf name (as the optimizer calls it)."""
+
+
+class Parked(NamedTuple):
+    """One component asleep.
+
+    Attributes:
+        id: Number of the component, never given to another.
+        path: Path of the layer it came from.
+        U: Its left direction, shape ``(out,)``.
+        S: Its weight, shape ``()``.
+        Vh: Its right direction, shape ``(in,)``.
+        moments: Its share of the optimizer state; empty where it was parked without one.
+    """
+
+    id: int
+    path: str
+    U: mx.array
+    S: mx.array
+    Vh: mx.array
+    moments: Moments
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of U, S and Vh."""
+        return self.U.nbytes + self.S.nbytes + self.Vh.nbytes
+
+
+class SleepDict:
+    """Components asleep, by the path of their layer and by an id of their own.
+
+    Ids count up over the life of the store and are never used twice, also after saving and
+    loading. Bits never change: storing, taking, saving and loading only copy. The store is no
+    dict, list or array, so MLX does not mistake it for parameters where a module holds it.
+    """
+
+    def __init__(self) -> None:
+        self._parked: dict[int, Parked] = {}
+        self._next_id = 0
+
+    def park(self, path: str, factors: Factors, moments: Moments | None = None) -> tuple[int, ...]:
+        """Store k components of one layer and return their ids, in the order given.
+
+        Args:
+            path: Path of the layer.
+            factors: U ``(out, k)``, S ``(k,)``, Vh ``(k, in)``.
+            moments: Their optimizer state. The axis of size k is the last one for "U", the
+                first one for "S" and "Vh", whatever the number of axes of a leaf.
+
+        Returns:
+            The k new ids.
+        """
+        ids = tuple(range(self._next_id, self._next_id + factors.rank))
+        parked = [
+            Parked(id, path, *_component(factors, i), _component_moments(moments or {}, i))
+            for i, id in enumerate(ids)
+        ]
+        mx.eval([(p.U, p.S, p.Vh, p.moments) for p in parked])
+        self._parked.update(zip(ids, parked, strict=True))
+        self._next_id += len(ids)
+        return ids
+
+    def ids(self, path: str) -> tuple[int, ...]:
+        """Return the ids asleep for one layer, oldest first."""
+        return tuple(id for id, parked in self._parked.items() if parked.path == path)
+
+    def get(self, id: int) -> Parked:
+        """Return one component, which stays asleep.
+
+        Raises:
+            ValueError: If no component of that id is asleep.
+        """
+        try:
+            return self._parked[id]
+        except KeyError:
+            raise ValueError(f"`id` must be that of a component asleep, got {id}.") from None
+
+    def read(self, path: str, ids: Iterable[int]) -> tuple[Factors, Moments]:
+        """Return components of one layer, in the order of ``ids``; they stay asleep.
+
+        Returns:
+            Factors of rank ``len(ids)`` and their optimizer state, its component axis placed as
+            in ``park``; zero for a component parked without a leaf that another one has.
+
+        Raises:
+            ValueError: If ``ids`` is empty, repeats one, or names one not asleep at ``path``.
+        """
+        parked = [self.get(id) for id in ids]
+        own = {p.id for p in parked if p.path == path}
+        if not parked or len(own) < len(parked):
+            raise ValueError(
+                f"`ids` must be distinct ids out of {list(self.ids(path))}, asleep for layer "
+                f"'{path}', got {[p.id for p in parked]}."
+            )
+        factors = Factors(
+            mx.stack([p.U for p in parked], axis=-1),
+            mx.stack([p.S for p in parked]),
+            mx.stack([p.Vh for p in parked]),
+        )
+        return factors, _stack_moments([p.moments for p in parked])
+
+    def take(self, path: str, ids: Iterable[int]) -> tuple[Factors, Moments]:
+        """Return components as ``read`` does and remove them from the store.
+
+        Raises:
+            ValueError: As ``read``; nothing is removed then.
+        """
+        ids = tuple(ids)
+        factors, moments = self.read(path, ids)
+        mx.eval(factors, moments)
+        for id in ids:
+            del self._parked[id]
+        return factors, moments
+
+    def paths(self) -> tuple[str, ...]:
+        """Return the paths of the layers that have components asleep, sorted."""
+        return tuple(sorted({parked.path for parked in self._parked.values()}))
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all U, S and Vh asleep, counted as ``RankLayer.nbytes`` counts those awake.
+
+        Optimizer state is not counted on either side.
+        """
+        return sum(parked.nbytes for parked in self._parked.values())
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return every array by a name of its own, for saving; ``meta`` completes it."""
+        return {
+            name: array
+            for id, parked in self._parked.items()
+            for name, array in _named_arrays(str(id), parked)
+        }
+
+    def meta(self) -> dict[str, Any]:
+        """Return what ``arrays`` leaves out, ready for JSON."""
+        return {
+            "next_id": self._next_id,
+            "paths": {str(id): parked.path for id, parked in self._parked.items()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, mx.array], meta: Mapping[str, Any]) -> "SleepDict":
+        """Return the store that gave these ``arrays`` and this ``meta``."""
+        store = cls()
+        store.load(arrays, meta)
+        return store
+
+    def load(self, arrays: Mapping[str, mx.array], meta: Mapping[str, Any]) -> None:
+        """Replace the content of this store by the one saved as ``arrays`` and ``meta``.
+
+        Raises:
+            ValueError: If an array is missing; the store is unchanged then.
+        """
+        parts: dict[str, dict[str, mx.array]] = {id: {} for id in meta["paths"]}
+        for name, array in arrays.items():
+            id, _, part = name.partition(".")
+            if id in parts:
+                parts[id][part] = array
+        parked = {int(id): _parked(int(id), meta["paths"][id], own) for id, own in parts.items()}
+        self._parked = dict(sorted(parked.items()))
+        self._next_id = int(meta["next_id"])
+
+
+def _component(factors: Factors, index: int) -> tuple[mx.array, mx.array, mx.array]:
+    return (
+        _pick("U", factors.U, index),
+        _pick("S", factors.S, index),
+        _pick("Vh", factors.Vh, index),
+    )
+
+
+def _component_moments(moments: Moments, index: int) -> Moments:
+    return {
+        name: {leaf: _pick(name, array, index) for leaf, array in leaves.items()}
+        for name, leaves in moments.items()
+    }
+
+
+def _pick(name: str, array: mx.array, index: int) -> mx.array:
+    """Copy one component: a gather, as a slice would keep the whole buffer alive."""
+    return mx.take(array, mx.array(index), axis=_axis(name))
+
+
+def _stack_moments(moments: list[Moments]) -> Moments:
+    known = {
+        (name, leaf): array
+        for own in moments
+        for name, leaves in own.items()
+        for leaf, array in leaves.items()
+    }
+    stacked: Moments = {}
+    for (name, leaf), example in known.items():
+        zero = mx.zeros_like(example)
+        rows = [own.get(name, {}).get(leaf, zero) for own in moments]
+        stacked.setdefault(name, {})[leaf] = mx.stack(rows, axis=_axis(name))
+    return stacked
+
+
+def _axis(name: str) -> int:
+    return -1 if name == "U" else 0
+
+
+def _named_arrays(prefix: str, parked: Parked) -> list[tuple[str, mx.array]]:
+    factors = [(f"{prefix}.{name}", getattr(parked, name)) for name in ("U", "S", "Vh")]
+    moments = [
+        (f"{prefix}.{name}.{leaf}", array)
+        for name, leaves in parked.moments.items()
+        for leaf, array in leaves.items()
+    ]
+    return factors + moments
+
+
+def _parked(id: int, path: str, parts: dict[str, mx.array]) -> Parked:
+    missing = [name for name in ("U", "S", "Vh") if name not in parts]
+    if missing:
+        raise ValueError(f"`arrays` must hold '{id}.{missing[0]}' of layer '{path}'.")
+    moments: Moments = {}
+    for part, array in parts.items():
+        name, _, leaf = part.partition(".")
+        if leaf:
+            moments.setdefault(name, {})[leaf] = array
+    return Parked(id, path, parts["U"], parts["S"], parts["Vh"], moments)
