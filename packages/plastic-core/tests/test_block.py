@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 from plastic_core.block import PlasticBlock, random_layer
 from plastic_core.layer import RankLayer
-from plastic_core.projections import projections
+from plastic_core.projection import projections
 from plastic_core.testing import assert_orthonormal, bits, tolerance
 
 

@@ -11,7 +11,7 @@ from plastic_core.lowrank import (
     factorized_lowrank,
     svd_lowrank,
 )
-from plastic_core.projections import Projection, projections
+from plastic_core.projection import Projection, projections
 from plastic_core.quantize import (
     PackedMatrix,
     QuantizedFactors,

@@ -3,17 +3,17 @@
 from importlib.metadata import version
 
 from plastic_export.calibrate import Calibration
-from plastic_export.compress import Compressed, compress
+from plastic_export.compression import Compressed, compress
 from plastic_export.errors import FormatError
-from plastic_export.evaluate import Evaluation, evaluate
+from plastic_export.evaluation import Evaluation, evaluate
 from plastic_export.gguf import gguf_guide
 from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.models import load_model, load_tokenizer, text_windows
 from plastic_export.plan import MatrixPlan, Plan, Surveyed, plan_ranks
 from plastic_export.reader import Checkpoint, open_checkpoint
-from plastic_export.restore import Restored, restore
+from plastic_export.restoration import Restored, restore
 from plastic_export.summary import Summary, summarize
-from plastic_export.verify import verify
+from plastic_export.verification import verify
 from plastic_export.weights import export_safetensors, load_safetensors
 
 __version__ = version("plastic-export")

@@ -105,7 +105,7 @@ def compress(
     as_json: bool,
 ) -> None:
     """Write a compressed copy of the checkpoint SRC to the folder OUT."""
-    from plastic_export.compress import compress as run
+    from plastic_export.compression import compress as run
 
     output = Output(as_json)
     result = run(
@@ -140,7 +140,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Perplexity of SRC on texts and, against a reference, divergence and agreement."""
-    from plastic_export.evaluate import evaluate as run
+    from plastic_export.evaluation import evaluate as run
 
     output = Output(as_json)
     results = run(
@@ -155,7 +155,7 @@ def evaluate(
 @_json
 def restore(out: Path, dest: Path, as_json: bool) -> None:
     """Wake every component of OUT and write the dense checkpoint to DEST."""
-    from plastic_export.restore import restore as run
+    from plastic_export.restoration import restore as run
 
     output = Output(as_json)
     result = run(out, dest, track=output.track)
@@ -167,7 +167,7 @@ def restore(out: Path, dest: Path, as_json: bool) -> None:
 @_json
 def verify(out: Path, as_json: bool) -> None:
     """Check every file and tensor of OUT against the digests of its manifest."""
-    from plastic_export.verify import verify as run
+    from plastic_export.verification import verify as run
 
     output = Output(as_json)
     defects = run(out, track=output.track)

@@ -9,9 +9,9 @@ from typing import Any
 from plastic_runtime import format_bytes
 from rich.table import Table
 
-from plastic_export.compress import Compressed
-from plastic_export.evaluate import Evaluation
-from plastic_export.restore import Restored
+from plastic_export.compression import Compressed
+from plastic_export.evaluation import Evaluation
+from plastic_export.restoration import Restored
 from plastic_export.summary import Summary
 
 

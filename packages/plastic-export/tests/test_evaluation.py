@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from numpy.typing import NDArray
 from plastic_export.errors import FormatError
-from plastic_export.evaluate import Evaluation, evaluate
+from plastic_export.evaluation import Evaluation, evaluate
 from plastic_export.models import load_model, load_tokenizer, text_windows
 
 MakeModel = Callable[..., Path]
@@ -195,7 +195,7 @@ def test_batches_of_any_size_give_the_same_figures(
         return one(results), seen[0]
 
     several, batches = run()
-    monkeypatch.setattr("plastic_export.evaluate._LOGITS", 1)
+    monkeypatch.setattr("plastic_export.evaluation._LOGITS", 1)
     single, most = run()
     assert (batches, most) == (2, 10)
     assert several.nll == pytest.approx(single.nll, rel=rounding(1))

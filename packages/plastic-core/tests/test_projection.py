@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from plastic_core.layer import RankLayer
-from plastic_core.projections import projections
+from plastic_core.projection import projections
 
 LLAMA = {
     "hidden_size": 32,

@@ -9,12 +9,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from plastic_export.compress import compress, without_quantization
+from plastic_export.compression import compress, without_quantization
 from plastic_export.errors import FormatError
 from plastic_export.manifest import read_manifest
-from plastic_export.restore import restore
+from plastic_export.restoration import restore
 from plastic_export.shards import as_float32
-from plastic_export.verify import verify
+from plastic_export.verification import verify
 from plastic_export.weights import load_safetensors
 
 Make = Callable[..., Path]

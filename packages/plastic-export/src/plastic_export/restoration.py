@@ -21,7 +21,7 @@ from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
 from plastic_export.track import Track, untracked
 from plastic_export.validate import OpenFile, open_safetensors
-from plastic_export.verify import verify
+from plastic_export.verification import verify
 from plastic_export.writer import TensorSpec
 
 
