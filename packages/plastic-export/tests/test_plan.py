@@ -69,9 +69,20 @@ def test_a_larger_budget_never_keeps_fewer_bytes() -> None:
         assert awake[0] > 0.15 * 3 * 2 * 64 * 96  # and nearly all of the budget is spent
 
 
+def test_a_matrix_at_its_break_even_stays_dense() -> None:
+    flat, steep = np.ones(64), np.arange(1.0, 65.0) ** -2.0
+    matrices = [
+        Surveyed(n, (64, 97), "BF16", 2 * 64 * 97, s) for n, s in (("f", flat), ("s", steep))
+    ]
+    for keep in (0.6, 0.7, 0.8, 0.9):
+        plan = plan_ranks(matrices, keep, "stable")
+        assert plan.kept <= keep
+        assert [p.choice for p in plan.matrices] == ["dense", "factored"]
+
+
 def test_the_budget_that_cannot_hold_rank_one_names_the_least() -> None:
     matrix = Surveyed("m", (8, 8), "F32", 256, np.ones(8))
-    with pytest.raises(ValueError, match=r"at least 0\.2500 for rank 1"):
+    with pytest.raises(ValueError, match=r"at least 0\.2500, for rank 1"):
         plan_ranks([matrix], 0.2, "energy")
     assert plan_ranks([matrix], 0.25, "energy").matrices[0].rank == 1
 

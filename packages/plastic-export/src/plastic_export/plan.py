@@ -141,17 +141,37 @@ def plan_ranks(matrices: Sequence[Surveyed], keep: float, strategy: str) -> Plan
     _check_least(matrices, keep)
     chosen: dict[str, RankChoice] = {}
     for group in _equal_density(matrices):
-        budget = keep * _density(group[0])
+        chosen |= _choose(group, keep, strategy)
+    factored = [_factored(m, chosen[m.name]) for m in matrices]
+    return Plan(keep, strategy, tuple(_promote(factored, keep)))
+
+
+def _choose(group: Sequence[Surveyed], keep: float, strategy: str) -> dict[str, RankChoice]:
+    """Ranks by name, with room left for every matrix at its break-even to stay dense instead."""
+    total, reserve = sum(m.source_bytes for m in group), 0
+    while True:
+        spent = max(keep - reserve / total, _least(group))
         choices = choose_ranks(
             [m.spectrum for m in group],
             [m.shape for m in group],
-            1 - budget,
+            1 - spent * _density(group[0]),
             strategy,
             ceilings=[m.break_even for m in group],
         )
-        chosen.update(zip((m.name for m in group), choices, strict=True))
-    factored = [_factored(m, chosen[m.name]) for m in matrices]
-    return Plan(keep, strategy, tuple(_promote(factored, keep)))
+        pairs = list(zip(group, choices, strict=True))
+        needed = sum(
+            m.source_bytes - m.break_even * m.component_bytes
+            for m, choice in pairs
+            if choice.rank == m.break_even
+        )
+        if needed <= reserve or spent <= _least(group):
+            return {m.name: choice for m, choice in pairs}
+        reserve = needed
+
+
+def _least(group: Sequence[Surveyed]) -> float:
+    """The fraction of the bytes that rank one everywhere takes."""
+    return sum(m.component_bytes for m in group) / sum(m.source_bytes for m in group)
 
 
 def _density(m: Surveyed) -> float:
@@ -168,14 +188,11 @@ def _equal_density(matrices: Iterable[Surveyed]) -> list[list[Surveyed]]:
 
 
 def _check_least(matrices: Sequence[Surveyed], keep: float) -> None:
-    total = sum(m.source_bytes for m in matrices)
-    for group in _equal_density(matrices):
-        least = sum(m.component_bytes for m in group) / sum(m.source_bytes for m in group)
-        if least > keep:
-            raise ValueError(
-                f"`keep` must be at least {least:.4f} for rank 1 in every matrix ({total} bytes "
-                f"in all), got {keep}"
-            )
+    least = max(_least(group) for group in _equal_density(matrices))
+    if least > keep:
+        raise ValueError(
+            f"`keep` must be at least {least:.4f}, for rank 1 in every matrix, got {keep}"
+        )
 
 
 def _factored(m: Surveyed, choice: RankChoice) -> MatrixPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,9 @@ def choose_ranks(
     checked = _check(spectra, shapes, strategy, floor)
     check_target(target_compression)
     m, n = np.array([as_shape(shape) for shape in shapes], dtype=np.int64).T
-    budget = _Budget(checked, m + n, (1 - target_compression) * float(np.sum(m * n)))
+    # A count: the product may be rounded to just below it.
+    parameters = math.floor((1 - target_compression) * float(np.sum(m * n)) + 1e-6)
+    budget = _Budget(checked, m + n, parameters)
     most = np.array([break_even_rank(shape) for shape in shapes], dtype=np.int64)
     if ceilings is not None:
         most = np.minimum(most, np.maximum(1, np.array(ceilings, dtype=np.int64)))
@@ -86,7 +89,7 @@ def choose_ranks(
         raise ValueError(
             f"`floor` = {floor} in each of {len(shapes)} matrices needs {budget.cost @ least} "
             f"parameters, and `target_compression` = {target_compression} leaves "
-            f"{budget.parameters:.0f}. Lower either."
+            f"{budget.parameters}. Lower either."
         )
     if strategy == "stable":
         ranks, why = _common_multiple(budget, least, most)
@@ -108,7 +111,7 @@ def choose_ranks(
 class _Budget:
     spectra: Spectra
     cost: Ranks  # parameters per component
-    parameters: float
+    parameters: int
 
     def holds(self, ranks: Ranks) -> bool:
         return bool(self.cost @ ranks <= self.parameters)
@@ -125,7 +128,7 @@ class _Budget:
 
     def fill(self, ranks: Ranks, most: Ranks) -> Ranks:
         """Add components to ``ranks``, largest share of energy per parameter first."""
-        ranks, left = ranks.copy(), self.parameters - float(self.cost @ ranks)
+        ranks, left = ranks.copy(), self.parameters - int(self.cost @ ranks)
         shares = [
             energy_shares(s)[low:high] / cost
             for s, cost, low, high in zip(self.spectra, self.cost, ranks, most, strict=True)
@@ -139,7 +142,7 @@ class _Budget:
             owner = owner[self.cost[owner] <= left]
             fits = int(np.searchsorted(np.cumsum(self.cost[owner]), left, side="right"))
             ranks += np.bincount(owner[:fits], minlength=len(ranks))
-            left -= float(self.cost[owner[:fits]].sum())
+            left -= int(self.cost[owner[:fits]].sum())
             owner = owner[fits:]
         return ranks
 
