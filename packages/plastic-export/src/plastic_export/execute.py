@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Certificate, certify, output_basis
-from plastic_core.linalg import frobenius_norm, spectral_norm
+from plastic_core.linalg import blocks, frobenius_norm, spectral_norm
 
 from plastic_export.calibrate import Grams
 from plastic_export.manifest import MatrixRecord
@@ -164,23 +165,44 @@ def _factor(
     """All components of ``W = U (U^T W)``, cast to the storage type, with the true errors."""
     try:
         basis = output_basis(weight, gram=gram)
-        u = as_stored(basis.U, p.dtype)
-        v = as_stored(basis.U.T @ weight, p.dtype)
-        dense = None
+        u, v = as_stored(basis.U, p.dtype), stored_product(basis.U.T, weight, p.dtype)
+        del basis  # one matrix of its size is worth the line
         U, V = as_float32(u), as_float32(v)
         if format == "factored":
+            dense = None
             certificate = certify(weight, U[:, : p.rank], V[: p.rank])
-            awake = U[:, : p.rank] @ V[: p.rank]
         else:
-            dense = as_stored(U[:, : p.rank] @ V[: p.rank], p.dtype)
-            awake = as_float32(dense)
-            certificate = dense_certificate(weight, awake)
-        restored = as_stored(wake(awake, U[:, p.rank :], V[p.rank :]), p.dtype)
+            dense = stored_product(U[:, : p.rank], V[: p.rank], p.dtype)
+            certificate = dense_certificate(weight, as_float32(dense))
     except ValueError as error:
         error.add_note(f"while factoring {p.name!r}")
         raise
-    restored_error = relative_error(weight, as_float32(restored))
+    restored_error = _restored_error(weight, U, V, p, dense)
     return _Parts(u, v, dense, MatrixRecord.of(p, certificate, restored_error))
+
+
+def stored_product(A: NDArray[np.float32], B: NDArray[np.float32], dtype: str) -> mx.array:
+    """``A B``, cast to a storage type; in float32 only one block of rows exists at a time."""
+    parts = [as_stored(A[rows] @ B, dtype) for rows in blocks(A.shape[0], B.shape[1])]
+    product = mx.concatenate(parts)
+    mx.eval(product)
+    return product
+
+
+def _restored_error(
+    weight: NDArray[np.float32],
+    U: NDArray[np.float32],
+    V: NDArray[np.float32],
+    p: MatrixPlan,
+    dense: mx.array | None,
+) -> float:
+    """Relative Frobenius error of all components together, after the cast, by blocks of rows."""
+    total = 0.0
+    for rows in blocks(*weight.shape):
+        awake = U[rows, : p.rank] @ V[: p.rank] if dense is None else as_float32(dense[rows])
+        restored = as_stored(wake(awake, U[rows, p.rank :], V[p.rank :]), p.dtype)
+        total += frobenius_norm(weight[rows] - as_float32(restored)) ** 2
+    return math.sqrt(total) / frobenius_norm(weight) if total else 0.0
 
 
 def wake(
@@ -190,13 +212,11 @@ def wake(
     return awake + U @ V
 
 
-def relative_error(A: NDArray[np.float32], B: NDArray[np.float32]) -> float:
-    """``||A - B||_F / ||A||_F``; 0 for two zero matrices."""
-    error = frobenius_norm(A - B)
-    return error / frobenius_norm(A) if error else 0.0
-
-
 def dense_certificate(A: NDArray[np.float32], B: NDArray[np.float32]) -> Certificate:
     """The errors of a dense approximation, relative to the norms of A."""
-    error = spectral_norm(A - B)
-    return Certificate(relative_error(A, B), error / spectral_norm(A) if error else 0.0)
+    difference = A - B
+    if not difference.any():
+        return Certificate(0.0, 0.0)
+    return Certificate(
+        frobenius_norm(difference) / frobenius_norm(A), spectral_norm(difference) / spectral_norm(A)
+    )
