@@ -1,9 +1,9 @@
 """Train the repository's own small checkpoint: a Llama that has read the Python standard library.
 
-Writes a folder in Hugging Face layout (weights, sentencepiece tokenizer, configuration) with two
-excerpts that were not trained on, ``calibration.txt`` and ``heldout.txt``. Everything comes from
-the running interpreter's own library, nothing from a network. Deterministic for one interpreter,
-one version of MLX and one BLAS: the seed is fixed and the text is taken in sorted order.
+Writes a folder in Hugging Face layout (weights, sentencepiece tokenizer, configuration) with
+excerpts that were not trained on. Everything comes from the running interpreter's own library,
+nothing from a network. Deterministic for one interpreter, one version of MLX and one BLAS: the
+seed is fixed and the text is taken in sorted order.
 
     uv run tools/make_fixture.py
 
@@ -40,6 +40,7 @@ SKIPPED = {"encodings", "ensurepip", "idlelib", "lib2to3", "site-packages", "tes
 CALIBRATION = ("argparse", "calendar", "copy", "csv", "fractions", "heapq", "shelve", "tempfile")
 HELDOUT = ("contextlib", "gettext", "sched", "shlex", "textwrap")
 EXCERPT = {"calibration": 60_000, "heldout": 30_000}  # characters, an equal share from each module
+PROSE = ("NEWS.txt", "News3.txt")  # idlelib's change notes, English, by version of Python
 
 SEED = 0
 VOCABULARY = 512
@@ -88,10 +89,11 @@ compression does to it can be measured. Its text is the source code and the docs
 standard library of Python {python}. Loss on `heldout.txt`: {loss:.2f} nats per token, where
 guessing uniformly costs {uniform:.2f}.
 
-Two excerpts of modules that were not trained on lie beside it:
+Three excerpts that were not trained on lie beside it:
 
 - `calibration.txt`: {calibration}
 - `heldout.txt`: {heldout}
+- `heldout-prose.txt`: the change notes of idlelib
 
 The text, and the weights as far as they derive from it, are covered by the Python Software
 Foundation License, version 2: Copyright (c) 2001 onwards Python Software Foundation, all rights
@@ -211,6 +213,8 @@ def write_side_files(out: Path, tokenizer: bytes) -> None:
     for name, modules in (("calibration", CALIBRATION), ("heldout", HELDOUT)):
         text = excerpt(modules, EXCERPT[name])
         (out / f"{name}.txt").write_text(text, encoding="utf-8")
+    notes = next(path for name in PROSE if (path := LIBRARY / "idlelib" / name).exists())
+    (out / "heldout-prose.txt").write_text(read(notes)[: EXCERPT["heldout"]], encoding="utf-8")
 
 
 def readme(parameters: int, loss: float) -> str:

@@ -68,7 +68,7 @@ def main() -> None:
     """Print one row: sizes, peak, and the peak over the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--dims", type=int, default=1536)
+    parser.add_argument("--dims", type=int, default=2048)
     parser.add_argument("--keep", default="0.5")
     parser.add_argument("--strategy", default="energy")
     options = parser.parse_args()

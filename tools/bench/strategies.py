@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6])
     parser.add_argument("--bits", type=int, nargs="*", default=[8, 4])
     options = parser.parse_args()
-    texts = options.text or [DATA / "heldout.txt"]
+    texts = options.text or [DATA / "heldout.txt", DATA / "heldout-prose.txt"]
     table = Table("checkpoint", "kept", "model bytes", box=None)
     for text in texts:
         table.add_column(f"{text.stem}: KL", justify="right")

@@ -139,7 +139,10 @@ def evaluate(
     windows: int,
     as_json: bool,
 ) -> None:
-    """Perplexity of SRC on texts and, against a reference, divergence and agreement."""
+    """Measure the perplexity of SRC on texts.
+
+    Against a reference also the KL divergence from it and the top-1 agreement, token by token.
+    """
     from plastic_export.evaluation import evaluate as run
 
     output = Output(as_json)
@@ -154,7 +157,7 @@ def evaluate(
 @click.argument("dest", type=_FOLDER)
 @_json
 def restore(out: Path, dest: Path, as_json: bool) -> None:
-    """Wake every component of OUT and write the dense checkpoint to DEST."""
+    """Wake everything in OUT and write it dense to DEST."""
     from plastic_export.restoration import restore as run
 
     output = Output(as_json)
@@ -166,7 +169,7 @@ def restore(out: Path, dest: Path, as_json: bool) -> None:
 @click.argument("out", type=_FOLDER)
 @_json
 def verify(out: Path, as_json: bool) -> None:
-    """Check every file and tensor of OUT against the digests of its manifest."""
+    """Check OUT against the digests of its manifest."""
     from plastic_export.verification import verify as run
 
     output = Output(as_json)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from plastic_core import weighted_spectrum
 
 from plastic_export.atomic import write_json
@@ -97,7 +99,7 @@ def compress(
         if format == "factored":
             names = _factorable(checkpoint, names, required=bool(include))
         _check_room(checkpoint, Path(out))
-        with OutputFolder(out, force=force, source=checkpoint.folder) as folder:
+        with OutputFolder(out, force=force, source=checkpoint.folder) as folder, _no_cache():
             grams = calibrate(checkpoint, calibration, track=track) if calibration else {}
             surveyed = [_survey(checkpoint, n, grams) for n in track(names, "reading spectra")]
             plan = plan_ranks(surveyed, keep, strategy)
@@ -121,6 +123,16 @@ def compress(
                 model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
                 sleep_bytes=sum(p.stat().st_size for p in folder.glob("sleep.safetensors")),
             )
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Let MLX give back the memory of every array at once: matrices differ, nothing is reused."""
+    limit = mx.set_cache_limit(0)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(limit)
 
 
 def _check_calibration(strategy: str, calibration: Calibration | None) -> None:

@@ -124,13 +124,10 @@ def execute(
             if name in there.copied:
                 model.write(there.copied[name], checkpoint.raw(name))
             elif name in there.factored:
-                p = there.factored[name]
-                parts = _factor(checkpoint.matrix(name), p, grams.get(module_path(name)), format)
-                for written, array in parts.awake(p):
-                    model.write(written, array)
-                for written, array in parts.asleep(p):
-                    sleep.write(written, array)
-                records[name] = parts.record
+                p, gram = there.factored[name], grams.get(module_path(name))
+                records[name] = _stream(
+                    _factor(checkpoint.matrix(name), p, gram, format), p, model, sleep
+                )
     everything = tuple(records.get(p.name, MatrixRecord.untouched(p)) for p in plan.matrices)
     return everything, model.digests | sleep.digests
 
@@ -157,6 +154,15 @@ class _Parts:
             u, v = sleep_specs(p)
             yield u.name, self.u[:, p.rank :].T
             yield v.name, self.v[p.rank :]
+
+
+def _stream(parts: _Parts, p: MatrixPlan, model: Shards, sleep: Shards) -> MatrixRecord:
+    """Write the components of one matrix and let go of them."""
+    for name, array in parts.awake(p):
+        model.write(name, array)
+    for name, array in parts.asleep(p):
+        sleep.write(name, array)
+    return parts.record
 
 
 def _factor(
