@@ -196,3 +196,26 @@ def test_a_layer_that_is_no_longer_packed_loses_its_entry() -> None:
     assert without_quantization(config, {"a.b"}) == {
         "quantization": {"group_size": 32, "bits": 4, "a.c": entry}
     }
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+def test_a_packed_matrix_leaves_none_of_its_parts_behind(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array], tmp_path: Path, mode: str
+) -> None:
+    path = NAME.removesuffix(".weight")
+    packed = dict(
+        zip(
+            ("weight", "scales", "biases"), mx.quantize(tiny_weights[NAME], mode=mode), strict=False
+        )
+    )
+    parts = {f"{path}.{leaf}": array for leaf, array in packed.items()}
+    source = make_checkpoint("packed", weights=tiny_weights | parts, quantization={"mode": mode})
+    result = compress(source, tmp_path / "out", keep=0.4, strategy="energy", include=[path])
+    (record,) = result.matrices
+    assert record.source_bytes == sum(array.nbytes for array in packed.values())
+    assert (record.dtype, result.plan.kept <= 0.4) == ("BF16", True)
+    kept = {name for name in read(tmp_path / "out") if name.startswith(path)}
+    assert kept == {f"{path}.u.weight", f"{path}.v.weight"}
+    back = restore(tmp_path / "out", tmp_path / "dest")
+    assert back.bounds.keys() == {NAME}
+    assert read(tmp_path / "dest").keys() == tiny_weights.keys()

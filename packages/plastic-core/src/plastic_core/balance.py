@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from . import linalg
-from .linalg import Float32
-from .lowrank import Factors
+from plastic_core import linalg
+from plastic_core.linalg import Float32
+from plastic_core.lowrank import Factors
 
 Arrays = tuple[Float32, Float32, Float32]
 

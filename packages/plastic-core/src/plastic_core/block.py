@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from .layer import RankLayer
+from plastic_core.layer import RankLayer
 
 ROPE_BASE = 10_000.0
 EPS = 1e-5

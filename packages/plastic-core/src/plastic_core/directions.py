@@ -3,8 +3,8 @@
 import mlx.core as mx
 import numpy as np
 
-from . import linalg
-from .linalg import Float32
+from plastic_core import linalg
+from plastic_core.linalg import Float32
 
 OVERSAMPLING = 8
 POWER_ITERATIONS = 4

@@ -6,9 +6,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .checks import check_factors, check_shape
-from .lowrank import Factors
-from .stock import Linear, dense_weight, linear_from, quantized, without_bias
+from plastic_core.checks import check_factors, check_shape
+from plastic_core.lowrank import Factors
+from plastic_core.stock import Linear, dense_weight, linear_from, quantized, without_bias
 
 
 class FactoredLinear(nn.Module):

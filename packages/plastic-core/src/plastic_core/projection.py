@@ -7,7 +7,7 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .layer import RankLayer
+from plastic_core.layer import RankLayer
 
 NAMES = {
     "q": ("q_proj", "c_q", "wq", "query", "attn_query"),

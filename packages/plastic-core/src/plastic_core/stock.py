@@ -5,7 +5,7 @@ import copy
 import mlx.core as mx
 import mlx.nn as nn
 
-from .linalg import as_matrix
+from plastic_core.linalg import as_matrix
 
 Linear = nn.Linear | nn.QuantizedLinear
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime import input_grams
 
+from plastic_export.models import load_for_inference, load_tokenizer, read_text, text_windows
 from plastic_export.reader import Checkpoint
 from plastic_export.track import Track, untracked
 
@@ -55,10 +57,6 @@ def calibrate(
     Raises:
         ValueError: If the text holds fewer tokens than one window.
     """
-    from plastic_runtime import input_grams
-
-    from plastic_export.models import load_for_inference, load_tokenizer, read_text, text_windows
-
     tokens = text_windows(
         load_tokenizer(checkpoint.folder),
         read_text(calibration.text),

@@ -12,10 +12,13 @@ import click
 from plastic_select import STRATEGIES
 from rich.console import Console
 
-from plastic_export import tables
+from plastic_export import compression, evaluation, restoration, tables, verification
 from plastic_export.calibrate import Calibration
 from plastic_export.errors import FormatError
+from plastic_export.gguf import gguf_guide
 from plastic_export.progress import ProgressBar
+from plastic_export.reader import open_checkpoint
+from plastic_export.summary import summarize
 
 BAD_INPUT, IO_ERROR, INTERRUPTED = 2, 3, 5
 
@@ -68,8 +71,6 @@ def plastic(debug: bool) -> None:
 @_json
 def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> None:
     """Show what the checkpoint SRC (a folder or a Hub id) holds."""
-    from plastic_export.summary import summarize
-
     output = Output(as_json)
     summary = summarize(src, revision=revision, spectra=spectra, track=output.track)
     output.show(asdict(summary), *tables.summary(summary))
@@ -105,10 +106,8 @@ def compress(
     as_json: bool,
 ) -> None:
     """Write a compressed copy of the checkpoint SRC to the folder OUT."""
-    from plastic_export.compression import compress as run
-
     output = Output(as_json)
-    result = run(
+    result = compression.compress(
         src,
         out,
         keep=keep,
@@ -143,10 +142,8 @@ def evaluate(
 
     Against a reference also the KL divergence from it and the top-1 agreement, token by token.
     """
-    from plastic_export.evaluation import evaluate as run
-
     output = Output(as_json)
-    results = run(
+    results = evaluation.evaluate(
         src, texts, reference=reference, window=window, windows=windows, track=output.track
     )
     output.show([asdict(r) for r in results], tables.evaluations(results))
@@ -158,10 +155,8 @@ def evaluate(
 @_json
 def restore(out: Path, dest: Path, as_json: bool) -> None:
     """Wake everything in OUT and write it dense to DEST."""
-    from plastic_export.restoration import restore as run
-
     output = Output(as_json)
-    result = run(out, dest, track=output.track)
+    result = restoration.restore(out, dest, track=output.track)
     output.show(asdict(result), tables.restored(result))
 
 
@@ -170,10 +165,8 @@ def restore(out: Path, dest: Path, as_json: bool) -> None:
 @_json
 def verify(out: Path, as_json: bool) -> None:
     """Check OUT against the digests of its manifest."""
-    from plastic_export.verification import verify as run
-
     output = Output(as_json)
-    defects = run(out, track=output.track)
+    defects = verification.verify(out, track=output.track)
     output.show({"out": out, "defects": defects}, *([] if defects else [f"{out}: intact"]))
     if defects:
         raise FormatError("\n".join(defects))
@@ -185,9 +178,6 @@ def verify(out: Path, as_json: bool) -> None:
 @_json
 def gguf(src: str, revision: str | None, as_json: bool) -> None:
     """Print the commands that turn SRC into GGUF for llama.cpp."""
-    from plastic_export.gguf import gguf_guide
-    from plastic_export.reader import open_checkpoint
-
     output = Output(as_json)
     with open_checkpoint(src, revision=revision) as checkpoint:
         lines = gguf_guide(checkpoint)

@@ -17,7 +17,8 @@ from plastic_export.atomic import write_json
 from plastic_export.calibrate import Calibration, Grams, calibrate
 from plastic_export.execute import Format, execute
 from plastic_export.manifest import MatrixRecord, write_manifest
-from plastic_export.matrices import compressible, is_packed, module_path
+from plastic_export.matrices import FLOATS, compressible, module_path, stored_parts
+from plastic_export.models import linear_paths
 from plastic_export.output import OutputFolder
 from plastic_export.plan import Plan, Surveyed, check_keep, plan_ranks
 from plastic_export.reader import Checkpoint, open_checkpoint
@@ -159,8 +160,6 @@ def _check_room(checkpoint: Checkpoint, out: Path) -> None:
 
 def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool) -> list[str]:
     """Those that are an ``nn.Linear`` of the mlx-lm model, as the factored format requires."""
-    from plastic_export.models import linear_paths  # mlx-lm is an extra
-
     linears = linear_paths(checkpoint.config)
     kept = [name for name in names if module_path(name) in linears]
     lost = [name for name in names if module_path(name) not in linears]
@@ -174,19 +173,17 @@ def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool)
 
 def _survey(checkpoint: Checkpoint, name: str, grams: Grams) -> Surveyed:
     weight = checkpoint.matrix(name)
-    path = module_path(name)
-    packed = is_packed(name, checkpoint.tensors)
-    parts = [name, f"{path}.scales", f"{path}.biases"] if packed else [name]
-    stored = [checkpoint.tensors[p] for p in parts if p in checkpoint.tensors]
+    stored = stored_parts(name, checkpoint.tensors)
     try:
-        spectrum = weighted_spectrum(weight, gram=grams.get(path))
+        spectrum = weighted_spectrum(weight, gram=grams.get(module_path(name)))
     except ValueError as error:
         error.add_note(f"while reading the spectrum of {name!r}")
         raise
     return Surveyed(
         name=name,
         shape=(weight.shape[0], weight.shape[1]),
-        dtype=stored[packed].dtype,  # the scales' type where the weight is packed
+        # The scales' type where the weight is packed; those of the mx and nv modes are no floats.
+        dtype=next((t.dtype for t in stored if t.dtype in FLOATS), "BF16"),
         source_bytes=sum(t.nbytes for t in stored),
         spectrum=spectrum,
     )

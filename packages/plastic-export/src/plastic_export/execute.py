@@ -16,7 +16,7 @@ from plastic_core.linalg import blocks, frobenius_norm, spectral_norm
 
 from plastic_export.calibrate import Grams
 from plastic_export.manifest import MatrixRecord
-from plastic_export.matrices import module_path
+from plastic_export.matrices import COMPANIONS, module_path
 from plastic_export.plan import MatrixPlan, Plan
 from plastic_export.reader import Checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
@@ -54,7 +54,7 @@ def layout(checkpoint: Checkpoint, plan: Plan, format: Format) -> Layout:
             p = result.factored[name]
             result.awake += factor_specs(p) if format == "factored" else [_dense_spec(p)]
             result.asleep += sleep_specs(p)
-        elif path in paths and leaf in ("scales", "biases"):
+        elif path in paths and leaf in COMPANIONS:
             continue  # of a packed weight that is packed no longer
         else:
             moved = path in paths and leaf == "bias" and format == "factored"

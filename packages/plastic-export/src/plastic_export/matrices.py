@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from plastic_export.validate import TensorInfo
 
 _BLOCK = re.compile(r"(^|\.)\d+\.")  # a numbered block: "model.layers.3."
+COMPANIONS = ("scales", "biases", "global_scale")  # beside the words of a packed weight
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
-_FLOATS = {"BF16", "F16", "F32"}
+FLOATS = {"BF16", "F16", "F32"}
 
 
 def module_path(name: str) -> str:
@@ -20,13 +21,22 @@ def module_path(name: str) -> str:
 
 def is_packed(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     """Whether the weight is stored in MLX's quantised form, with scales beside it."""
-    return tensors[name].dtype == "U32" and f"{module_path(name)}.scales" in tensors
+    words = name.endswith(".weight") and tensors[name].dtype == "U32"
+    return words and f"{module_path(name)}.scales" in tensors
+
+
+def stored_parts(name: str, tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
+    """The tensors that hold the weight: itself and, where it is packed, its companions."""
+    parts = [name]
+    if is_packed(name, tensors):
+        parts += [f"{module_path(name)}.{leaf}" for leaf in COMPANIONS]
+    return [tensors[part] for part in parts if part in tensors]
 
 
 def is_matrix(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     """Whether the tensor is a weight of two dimensions, floating or MLX-quantised."""
     info = tensors[name]
-    stored = info.dtype in _FLOATS or is_packed(name, tensors)
+    stored = info.dtype in FLOATS or is_packed(name, tensors)
     return name.endswith(".weight") and len(info.shape) == 2 and min(info.shape) > 1 and stored
 
 

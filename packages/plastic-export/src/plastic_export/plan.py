@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_select import RankChoice, choose_ranks
 
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+from plastic_export.header import ITEM_BYTES
 
 Choice = Literal["factored", "dense"]
 

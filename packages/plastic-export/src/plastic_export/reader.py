@@ -10,17 +10,18 @@ import math
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from plastic_export.arrays import array_from_bytes
+from plastic_export.closing import Closing
 from plastic_export.errors import FormatError
 from plastic_export.foreign import recognise_name
 from plastic_export.hub import SIDE_FILES, fetch, is_repository
+from plastic_export.matrices import FLOATS, is_packed, module_path
 from plastic_export.memory import check_memory
 from plastic_export.packed import Packing, packing_of, quantization_of, unpacked, unpacked_shape
 from plastic_export.paths import hub_identity, member
@@ -35,10 +36,9 @@ from plastic_export.validate import (
 from plastic_export.weightfiles import survey
 
 CONFIG = "config.json"
-_FLOATS = {"F32", "F16", "BF16"}
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """A folder of safetensors, its headers checked. A context manager.
 
     At most one weight file is open at a time. Not for use by several threads at once.
@@ -106,8 +106,8 @@ class Checkpoint:
         info, packing = self._info(name), self.packing(name)
         check_memory(info.nbytes + 4 * math.prod(self.shape(name)), info.file, name)
         if packing is not None:
-            values = self._unpacked(_path(name), packing)
-        elif info.dtype in _FLOATS:
+            values = self._unpacked(module_path(name), packing)
+        elif info.dtype in FLOATS:
             values = _as_float32(self.raw(name), info.dtype).reshape(info.shape)
         else:
             reason = f"it holds {info.dtype}, and a weight is F32, F16, BF16 or packed by MLX"
@@ -120,7 +120,7 @@ class Checkpoint:
         info, packing = self._info(name), self.packing(name)
         if packing is None:
             return info.shape
-        return unpacked_shape(info, self._info(f"{_path(name)}.scales"), packing)
+        return unpacked_shape(info, self._info(f"{module_path(name)}.scales"), packing)
 
     def packing(self, name: str) -> Packing | None:
         """Return how MLX packed the weight ``name``, None where it did not.
@@ -128,17 +128,13 @@ class Checkpoint:
         Raises:
             FormatError: If ``config.json`` does not say how, or says what MLX cannot.
         """
-        info, path = self._info(name), _path(name)
-        if (
-            info.dtype != "U32"
-            or not name.endswith(".weight")
-            or f"{path}.scales" not in self.tensors
-        ):
+        self._info(name)
+        if not is_packed(name, self.tensors):
             return None
         if self.quantization is None:
             reason = f"it has no 'quantization', and {name!r} is packed"
             raise FormatError.about(self.folder / CONFIG, reason, "download it again")
-        return packing_of(path, self.quantization, self.folder / CONFIG)
+        return packing_of(module_path(name), self.quantization, self.folder / CONFIG)
 
     def side_files(self) -> list[Path]:
         """Return what is to be carried along unchanged: tokenizer, templates, licence.
@@ -167,17 +163,6 @@ class Checkpoint:
         if self._open is not None:
             self._open.close()
             self._open = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -232,10 +217,6 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         reason = f"{foreign.what}, not a folder" if foreign else "it is not a folder"
         raise FormatError.about(folder, reason, "name the folder of a safetensors checkpoint")
     return Checkpoint(folder)
-
-
-def _path(name: str) -> str:
-    return name.removesuffix(".weight")
 
 
 def _is_side_file(name: str) -> bool:

@@ -15,7 +15,7 @@ from plastic_export.atomic import write_json
 from plastic_export.errors import FormatError
 from plastic_export.execute import METADATA, wake
 from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
-from plastic_export.matrices import module_path
+from plastic_export.matrices import COMPANIONS, module_path
 from plastic_export.output import OutputFolder
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
@@ -91,7 +91,7 @@ def _specs(manifest: Manifest, factored: dict[str, MatrixRecord]) -> list[Tensor
         path, _, leaf = name.rpartition(".")
         if name in factored:
             specs.append(TensorSpec(name, factored[name].dtype, factored[name].shape))
-        elif path not in unpacked or leaf not in ("scales", "biases"):
+        elif path not in unpacked or leaf not in COMPANIONS:
             specs.append(TensorSpec(name, dtype, tuple(shape)))
     return specs
 

@@ -11,12 +11,12 @@ import io
 import os
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plastic_export.closing import Closing
 from plastic_export.errors import FormatError
 from plastic_export.foreign import recognise
 from plastic_export.header import LARGEST_HEADER, Header, TensorInfo, check_header
@@ -50,7 +50,7 @@ class Fingerprint(NamedTuple):
     modified: int
 
 
-class OpenFile:
+class OpenFile(Closing):
     """A safetensors file whose header was checked, held open. A context manager.
 
     Attributes:
@@ -88,17 +88,6 @@ class OpenFile:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_safetensors(
