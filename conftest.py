@@ -9,6 +9,8 @@ the package asked for runs more than its tests, and nothing in them fails for it
 from importlib.util import find_spec
 from pathlib import Path
 
+from hypothesis import settings
+
 ROOT = Path(__file__).resolve().parent
 NAMES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 MISSING = [name for name in NAMES if find_spec(name.replace("-", "_")) is None]
@@ -16,6 +18,10 @@ LEFT_OUT = [*(f"packages/{name}" for name in MISSING), "tests-integration"] if M
 
 # What lies inside: pytest asks nothing about a directory that testpaths itself names.
 collect_ignore_glob = [f"{folder}/*" for folder in LEFT_OUT]
+
+settings.register_profile("fast", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=1000, deadline=None, derandomize=True)
+settings.load_profile("fast")  # the other: pytest --hypothesis-profile=thorough
 
 
 def pytest_report_header() -> list[str]:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plastic_core import linalg
-from plastic_core.linalg import Float32, Float64
-from plastic_core.lowrank import certify, factorized_lowrank, svd_lowrank
+from plastic_core.certificate import certify
+from plastic_core.linalg import Float32, Float64, arrays
+from plastic_core.lowrank import Method, factorized_lowrank, svd_lowrank
 from plastic_core.testing import (
     Sample,
     assert_orthonormal,
@@ -22,6 +23,7 @@ from plastic_core.testing import (
 SCALES = (2.0**-100, 1.0, 2.0**100)
 anything = matrices(scales=SCALES)
 fractions = st.floats(0, 1)
+methods: st.SearchStrategy[Method] = st.sampled_from(["exact", "randomised"])
 
 
 def rank_of(fraction: float, A: Float32) -> int:
@@ -35,24 +37,27 @@ def product(*factors: mx.array) -> Float64:
 
 
 @repeatable
-@given(anything, fractions)
-def test_discarded_energy_is_the_tail_of_the_spectrum(sample: Sample, fraction: float) -> None:
+@given(anything, fractions, methods)
+def test_discarded_energy_is_the_tail_of_the_spectrum(
+    sample: Sample, fraction: float, method: Method
+) -> None:
     A, s = sample
     r = rank_of(fraction, A)
-    difference = A - product(*factorized_lowrank(A, r))
+    difference = A - product(*factorized_lowrank(A, r, method=method))
     limit = tolerance(s, A.shape)
     assert abs(np.linalg.norm(difference) - np.linalg.norm(s[r:])) <= limit
     assert abs(np.linalg.norm(difference, 2) - max(s[r:], default=0.0)) <= limit
 
 
 @repeatable
-@given(anything, fractions)
+@given(anything, fractions, methods)
 def test_factors_are_orthonormal_sorted_and_of_the_rank_asked_for(
-    sample: Sample, fraction: float
+    sample: Sample, fraction: float, method: Method
 ) -> None:
     A, s = sample
     r = rank_of(fraction, A)
-    factors = factorized_lowrank(A, r)
+    factors = factorized_lowrank(A, r, method=method)
+    assert factors.method == method
     assert [f.shape for f in factors] == [(len(A), r), (r,), (r, A.shape[1])]
     assert {f.dtype for f in factors} == {mx.float32}
     assert factors.rank == r
@@ -150,19 +155,23 @@ def test_certificate_is_the_error_of_the_numbers_stored(
     exact = np.linalg.norm(difference) / np.linalg.norm(A64)
     spectral = np.linalg.norm(difference, 2) / np.linalg.norm(A64, 2)
     rounding = tolerance(1.0, A.shape, np.float64)
-    assert abs(certificate.relative_error - exact) <= rounding
-    assert abs(certificate.spectral_error - spectral) <= 2e-2 * spectral + rounding
+    assert abs(certificate.relative_error - exact) <= 1e-3 * exact + rounding
+    assert spectral * (1 - 1e-3) - rounding <= certificate.spectral_error
+    assert certificate.spectral_error <= 1.07 * spectral + rounding
 
 
 def test_certificate_of_nothing_kept_is_one() -> None:
     A = matrix_from_spectrum(np.array([4.0, 3.0]), 5, 7, seed=2).astype(np.float32)
     nothing = certify(A, np.zeros((5, 0), np.float32), np.zeros((0, 7), np.float32))
-    assert nothing == pytest.approx((1.0, 1.0), rel=1e-3)
+    assert nothing.relative_error == pytest.approx(1.0, rel=1e-6)
+    assert 1.0 <= nothing.spectral_error <= 1.07
 
 
 def test_certificate_by_hand() -> None:
     A, u, v = np.diag([4.0, 3.0]), np.array([[1.0], [0.0]]), np.array([[4.0, 0.0]])
-    assert certify(A, u, v) == pytest.approx((0.6, 0.75), rel=1e-3)
+    certificate = certify(A, u, v)
+    assert certificate.relative_error == pytest.approx(0.6, rel=1e-6)
+    assert 0.75 <= certificate.spectral_error <= 1.07 * 0.75
 
 
 def test_certificate_of_a_zero_matrix_missed_is_infinite() -> None:
@@ -178,7 +187,7 @@ def test_certificate_refuses_factors_of_another_matrix() -> None:
 
 
 def test_certificate_never_holds_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linalg, "BLOCK", 2**13)
+    monkeypatch.setattr(arrays, "BLOCK", 2**13)
     rng = np.random.default_rng(0)
     U, Vh = (rng.standard_normal(s, dtype=np.float32) for s in ((700, 4), (4, 800)))
     A = U @ Vh + rng.standard_normal((700, 1)).astype(np.float32)

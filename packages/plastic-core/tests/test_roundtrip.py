@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plastic_core.certificate import certify
+from plastic_core.factors import Factors
 from plastic_core.linalg import Float64, to_numpy
-from plastic_core.lowrank import Factors, certify, factorized_lowrank
+from plastic_core.lowrank import factorized_lowrank
 from plastic_core.quantize import (
     BITS,
     PackedMatrix,

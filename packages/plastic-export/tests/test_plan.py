@@ -10,7 +10,7 @@ from plastic_export.header import ITEM_BYTES
 from plastic_export.plan import Surveyed, plan_ranks
 from plastic_select import STRATEGIES
 
-quick = settings(max_examples=30, deadline=None, derandomize=True)
+quick = settings(deadline=None, derandomize=True)
 sides = st.integers(4, 40)
 
 

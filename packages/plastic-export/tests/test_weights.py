@@ -44,7 +44,7 @@ weights = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 @given(weights=weights)
 def test_what_is_exported_is_loaded_bit_for_bit(
     weights: dict[str, mx.array], tmp_path_factory: pytest.TempPathFactory
@@ -58,7 +58,7 @@ def test_what_is_exported_is_loaded_bit_for_bit(
         assert pattern(loaded[name]) == pattern(array)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 @given(weights=weights)
 def test_stock_readers_find_the_same(
     weights: dict[str, mx.array], tmp_path_factory: pytest.TempPathFactory

@@ -43,7 +43,7 @@ def guarded(before: float = 1.0, *, numbers: Settings = QUICK) -> State:
 @given(
     start=losses, window=st.integers(1, 4), patience=st.integers(1, 4), cooldown=st.integers(0, 6)
 )
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 def test_a_constant_loss_is_a_plateau_as_soon_as_the_settings_allow(
     start: float, window: int, patience: int, cooldown: int
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_constant_loss_is_a_plateau_as_soon_as_the_settings_allow(
 
 
 @given(start=losses, signed=st.sampled_from([1, -1]))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 def test_a_loss_that_keeps_falling_is_never_a_plateau(start: float, signed: int) -> None:
     falling = [signed * start * (1 - signed * 0.02) ** i for i in range(60)]
     assert feed(State(), falling)[0] == "wait"
@@ -170,7 +170,7 @@ def test_fraction_says_how_many_layers_change_at_once() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 50), st.floats(0, 10)), min_size=1))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 def test_growth_never_exceeds_the_ceiling_nor_a_layer(
     drawn: list[tuple[int, int, float]],
 ) -> None:
@@ -237,7 +237,7 @@ def test_a_layer_with_one_right_rank_settles_there_and_does_not_flap() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 30), st.floats(0, 1e6), max_size=12))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 def test_the_fewest_sleepers_that_hold_half_of_the_benefit_wake(
     benefits: dict[int, float],
 ) -> None:

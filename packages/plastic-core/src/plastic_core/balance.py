@@ -3,8 +3,8 @@
 import numpy as np
 
 from plastic_core import linalg
+from plastic_core.factors import Factors
 from plastic_core.linalg import Float32
-from plastic_core.lowrank import Factors
 
 Arrays = tuple[Float32, Float32, Float32]
 

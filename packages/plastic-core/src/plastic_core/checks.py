@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from plastic_core.lowrank import Factors
+from plastic_core.factors import Factors
 
 
 def check_shape(name: str, array: mx.array, shape: tuple[int, ...]) -> None:

@@ -5,9 +5,8 @@ import numpy as np
 
 from plastic_core import linalg
 from plastic_core.linalg import Float32
-
-OVERSAMPLING = 8
-POWER_ITERATIONS = 4
+from plastic_core.operators import Dense
+from plastic_core.randomised import leading_triplets
 
 
 def orthonormal_beyond(present: Float32, candidates: Float32) -> Float32:
@@ -74,25 +73,13 @@ def descent_directions(U: Float32, Vh: Float32, k: int, G: Float32) -> tuple[Flo
 
 
 def leading_directions(A: Float32, k: int) -> tuple[Float32, Float32]:
-    """Return the ``k`` leading left and right singular vectors of ``A``, nearly.
-
-    Randomised subspace iteration from a fixed seed: exact where ``min(m, n) <= k + 8``, else
-    accurate where the spectrum falls. Costs about ``20 m n (k + 8)`` multiplications.
+    """Return the ``k`` leading left and right singular vectors of ``A``, nearly, always the same.
 
     Returns:
         ``(m, k)`` with orthonormal columns and ``(k, n)`` with orthonormal rows.
-
-    References:
-        Halko, Martinsson and Tropp, *Finding structure with randomness*, SIAM Review 53(2), 2011,
-        algorithms 4.4 and 5.1, https://doi.org/10.1137/090771806.
     """
-    width = min(k + OVERSAMPLING, *A.shape)
-    start = np.random.default_rng(0).standard_normal((A.shape[1], width), dtype=np.float32)
-    Q = _basis(A @ start)
-    for _ in range(POWER_ITERATIONS):
-        Q = _basis(A @ _basis(A.T @ Q))
-    P, _, Vh = linalg.thin_svd(Q.T @ A)
-    return (Q @ P)[:, :k], Vh[:k]
+    triplets = leading_triplets(Dense(A), linalg.frobenius_norm(A), k, key=0)
+    return triplets.U, triplets.Vh
 
 
 def _project_out(A: Float32, directions: Float32) -> Float32:

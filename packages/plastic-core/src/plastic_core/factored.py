@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from plastic_core.checks import check_factors, check_shape
-from plastic_core.lowrank import Factors
+from plastic_core.factors import Factors
 from plastic_core.stock import Linear, dense_weight, linear_from, quantized, without_bias
 
 

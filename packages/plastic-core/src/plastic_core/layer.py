@@ -11,8 +11,9 @@ from plastic_core.balance import as_arrays, balance, factor_norm, right_map
 from plastic_core.checks import check_factors, check_indices, check_rank, check_shape
 from plastic_core.directions import descent_directions, random_directions
 from plastic_core.factored import FactoredLinear
+from plastic_core.factors import Factors
 from plastic_core.linalg import Float32, Matrix, as_matrix, as_vector, thin_svd
-from plastic_core.lowrank import Factors, factorized_lowrank
+from plastic_core.lowrank import factorized_lowrank
 from plastic_core.stock import Linear, dense_weight
 from plastic_core.weighted import output_basis
 

@@ -1,53 +1,38 @@
-"""The best approximation of a given rank, and what it costs."""
+"""The best approximation of a given rank or a given error, and what it costs."""
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any, NamedTuple
+from typing import Literal, cast, get_args
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
-from plastic_core.linalg import (
-    Float32,
-    Float64,
-    Matrix,
-    as_matrix,
-    blocks,
-    frobenius_norm,
-    multiply,
-    operator_norm,
-    spectral_norm,
-    thin_svd,
-)
+from plastic_core.balance import balance
+from plastic_core.certificate import certificate, measured_error
+from plastic_core.cost import exact_cost, randomised_cost
+from plastic_core.factors import Certificate, Factors
+from plastic_core.linalg import Matrix, as_matrix, as_vector, thin_svd
+from plastic_core.operators import Factored, Operand, Operator, Residual, as_operator
+from plastic_core.randomised import TRUSTED, Triplets, leading_triplets, triplets_within
 
+Method = Literal["auto", "exact", "randomised"]
 
-class Factors(NamedTuple):
-    """``A = U @ diag(S) @ Vh``.
-
-    Attributes:
-        U: Shape ``(m, r)``.
-        S: Shape ``(r,)``.
-        Vh: Shape ``(r, n)``.
-    """
-
-    U: mx.array
-    S: mx.array
-    Vh: mx.array
-
-    @property
-    def rank(self) -> int:
-        """The number of components."""
-        return self.S.shape[0]
-
-    def dense(self) -> mx.array:
-        """The product ``U @ diag(S) @ Vh`` of shape ``(m, n)``, in the dtype of the factors."""
-        return (self.U * self.S) @ self.Vh
+LEAST_TOLERANCE = 1e-5  # float32 factors err by up to a tenth of it
 
 
-def factorized_lowrank(A: Matrix, rank: int) -> Factors:
-    r"""Return the best rank-``rank`` approximation of ``A``, as factors.
+def factorized_lowrank(
+    A: Operand,
+    rank: int | None = None,
+    *,
+    tolerance: float | None = None,
+    method: Method = "auto",
+    dtype: mx.Dtype = mx.float32,
+    key: int | mx.array = 0,
+) -> Factors:
+    r"""Return the best approximation of ``A`` of a rank, or of the least rank for an error.
 
     Of all matrices of rank at most :math:`r`, the truncated singular value decomposition is closest
     to :math:`A` in the spectral and in the Frobenius norm, and what it discards is known exactly:
@@ -57,20 +42,34 @@ def factorized_lowrank(A: Matrix, rank: int) -> Factors:
         \|A - A_r\|_2 = \sigma_{r+1}, \qquad \|A - A_r\|_F^2 = \sum_{i > r} \sigma_i^2.
 
     Args:
-        A: Matrix of shape ``(m, n)``, NumPy or MLX, any floating dtype. It is not modified.
-        rank: Number of singular values to keep, from 1 to ``min(m, n)``.
+        A: Matrix of shape ``(m, n)``, NumPy or MLX, any floating dtype, or what `difference`
+            takes and returns. It is not modified.
+        rank: Number of singular values to keep, from 1 to ``min(m, n)``; with ``tolerance`` the
+            most that may be kept.
+        tolerance: Relative Frobenius error, in [1e-5, 1): keep as few as it allows. At least one
+            of ``rank`` and ``tolerance`` must be given.
+        method: ``"exact"``, a thin singular value decomposition; ``"randomised"``, block Lanczos
+            bidiagonalisation from a random start; ``"auto"``, whichever is predicted to cost less.
+        dtype: Floating dtype of the factors.
+        key: Seed or key of all that is random. The same key gives the same factors on one device.
 
     Returns:
-        Float32 factors of shapes ``(m, rank)``, ``(rank,)`` and ``(rank, n)``. ``S`` is
-        non-negative and non-increasing; the columns of ``U`` and the rows of ``Vh`` are
-        orthonormal.
+        Factors of shapes ``(m, r)``, ``(r,)`` and ``(r, n)`` with their ``certificate`` (errors
+        after the cast to ``dtype``: see `certify`) and ``method``. ``S`` is non-negative and
+        non-increasing; the columns of ``U`` and the rows of ``Vh`` are orthonormal to the precision
+        of ``dtype``. Randomised factors miss the least possible Frobenius error of their rank by
+        less than one percent on every spectrum measured. With a ``tolerance`` that ``rank`` allows,
+        ``certificate.relative_error`` is at most the tolerance, and the rank is within 5 percent of
+        the least; 0 for a zero matrix.
 
     Raises:
         TypeError: If ``A`` does not hold floating-point numbers.
-        ValueError: If ``A`` is not a finite matrix or ``rank`` is out of range.
+        ValueError: If ``A`` is empty, not finite or beyond float32, an argument is out of range, or
+            the rounding to ``dtype`` alone exceeds ``tolerance``.
 
     Note:
-        One thin factorisation on the CPU, O(m n min(m, n)) operations.
+        Randomised: O(m n r) operations in products on MLX's default device (`linalg.place`), and
+        memory for about ``2 (m + n) r`` float32 entries. Exact: O(m n min(m, n)) on the CPU.
 
     Example:
         >>> U, S, Vh = factorized_lowrank(mx.diag(mx.array([3.0, 2.0, 1.0])), rank=2)
@@ -79,10 +78,27 @@ def factorized_lowrank(A: Matrix, rank: int) -> Factors:
 
     References:
         Eckart and Young, *The approximation of one matrix by another of lower rank*,
-        Psychometrika 1(3), 1936, https://doi.org/10.1007/BF02288367.
+        Psychometrika 1(3), 1936, https://doi.org/10.1007/BF02288367. For the randomised method
+        see `Bidiagonalisation`.
     """
-    U, S, Vh = _truncated_svd(A, rank)
-    return Factors(mx.array(U), mx.array(S), mx.array(Vh))
+    matrix = as_operator(A)
+    _check(matrix, rank, tolerance, method)
+    norm = _checked_norm(matrix)
+    triplets, method = _triplets(matrix, norm, rank, tolerance, method, key)
+    if tolerance is None or triplets.error > tolerance * norm:
+        return certified(matrix, norm, triplets, dtype, key, method)
+    count = int(np.argmax(triplets.errors() <= tolerance * norm))
+    while True:
+        factors = certified(matrix, norm, triplets.leading(count), dtype, key, method)
+        error = cast(Certificate, factors.certificate).relative_error
+        if error <= tolerance:
+            return factors
+        if count == len(triplets.S):
+            raise ValueError(
+                f"`tolerance` {tolerance:g} cannot be met by factors in {dtype}, whose rounding "
+                f"costs {error:.2g}. Choose a wider dtype or a larger tolerance."
+            )
+        count = min(len(triplets.S), count + 1 + count // 100)
 
 
 def svd_lowrank(A: Matrix, rank: int) -> mx.array:
@@ -100,7 +116,9 @@ def svd_lowrank(A: Matrix, rank: int) -> mx.array:
         ValueError: If ``A`` is not a finite matrix, ``rank`` is out of range, or the approximation
             overflows the dtype of ``A``.
     """
-    U, S, Vh = _truncated_svd(A, rank)
+    matrix = as_operator(A)
+    _check(matrix, rank, None, "auto")
+    (U, S, Vh, _), _ = _triplets(matrix, _checked_norm(matrix), rank, None, "auto", 0)
     dtype = _mlx_dtype(A)
     dense = mx.array((U * S) @ Vh).astype(dtype, stream=mx.cpu)
     if not bool(mx.isfinite(dense, stream=mx.cpu).all(stream=mx.cpu).item()):
@@ -116,82 +134,85 @@ def _mlx_dtype(A: Matrix) -> mx.Dtype:
     return mx.float16 if A.dtype == np.float16 else mx.float32
 
 
-def _truncated_svd(A: Matrix, rank: int) -> tuple[Float32, Float32, Float32]:
-    A = as_matrix(A)
-    rank, limit = operator.index(rank), min(A.shape)
-    if not 1 <= rank <= limit:
+def _check(A: Operator, rank: int | None, tolerance: float | None, method: Method) -> None:
+    if min(A.shape) == 0:
+        raise ValueError(f"`A` has no entries: shape {A.shape}. Leave it out.")
+    if rank is None and tolerance is None:
+        raise ValueError("Give a `rank`, a `tolerance`, or both.")
+    limit = A.max_rank
+    if rank is not None and not 1 <= operator.index(rank) <= limit:
+        what = "min(m, n)" if limit == min(A.shape) else "the rank of the factors"
         raise ValueError(
-            f"`rank` must be between 1 and min(m, n) = {limit} for a matrix of shape {A.shape}, "
+            f"`rank` must be between 1 and {what} = {limit} for a matrix of shape {A.shape}, "
             f"got {rank}."
         )
-    U, S, Vh = thin_svd(A)
-    return U[:, :rank], S[:rank], Vh[:rank]
-
-
-class Certificate(NamedTuple):
-    """How far stored factors are from the matrix they stand for.
-
-    Attributes:
-        relative_error: Frobenius norm of the difference over the Frobenius norm of the matrix.
-        spectral_error: The same in the spectral norm, to a few percent (see `certify`).
-    """
-
-    relative_error: float
-    spectral_error: float
-
-
-def certify(A: Matrix, U: Matrix, Vh: Matrix) -> Certificate:
-    """Measure ``A - U @ Vh`` in float64, for the factors as they are stored.
-
-    The errors are those of the cast or dequantised numbers that are handed in, not of the ideal
-    factors they came from.
-
-    Args:
-        A: Matrix of shape ``(m, n)``.
-        U: Matrix of shape ``(m, r)``, any floating dtype; ``r = 0`` is allowed.
-        Vh: Matrix of shape ``(r, n)``, the singular values folded into it or into ``U``.
-
-    Returns:
-        Both relative errors; 0.0 where a zero matrix is met exactly, infinity where it is not. The
-        Frobenius error is exact up to rounding; the spectral one is a quotient of two estimates
-        that hold within one percent each with probability 0.999 (`linalg.operator_norm`).
-
-    Raises:
-        TypeError: If an argument does not hold floating-point numbers.
-        ValueError: If an argument is not a finite matrix or the shapes do not fit together.
-
-    Note:
-        O(m n r) operations; of the difference only one block of 16 MiB exists at any time.
-    """
-    A, U, Vh = as_matrix(A), as_matrix(U, "U"), as_matrix(Vh, "Vh")
-    (m, n), r = A.shape, U.shape[1]
-    if U.shape != (m, r) or Vh.shape != (r, n):
+    if tolerance is not None and not LEAST_TOLERANCE <= tolerance < 1:
         raise ValueError(
-            f"`U` and `Vh` must have shapes ({m}, r) and (r, {n}) for a matrix of shape {A.shape}, "
-            f"got {U.shape} and {Vh.shape}."
+            f"`tolerance` must be at least {LEAST_TOLERANCE:g}, the least that float32 factors can "
+            f"keep, and below 1, got {tolerance}."
         )
-
-    def difference_energy(x: Float64) -> Float64:
-        y = multiply(A, x) - multiply(U, multiply(Vh, x))
-        return multiply(A.T, y) - multiply(Vh.T, multiply(U.T, y))
-
-    return Certificate(
-        _ratio(_difference_norm(A, U, Vh), frobenius_norm(A)),
-        _ratio(operator_norm(difference_energy, n), spectral_norm(A)),
-    )
+    if method not in get_args(Method):
+        raise ValueError(f"`method` must be one of {get_args(Method)}, got {method!r}.")
 
 
-def _difference_norm(A: Float32, U: Float32, Vh: Float32) -> float:
-    total = 0.0
-    for columns in blocks(A.shape[1], max(U.shape)):
-        right = Vh[:, columns].astype(np.float64)
-        for rows in blocks(A.shape[0], max(Vh.shape)):
-            block: NDArray[Any] = A[rows, columns] - U[rows].astype(np.float64) @ right
-            total += float(np.vdot(block, block))
-    return float(np.sqrt(total))
+def _checked_norm(A: Operator) -> float:
+    norm = math.sqrt(A.squared_norm())
+    if norm > np.finfo(np.float32).max:
+        raise ValueError(
+            f"The norm of `A`, {norm:.3g}, overflows float32. Scale the matrix down first."
+        )
+    return norm
 
 
-def _ratio(error: float, norm: float) -> float:
-    if norm == 0.0:
-        return 0.0 if error == 0.0 else float("inf")
-    return error / norm
+def _triplets(
+    A: Operator,
+    norm: float,
+    rank: int | None,
+    tolerance: float | None,
+    method: Method,
+    key: int | mx.array,
+) -> tuple[Triplets, Method]:
+    """Singular triplets, more than enough for ``tolerance``, and the method that gave them."""
+    budget = exact_cost(A.shape) if method == "auto" else math.inf
+    factored = method == "auto" and isinstance(A, Factored)
+    if factored or method == "exact" or budget <= randomised_cost(A.shape, rank or 1):
+        return _exact(A, rank), "exact"
+    if rank is not None:
+        return leading_triplets(A, norm, rank, key), "randomised"
+    assert tolerance is not None
+    found = triplets_within(A, norm, tolerance, budget, key)
+    return (_exact(A, None), "exact") if found is None else (found, "randomised")
+
+
+def _exact(A: Operator, rank: int | None) -> Triplets:
+    if isinstance(A, Factored):
+        U, S, Vh = balance(A.U, np.ones(A.rank, np.float32), A.Vh)
+    else:
+        U, S, Vh = thin_svd(A.rows(slice(None)))
+    rank = len(S) if rank is None else rank
+    return Triplets(U, S, Vh, 0.0).leading(rank)
+
+
+def certified(
+    A: Operator,
+    norm: float,
+    triplets: Triplets,
+    dtype: mx.Dtype,
+    key: int | mx.array,
+    method: Method,
+) -> Factors:
+    """The triplets cast to ``dtype``, with the errors of the cast numbers."""
+    U, S, Vh = (mx.array(a).astype(dtype, stream=mx.cpu) for a in triplets[:3])
+    if not bool(mx.isfinite(S, stream=mx.cpu).all(stream=mx.cpu).item()):
+        raise ValueError(f"A singular value overflows {dtype}. Choose a wider `dtype`.")
+    E = Residual(A, U, as_vector(S)[:, None] * as_matrix(Vh))
+    error, working = _error(E, norm, triplets.error, dtype == mx.float32 and method != "exact")
+    largest = float(triplets.S.max(initial=0.0))
+    return Factors.certified(U, S, Vh, certificate(E, error, working, norm, largest, key), method)
+
+
+def _error(E: Residual, norm: float, predicted: float, uncast: bool) -> tuple[float, DTypeLike]:
+    """The norm of the residual: measured, unless the recurrence knows it well enough."""
+    if uncast and predicted >= TRUSTED * norm:
+        return predicted, np.float32
+    return measured_error(E, norm)

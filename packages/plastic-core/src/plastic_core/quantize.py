@@ -8,8 +8,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from plastic_core.factors import Factors
 from plastic_core.linalg import Float32, Matrix, as_matrix, as_vector
-from plastic_core.lowrank import Factors
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core import linalg
-from plastic_core.linalg import Float32, Float64, Matrix, as_matrix, blocks
+from plastic_core.linalg import Float32, Float64, Matrix, arrays, as_matrix, blocks
 
 
 class Basis(NamedTuple):
@@ -114,7 +114,7 @@ def _output_gram(T: Float32, R: NDArray[Any] | None) -> Float64:
     if R is None:
         return linalg.gram(T.T)
     k, n = T.shape
-    width, H = max(k, isqrt(linalg.BLOCK)), np.zeros((k, k))
+    width, H = max(k, isqrt(arrays.BLOCK)), np.zeros((k, k))
     for columns in blocks(n, width):
         TR = np.zeros((k, columns.stop - columns.start))
         for inner in blocks(n, width):

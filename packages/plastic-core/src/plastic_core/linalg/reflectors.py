@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from plastic_core.linalg.arrays import Float32
+from plastic_core.linalg.lapack import packed_qr
 
 PANEL = 128  # columns
 
@@ -74,9 +74,9 @@ def householder_qr(A: Float32) -> HouseholderQR:
             reflector.apply_transposed(panel)
         T[:done, columns] = panel[:done]
         if start < k:
-            packed, tau = np.linalg.qr(panel[start:], mode="raw")
-            T[start:, columns] = np.triu(packed.T)[: k - start]
-            Y = np.tril(packed.T[:, : len(tau)], -1)
+            packed, tau = packed_qr(panel[start:])
+            T[start:, columns] = np.triu(packed)[: k - start]
+            Y = np.tril(packed[:, : len(tau)], -1)
             np.fill_diagonal(Y, 1)
             reflectors.append(BlockReflector(start, Y, _wy_factor(Y, tau)))
     return HouseholderQR(reflectors, T, m)

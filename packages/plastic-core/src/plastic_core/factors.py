@@ -1,0 +1,64 @@
+"""A low-rank matrix as its factors, and how far it is from what it stands for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+
+class Certificate(NamedTuple):
+    """How far stored factors are from the matrix they stand for: see `certify`.
+
+    Attributes:
+        relative_error: Frobenius norm of the difference over the Frobenius norm of the matrix.
+        spectral_error: An upper bound of the same in the spectral norm.
+    """
+
+    relative_error: float
+    spectral_error: float
+
+
+class _Triple(NamedTuple):
+    U: mx.array
+    S: mx.array
+    Vh: mx.array
+
+
+class Factors(_Triple):
+    """``A = U @ diag(S) @ Vh``.
+
+    Attributes:
+        U: Shape ``(m, r)``.
+        S: Shape ``(r,)``.
+        Vh: Shape ``(r, n)``.
+        certificate: Errors of exactly these numbers; None on factors that nobody has measured,
+            such as a cast or a slice of certified ones.
+        method: How they were computed, ``"exact"`` or ``"randomised"``; None if unknown.
+    """
+
+    certificate: Certificate | None = None
+    method: str | None = None
+
+    @classmethod
+    def certified(
+        cls, U: mx.array, S: mx.array, Vh: mx.array, certificate: Certificate, method: str
+    ) -> Factors:
+        """Factors with the errors that were measured of them."""
+        factors = cls(U, S, Vh)
+        factors.certificate, factors.method = certificate, method
+        return factors
+
+    @property
+    def rank(self) -> int:
+        """The number of components."""
+        return self.S.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape ``(m, n)`` of the product."""
+        return self.U.shape[0], self.Vh.shape[1]
+
+    def dense(self) -> mx.array:
+        """The product ``U @ diag(S) @ Vh`` of shape ``(m, n)``, in the dtype of the factors."""
+        return (self.U * self.S) @ self.Vh

@@ -1,0 +1,57 @@
+"""Where and how factorisations and products run; nothing outside calls a factorisation.
+
+Thin always, finite going in and coming out, float32 matrices sharing memory between NumPy and MLX.
+LAPACK is NumPy's on every platform: it works in float64, so what reaches it is square and small, a
+QR in float32 comes first. Large products run on MLX's default device (`device`).
+"""
+
+from plastic_core.linalg.arrays import (
+    Float32,
+    Float64,
+    Matrix,
+    as_matrix,
+    as_vector,
+    blocks,
+    check_finite,
+    generator,
+    to_numpy,
+)
+from plastic_core.linalg.device import on_gpu, place
+from plastic_core.linalg.lapack import cholesky, eigh, eigvalsh
+from plastic_core.linalg.norms import (
+    frobenius_norm,
+    operator_norm,
+    spectral_norm,
+    squared_norm,
+)
+from plastic_core.linalg.products import gram, multiply
+from plastic_core.linalg.reflectors import HouseholderQR
+from plastic_core.linalg.thin import householder, qr, singular_values, thin_svd
+
+__all__ = [
+    "Float32",
+    "Float64",
+    "HouseholderQR",
+    "Matrix",
+    "as_matrix",
+    "as_vector",
+    "blocks",
+    "check_finite",
+    "cholesky",
+    "eigh",
+    "eigvalsh",
+    "frobenius_norm",
+    "generator",
+    "gram",
+    "householder",
+    "multiply",
+    "on_gpu",
+    "operator_norm",
+    "place",
+    "qr",
+    "singular_values",
+    "spectral_norm",
+    "squared_norm",
+    "thin_svd",
+    "to_numpy",
+]

@@ -1,0 +1,90 @@
+"""The only calls of a factorisation: NumPy's LAPACK, finite going in and coming out.
+
+MLX factorises on the CPU only, always returns square factors, and on Linux an infinity ends the
+process. NumPy reads the memory of an MLX array without a copy. Its LAPACK works in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plastic_core.linalg.arrays import Float32, Float64, check_finite
+
+Array = TypeVar("Array", bound=NDArray[Any])
+
+
+def checked(result: Array) -> Array:
+    """Return ``result`` unless a number in it is beyond its type."""
+    if not np.isfinite(result).all():
+        raise ValueError(
+            f"The factorisation overflows {result.dtype}. Scale the matrix down first."
+        )
+    return result
+
+
+def svd(A: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Thin SVD of a finite matrix or a stack of them, in its dtype; the work is done in float64."""
+    with np.errstate(over="ignore"):
+        U, S, Vh = np.linalg.svd(A, full_matrices=False)
+    return U, checked(S), Vh
+
+
+def svdvals(A: NDArray[Any]) -> Float64:
+    """Singular values of a finite matrix or a stack of them, float64."""
+    S: Float64 = np.linalg.svd(A.astype(np.float64), compute_uv=False)
+    return checked(S)
+
+
+def packed_qr(A: Float32) -> tuple[Float32, Float32]:
+    """Householder vectors and R in one array, and the scales tau, as ``geqrf`` leaves them."""
+    packed, tau = np.linalg.qr(A, mode="raw")
+    return packed.T, tau
+
+
+def eigh(A: NDArray[Any]) -> tuple[Float64, Float64]:
+    """Eigenvalues and eigenvectors of a symmetric matrix, in float64, largest eigenvalue first.
+
+    Args:
+        A: Symmetric matrix of shape ``(n, n)``; only its lower triangle is read.
+
+    Returns:
+        The eigenvalues ``(n,)``, non-increasing, and ``V (n, n)`` with orthonormal columns, such
+        that ``A = V @ diag(eigenvalues) @ V.T``.
+
+    Raises:
+        ValueError: If ``A`` is not finite.
+    """
+    check_finite(A, "A")
+    values, vectors = np.linalg.eigh(A.astype(np.float64, copy=False))
+    return checked(values)[::-1], checked(vectors)[:, ::-1]
+
+
+def eigvalsh(A: NDArray[Any]) -> Float64:
+    """The eigenvalues of `eigh` alone."""
+    check_finite(A, "A")
+    values: Float64 = np.linalg.eigvalsh(A.astype(np.float64, copy=False))
+    return checked(values)[::-1]
+
+
+def cholesky(A: NDArray[Any]) -> Float64:
+    """Lower triangular ``L`` with a positive diagonal and ``A = L @ L.T``, in float64.
+
+    Args:
+        A: Symmetric positive definite matrix of shape ``(n, n)``; only its lower triangle is read.
+
+    Raises:
+        ValueError: If ``A`` is not finite, or not positive definite to working precision.
+    """
+    check_finite(A, "A")
+    try:
+        L: Float64 = np.linalg.cholesky(A.astype(np.float64, copy=False))
+    except np.linalg.LinAlgError as error:
+        least = eigvalsh(A)[-1]
+        raise ValueError(
+            f"`A` must be positive definite, but its least eigenvalue is {least:.3g}. "
+            "Add a positive multiple of the identity."
+        ) from error
+    return checked(L)
