@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from plastic_core import PlasticBlock, RankLayer
+from plastic_core import PlasticBlock, RankLayer, linalg
 from plastic_runtime import PlasticityManager, events_table, format_bytes
 
 SEED = 0
@@ -120,7 +120,7 @@ def make_teacher_and_student() -> tuple[nn.Module, nn.Module]:
     rng = np.random.default_rng(SEED)
 
     def orthonormal(columns: int) -> np.ndarray:
-        return np.linalg.qr(rng.standard_normal((DIMS, columns)))[0]
+        return linalg.qr(rng.standard_normal((DIMS, columns)))[0]
 
     def linear(weight: np.ndarray) -> nn.Linear:
         layer = nn.Linear(DIMS, DIMS, bias=False)

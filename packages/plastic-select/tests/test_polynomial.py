@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import RankIdentity, gcd_and_lcm, horner, rank_identity
 
-quick = settings(max_examples=30, deadline=None, derandomize=True)
+quick = settings(deadline=None, derandomize=True)
 small = st.integers(-2, 2)
 polynomials = st.lists(small, min_size=1, max_size=4)
 integer_matrices = st.integers(1, 4).flatmap(

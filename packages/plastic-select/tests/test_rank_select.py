@@ -21,7 +21,7 @@ from plastic_select import (
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 
-quick = settings(max_examples=25, deadline=None, derandomize=True)
+quick = settings(deadline=None, derandomize=True)
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 sides = st.integers(1, 24)
 targets = st.sampled_from([0.0, 0.2, 0.5, 0.9])

@@ -19,7 +19,7 @@ from plastic_select import (
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 Tolerance = Callable[[tuple[int, int], float], float]
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(deadline=None, derandomize=True)
 values = st.sampled_from([0.0, 1e-3, 0.1, 0.5, 1.0, 1.0, 3.0]) | st.floats(1e-3, 10.0)
 spectra = st.lists(values, min_size=1, max_size=10).map(lambda s: sorted(s, reverse=True))
 extra = st.integers(0, 5)

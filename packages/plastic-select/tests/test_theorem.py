@@ -17,7 +17,7 @@ from plastic_select import (
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 
-quick = settings(max_examples=50, deadline=None, derandomize=True)
+quick = settings(deadline=None, derandomize=True)
 sides = st.integers(2, 40)
 targets = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.8])
 spectra = st.lists(st.floats(0.0, 10.0), min_size=1, max_size=20).map(

@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from plastic_select.allocation import Allocation, allocate
 from plastic_select.budget import break_even_rank, budget_rank
 from plastic_select.choose import (
     STRATEGIES,
@@ -9,6 +10,7 @@ from plastic_select.choose import (
     choose_rank,
     choose_rank_from_spectrum,
 )
+from plastic_select.options import Option, rank_options
 from plastic_select.polynomial import RankIdentity, gcd_and_lcm, horner, rank_identity
 from plastic_select.spectrum import (
     effective_rank,
@@ -27,8 +29,11 @@ __version__ = version("plastic-select")
 
 __all__ = [
     "STRATEGIES",
+    "Allocation",
+    "Option",
     "RankChoice",
     "RankIdentity",
+    "allocate",
     "break_even_rank",
     "budget_rank",
     "choose_rank",
@@ -42,6 +47,7 @@ __all__ = [
     "optimal_threshold_rank",
     "rank_bracket",
     "rank_identity",
+    "rank_options",
     "singular_values",
     "stable_rank",
     "stable_rank_of_spectrum",

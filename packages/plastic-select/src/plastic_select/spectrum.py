@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plastic_select.check import as_matrix, as_spectrum, as_square, check_retained_energy
+from plastic_select.linalg import eigh, svdvals
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -68,7 +69,7 @@ def weighted_singular_values(
             f"got {R.shape}."
         )
     slack = 1e-4 * np.abs(R).max()  # Grams are often accumulated in float32
-    w, V = np.linalg.eigh((R + R.T) / 2)
+    w, V = eigh((R + R.T) / 2)
     if np.abs(R - R.T).max() > slack or w[0] < -slack:
         raise ValueError("`gram` must be symmetric and positive semidefinite, as E[x x^T] is.")
     return _singular_values((A @ V) * np.sqrt(np.maximum(w, 0.0)))
@@ -204,7 +205,7 @@ def rank_at_energy(cumulative: NDArray[np.float64], retained_energy: float) -> i
 
 
 def _singular_values(A: NDArray[np.float64]) -> NDArray[np.float64]:
-    s = np.linalg.svd(A, compute_uv=False).astype(np.float64, copy=False)
+    s = svdvals(A)
     if not np.isfinite(s).all():
         raise ValueError("`A` is too large: a singular value overflows float64. Scale it down.")
     return s

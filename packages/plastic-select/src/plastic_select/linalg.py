@@ -1,0 +1,24 @@
+"""The only calls of a factorisation: NumPy's LAPACK, on finite float64 matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+def svdvals(A: Float64) -> Float64:
+    """Singular values, non-negative and non-increasing; not finite where they overflow."""
+    return np.linalg.svd(A, compute_uv=False).astype(np.float64, copy=False)
+
+
+def eigh(A: Float64) -> tuple[Float64, Float64]:
+    """Eigenvalues, non-decreasing, and orthonormal eigenvectors of a symmetric matrix."""
+    values, vectors = np.linalg.eigh(A)
+    return values, vectors
+
+
+def eigvalsh(A: Float64) -> Float64:
+    """The eigenvalues of `eigh` alone."""
+    return np.linalg.eigvalsh(A).astype(np.float64, copy=False)
