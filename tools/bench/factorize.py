@@ -1,8 +1,8 @@
 """Low-rank factorisations against every other way to get one: time, error, memory, certificate.
 
-    uv run --with scikit-learn --with torch tools/bench/factorize.py      about an hour, two cores
-    uv run tools/bench/factorize.py --sizes 1024x1024 --ranks 64          a minute
-    uv run tools/bench/factorize.py --weights FOLDER                      and real weights
+    uv run --with scikit-learn --with torch tools/bench/factorize.py   half an hour, two cores
+    uv run tools/bench/factorize.py --sizes 1024x1024 --alone          a minute
+    uv run tools/bench/factorize.py --weights FOLDER                   and real weights
 
 Matrices have a known spectrum: sigma_i = i^-0.5, i^-1 and exp(-i/100). Every measurement runs in a
 process of its own; peers that are not installed are named and left out, one that misses the
@@ -14,10 +14,12 @@ counts as equal if its Frobenius error is at most 1.01 times the least possible 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -33,6 +35,7 @@ SPECTRA = {
     "exp(-i/100)": lambda i: np.exp(-i / 100.0),
 }
 OURS, FULL = "plastic_core", "numpy.linalg.svd"
+LARGE = 4096 * 4096  # entries from which on the libraries' own buffers do not count
 SLOW = (FULL, "mx.linalg.svd")  # the rank does not matter to them: once per shape
 
 
@@ -45,22 +48,16 @@ class Matrix(NamedTuple):
     s: NDArray[np.float64]
 
 
-class Target(NamedTuple):
-    """One row of the summary."""
-
-    what: str
-    target: str
-    worst: float
-    met: bool
-
-
-def synthetic(sizes: list[tuple[int, int]], folder: Path) -> Iterator[Matrix]:
+def synthetic(sizes: list[tuple[int, int]], spectra: list[str], folder: Path) -> Iterator[Matrix]:
     """Matrices with random singular vectors, made one after the other."""
     for m, n in sizes:
         rng = np.random.default_rng(0)
-        U, V = (linalg.qr(rng.standard_normal((side, min(m, n))))[0] for side in (m, n))
-        for name, spectrum in SPECTRA.items():
-            s = spectrum(np.arange(1, min(m, n) + 1))
+        U, V = (
+            linalg.qr(rng.standard_normal((side, min(m, n)), dtype=np.float32))[0]
+            for side in (m, n)
+        )
+        for name in spectra:
+            s = SPECTRA[name](np.arange(1, min(m, n) + 1))
             path = folder / "matrix.npy"
             np.save(path, (U * s.astype(np.float32)) @ V.T)
             yield Matrix(name, str(path), (m, n), s)
@@ -69,9 +66,10 @@ def synthetic(sizes: list[tuple[int, int]], folder: Path) -> Iterator[Matrix]:
 def real(weights: list[Path], folder: Path) -> Iterator[Matrix]:
     """The largest matrix of each shape in every checkpoint folder."""
     for source in weights:
-        seen: set[tuple[int, int]] = set()
+        seen: set[tuple[int, ...]] = set()
         for file in sorted(source.glob("*.safetensors")):
-            for name, array in sorted(mx.load(str(file)).items()):
+            tensors = cast(dict[str, mx.array], mx.load(str(file)))
+            for name, array in sorted(tensors.items()):
                 if array.ndim != 2 or tuple(array.shape) in seen or min(array.shape) < 128:
                     continue
                 seen.add(tuple(array.shape))
@@ -94,18 +92,24 @@ def least_rank(s: NDArray[np.float64], tolerance: float) -> int:
 
 
 def fixed_rank(
-    matrix: Matrix, rank: int, options: argparse.Namespace, first: bool, table: Table
+    matrix: Matrix,
+    rank: int,
+    methods: Iterable[str],
+    options: argparse.Namespace,
+    first: bool,
+    table: Table,
 ) -> tuple[Measurement, dict[str, float]]:
     """Every method at one rank; returns ours and the seconds of peers that are as good."""
     least, least_spectral = least_errors(matrix.s, rank)
-    ours, equal = None, {}
-    for method in METHODS:
+    ours, equal = None, dict[str, float]()
+    for method in methods:
         if missing(method) or (method in SLOW and not first):
             continue
         try:
-            deadline = options.deadline if method != OURS else 3600.0
+            deadline = 3600.0 if method in (OURS, FULL) else options.deadline
             repeats = 1 if method in SLOW or method == "scipy svds" else options.repeats
             m = run_isolated(measure, method, matrix.path, rank, repeats, timeout=deadline)
+            print(*_where(matrix), rank, method, f"{m.seconds:.2f} s", file=sys.stderr)
         except WorkerError:
             table.add_row(*_where(matrix), str(rank), method, f"> {options.deadline:.0f}")
             continue
@@ -152,7 +156,12 @@ def tolerance_table() -> Table:
     return table
 
 
-def compare(matrices: Iterator[Matrix], options: argparse.Namespace, console: Console) -> None:
+def compare(
+    matrices: Iterator[Matrix],
+    methods: Iterable[str],
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
     """Print both tables, and the targets with the worst figure seen."""
     ranks, tolerances = rank_table(), tolerance_table()
     worst: dict[str, list[float]] = {}
@@ -160,9 +169,11 @@ def compare(matrices: Iterator[Matrix], options: argparse.Namespace, console: Co
     for matrix in matrices:
         for rank in (r for r in options.ranks if r < min(matrix.shape)):
             first = matrix.shape not in full
-            ours, equal = fixed_rank(matrix, rank, options, first, ranks)
+            ours, equal = fixed_rank(matrix, rank, methods, options, first, ranks)
             full.setdefault(matrix.shape, equal.get(FULL, float("nan")))
             _note(worst, matrix, rank, ours, equal, full[matrix.shape])
+        if FULL not in methods:
+            continue
         m = run_isolated(measure_tolerance, matrix.path, 1e-2, timeout=3600.0)
         least = least_rank(matrix.s, 1e-2)
         worst.setdefault("rank", []).append(m.rank / least)
@@ -177,9 +188,8 @@ def compare(matrices: Iterator[Matrix], options: argparse.Namespace, console: Co
             f"{m.error:.5f}",
             f"{m.memory:.1f}",
         )
-    console.print(ranks)
-    console.print(tolerances)
-    console.print(summary(worst))
+    if worst:
+        console.print(ranks, tolerances, summary(worst))
 
 
 def _note(
@@ -192,13 +202,13 @@ def _note(
 ) -> None:
     least, _ = least_errors(matrix.s, rank)
     worst.setdefault("error", []).append(ours.error / least)
-    worst.setdefault("memory", []).append(ours.memory)
+    if matrix.shape[0] * matrix.shape[1] >= LARGE:
+        worst.setdefault("memory", []).append(ours.memory)
     if rank == 256 and ours.method == "randomised":
         worst.setdefault("certificate", []).append(ours.certificate or 0.0)
-        worst.setdefault("full", []).append(ours.seconds / full)
-        worst.setdefault("peer", []).extend(
-            ours.seconds / min(equal.values()) for _ in [0] if equal
-        )
+        worst.setdefault("full", []).append(ours.seconds / full)  # NaN where it was not run
+        peers = [seconds for method, seconds in equal.items() if method != FULL]
+        worst.setdefault("peer", []).append(ours.seconds / min(peers, default=math.nan))
 
 
 def summary(worst: dict[str, list[float]]) -> Table:
@@ -216,8 +226,9 @@ def summary(worst: dict[str, list[float]]) -> Table:
     for column in ("what", "target", "worst", "met"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for key, (what, limit) in rows.items():
-        if values := worst.get(key):
-            figure = max(values)
+        values = worst.get(key, [])
+        if not np.isnan(values).all():
+            figure = float(np.nanmax(values))
             met = "yes" if figure <= limit else "no"
             table.add_row(what, f"<= {limit:.3g}", f"{figure:.4g}", met)
     return table
@@ -233,16 +244,23 @@ def main() -> None:
     parser.add_argument("--sizes", type=size, nargs="*", default=[(4096, 4096), (4096, 11008)])
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--weights", type=Path, nargs="*", default=[], help="checkpoint folders")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs, best counts (3)")
-    parser.add_argument("--deadline", type=float, default=120.0, help="seconds for a peer (120)")
+    parser.add_argument(
+        "--alone", type=size, nargs="*", default=[(5120, 25600)], help="sizes without any peer"
+    )
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs, best counts (2)")
+    parser.add_argument("--deadline", type=float, default=30.0, help="seconds for a peer (30)")
     options = parser.parse_args()
     console = Console(width=140)
     for method in filter(missing, METHODS):
         console.print(f"not installed, left out: {method}")
-    with tempfile.TemporaryDirectory() as folder:
-        compare(synthetic(options.sizes, Path(folder)), options, console)
-        if options.weights:
-            compare(real(options.weights, Path(folder)), options, console)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for methods, matrices in (
+            (METHODS, synthetic(options.sizes, list(SPECTRA), folder)),
+            ([OURS], synthetic(options.alone, ["i^-1"], folder)),
+            (METHODS, real(options.weights, folder)),
+        ):
+            compare(matrices, methods, options, console)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,6 @@ def plastic(A: NDArray[Any], rank: int) -> Any:
     return factorized_lowrank(A, rank)
 
 
-def plastic_exact(A: NDArray[Any], rank: int) -> Any:
-    return factorized_lowrank(A, rank, method="exact")
-
-
 def torch_lowrank(A: NDArray[Any], rank: int) -> Triplet:
     import torch
 
@@ -61,7 +57,8 @@ def torch_lowrank(A: NDArray[Any], rank: int) -> Triplet:
 def sklearn_randomized(A: NDArray[Any], rank: int) -> Triplet:
     from sklearn.utils.extmath import randomized_svd
 
-    return randomized_svd(A, rank, random_state=0)
+    U, S, Vh = randomized_svd(A, rank, random_state=0)
+    return U, S, Vh
 
 
 def scipy_svds(A: NDArray[Any], rank: int) -> Triplet:

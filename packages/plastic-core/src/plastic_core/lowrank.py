@@ -85,13 +85,14 @@ def factorized_lowrank(
     _check(matrix, rank, tolerance, method)
     norm = _checked_norm(matrix)
     triplets, method = _triplets(matrix, norm, rank, tolerance, method, key)
-    if tolerance is None or triplets.error > tolerance * norm:
+    if tolerance is None:
         return certified(matrix, norm, triplets, dtype, key, method)
-    count = int(np.argmax(triplets.errors() <= tolerance * norm))
+    enough = triplets.errors() <= tolerance * norm
+    count = int(np.argmax(enough)) if enough[-1] else len(triplets.S)
     while True:
         factors = certified(matrix, norm, triplets.leading(count), dtype, key, method)
         error = cast(Certificate, factors.certificate).relative_error
-        if error <= tolerance:
+        if error <= tolerance or (count == rank and not enough[-1]):
             return factors
         if count == len(triplets.S):
             raise ValueError(
