@@ -1,19 +1,19 @@
 """Run the products of linear layers in NumPy where MLX computes on the CPU.
 
 On Linux mlx's CPU wheel links reference BLAS, about 40 times slower than the OpenBLAS in NumPy's
-wheel. Forward passes without gradients (evaluation, calibration) need not pay for that.
+wheel. Evaluation and calibration need not pay for that.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_unflatten
+from plastic_runtime.host import host_product
 
 
 class HostLinear(nn.Linear):
-    """A linear layer in float32 whose product runs in NumPy. It has no gradient.
+    """A linear layer in float32 whose product runs in NumPy; its weight has no gradient.
 
     Args:
         linear: The layer; its weight of shape ``(out, in)`` is shared, not copied, if float32.
@@ -27,9 +27,7 @@ class HostLinear(nn.Linear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map ``(..., in)`` to ``(..., out)``, float32."""
-        rows = np.asarray(x.astype(mx.float32)).reshape(-1, self.weight.shape[1])
-        y = mx.array(rows @ np.asarray(self.weight).T).reshape(*x.shape[:-1], -1)
-        return y + self.bias if "bias" in self else y
+        return host_product(x.astype(mx.float32), self)
 
 
 def use_host_products(model: nn.Module) -> None:

@@ -10,9 +10,10 @@ from plastic_runtime.events import (
     format_bytes,
     read_events,
 )
+from plastic_runtime.fisher import LossGrams, loss_grams
+from plastic_runtime.grams import Gram
 from plastic_runtime.manager import PlasticityManager
 from plastic_runtime.probes import (
-    Gram,
     JacobianRank,
     dense_gradient,
     input_grams,
@@ -35,6 +36,7 @@ __all__ = [
     "EventLog",
     "Gram",
     "JacobianRank",
+    "LossGrams",
     "Parked",
     "PlasticityEvent",
     "PlasticityManager",
@@ -49,6 +51,7 @@ __all__ = [
     "input_grams",
     "jacobian_rank",
     "load_run",
+    "loss_grams",
     "park",
     "park_components",
     "rank_layers",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 from plastic_core import RankLayer
 
+from plastic_runtime.atomic import replacing
 from plastic_runtime.manager import PlasticityManager
 from plastic_runtime.moments import AXIS, single_optimizers
 from plastic_runtime.scores import rank_layers
@@ -173,25 +173,8 @@ def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 def _write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
     mx.eval(arrays)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.safetensors")
-    try:
-        with temporary.open("xb") as file:
-            mx.save_safetensors(file, dict(sorted(arrays.items())), metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as file:
+        mx.save_safetensors(file, dict(sorted(arrays.items())), metadata)
 
 
 def _singles(optimizer: optim.Optimizer | None) -> list[optim.Optimizer]:

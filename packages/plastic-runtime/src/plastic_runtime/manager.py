@@ -13,8 +13,8 @@ from plastic_core import RankLayer
 
 from plastic_runtime.actions import Actions
 from plastic_runtime.events import EventLog, PlasticityEvent
+from plastic_runtime.grams import Gram
 from plastic_runtime.policy import changed, most_useful, plan, watch, woken
-from plastic_runtime.probes import Gram
 from plastic_runtime.scores import Loss, rank_layers
 from plastic_runtime.sleep import SleepDict
 from plastic_runtime.state import Change, Guard, Numbers, Settings, State

@@ -1,6 +1,5 @@
 """Measurements on a model that leave it as it was: input Grams, a gradient, a Jacobian's rank."""
 
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,22 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import RankLayer, linalg, projections
 
+from plastic_runtime.grams import Gram, GramRecorder
 from plastic_runtime.intercept import intercepted, modules_by_path
 
 LINEARS = (nn.Linear, nn.QuantizedLinear, RankLayer)
-
-
-class Gram(NamedTuple):
-    """Second moment of what enters a layer.
-
-    Attributes:
-        matrix: ``E[x x^T]``, the mean over tokens, shape ``(in, in)``, float64, symmetric
-            positive semidefinite up to rounding.
-        tokens: Number of inputs ``x`` it is the mean of.
-    """
-
-    matrix: NDArray[np.float64]
-    tokens: int
 
 
 def input_grams(
@@ -55,7 +42,7 @@ def input_grams(
         Products and sums are float64, on the CPU, outside MLX: ``2 tokens in^2`` operations and
         ``8 in^2`` bytes per site. Each input is evaluated at once and then let go.
     """
-    recorder = _GramRecorder()
+    recorder = GramRecorder()
     with intercepted(_modules(model, paths), recorder.around):
         for batch in batches:
             recorder.new_pass()
@@ -168,53 +155,6 @@ def jacobian_rank(
         return JacobianRank(0, 0.0, S, probes)
     scaled = S.astype(np.float64) / largest
     return JacobianRank(int((scaled > tolerance).sum()), float((scaled**2).sum()), S, probes)
-
-
-class _Site:
-    """The inputs of one place in the model, summed up."""
-
-    def __init__(self, size: int) -> None:
-        self.total = np.zeros((size, size))
-        self.tokens = 0
-
-    def add(self, x: mx.array) -> None:
-        rows = linalg.to_numpy(x).reshape(-1, x.shape[-1])
-        self.total += linalg.gram(rows)
-        self.tokens += len(rows)
-
-    def gram(self) -> Gram:
-        return Gram(self.total / max(self.tokens, 1), self.tokens)
-
-
-class _GramRecorder:
-    """Sends the input of every call to the site of its path, each array of a pass once."""
-
-    def __init__(self) -> None:
-        self.sites: dict[str, _Site] = {}
-        self.passes = 0
-        self._seen: dict[int, tuple[weakref.ref[mx.array], _Site]] = {}
-
-    def new_pass(self) -> None:
-        self.passes += 1
-        self._seen.clear()
-
-    def around(self, path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-        if mx.issubdtype(x.dtype, mx.floating):
-            try:
-                self._record(path, x)
-            except ValueError as error:
-                error.add_note(f"while measuring the inputs of layer '{path}'")
-                raise
-        return call(x)
-
-    def _record(self, path: str, x: mx.array) -> None:
-        alive, entered = self._seen.get(id(x), (None, None))
-        if alive is None or alive() is not x:  # another array may come to live at the address
-            entered = None
-        own = self.sites.setdefault(path, entered or _Site(x.shape[-1]))
-        if own is not entered:
-            own.add(x)
-            self._seen[id(x)] = weakref.ref(x), own
 
 
 def _modules(model: nn.Module, paths: Iterable[str] | None) -> dict[str, nn.Module]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import RankLayer
 
-from plastic_runtime.probes import Gram, dense_gradient
+from plastic_runtime.grams import Gram
+from plastic_runtime.probes import dense_gradient
 from plastic_runtime.scores import (
     Loss,
     gradient_score,
