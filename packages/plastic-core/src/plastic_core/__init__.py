@@ -2,11 +2,14 @@
 
 from importlib.metadata import version
 
+from plastic_core.backbone import Backbone, error_feedback, round_to_nearest
 from plastic_core.block import PlasticBlock
 from plastic_core.certificate import certify
 from plastic_core.factors import Certificate, Factors
+from plastic_core.gramroot import GramRoot
 from plastic_core.isolated import WorkerError, run_isolated
 from plastic_core.layer import RankLayer
+from plastic_core.loss import loss_factors, loss_spectrum, predicted_cost
 from plastic_core.lowrank import factorized_lowrank, svd_lowrank
 from plastic_core.operators import Operator, difference
 from plastic_core.projection import Projection, projections
@@ -22,9 +25,11 @@ from plastic_core.weighted import Basis, output_basis, weighted_spectrum
 __version__ = version("plastic-core")
 
 __all__ = [
+    "Backbone",
     "Basis",
     "Certificate",
     "Factors",
+    "GramRoot",
     "Operator",
     "PackedMatrix",
     "PlasticBlock",
@@ -36,11 +41,16 @@ __all__ = [
     "certify",
     "dequantize_factors",
     "difference",
+    "error_feedback",
     "factorized_lowrank",
     "grow_factors",
+    "loss_factors",
+    "loss_spectrum",
     "output_basis",
+    "predicted_cost",
     "projections",
     "quantize_factors",
+    "round_to_nearest",
     "run_isolated",
     "svd_lowrank",
     "weighted_spectrum",

@@ -47,7 +47,7 @@ class Bidiagonalisation:
     """
 
     def __init__(self, A: Operator, norm: float, block: int, key: int | mx.array) -> None:
-        rng = generator(key)
+        self._rng = rng = generator(key)
         self.A, self.block, self.floor, self.limit = A, block, EPS * norm, min(A.shape)
         self.wide = A.shape[0] < A.shape[1]
         m, n = A.shape[::-1] if self.wide else A.shape
@@ -65,7 +65,7 @@ class Bidiagonalisation:
         """Grow both spaces by one block, or by what is left up to ``min(m, n)``."""
         old = self.size
         Q, _, L = self.V.extend(self._next, self.floor)
-        share = L.T if old else np.zeros((0, Q.shape[1]))
+        share = L.T[: self._last_P.shape[1]]
         Y = self._times(Q) - self._last_P @ share.astype(np.float32)
         P, C, R = self.U.extend(Y, self.floor)
         B = np.zeros((self.size, self.size))
@@ -81,6 +81,14 @@ class Bidiagonalisation:
         """Extend until the spaces have at least ``size`` dimensions, or all there are."""
         while self.size < min(size, self.limit):
             self.extend()
+
+    def restart(self) -> None:
+        """Go on from random directions: they reach what products with the present ones do not.
+
+        A block of b columns only ever leads to b of the directions that share a singular value.
+        """
+        self._next = self._rng.standard_normal(self._next.shape, dtype=np.float32)
+        self._last, self._last_P = slice(0, 0), self._last_P[:, :0]
 
     def product(self) -> tuple[Float32, Float32]:
         """Factors ``(m, size)`` and ``(size, n)`` of what the spaces hold of A."""

@@ -17,7 +17,7 @@ from plastic_core.linalg.arrays import (
     to_numpy,
 )
 from plastic_core.linalg.device import on_gpu, place
-from plastic_core.linalg.lapack import cholesky, eigh, eigvalsh
+from plastic_core.linalg.lapack import cholesky, eigh, eigvalsh, solve_transposed
 from plastic_core.linalg.norms import (
     frobenius_norm,
     operator_norm,
@@ -50,6 +50,7 @@ __all__ = [
     "place",
     "qr",
     "singular_values",
+    "solve_transposed",
     "spectral_norm",
     "squared_norm",
     "thin_svd",

@@ -15,6 +15,8 @@ from plastic_core.linalg.arrays import Float32, Float64, check_finite
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
+PANEL = 128  # rows of a block of a substitution
+
 
 def checked(result: Array) -> Array:
     """Return ``result`` unless a number in it is beyond its type."""
@@ -88,3 +90,21 @@ def cholesky(A: NDArray[Any]) -> Float64:
             "Add a positive multiple of the identity."
         ) from error
     return checked(L)
+
+
+def solve_transposed(L: Float64, Y: NDArray[Any]) -> Float64:
+    """Return ``inverse(L).T @ Y``, by back substitution over blocks of rows, in float64.
+
+    Args:
+        L: Lower triangular matrix of shape ``(n, n)`` with a positive diagonal: see `cholesky`.
+        Y: Matrix of shape ``(n, c)``.
+
+    Note:
+        ``n^2 c`` operations in matrix products, ``128 n c`` beside them.
+    """
+    X = Y.astype(np.float64)
+    for stop in range(len(L), 0, -PANEL):
+        rows = slice(max(0, stop - PANEL), stop)
+        known = L[stop:, rows].T @ X[stop:]
+        X[rows] = np.linalg.solve(L[rows, rows].T, X[rows] - known)
+    return checked(X)
