@@ -7,9 +7,13 @@ from plastic_export.compression import Compressed, compress
 from plastic_export.errors import FormatError
 from plastic_export.evaluation import Evaluation, evaluate
 from plastic_export.gguf import gguf_guide
+from plastic_export.lossplan import BitsPlan, plan_bits
 from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.models import load_model, load_tokenizer, text_windows
 from plastic_export.plan import MatrixPlan, Plan, Surveyed, plan_ranks
+from plastic_export.planfile import LossPlan, read_plan
+from plastic_export.planning import plan_checkpoint
+from plastic_export.quantised import Quantised, execute_plan
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.restoration import Restored, restore
 from plastic_export.summary import Summary, summarize
@@ -19,28 +23,35 @@ from plastic_export.weights import export_safetensors, load_safetensors
 __version__ = version("plastic-export")
 
 __all__ = [
+    "BitsPlan",
     "Calibration",
     "Checkpoint",
     "Compressed",
     "Evaluation",
     "FormatError",
+    "LossPlan",
     "Manifest",
     "MatrixPlan",
     "MatrixRecord",
     "Plan",
+    "Quantised",
     "Restored",
     "Summary",
     "Surveyed",
     "compress",
     "evaluate",
+    "execute_plan",
     "export_safetensors",
     "gguf_guide",
     "load_model",
     "load_safetensors",
     "load_tokenizer",
     "open_checkpoint",
+    "plan_bits",
+    "plan_checkpoint",
     "plan_ranks",
     "read_manifest",
+    "read_plan",
     "restore",
     "summarize",
     "text_windows",

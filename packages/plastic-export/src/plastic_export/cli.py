@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import click
 from plastic_select import STRATEGIES
-from rich.console import Console
 
 from plastic_export import compression, evaluation, restoration, tables, verification
 from plastic_export.calibrate import Calibration
+from plastic_export.console import FOLDER, TEXT, Output, json_option, revision_option
 from plastic_export.errors import FormatError
 from plastic_export.gguf import gguf_guide
-from plastic_export.progress import ProgressBar
+from plastic_export.plancommand import carry_out_plan, plan
 from plastic_export.reader import open_checkpoint
 from plastic_export.summary import summarize
 
@@ -31,31 +30,6 @@ EXPECTED = (
     KeyboardInterrupt,
 )
 
-_FOLDER = click.Path(path_type=Path)
-_TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-class Output:
-    """Where results go: tables for people, or one JSON object for machines."""
-
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        width = None if sys.stdout.isatty() else 200  # a file cuts nothing
-        self.out = Console(highlight=False, width=width)
-        self.track = ProgressBar(Console(stderr=True, quiet=as_json))
-
-    def show(self, record: Any, *parts: Any) -> None:
-        """Print ``record`` as JSON, or else the parts."""
-        if self.as_json:
-            click.echo(json.dumps(record, indent=2, default=str))
-            return
-        for part in parts:
-            self.out.print(part)
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_revision = click.option("--revision", help="Commit, tag or branch of a Hub id.")
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -67,8 +41,8 @@ def plastic(debug: bool) -> None:
 @plastic.command()
 @click.argument("src")
 @click.option("--spectra", is_flag=True, help="Also decompose every matrix: ranks by every rule.")
-@_revision
-@_json
+@revision_option
+@json_option
 def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> None:
     """Show what the checkpoint SRC (a folder or a Hub id) holds."""
     output = Output(as_json)
@@ -78,22 +52,26 @@ def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> Non
 
 @plastic.command()
 @click.argument("src")
-@click.argument("out", type=_FOLDER)
-@click.option("--keep", type=float, required=True, help="Fraction of the bytes that stays awake.")
+@click.argument("out", type=FOLDER)
+@click.option("--plan", "plan_file", type=TEXT, help="Carry out a plan of `plastic plan`.")
+@click.option("--bits-per-weight", type=float, help="Which budget of the plan.")
+@click.option("--keep", type=float, help="Fraction of the bytes that stays awake.")
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="stable", show_default=True)
 @click.option("--format", "format_", type=click.Choice(["factored", "dense"]), default="factored")
-@click.option("--calibration", type=_TEXT, help="Text for --strategy activation.")
+@click.option("--calibration", type=TEXT, help="Text for --strategy activation.")
 @click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
 @click.option("--windows", type=click.IntRange(1), default=64, show_default=True, help="At most.")
 @click.option("--include", multiple=True, help="Pattern of matrices to take; may be repeated.")
 @click.option("--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an earlier output.")
-@_revision
-@_json
+@revision_option
+@json_option
 def compress(
     src: str,
     out: Path,
-    keep: float,
+    plan_file: Path | None,
+    bits_per_weight: float | None,
+    keep: float | None,
     strategy: str,
     format_: Any,
     calibration: Path | None,
@@ -105,8 +83,24 @@ def compress(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """Write a compressed copy of the checkpoint SRC to the folder OUT."""
+    """Write a compressed copy of the checkpoint SRC to the folder OUT.
+
+    By rank with --keep, in mixed bits with --plan.
+    """
     output = Output(as_json)
+    if plan_file is not None:
+        carry_out_plan(
+            src,
+            out,
+            plan_file,
+            bits_per_weight=bits_per_weight,
+            revision=revision,
+            force=force,
+            output=output,
+        )
+        return
+    if keep is None or bits_per_weight is not None:
+        raise click.UsageError("give --keep, or a --plan and perhaps its --bits-per-weight")
     result = compression.compress(
         src,
         out,
@@ -125,11 +119,11 @@ def compress(
 
 @plastic.command()
 @click.argument("src")
-@click.option("--text", "texts", type=_TEXT, multiple=True, required=True, help="Repeatable.")
+@click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
 @click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
 @click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
 @click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
-@_json
+@json_option
 def evaluate(
     src: str,
     texts: tuple[Path, ...],
@@ -150,9 +144,9 @@ def evaluate(
 
 
 @plastic.command()
-@click.argument("out", type=_FOLDER)
-@click.argument("dest", type=_FOLDER)
-@_json
+@click.argument("out", type=FOLDER)
+@click.argument("dest", type=FOLDER)
+@json_option
 def restore(out: Path, dest: Path, as_json: bool) -> None:
     """Wake everything in OUT and write it dense to DEST."""
     output = Output(as_json)
@@ -161,8 +155,8 @@ def restore(out: Path, dest: Path, as_json: bool) -> None:
 
 
 @plastic.command()
-@click.argument("out", type=_FOLDER)
-@_json
+@click.argument("out", type=FOLDER)
+@json_option
 def verify(out: Path, as_json: bool) -> None:
     """Check OUT against the digests of its manifest."""
     output = Output(as_json)
@@ -174,14 +168,17 @@ def verify(out: Path, as_json: bool) -> None:
 
 @plastic.command()
 @click.argument("src")
-@_revision
-@_json
+@revision_option
+@json_option
 def gguf(src: str, revision: str | None, as_json: bool) -> None:
     """Print the commands that turn SRC into GGUF for llama.cpp."""
     output = Output(as_json)
     with open_checkpoint(src, revision=revision) as checkpoint:
         lines = gguf_guide(checkpoint)
     output.show(lines, *lines)
+
+
+plastic.add_command(plan)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -202,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: BaseException) -> int:
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        click.echo("error: interrupted; nothing was written", err=True)
+        click.echo("error: interrupted; no output was written", err=True)
         return INTERRUPTED
     for line in _message(error).splitlines():
         click.echo(f"error: {line}", err=True)

@@ -99,8 +99,8 @@ def compress(
         names = compressible(checkpoint.tensors, include=include, exclude=exclude)
         if format == "factored":
             names = _factorable(checkpoint, names, required=bool(include))
-        _check_room(checkpoint, Path(out))
-        with OutputFolder(out, force=force, source=checkpoint.folder) as folder, _no_cache():
+        check_room(checkpoint, Path(out))
+        with OutputFolder(out, force=force, source=checkpoint.folder) as folder, no_cache():
             grams = calibrate(checkpoint, calibration, track=track) if calibration else {}
             surveyed = [_survey(checkpoint, n, grams) for n in track(names, "reading spectra")]
             plan = plan_ranks(surveyed, keep, strategy)
@@ -127,7 +127,7 @@ def compress(
 
 
 @contextmanager
-def _no_cache() -> Iterator[None]:
+def no_cache() -> Iterator[None]:
     """Let MLX give back the memory of every array at once: matrices differ, nothing is reused."""
     limit = mx.set_cache_limit(0)
     try:
@@ -148,7 +148,7 @@ def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
         )
 
 
-def _check_room(checkpoint: Checkpoint, out: Path) -> None:
+def check_room(checkpoint: Checkpoint, out: Path) -> None:
     """Refuse before the work: awake and asleep together may take three times the source."""
     parent = next(p for p in out.absolute().parents if p.exists())
     needed = 3 * sum(p.stat().st_size for p in checkpoint.weight_files)

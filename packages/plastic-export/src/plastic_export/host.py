@@ -9,19 +9,23 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+from plastic_core.stock import dense_weight
 from plastic_runtime.host import host_product
+
+REPLACED = (nn.Linear, nn.QuantizedLinear)  # and no subclass: it may do more
 
 
 class HostLinear(nn.Linear):
     """A linear layer in float32 whose product runs in NumPy; its weight has no gradient.
 
     Args:
-        linear: The layer; its weight of shape ``(out, in)`` is shared, not copied, if float32.
+        linear: The layer; its weight of shape ``(out, in)`` is shared, not copied, if float32, and
+            dequantised once if packed.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear | nn.QuantizedLinear) -> None:
         nn.Module.__init__(self)  # type: ignore[no-untyped-call]  # draw no random weight
-        self.weight = linear.weight.astype(mx.float32)
+        self.weight = dense_weight(linear).astype(mx.float32)
         if "bias" in linear:
             self.bias = linear.bias.astype(mx.float32)
 
@@ -31,9 +35,9 @@ class HostLinear(nn.Linear):
 
 
 def use_host_products(model: nn.Module) -> None:
-    """Replace every ``nn.Linear`` by a ``HostLinear`` if MLX's default device is the CPU."""
+    """Replace every linear layer, quantised or not, if MLX's default device is the CPU."""
     if mx.default_device() != mx.Device(mx.cpu):
         return
     modules = model.named_modules()  # type: ignore[no-untyped-call]
-    replaced = [(path, HostLinear(m)) for path, m in modules if type(m) is nn.Linear]
+    replaced = [(path, HostLinear(m)) for path, m in modules if type(m) in REPLACED]
     model.update_modules(tree_unflatten(replaced))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plastic_core import Certificate
 
@@ -82,11 +82,53 @@ class MatrixRecord:
         return cls.of(p, Certificate(0.0, 0.0), 0.0)
 
 
+@dataclass(frozen=True)
+class QuantisedRecord:
+    """What became of one matrix under a plan of bits.
+
+    Attributes:
+        name: Tensor name in the source.
+        shape: ``(out, in)`` of the dense weight.
+        dtype: Storage type of the scales.
+        bits: Of its codes; None where it was copied bit for bit.
+        group_size: Neighbouring inputs that share a scale.
+        source_bytes: Bytes in the source.
+        stored_bytes: Bytes written.
+        predicted_kl: Predicted rise of the KL divergence to the source, nats per token.
+        relative_error: ``||W - W'||_F / ||W||_F`` of what is stored.
+        spectral_error: ``||W - W'||_2 / ||W||_2`` of what is stored.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    bits: int | None
+    group_size: int
+    source_bytes: int
+    stored_bytes: int
+    predicted_kl: float
+    relative_error: float
+    spectral_error: float
+
+
+R = TypeVar("R", MatrixRecord, QuantisedRecord)
+
+
+def source_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint is: name, revision, digests of its weight files, types and shapes."""
+    return {
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "files": {p.name: _file_record(p) for p in checkpoint.weight_files},
+        "tensors": {t.name: [t.dtype, list(t.shape)] for t in checkpoint.tensors.values()},
+    }
+
+
 def write_manifest(
     folder: Path,
     checkpoint: Checkpoint,
     options: Mapping[str, Any],
-    records: Sequence[MatrixRecord],
+    records: Sequence[MatrixRecord] | Sequence[QuantisedRecord],
     digests: Mapping[str, str],
 ) -> None:
     """Write ``plastic.json``, last of all files: its presence says that the folder is complete.
@@ -103,12 +145,7 @@ def write_manifest(
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "options": dict(options),
-        "source": {
-            "name": checkpoint.name,
-            "revision": checkpoint.revision,
-            "files": {p.name: _file_record(p) for p in checkpoint.weight_files},
-            "tensors": {t.name: [t.dtype, list(t.shape)] for t in checkpoint.tensors.values()},
-        },
+        "source": source_record(checkpoint),
         "matrices": [asdict(r) for r in records],
         "tensors": dict(digests),
         "files": {p.name: _file_record(p) for p in sorted(folder.iterdir())},
@@ -127,7 +164,8 @@ class Manifest:
     Attributes:
         options: The options of the run.
         source: Name, revision, files and tensors of the source.
-        matrices: The records, by tensor name.
+        matrices: The records, by tensor name; none in a folder that holds a plan of bits.
+        quantised: Those of a plan of bits, by tensor name.
         tensors: SHA-256 of every tensor, by name.
         files: Size in bytes and SHA-256 of every file, by name.
     """
@@ -135,6 +173,7 @@ class Manifest:
     options: dict[str, Any]
     source: dict[str, Any]
     matrices: dict[str, MatrixRecord]
+    quantised: dict[str, QuantisedRecord]
     tensors: dict[str, str]
     files: dict[str, dict[str, Any]]
 
@@ -153,11 +192,14 @@ def read_manifest(folder: Path) -> Manifest:
         reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
         raise FormatError.about(path, reason, "use the version of plastic-export that wrote it")
     try:
-        records = [_record(r) for r in raw["matrices"]]
+        of_bits = raw["options"].get("format") == "quantised"
+        kept = {r["name"]: _record(MatrixRecord, r) for r in raw["matrices"] if not of_bits}
+        bits = {r["name"]: _record(QuantisedRecord, r) for r in raw["matrices"] if of_bits}
         return Manifest(
             options=dict(raw["options"]),
             source={k: raw["source"][k] for k in ("name", "revision", "files", "tensors")},
-            matrices={r.name: r for r in records},
+            matrices=kept,
+            quantised=bits,
             tensors=dict(raw["tensors"]),
             files={
                 k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in raw["files"].items()
@@ -167,7 +209,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise FormatError.about(path, f"damaged ({error!r})", "compress again") from error
 
 
-def _record(raw: Mapping[str, Any]) -> MatrixRecord:
-    values = {f.name: raw[f.name] for f in fields(MatrixRecord)}
+def _record(kind: type[R], raw: Mapping[str, Any]) -> R:
+    values = {f.name: raw[f.name] for f in fields(kind)}
     out, in_ = values["shape"]
-    return MatrixRecord(**(values | {"shape": (int(out), int(in_))}))
+    return kind(**(values | {"shape": (int(out), int(in_))}))

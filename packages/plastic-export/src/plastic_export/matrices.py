@@ -10,7 +10,7 @@ from plastic_export.validate import TensorInfo
 
 _BLOCK = re.compile(r"(^|\.)\d+\.")  # a numbered block: "model.layers.3."
 COMPANIONS = ("scales", "biases", "global_scale")  # beside the words of a packed weight
-_ROUTERS = {"gate", "router", "shared_expert_gate"}
+ROUTERS = {"gate", "router", "shared_expert_gate"}
 FLOATS = {"BF16", "F16", "F32"}
 
 
@@ -77,7 +77,7 @@ def compressible(
 
 def _inside(name: str) -> bool:
     last = module_path(name).rpartition(".")[2]
-    return bool(_BLOCK.search(name)) and last not in _ROUTERS
+    return bool(_BLOCK.search(name)) and last not in ROUTERS
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -15,7 +15,7 @@ from plastic_export.restoration import Restored
 from plastic_export.summary import Summary
 
 
-def _table(*columns: str, text: int = 1) -> Table:
+def figures(*columns: str, text: int = 1) -> Table:
     """A plain table; the first ``text`` columns are words, the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
@@ -48,7 +48,7 @@ def compressed_record(result: Compressed) -> dict[str, Any]:
 def compressed(result: Compressed, format: str) -> list[Table | str]:
     """What ``plastic compress`` prints."""
     numbers = ("shape", "rank", "asleep", "awake", "of dense", "rel. error", "restored to")
-    table = _table("matrix", *numbers)
+    table = figures("matrix", *numbers)
     for r in result.matrices:
         table.add_row(
             r.name.removesuffix(".weight"),
@@ -81,7 +81,7 @@ def compressed(result: Compressed, format: str) -> list[Table | str]:
 def evaluations(results: Sequence[Evaluation]) -> Table:
     """What ``plastic evaluate`` prints: one row per text."""
     numbers = ("tokens", "perplexity", "nats/token", "KL to reference", "top-1 agreement")
-    table = _table("text", *numbers)
+    table = figures("text", *numbers)
     for r in results:
         table.add_row(
             r.text,
@@ -112,13 +112,15 @@ def summary(s: Summary) -> list[Table | str]:
         f"{s.name}: {s.model_type}, {s.parameters:,} parameters in {s.tensors} tensors, "
         f"{format_bytes(s.nbytes)}, {', '.join(f'{k} {v}' for k, v in s.dtypes.items())}"
     )
-    table = _table("matrices", "count", "shape", "bytes", "break-even rank")
+    table = figures("matrices", "count", "shape", "bytes", "break-even rank")
     for g in s.groups:
         shape = "{} x {}".format(*g.shape)
         table.add_row(g.name, str(g.count), shape, format_bytes(g.nbytes), str(g.break_even))
     lines: list[Table | str] = [head, "", table]
     if s.spectra:
-        spectra = _table("matrix", "stable", "effective", "90 % energy", "99 % energy", "threshold")
+        spectra = figures(
+            "matrix", "stable", "effective", "90 % energy", "99 % energy", "threshold"
+        )
         for name, x in s.spectra.items():
             ranks = (str(rank) for rank in (x.energy_90, x.energy_99, x.threshold))
             spectra.add_row(name, f"{x.stable:.1f}", f"{x.effective:.1f}", *ranks)

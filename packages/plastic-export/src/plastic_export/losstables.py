@@ -1,0 +1,101 @@
+"""What the ``plastic`` command prints of plans of bits, and their records for machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from plastic_runtime import format_bytes
+from rich.table import Table
+
+from plastic_export.lossplan import BitsPlan
+from plastic_export.planfile import LossPlan
+from plastic_export.quantised import Quantised
+from plastic_export.tables import figures
+
+
+def planned_record(plan: LossPlan, file: Path) -> dict[str, Any]:
+    """The result of ``plastic plan`` as JSON."""
+    return {
+        "plan": str(file),
+        "matrices": len(plan.matrices),
+        "left": list(plan.left),
+        "left_bytes": plan.left_bytes,
+        "budgets": [budget_record(b) for b in plan.budgets],
+    }
+
+
+def budget_record(b: BitsPlan) -> dict[str, Any]:
+    """One budget as JSON."""
+    return {
+        "asked": b.budget,
+        "bits_per_weight": b.bits_per_weight,
+        "bytes": b.nbytes,
+        "predicted_kl": b.cost,
+        "gap": b.gap,
+        "mix": {_bits(bits): count for bits, count in b.mix.items()},
+    }
+
+
+def planned(plan: LossPlan, file: Path) -> list[Table | str]:
+    """What ``plastic plan`` prints."""
+    table = figures("asked", "bits/weight", "matrices", "checkpoint", "predicted KL", "gap", "mix")
+    for b in plan.budgets:
+        table.add_row(
+            f"{b.budget:g}",
+            f"{b.bits_per_weight:.4f}",
+            format_bytes(b.nbytes),
+            format_bytes(b.nbytes + plan.left_bytes),
+            f"{1e3 * b.cost:.3f} mnat",
+            f"{b.gap:.2%}",
+            ", ".join(f"{count} x {_bits(bits)}" for bits, count in b.mix.items()),
+        )
+    left = f"{len(plan.left)} left as they are" + (f": {', '.join(plan.left)}" if plan.left else "")
+    return [
+        table,
+        "",
+        f"matrices   {len(plan.matrices)} planned, {left}",
+        f"plan       {file}; its Grams: {plan.grams[0]}",
+        f"write it   plastic compress SRC OUT --plan {file}"
+        + (" --bits-per-weight ..." if len(plan.budgets) > 1 else ""),
+    ]
+
+
+def quantised_record(result: Quantised) -> dict[str, Any]:
+    """The result of ``plastic compress --plan`` as JSON."""
+    return {
+        "out": str(result.out),
+        "source_bytes": result.source_bytes,
+        "model_bytes": result.model_bytes,
+        "budget": budget_record(result.plan),
+        "matrices": [asdict(r) for r in result.matrices],
+    }
+
+
+def quantised(result: Quantised) -> list[Table | str]:
+    """What ``plastic compress --plan`` prints."""
+    table = figures("matrix", "shape", "bits", "bytes", "of source", "predicted KL", "rel. error")
+    for r in result.matrices:
+        table.add_row(
+            r.name.removesuffix(".weight"),
+            "{} x {}".format(*r.shape),
+            _bits(r.bits),
+            format_bytes(r.stored_bytes),
+            f"{r.stored_bytes / r.source_bytes:.1%}",
+            f"{1e3 * r.predicted_kl:.4f} mnat",
+            f"{r.relative_error:.4f}",
+        )
+    plan = result.plan
+    return [
+        table,
+        "",
+        f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.budget:g}), "
+        f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.cost:.3f} millinats per token",
+        f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}",
+        f"run it     mlx_lm.generate --model {result.out} --prompt ...",
+    ]
+
+
+def _bits(bits: int | None) -> str:
+    return "source" if bits is None else f"{bits} bits"

@@ -1,0 +1,127 @@
+"""Plan a checkpoint: calibrate once, price every matrix, spend every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from plastic_core.quantize import BITS
+
+from plastic_export.atomic import sha256_file
+from plastic_export.calibrate import Calibration
+from plastic_export.calibration_loss import measure
+from plastic_export.errors import FormatError
+from plastic_export.lossplan import Candidate, Offered, check_budgets, packed_bytes, plan_bits
+from plastic_export.matrices import ROUTERS, compressible, module_path
+from plastic_export.models import linear_paths
+from plastic_export.planfile import LossPlan, source_identity, write_plan
+from plastic_export.pricing import DAMPING, candidate, price
+from plastic_export.reader import Checkpoint, open_checkpoint
+from plastic_export.track import Track, untracked
+
+WIDEST = 16_384
+"""Matrices with a longer side stay as they are: such a Gram would take over 2 GiB."""
+
+
+def plan_checkpoint(
+    source: str | Path,
+    file: str | Path,
+    *,
+    calibration: Calibration,
+    bits_per_weight: Sequence[float],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    revision: str | None = None,
+    force: bool = False,
+    track: Track = untracked,
+) -> LossPlan:
+    """Choose bits for every linear layer of a checkpoint by their predicted effect on the loss.
+
+    The rise of the KL divergence to the source is predicted for every matrix and number of bits
+    from the Grams of its inputs and output gradients (``predicted_cost``), each under GPTQ's
+    error feedback; one allocation per budget does the rest. The Grams stay beside the plan, under
+    its name with ``.grams.npz``: a run that was cut goes on from there, one for other budgets
+    finds them complete, and ``execute_plan`` needs them.
+
+    Args:
+        source: Folder, or Hub id, of a checkpoint that mlx-lm can run.
+        file: JSON file to write.
+        calibration: Text and amount.
+        bits_per_weight: Budgets: bits on disk per entry of the matrices, scales counted.
+        include: Glob patterns of the matrices to take; by default every linear layer, the output
+            head included, but no router. Embeddings are never taken.
+        exclude: Glob patterns of matrices to leave alone.
+        revision: Commit or branch, for a Hub id.
+        force: Replace ``file`` where it exists.
+        track: Wraps every long loop.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FormatError: If a file is damaged, a weight is not finite, or ``file`` exists.
+        ValueError: If the text is too short, an activation is not finite, or a budget is below
+            the least possible or above the size of the source.
+        OSError: If a file cannot be read or written.
+    """
+    file = Path(file)
+    if file.exists() and not force:
+        raise FormatError.about(file, "it exists", "choose another file, or add --force")
+    cache = file.with_suffix(".grams.npz")
+    with open_checkpoint(source, revision=revision) as checkpoint:
+        wanted = _candidates(checkpoint, include, exclude)
+        _check_budgets(wanted, bits_per_weight)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        paths = [module_path(m.name) for m in wanted]
+        grams = measure(checkpoint, calibration, paths, cache, track=track)
+        run = [m for m in wanted if module_path(m.name) in grams]
+        offered = price(checkpoint, run, grams, track=track)
+        del grams
+        plan = LossPlan(
+            source=source_identity(checkpoint),
+            calibration=calibration.record() | {"damping": DAMPING},
+            grams=(cache.name, sha256_file(cache)),
+            matrices=offered,
+            left=_left(checkpoint, offered),
+            left_bytes=sum(t.nbytes for t in checkpoint.tensors.values())
+            - sum(m.source_bytes for m in offered),
+            budgets=plan_bits(offered, bits_per_weight),
+        )
+        checkpoint.check_unchanged()
+    write_plan(file, plan)
+    return plan
+
+
+def _candidates(
+    checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]
+) -> list[Candidate]:
+    """The linear layers of the model that a number of bits can be chosen for."""
+    names = compressible(checkpoint.tensors, include=include or ("*",), exclude=exclude)
+    linears = linear_paths(checkpoint.config)
+    found = []
+    for name in names:
+        path = module_path(name)
+        is_router = not include and path.rpartition(".")[2] in ROUTERS
+        if path in linears and not is_router and max(checkpoint.shape(name)) <= WIDEST:
+            found.append(candidate(checkpoint, name))
+    kept = [m for m in found if m is not None]
+    if not kept:
+        raise ValueError("no linear layer is left to quantise; name some with --include")
+    return kept
+
+
+def _check_budgets(candidates: Sequence[Candidate], bits_per_weight: Sequence[float]) -> None:
+    """Refuse before the work what `plan_bits` would refuse after it."""
+    weights = sum(m.weights for m in candidates)
+    most = sum(m.source_bytes for m in candidates)
+    least = sum(
+        min(m.source_bytes, packed_bytes(m.shape, BITS[0], m.group_size, m.dtype))
+        for m in candidates
+    )
+    check_budgets(bits_per_weight, weights, least, most)
+
+
+def _left(checkpoint: Checkpoint, offered: Sequence[Offered]) -> tuple[str, ...]:
+    names = {m.name for m in offered}
+    weights = (t for t in checkpoint.tensors.values() if t.name.endswith(".weight"))
+    return tuple(t.name for t in weights if len(t.shape) > 1 and t.name not in names)

@@ -1,0 +1,285 @@
+"""Plans of bits executed on small random checkpoints: every tensor, the configuration, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.utils import load_model as stock_load
+from mlx_lm.utils import quantize_model, save_config, save_model
+from plastic_core import error_feedback
+from plastic_export.arrays import MLX_DTYPES, array_bytes
+from plastic_export.atomic import sha256_file
+from plastic_export.errors import FormatError
+from plastic_export.lossplan import Candidate, plan_bits
+from plastic_export.manifest import read_manifest
+from plastic_export.matrices import module_path
+from plastic_export.models import linear_paths, load_model
+from plastic_export.planfile import LossPlan, read_plan, source_identity, write_plan
+from plastic_export.pricing import candidate, price
+from plastic_export.quantised import execute_plan
+from plastic_export.reader import open_checkpoint
+from plastic_export.restoration import restore
+from plastic_export.shards import as_float32
+from plastic_export.verification import verify
+from plastic_export.weights import load_safetensors
+from plastic_runtime import LossGrams, loss_grams
+
+Make = Callable[..., Path]
+BUDGETS = (3.5, 5.0)
+DOWN = "model.layers.0.mlp.down_proj"  # 96 inputs: groups of 32
+
+
+def stored(folder: Path) -> dict[str, mx.array]:
+    files = sorted(folder.glob("model*.safetensors"))
+    return {name: array for file in files for name, array in load_safetensors(file).items()}
+
+
+def same_bits(a: mx.array, b: mx.array) -> bool:
+    return a.dtype == b.dtype and np.array_equal(array_bytes(a), array_bytes(b))
+
+
+def measured(source: Path, cache: Path, paths: list[str]) -> dict[str, LossGrams]:
+    """Grams of random tokens, through the model in float32."""
+    model = load_model(source)
+    model.set_dtype(mx.float32)
+    tokens = mx.random.randint(0, 80, (2, 24), key=mx.random.key(5))
+    return loss_grams(model, [tokens], paths=paths, cache=cache)
+
+
+_PLANS: dict[str, tuple[LossPlan, dict[str, LossGrams], bytes]] = {}  # by digest of the source
+
+
+def planned(source: Path, file: Path) -> tuple[LossPlan, dict[str, LossGrams]]:
+    """What ``plan_checkpoint`` writes, but from random tokens: there is no tokenizer here."""
+    cache = file.with_suffix(".grams.npz")
+    key = sha256_file(source / "model.safetensors")
+    if key not in _PLANS:
+        _PLANS[key] = (*made(source, cache), cache.read_bytes())
+    plan, grams, content = _PLANS[key]
+    cache.write_bytes(content)
+    write_plan(file, plan)
+    return plan, grams
+
+
+def made(source: Path, cache: Path) -> tuple[LossPlan, dict[str, LossGrams]]:
+    with open_checkpoint(source) as checkpoint:
+        paths = linear_paths(checkpoint.config)
+        names = [n for n in checkpoint.tensors if module_path(n) in paths]
+        found = [candidate(checkpoint, n) for n in names if n.endswith(".weight")]
+        wanted: list[Candidate] = [m for m in found if m is not None]
+        grams = measured(source, cache, [module_path(m.name) for m in wanted])
+        offered = price(checkpoint, wanted, grams)
+        plan = LossPlan(
+            source=source_identity(checkpoint),
+            calibration={"window": 24},
+            grams=(cache.name, sha256_file(cache)),
+            matrices=offered,
+            left=("model.embed_tokens.weight",),
+            left_bytes=0,
+            budgets=plan_bits(offered, BUDGETS),
+        )
+    return plan, grams
+
+
+def edit(file: Path, change: Callable[[Any], None]) -> None:
+    raw = json.loads(file.read_text())
+    change(raw)
+    file.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_every_tensor_is_what_the_plan_says_and_stock_mlx_lm_loads_it(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array], tmp_path: Path, dtype: str
+) -> None:
+    before = {name: w.astype(MLX_DTYPES[dtype]) for name, w in tiny_weights.items()}
+    source, file, out = make_checkpoint(weights=before), tmp_path / "plan.json", tmp_path / "out"
+    plan, grams = planned(source, file)
+    result = execute_plan(source, out, file, bits_per_weight=3.5)
+    after, chosen = stored(out), plan.budget(3.5).chosen
+    for m in plan.matrices:
+        path, bits = module_path(m.name), chosen[m.name].bits
+        assert bits is not None
+        W, gram = as_float32(before[m.name]), grams[path].input.matrix
+        expected = error_feedback(W, bits, gram, group_size=m.group_size, dtype=MLX_DTYPES[dtype])
+        arrays = {leaf: after.pop(f"{path}.{leaf}") for leaf in expected.arrays()}
+        assert all(same_bits(a, arrays[leaf]) for leaf, a in expected.arrays().items())
+        assert sum(a.nbytes for a in arrays.values()) == chosen[m.name].nbytes
+        record = next(r for r in result.matrices if r.name == m.name)
+        error = np.linalg.norm(W - expected.dequantized()) / np.linalg.norm(W)
+        assert record.relative_error == pytest.approx(error, rel=1e-5)
+    assert after.keys() == before.keys() - chosen.keys()
+    assert all(same_bits(before[name], array) for name, array in after.items())
+    model, config = stock_load(out)
+    modules = dict(model.named_modules())
+    for name, offer in chosen.items():
+        assert modules[module_path(name)].bits == offer.bits
+    assert modules[DOWN].group_size == 32
+    assert type(modules["model.embed_tokens"]) is nn.Embedding
+    assert config["quantization"] == config["quantization_config"]
+    assert mx.isfinite(model(mx.array([[1, 2, 3]]))).all().item()
+
+
+def test_the_folder_is_verified_and_cannot_be_restored(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    planned(checkpoint_folder, tmp_path / "plan.json")
+    out = tmp_path / "out"
+    result = execute_plan(checkpoint_folder, out, tmp_path / "plan.json", bits_per_weight=5.0)
+    assert verify(out) == []
+    manifest = read_manifest(out)
+    assert tuple(manifest.quantised.values()) == result.matrices
+    assert manifest.matrices == {}
+    with pytest.raises(FormatError, match="nothing of it was parked"):
+        restore(out, tmp_path / "dest")
+    assert not (tmp_path / "dest").exists()
+    bad = bytearray((out / "model.safetensors").read_bytes())
+    bad[-3] ^= 1
+    (out / "model.safetensors").write_bytes(bad)
+    (defect,) = verify(out)
+    assert "tensor" in defect
+
+
+def test_the_same_plan_writes_the_same_bytes(checkpoint_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    planned(checkpoint_folder, file)
+    for name in "ab":
+        execute_plan(checkpoint_folder, tmp_path / name, file, bits_per_weight=3.5)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_plan_may_be_edited_to_anything_that_is_offered(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "plan.json", tmp_path / "out"
+    name = f"{DOWN}.weight"
+    plan, _ = planned(checkpoint_folder, file)
+    assert read_plan(file) == plan
+
+    def all_but_one_as_they_are(raw: Any) -> None:
+        for choice in raw["budgets"][0]["matrices"].values():
+            choice["bits"] = None
+        raw["budgets"][0]["matrices"][name]["bits"] = 8
+
+    edit(file, all_but_one_as_they_are)
+    result = execute_plan(checkpoint_folder, out, file, bits_per_weight=3.5)
+    assert result.plan.mix == {8: 1, None: len(plan.matrices) - 1}
+    before, after = stored(checkpoint_folder), stored(out)
+    assert all(same_bits(before[n], after[n]) for n in before if n != name)
+    modules = dict(stock_load(out)[0].named_modules())
+    assert type(modules[DOWN]) is nn.QuantizedLinear
+    assert type(modules[DOWN.replace("down", "up")]) is nn.Linear
+
+
+def test_a_quantised_source_keeps_what_is_kept_and_packs_the_rest_anew(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    source, file, out = tmp_path / "q8", tmp_path / "plan.json", tmp_path / "out"
+    model, config = quantize_model(*stock_load(checkpoint_folder), 32, 8)
+    save_model(source, model)
+    save_config(config, source / "config.json")
+    plan, _ = planned(source, file)
+    kept = "lm_head.weight"
+    edit(file, lambda raw: raw["budgets"][0]["matrices"][kept].update(bits=None))
+    execute_plan(source, out, file, bits_per_weight=3.5)
+    before, after = stored(source), stored(out)
+    for leaf in ("weight", "scales", "biases"):
+        for path in ("lm_head", "model.embed_tokens"):
+            assert same_bits(before[f"{path}.{leaf}"], after[f"{path}.{leaf}"])
+    chosen = read_plan(file).budget(3.5).chosen
+    modules = dict(stock_load(out)[0].named_modules())
+    for m in plan.matrices:
+        found = modules[module_path(m.name)]
+        expected = (8, 32) if m.name == kept else (chosen[m.name].bits, m.group_size)
+        assert (found.bits, found.group_size) == expected
+    with open_checkpoint(out) as checkpoint:
+        assert checkpoint.shape(f"{DOWN}.weight") == (64, 96)
+
+
+def tamper_weights(source: Path, _: Path) -> None:
+    path = source / "model.safetensors"
+    bad = bytearray(path.read_bytes())
+    bad[-1] ^= 1
+    path.write_bytes(bad)
+
+
+def tamper_config(source: Path, _: Path) -> None:
+    edit(source / "config.json", lambda raw: raw.update(rope_theta=1e6))
+
+
+def tamper_shape(source: Path, _: Path) -> None:
+    weights = stored(source)
+    weights["model.norm.weight"] = mx.ones(63, mx.bfloat16)
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+
+
+def lose_grams(_: Path, file: Path) -> None:
+    file.with_suffix(".grams.npz").unlink()
+
+
+def tamper_grams(_: Path, file: Path) -> None:
+    file.with_suffix(".grams.npz").write_bytes(b"other")
+
+
+def unknown_bits(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw["budgets"][0]["matrices"]["lm_head.weight"].update(bits=7))
+
+
+def no_bits(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw["budgets"][0]["matrices"].pop("lm_head.weight"))
+
+
+def foreign_bits(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw["budgets"][0]["matrices"].update({"x.weight": {"bits": 2}}))
+
+
+def other_schema(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw.update(schema=99))
+
+
+def outside_grams(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw["grams"].update(file="../plan.grams.npz"))
+
+
+REFUSALS = {
+    tamper_weights: r"plan\.json: the plan was made for 'tiny'.*'model\.safetensors' differs",
+    tamper_config: r"config\.json differs; plan for this source",
+    tamper_shape: r"tensor 'model\.norm\.weight' differs",
+    lose_grams: r"plan\.grams\.npz: missing.*plastic plan",
+    tamper_grams: r"plan\.grams\.npz: not the Grams",
+    unknown_bits: r"'lm_head\.weight' must be one of 2, 3, 4, 5, 6, 8, null, got 7",
+    no_bits: r"'lm_head\.weight' is missing",
+    foreign_bits: r"'x\.weight', which is not among",
+    other_schema: r"schema 99",
+    outside_grams: r"another folder",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSALS, ids=lambda f: f.__name__)
+def test_what_does_not_fit_the_plan_is_refused_by_name(
+    make_checkpoint: Make, tmp_path: Path, spoil: Callable[[Path, Path], None]
+) -> None:
+    source, file = make_checkpoint(), tmp_path / "plan.json"
+    planned(source, file)
+    spoil(source, file)
+    with pytest.raises(FormatError, match=REFUSALS[spoil]) as caught:
+        execute_plan(source, tmp_path / "out", file, bits_per_weight=3.5)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_of_several_budgets_must_be_named(checkpoint_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    plan, _ = planned(checkpoint_folder, file)
+    with pytest.raises(ValueError, match=r"holds 3\.5, 5 bits per weight"):
+        plan.budget()
+    with pytest.raises(ValueError, match=r"one of the plan's, 3\.5, 5, got 4"):
+        plan.budget(4.0)
+    assert plan.budget(5.0).budget == 5.0
