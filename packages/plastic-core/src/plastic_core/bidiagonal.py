@@ -47,7 +47,7 @@ class Bidiagonalisation:
     """
 
     def __init__(self, A: Operator, norm: float, block: int, key: int | mx.array) -> None:
-        self._rng = rng = generator(key)
+        rng = generator(key)
         self.A, self.block, self.floor, self.limit = A, block, EPS * norm, min(A.shape)
         self.wide = A.shape[0] < A.shape[1]
         m, n = A.shape[::-1] if self.wide else A.shape
@@ -82,13 +82,16 @@ class Bidiagonalisation:
         while self.size < min(size, self.limit):
             self.extend()
 
-    def restart(self) -> None:
-        """Go on from random directions: they reach what products with the present ones do not.
+    def widen(self) -> None:
+        """Double the block: what is new in it starts from random directions.
 
-        A block of b columns only ever leads to b of the directions that share a singular value.
+        Blocks of b columns lead to b of the directions that share a singular value. Extends twice:
+        random directions show little before they are multiplied by A.
         """
-        self._next = self._rng.standard_normal(self._next.shape, dtype=np.float32)
-        self._last, self._last_P = slice(0, 0), self._last_P[:, :0]
+        self.block *= 2
+        new = min(self.block, self.limit - self.size) - self._next.shape[1]
+        self._next = np.pad(self._next, ((0, 0), (0, new)))
+        self.grow_to(self.size + 2 * self.block)
 
     def product(self) -> tuple[Float32, Float32]:
         """Factors ``(m, size)`` and ``(size, n)`` of what the spaces hold of A."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast, get_args
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import DTypeLike
 
 from plastic_core.balance import balance
-from plastic_core.certificate import certificate, measured_error
+from plastic_core.certificate import ratio, spectral_bound, spectral_norm
 from plastic_core.cost import exact_cost, randomised_cost
 from plastic_core.factors import Certificate, Factors
 from plastic_core.linalg import Matrix, as_matrix, as_vector, thin_svd
@@ -21,6 +22,8 @@ from plastic_core.randomised import TRUSTED, Triplets, leading_triplets, triplet
 Method = Literal["auto", "exact", "randomised"]
 
 LEAST_TOLERANCE = 1e-5  # float32 factors err by up to a tenth of it
+LARGEST = float(np.finfo(np.float32).max)
+ALONE = 0.5  # of the first singular value: with the rest below, it has converged
 
 
 def factorized_lowrank(
@@ -82,24 +85,44 @@ def factorized_lowrank(
         see `Bidiagonalisation`.
     """
     matrix = as_operator(A)
-    _check(matrix, rank, tolerance, method)
-    norm = _checked_norm(matrix)
-    triplets, method = _triplets(matrix, norm, rank, tolerance, method, key)
-    if tolerance is None:
-        return certified(matrix, norm, triplets, dtype, key, method)
-    enough = triplets.errors() <= tolerance * norm
-    count = int(np.argmax(enough)) if enough[-1] else len(triplets.S)
+    rank = _checked_rank(matrix, rank)
+    _check(rank, tolerance, method, dtype)
+    norm, aim = _checked_norm(matrix), tolerance
     while True:
-        factors = certified(matrix, norm, triplets.leading(count), dtype, key, method)
-        error = cast(Certificate, factors.certificate).relative_error
-        if error <= tolerance or (count == rank and not enough[-1]):
+        triplets, method = _triplets(matrix, norm, rank, aim, method, key)
+        stored = partial(certified, matrix, norm, dtype=dtype, key=key, method=method)
+        if tolerance is None:
+            return stored(triplets)
+        factors, left = _fewest(stored, triplets, tolerance, norm)
+        capped = rank is not None and triplets.error > tolerance * norm
+        if capped or cast(Certificate, factors.certificate).relative_error <= tolerance:
             return factors
-        if count == len(triplets.S):
+        if rank is not None or left < tolerance / 10:
             raise ValueError(
                 f"`tolerance` {tolerance:g} cannot be met by factors in {dtype}, whose rounding "
-                f"costs {error:.2g}. Choose a wider dtype or a larger tolerance."
+                "alone costs as much. Choose a wider dtype or a larger tolerance."
             )
-        count = min(len(triplets.S), count + 1 + count // 100)
+        aim = 0.99 * left
+
+
+def _fewest(
+    stored: Callable[[Triplets], Factors], triplets: Triplets, tolerance: float, norm: float
+) -> tuple[Factors, float]:
+    """The fewest triplets that keep the tolerance once they are stored, or all of them.
+
+    And the relative error that is left to the triplets by what storing them costs.
+    """
+    squares, target = triplets.errors() ** 2, (tolerance * norm) ** 2
+    count, left = 0, target
+    while True:
+        enough = squares <= left
+        count = max(count, int(np.argmax(enough)) if enough[-1] else len(triplets.S))
+        factors = stored(triplets.leading(count))
+        square = (cast(Certificate, factors.certificate).relative_error * norm) ** 2
+        left = max(0.0, target - (square - squares[count]))
+        if square <= target or count == len(triplets.S):
+            return factors, math.sqrt(left) / (norm or 1.0)
+        count += 1
 
 
 def svd_lowrank(A: Matrix, rank: int) -> mx.array:
@@ -118,9 +141,9 @@ def svd_lowrank(A: Matrix, rank: int) -> mx.array:
             overflows the dtype of ``A``.
     """
     matrix = as_operator(A)
-    _check(matrix, rank, None, "auto")
-    (U, S, Vh, _), _ = _triplets(matrix, _checked_norm(matrix), rank, None, "auto", 0)
-    dtype = _mlx_dtype(A)
+    count = _checked_rank(matrix, rank)
+    triplets, _ = _triplets(matrix, _checked_norm(matrix), count, None, "auto", 0)
+    U, S, Vh, dtype = *triplets[:3], _mlx_dtype(A)
     dense = mx.array((U * S) @ Vh).astype(dtype, stream=mx.cpu)
     if not bool(mx.isfinite(dense, stream=mx.cpu).all(stream=mx.cpu).item()):
         raise ValueError(
@@ -135,18 +158,32 @@ def _mlx_dtype(A: Matrix) -> mx.Dtype:
     return mx.float16 if A.dtype == np.float16 else mx.float32
 
 
-def _check(A: Operator, rank: int | None, tolerance: float | None, method: Method) -> None:
+def _checked_rank(A: Operator, rank: int | None) -> int | None:
     if min(A.shape) == 0:
         raise ValueError(f"`A` has no entries: shape {A.shape}. Leave it out.")
-    if rank is None and tolerance is None:
-        raise ValueError("Give a `rank`, a `tolerance`, or both.")
-    limit = A.max_rank
-    if rank is not None and not 1 <= operator.index(rank) <= limit:
+    if rank is None:
+        return None
+    rank, limit = as_rank(rank), A.max_rank
+    if not min(1, limit) <= rank <= limit:
         what = "min(m, n)" if limit == min(A.shape) else "the rank of the factors"
         raise ValueError(
             f"`rank` must be between 1 and {what} = {limit} for a matrix of shape {A.shape}, "
             f"got {rank}."
         )
+    return rank
+
+
+def as_rank(rank: int) -> int:
+    """``rank`` as a Python integer; ``TypeError`` if it is not one."""
+    try:
+        return operator.index(rank)
+    except TypeError as error:
+        raise TypeError(f"`rank` must be an integer, got {rank!r}.") from error
+
+
+def _check(rank: int | None, tolerance: float | None, method: Method, dtype: mx.Dtype) -> None:
+    if rank is None and tolerance is None:
+        raise ValueError("Give a `rank`, a `tolerance`, or both.")
     if tolerance is not None and not LEAST_TOLERANCE <= tolerance < 1:
         raise ValueError(
             f"`tolerance` must be at least {LEAST_TOLERANCE:g}, the least that float32 factors can "
@@ -154,11 +191,13 @@ def _check(A: Operator, rank: int | None, tolerance: float | None, method: Metho
         )
     if method not in get_args(Method):
         raise ValueError(f"`method` must be one of {get_args(Method)}, got {method!r}.")
+    if not mx.issubdtype(dtype, mx.floating):
+        raise TypeError(f"`dtype` must be floating, got {dtype}.")
 
 
 def _checked_norm(A: Operator) -> float:
-    norm = math.sqrt(A.squared_norm())
-    if norm > np.finfo(np.float32).max:
+    norm = A.norm()
+    if norm > LARGEST:
         raise ValueError(
             f"The norm of `A`, {norm:.3g}, overflows float32. Scale the matrix down first."
         )
@@ -179,7 +218,9 @@ def _triplets(
     if factored or method == "exact" or budget <= randomised_cost(A.shape, rank or 1):
         return _exact(A, rank), "exact"
     if rank is not None:
-        return leading_triplets(A, norm, rank, key), "randomised"
+        leading = leading_triplets(A, norm, rank, key)
+        vague = tolerance is not None and leading.error < TRUSTED * norm
+        return (leading.measured(A) if vague else leading), "randomised"
     assert tolerance is not None
     found = triplets_within(A, norm, tolerance, budget, key)
     return (_exact(A, None), "exact") if found is None else (found, "randomised")
@@ -198,6 +239,7 @@ def certified(
     A: Operator,
     norm: float,
     triplets: Triplets,
+    *,
     dtype: mx.Dtype,
     key: int | mx.array,
     method: Method,
@@ -207,13 +249,13 @@ def certified(
     if not bool(mx.isfinite(S, stream=mx.cpu).all(stream=mx.cpu).item()):
         raise ValueError(f"A singular value overflows {dtype}. Choose a wider `dtype`.")
     E = Residual(A, U, as_vector(S)[:, None] * as_matrix(Vh))
-    error, working = _error(E, norm, triplets.error, dtype == mx.float32 and method != "exact")
+    error, bound = triplets.error, triplets.bound
+    if dtype != mx.float32 or method == "exact" or error < max(TRUSTED * norm, 1e3 * A.roundoff()):
+        error, bound = E.norm(), None
+    if bound is None:
+        bound = spectral_bound(E, error, key)
     largest = float(triplets.S.max(initial=0.0))
-    return Factors.certified(U, S, Vh, certificate(E, error, working, norm, largest, key), method)
-
-
-def _error(E: Residual, norm: float, predicted: float, uncast: bool) -> tuple[float, DTypeLike]:
-    """The norm of the residual: measured, unless the recurrence knows it well enough."""
-    if uncast and predicted >= TRUSTED * norm:
-        return predicted, np.float32
-    return measured_error(E, norm)
+    if method != "exact" and bound > ALONE * largest:
+        largest = max(largest, spectral_norm(A, norm, key))
+    certificate = Certificate(ratio(error, norm), ratio(bound, largest))
+    return Factors.certified(U, S, Vh, certificate, method)

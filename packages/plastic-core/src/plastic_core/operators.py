@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
@@ -25,6 +26,9 @@ from plastic_core.linalg import (
     to_numpy,
 )
 from plastic_core.quantize import QuantizedFactors, dequantize_factors
+
+EPS = float(np.finfo(np.float32).eps)
+SMALL = float(np.finfo(np.float32).tiny) / EPS  # products of smaller numbers round as subnormals do
 
 
 class Operator(ABC):
@@ -68,9 +72,22 @@ class Operator(ABC):
             z += block.T @ _scaled(block @ narrow, scale, dtype)
         return z / scale
 
+    def norm(self) -> float:
+        """``||A||_F``, exact to 1e-3 whatever cancels."""
+        norm = math.sqrt(self.squared_norm())
+        return norm if norm >= self.roundoff() else math.sqrt(self.squared_norm(np.float64))
+
+    def precision(self, norm: float) -> DTypeLike:
+        """Float32, unless rounding would show in a matrix of that norm."""
+        return np.float32 if norm >= self.roundoff() else np.float64
+
     def squared_norm(self, dtype: DTypeLike = np.float32) -> float:
         """``||A||_F^2``: entries computed in ``dtype``, squares summed in float64."""
         return sum(squared_norm(self.rows(rows, dtype)) for rows in self._slices())
+
+    def roundoff(self) -> float:
+        """The norm from which on float32 is precise enough."""
+        return SMALL
 
     def _slices(self) -> Iterator[slice]:
         return blocks(*self.shape)
@@ -126,6 +143,16 @@ class Factored(Operator):
     def squared_norm(self, dtype: DTypeLike = np.float32) -> float:
         return factor_norm(self.U, np.ones(self.rank, np.float32), self.Vh) ** 2
 
+    def roundoff(self) -> float:
+        """A multiple of what the products lose: at most ``eps sqrt(r)`` of terms that may cancel.
+
+        What rounding adds is not correlated with what is there, so it enters the norm in
+        quadrature, beside a correlation by chance of ``1 / sqrt(m n)``.
+        """
+        terms = math.sqrt(_energies(self.U) @ _energies(self.Vh.T))
+        margin = 32 * max(1.0, 32 / math.sqrt(max(1, math.prod(self.shape))))
+        return SMALL + margin * EPS * math.sqrt(self.rank + 1) * terms
+
     def times(self, X: Float32) -> Float32:
         return self.U @ (self.Vh @ X)
 
@@ -163,8 +190,12 @@ class Difference(Operator):
         self.A, self.B, self.shape = A, B, A.shape
 
     def rows(self, rows: slice, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        difference: NDArray[Any] = self.A.rows(rows, dtype) - self.B.rows(rows, dtype)
+        with np.errstate(over="ignore"):  # infinite, and so is the norm
+            difference: NDArray[Any] = self.A.rows(rows, dtype) - self.B.rows(rows, dtype)
         return difference
+
+    def roundoff(self) -> float:
+        return self.A.roundoff() + self.B.roundoff()
 
 
 class Residual(Difference):
@@ -192,6 +223,11 @@ class Residual(Difference):
             total += U[rows].T @ y
         z -= Vh.T @ total.astype(dtype)
         return z / scale
+
+
+def _energies(M: Matrix) -> Float64:
+    energies: Float64 = np.einsum("ij,ij->j", M, M, dtype=np.float64)
+    return energies
 
 
 def _scaled(y: NDArray[Any], scale: float, dtype: DTypeLike) -> NDArray[Any]:

@@ -92,8 +92,8 @@ def tolerance(of: Matrix | float, shape: tuple[int, ...], dtype: DTypeLike = np.
         dtype: The working precision.
     """
     values = np.asarray(of if isinstance(of, float) else to_numpy(of), dtype=np.float64)
-    largest = np.linalg.norm(values, 2) if values.ndim == 2 else np.abs(values).max(initial=0.0)
-    return float(10 * max(shape) * np.finfo(dtype).eps * largest)
+    values = lapack.svdvals(values) if values.ndim == 2 else np.abs(values)
+    return float(10 * max(shape) * np.finfo(dtype).eps * values.max(initial=0.0))
 
 
 def assert_orthonormal(Q: Matrix) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from plastic_core.balance import as_arrays
 from plastic_core.factors import Factors
 from plastic_core.linalg import Float32, qr, thin_svd
-from plastic_core.lowrank import certified, factorized_lowrank
+from plastic_core.lowrank import as_rank, certified, factorized_lowrank
 from plastic_core.operators import Factored, Operand, Operator, Residual, as_operator
 from plastic_core.randomised import Triplets, leading_triplets
 
@@ -42,15 +42,16 @@ def grow_factors(A: Operand, factors: Factors, rank: int, *, key: int | mx.array
     matrix, (U, S, Vh) = as_operator(A), as_arrays(factors)
     if factors.shape != matrix.shape:
         raise ValueError(f"`factors` of shape {factors.shape} do not fit `A` of {matrix.shape}.")
+    rank = as_rank(rank)
     if not factors.rank < rank <= min(matrix.shape):
         raise ValueError(
             f"`rank` must be above the present {factors.rank} and at most min(m, n) = "
             f"{min(matrix.shape)}, got {rank}."
         )
-    norm, left = math.sqrt(matrix.squared_norm()), Residual(matrix, U, S[:, None] * Vh)
-    found = leading_triplets(left, math.sqrt(left.squared_norm()), rank - factors.rank, key)
+    norm, left = matrix.norm(), Residual(matrix, U, S[:, None] * Vh)
+    found = leading_triplets(left, left.norm(), rank - factors.rank, key)
     triplets = _within(matrix, norm, np.concatenate([U, found.U], axis=1))
-    return certified(matrix, norm, triplets, mx.float32, key, "randomised")
+    return certified(matrix, norm, triplets, dtype=mx.float32, key=key, method="randomised")
 
 
 def _within(A: Operator, norm: float, basis: Float32) -> Triplets:

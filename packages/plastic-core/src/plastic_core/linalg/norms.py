@@ -101,8 +101,9 @@ def operator_norm(
 
 
 def _lanczos_steps(size: int, tolerance: float, failure: float = 1e-3) -> int:
-    """Steps after which the largest eigenvalue has a relative error below ``2 tolerance``."""
+    """Steps after which the relative error of the root of the largest eigenvalue is in bounds."""
     if size == 0:
         return 0
     exponent = math.log(1.648 * math.sqrt(size) / failure)
-    return min(size, math.ceil((exponent / math.sqrt(2 * tolerance) + 1) / 2))
+    of_eigenvalue = tolerance * (2 - tolerance)
+    return min(size, math.ceil((exponent / math.sqrt(of_eigenvalue) + 1) / 2))
