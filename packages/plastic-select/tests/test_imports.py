@@ -32,11 +32,14 @@ def test_every_public_name_exists_once_and_is_documented() -> None:
     assert all(getattr(plastic_select, name).__doc__ for name in names)
 
 
-def test_the_readme_example_runs() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    lines = run(block).splitlines()
+def test_the_readme_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = run("\n".join(blocks)).splitlines()
     assert lines[0].startswith("6 0.00")
-    assert len(lines) == 3
+    assert len(lines) == 5
+    assert [int(line.split()[0]) for line in lines[3:]] == sorted(
+        int(line.split()[0]) for line in lines[3:]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
