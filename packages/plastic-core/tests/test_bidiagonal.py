@@ -134,7 +134,7 @@ def test_factors_and_product_are_what_the_space_holds(
     assert (S >= 0).all()
     leading = space.factors(1)
     assert [F.shape for F in leading] == [(len(A), 1), (1,), (1, A.shape[1])]
-    assert bits(leading[1]) == bits(S[:1])
+    assert abs(leading[1][0] - S[0]) <= limit
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (70, 50)])
