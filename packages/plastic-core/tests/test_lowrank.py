@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plastic_core.certificate import certify
 from plastic_core.linalg import Float32, Float64
 from plastic_core.lowrank import Method, factorized_lowrank, svd_lowrank
 from plastic_core.testing import (
@@ -129,3 +130,40 @@ def test_rank_out_of_range_names_the_limit(rank: int) -> None:
 def test_rank_must_be_an_integer() -> None:
     with pytest.raises(TypeError):
         factorized_lowrank(np.eye(3), 1.5)  # type: ignore[arg-type]
+
+
+def test_auto_takes_the_cheaper_method_and_names_it() -> None:
+    rng = np.random.default_rng(0)
+    assert factorized_lowrank(rng.standard_normal((20, 30)), 5).method == "exact"
+    assert factorized_lowrank(rng.standard_normal((600, 700)), 10).method == "randomised"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Give a `rank`, a `tolerance`, or both"),
+        ({"tolerance": -0.1}, "`tolerance` must be at least 1e-05.* got -0.1"),
+        ({"rank": 9}, r"between 1 and min\(m, n\) = 4"),
+        ({"rank": 1, "method": "fast"}, "`method` must be one of"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        factorized_lowrank(np.eye(4), **options)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_a_matrix_without_entries_is_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"`A` has no entries"):
+        factorized_lowrank(np.zeros(shape, np.float32), 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1)])
+@pytest.mark.parametrize("entry", [1e30, 1.0, 1e-30, 0.0])
+def test_extreme_shapes_and_entries(shape: tuple[int, int], entry: float) -> None:
+    A = np.full(shape, entry, np.float32)
+    for method in ("exact", "randomised"):
+        factors = factorized_lowrank(A, 1, method=method)
+        expected = entry * np.sqrt(A.size)
+        assert float(factors.S[0]) == pytest.approx(expected, rel=1e-5)
+        assert certify(A, factors.U * factors.S, factors.Vh).relative_error <= 1e-6
