@@ -40,7 +40,7 @@ def columns(draw: st.DrawFn, length: int, width: int) -> Float32:
 @repeatable
 @given(st.integers(1, 40), st.data())
 def test_a_basis_is_orthonormal_and_holds_what_was_added(length: int, data: st.DataObject) -> None:
-    basis = Basis(length, np.random.default_rng(0))
+    basis = Basis(length, length, np.random.default_rng(0))
     while basis.size < length:
         width = data.draw(st.integers(1, length - basis.size))
         Y = data.draw(columns(length, width))
@@ -62,7 +62,7 @@ def test_a_basis_is_orthonormal_and_holds_what_was_added(length: int, data: st.D
 
 
 def test_a_direction_that_is_there_already_is_replaced_by_a_random_one() -> None:
-    basis = Basis(30, np.random.default_rng(0))
+    basis = Basis(30, 30, np.random.default_rng(0))
     first, _, _ = basis.extend(np.eye(30, 4, dtype=np.float32), floor=EPS)
     second, C, R = basis.extend(first * 3, floor=10 * EPS)
     assert np.abs(C - 3 * np.eye(4)).max() <= tolerance(3.0, (30, 4))

@@ -36,7 +36,7 @@ def assert_true(certificate: Certificate, A: Float64, difference: Float64, slack
     spectral = np.linalg.norm(difference, 2) / np.linalg.norm(A, 2)
     assert abs(certificate.relative_error - exact) <= 1e-3 * exact + slack
     assert spectral * (1 - 1e-3) - slack <= certificate.spectral_error
-    assert certificate.spectral_error <= 1.07 * spectral + slack
+    assert certificate.spectral_error <= 1.1 * spectral + slack
 
 
 def assert_certified(A: Matrix, factors: Factors) -> None:
@@ -137,14 +137,14 @@ def test_certificate_of_nothing_kept_is_one() -> None:
     A = matrix_from_spectrum(np.array([4.0, 3.0]), 5, 7, seed=2).astype(np.float32)
     nothing = certify(A, np.zeros((5, 0), np.float32), np.zeros((0, 7), np.float32))
     assert nothing.relative_error == pytest.approx(1.0, rel=1e-6)
-    assert 1.0 <= nothing.spectral_error <= 1.07
+    assert 1.0 <= nothing.spectral_error <= 1.1
 
 
 def test_certificate_by_hand() -> None:
     A, u, v = np.diag([4.0, 3.0]), np.array([[1.0], [0.0]]), np.array([[4.0, 0.0]])
     certificate = certify(A, u, v)
     assert certificate.relative_error == pytest.approx(0.6, rel=1e-6)
-    assert 0.75 <= certificate.spectral_error <= 1.07 * 0.75
+    assert 0.75 <= certificate.spectral_error <= 1.1 * 0.75
 
 
 def test_certificate_of_a_zero_matrix_missed_is_infinite() -> None:
@@ -164,7 +164,7 @@ def test_one_key_gives_one_certificate() -> None:
     assert certify(A, U, Vh, key=mx.random.key(3)) == certify(A, U, Vh, key=mx.random.key(3))
     several = {certify(A, U, Vh, key=key).spectral_error for key in range(5)}
     assert len(several) > 1
-    assert max(several) <= 1.07 * min(several)
+    assert max(several) <= 1.1 * min(several)
 
 
 def test_certificate_refuses_factors_of_another_matrix() -> None:

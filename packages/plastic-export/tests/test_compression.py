@@ -84,7 +84,7 @@ def test_the_certificate_is_the_error_of_what_is_stored(
         error = np.linalg.norm(W - u @ v) / np.linalg.norm(W)
         assert record.relative_error == pytest.approx(error, rel=1e-4)
         spectral = np.linalg.norm(W - u @ v, 2) / s[0]
-        assert spectral * (1 - 1e-3) <= record.spectral_error <= 1.07 * spectral
+        assert spectral * (1 - 1e-3) <= record.spectral_error <= 1.1 * spectral
         best = np.linalg.norm(s[record.rank :]) / np.linalg.norm(s)
         assert best <= error * (1 + 1e-6)
         assert error <= np.hypot(best, 2 * UNIT["BF16"])

@@ -15,12 +15,15 @@ class Basis:
 
     Args:
         length: Entries of a vector.
+        limit: Most vectors it can hold; memory is taken as they come.
         rng: Source of the directions that replace dependent ones.
     """
 
-    def __init__(self, length: int, rng: np.random.Generator) -> None:
+    def __init__(self, length: int, limit: int, rng: np.random.Generator) -> None:
         self.length, self.size, self._rng = length, 0, rng
         self._rows: Matrix = place(np.empty((0, length), np.float32))
+        if not isinstance(self._rows, mx.array):  # an untouched page costs nothing
+            self._rows = np.empty((limit, length), np.float32)
 
     @property
     def rows(self) -> Matrix:
@@ -84,10 +87,6 @@ class Basis:
         if isinstance(self._rows, mx.array):
             self._rows = mx.concatenate([self._rows, mx.array(Q.T)])
         else:
-            if stop > len(self._rows):
-                room = np.empty((stop + stop // 2, self.length), np.float32)
-                room[: self.size] = self.rows
-                self._rows = room
             self._rows[self.size : stop] = Q.T
         self.size = stop
 

@@ -51,7 +51,7 @@ class Bidiagonalisation:
         self.A, self.block, self.floor, self.limit = A, block, EPS * norm, min(A.shape)
         self.wide = A.shape[0] < A.shape[1]
         m, n = A.shape[::-1] if self.wide else A.shape
-        self.U, self.V = Basis(m, rng), Basis(n, rng)
+        self.U, self.V = Basis(m, self.limit, rng), Basis(n, self.limit, rng)
         self.B: Float64 = np.zeros((0, 0))
         self._next = rng.standard_normal((n, min(block, self.limit)), dtype=np.float32)
         self._last, self._last_P = slice(0, 0), np.zeros((m, 0), np.float32)

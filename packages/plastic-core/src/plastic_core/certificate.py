@@ -11,7 +11,7 @@ from plastic_core.factors import Certificate
 from plastic_core.linalg import Matrix, operator_norm
 from plastic_core.operators import Operand, Operator, Residual, as_operator
 
-TOLERANCE = 0.05  # relative, of the spectral norm of a difference
+TOLERANCE = 0.08  # relative, of the spectral norm of a difference
 NORM_TOLERANCE = 0.01  # relative, of the spectral norm of a matrix
 
 
@@ -30,15 +30,15 @@ def certify(A: Operand, U: Matrix, Vh: Matrix, *, key: int | mx.array = 0) -> Ce
     Returns:
         Both relative errors; 0.0 where a zero matrix is met exactly, infinity where it is not. The
         Frobenius error is exact to 1e-3 of itself. The spectral error is an upper bound with
-        probability 0.998, at most 1.07 times the true one (`linalg.operator_norm`).
+        probability 0.998, at most 1.1 times the true one (`linalg.operator_norm`).
 
     Raises:
         TypeError: If an argument does not hold floating-point numbers.
         ValueError: If an argument is not a finite matrix or the shapes do not fit together.
 
     Note:
-        One product of O(m n r) operations, in float64 where float32 would round too much, and 64
-        products with a vector. Of the difference only a block of 16 MiB exists at any time.
+        One product of O(m n r) operations, in float64 where float32 would round too much, and up
+        to 64 products with a vector. Of the difference only a block of 16 MiB exists at any time.
     """
     operator = as_operator(A)
     (m, n), u, v = operator.shape, np.shape(U), np.shape(Vh)
@@ -54,7 +54,7 @@ def certify(A: Operand, U: Matrix, Vh: Matrix, *, key: int | mx.array = 0) -> Ce
 
 
 def spectral_bound(E: Operator, error: float, key: int | mx.array) -> float:
-    """An upper bound of ``||E||_2``, with probability 0.999, at most 1 / 0.95 times too large.
+    """An upper bound of ``||E||_2``, with probability 0.999, at most 1 / 0.92 times too large.
 
     Args:
         E: The operator.
