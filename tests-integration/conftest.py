@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +45,38 @@ def heldout() -> Path:
 def copy(tmp_path: Path) -> Path:
     """A copy of the checkpoint that a test may damage."""
     return shutil.copytree(DATA, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def ask_server() -> Callable[..., Any]:
+    """``ask_server(*words)``: what ``mlx_lm.server`` with these words answers to a short prompt."""
+    return answer
+
+
+def answer(*words: object) -> Any:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlx_lm", "server", "--port", port, *words]
+    server = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        return ask(f"http://127.0.0.1:{port}/v1/completions", server)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ask(url: str, server: subprocess.Popen[bytes]) -> Any:
+    """Post a prompt, again and again until the server has started."""
+    body = json.dumps({"prompt": "def ", "max_tokens": 3}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    pytest.fail("the server did not answer")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -104,33 +102,11 @@ def test_the_commands_of_stock_mlx_lm_accept_it(compressed: Compress, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_server_of_stock_mlx_lm_answers(compressed: Compress) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["--model", compressed["stable"].out, "--trust-remote-code", "--port", port]
-    command = [sys.executable, "-m", "mlx_lm", "server", *map(str, words)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        body = json.dumps({"prompt": "def ", "max_tokens": 3}).encode()
-        answer = json.loads(ask(f"http://127.0.0.1:{port}/v1/completions", body, server))
-    finally:
-        server.kill()
-        server.wait()
+def test_the_server_of_stock_mlx_lm_answers(
+    compressed: Compress, ask_server: Callable[..., Any]
+) -> None:
+    answer = ask_server("--model", compressed["stable"].out, "--trust-remote-code")
     assert answer["usage"]["completion_tokens"] == 3
-
-
-def ask(url: str, body: bytes, server: subprocess.Popen[bytes]) -> bytes:
-    """Post, and try again until the server has started."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return bytes(response.read())
-        except urllib.error.URLError:
-            time.sleep(0.5)
-    pytest.fail("the server did not answer")
 
 
 def test_the_dense_format_loads_without_any_flag(checkpoint: Path, tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(checkpoint: Path, calibration: Path, plan_file: Path) -> LossPlan:
     """Two budgets from one short calibration."""
     text = Calibration(calibration, window=128, windows=32)
-    return plan_checkpoint(checkpoint, plan_file, calibration=text, bits_per_weight=BUDGETS)
+    return plan_checkpoint(checkpoint, plan_file, calibration=text, budgets=BUDGETS)
 
 
 @pytest.fixture(scope="module")
 def outputs(checkpoint: Path, plan: LossPlan, plan_file: Path) -> dict[float, Quantised]:
     return {
-        b: execute_plan(checkpoint, plan_file.parent / f"{b}", plan_file, bits_per_weight=b)
+        b: execute_plan(checkpoint, plan_file.parent / f"{b}", plan_file, budget=b)
         for b in BUDGETS
     }
 
@@ -191,7 +191,11 @@ def test_a_plan_that_cannot_be_made_is_one_line_and_leaves_nothing(
 
 
 CONFLICTS = [
-    (["--keep", "0.5"], ["--plan has decided", "--keep"]),
+    (["--strategy", "energy"], ["--plan has decided", "--strategy"]),
+    (["--keep", "0.5"], ["3.5, 4.5", "got keep 0.5"]),
+    (["--size", "3MB"], ["3.5, 4.5", "got 3000000 bytes"]),
+    (["--size", "3TB"], ["a size must be", "3TB"]),
+    (["--keep", "0.5", "--bits-per-weight", "3.5"], ["give one"]),
     (["--exclude", "*mlp*"], ["--plan has decided", "--exclude"]),
     ([], ["3.5, 4.5", "choose"]),
     (["--bits-per-weight", "4"], ["3.5, 4.5", "got 4"]),

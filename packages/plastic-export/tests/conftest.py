@@ -5,13 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from plastic_core import Backbone, Correction
+from plastic_export.atomic import sha256_file
+from plastic_export.lossplan import (
+    BitsPlan,
+    Candidate,
+    Choice,
+    Format,
+    Offer,
+    Offered,
+    factor_bytes,
+    packed_bytes,
+)
+from plastic_export.matrices import module_path
+from plastic_export.models import linear_paths
+from plastic_export.planfile import LossPlan, source_identity, write_plan
+from plastic_export.pricing import candidate, stored
+from plastic_export.reader import Checkpoint, open_checkpoint
+from plastic_runtime.gramfile import VERSION, GramFile, Sum, append
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -160,3 +179,101 @@ def hub_cache(tmp_path: Path, sharded_folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.folder))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return cache
+
+
+@pytest.fixture(scope="session")
+def candidates_of() -> Callable[[Checkpoint], list[Candidate]]:
+    """A function that gives the linear layers of a checkpoint, in its order."""
+    return linear_candidates
+
+
+def linear_candidates(checkpoint: Checkpoint) -> list[Candidate]:
+    paths = linear_paths(checkpoint.config)
+    weights = [f"{path}.weight" for path in paths]
+    found = [candidate(checkpoint, n) for n in checkpoint.tensors if n in weights]
+    return [m for m in found if m is not None]
+
+
+@pytest.fixture(scope="session")
+def write_grams() -> Callable[[Path, list[Candidate]], None]:
+    """A function that writes the file that a calibration would leave."""
+    return random_grams
+
+
+def random_grams(file: Path, matrices: list[Candidate]) -> None:
+    """Grams of Gaussian inputs of unequal power, and of small Gaussian gradients."""
+    sums = []
+    for i, m in enumerate(matrices):
+        rng, (out, in_) = np.random.default_rng(i), m.shape
+        X = rng.standard_normal((2 * in_, in_)) * rng.uniform(0.2, 2.0, in_)
+        G = 1e-2 * rng.standard_normal((2 * out, out))
+        path = module_path(m.name)
+        sums += [Sum(f"input.{path}", X.T @ X, len(X)), Sum(f"output.{path}", G.T @ G, len(G))]
+    paths = {module_path(m.name): 2 * m.shape[1] for m in matrices}
+    header = {"made_for": {}, "sites": {p: p for p in paths}, "counts": paths, "tokens": 1}
+    append(file, [*sums, json.dumps({"version": VERSION} | header).encode()], None)
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., LossPlan]:
+    """``make_plan(source, file, choices, format)``: a plan of one budget, with its Grams.
+
+    ``choices`` gives the bits, rank and bits of factors of a matrix, by its tensor name; matrices
+    that it leaves out stay as they are.
+    """
+    return plan_of
+
+
+def plan_of(
+    source: Path, file: Path, choices: Mapping[str, Choice], format: Format = "corrected"
+) -> LossPlan:
+    grams = file.with_suffix(".grams.npz")
+    with open_checkpoint(source) as checkpoint:
+        matrices = linear_candidates(checkpoint)
+        random_grams(grams, matrices)
+        offered = tuple(_offered(m, choices.get(m.name, (None, 0, 0))) for m in matrices)
+        chosen = {m.name: m.offer(*choices.get(m.name, (None, 0, 0))) for m in offered}
+        weights = sum(m.weights for m in matrices)
+        budget = 8 * sum(o.nbytes for o in chosen.values()) / weights
+        plan = LossPlan(
+            source=source_identity(checkpoint),
+            calibration={"window": 24},
+            grams=(grams.name, sha256_file(grams)),
+            matrices=offered,
+            left=(),
+            left_bytes=0,
+            budgets=(BitsPlan(budget, f"{budget:g}", weights, 0.0, chosen),),
+            format=format,
+        )
+    write_plan(file, plan)
+    return plan
+
+
+def _offered(m: Candidate, choice: Choice) -> Offered:
+    """The matrix with one offer beside that of leaving it as it is."""
+    bits, rank, factor_bits = choice
+    nbytes = 0 if bits is None else packed_bytes(m.shape, bits, m.group_size, m.dtype)
+    nbytes += factor_bytes(m.shape, rank, factor_bits, m.dtype) if rank else 0
+    dense = Offer(None, m.source_bytes, 0.0)
+    own = () if choice == dense.choice else (Offer(bits, nbytes, 1e-4, rank, factor_bits),)
+    return Offered(**asdict(m), offers=(*own, dense))
+
+
+@pytest.fixture(scope="session")
+def priced() -> Callable[[Path, LossPlan, Path], dict[str, Priced]]:
+    """``priced(source, plan, file)``: what was priced for each matrix, by module path."""
+    return priced_parts
+
+
+Priced = tuple[Backbone | None, Correction | None]
+
+
+def priced_parts(source: Path, plan: LossPlan, file: Path) -> dict[str, Priced]:
+    chosen = plan.budgets[0].chosen
+    with open_checkpoint(source) as checkpoint, GramFile(file.with_suffix(".grams.npz")) as grams:
+        return {
+            module_path(m.name): stored(
+                checkpoint.matrix(m.name), chosen[m.name], grams[module_path(m.name)], m
+            )
+            for m in plan.matrices
+        }

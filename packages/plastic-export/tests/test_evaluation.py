@@ -6,7 +6,9 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import sentencepiece
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from numpy.typing import NDArray
+from plastic_export.cli import main
 from plastic_export.errors import FormatError
-from plastic_export.evaluation import Evaluation, evaluate
+from plastic_export.estimates import Difference, Evaluation
+from plastic_export.evaluation import compare, evaluate
+from plastic_export.intervals import confidence_interval
 from plastic_export.models import load_model, load_tokenizer, text_windows
 
 MakeModel = Callable[..., Path]
@@ -195,7 +200,7 @@ def test_batches_of_any_size_give_the_same_figures(
         return one(results), seen[0]
 
     several, batches = run()
-    monkeypatch.setattr("plastic_export.evaluation._LOGITS", 1)
+    monkeypatch.setattr("plastic_export.measures.LOGITS", 1)
     single, most = run()
     assert (batches, most) == (2, 10)
     assert several.nll == pytest.approx(single.nll, rel=rounding(1))
@@ -230,3 +235,156 @@ def test_a_reference_with_another_tokenizer_is_refused(make_model: MakeModel, te
 def test_a_missing_folder_is_an_error_of_input(text: Path, tmp_path: Path) -> None:
     with pytest.raises((FormatError, OSError), match="nowhere"):
         evaluate(tmp_path / "nowhere", [text])
+
+
+def test_limits_are_around_their_estimates(make_model: MakeModel, text: Path) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    r = one(evaluate(folder, [text], reference=reference, window=WINDOW, windows=10))
+    assert r.nll_error is not None
+    assert r.kl is not None
+    assert r.kl_error is not None
+    assert r.nll_interval == confidence_interval(r.nll, r.nll_error, 10)
+    assert r.kl_interval == confidence_interval(r.kl, r.kl_error, 10)
+    assert r.perplexity_interval == tuple(math.exp(x) for x in r.nll_interval)
+    alone = one(evaluate(folder, [text], window=WINDOW, windows=1))
+    assert (alone.nll_interval, alone.perplexity_interval, alone.kl_interval) == (None, None, None)
+
+
+def test_limits_stay_within_what_is_possible() -> None:
+    one_in_two = {"kl": 0.5, "kl_error": 0.5, "top1": 0.5, "top1_error": 0.5}
+    r = Evaluation("t", 2, 2, 800.0, 1.0, math.inf, math.inf, **one_in_two)
+    assert r.kl_interval is not None
+    assert r.kl_interval[0] == 0
+    assert r.kl_interval[1] > 5
+    assert r.top1_interval == (0, 1)
+    assert r.perplexity_interval is not None
+    assert r.perplexity_interval[1] == math.inf
+
+
+def test_several_checkpoints_are_measured_as_each_is_alone(
+    make_model: MakeModel, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [make_model(name, seed=seed, head=4.0) for seed, name in enumerate("abc")]
+    other = text.with_name("other.txt")
+    other.write_text("0 1 2 3 4 5 6 7 8 9 " * 20, encoding="utf-8")
+    options = {"reference": make_model("r", seed=9, head=4.0), "window": WINDOW, "windows": 10}
+    together = compare(sources, [text, other], **options)
+    monkeypatch.setattr("plastic_export.evaluation._HELD", 0)
+    assert compare(sources, [text, other], **options) == together
+    expected = [evaluate(s, [t], **options) for t in (text, other) for s in sources]
+    assert [replace(r, difference=None) for r in together] == [one(e) for e in expected]
+    assert [r.checkpoint for r in together] == 2 * [str(s) for s in sources]
+    assert [r.difference is None for r in together] == 2 * [True, False, False]
+
+
+def test_the_difference_is_taken_window_by_window(make_model: MakeModel, text: Path) -> None:
+    first, second = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    reference = make_model("r", seed=9, head=4.0)
+    for judge, name in ((reference, "kl"), (None, "nll")):
+        results = compare([first, second], [text], reference=judge, window=WINDOW, windows=10)
+        own, that = (expected(f, reference, 10)[name] for f in (second, first))
+        atol = rounding(float(np.abs(own).max()))
+        difference = results[1].difference
+        assert difference is not None
+        assert difference.measure == name
+        assert difference.mean == pytest.approx((own - that).mean(), rel=0, abs=atol)
+        error = (own - that).std(ddof=1) / math.sqrt(10)
+        assert difference.error == pytest.approx(error, rel=0, abs=atol)
+        assert difference.error is not None
+        limits = confidence_interval(difference.mean, difference.error, 10)
+        assert difference.interval == limits
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-2.0, -1.0), "better"),
+        ((1.0, 2.0), "worse"),
+        ((-1.0, 2.0), "no difference shown"),
+        ((0.0, 0.0), "no difference shown"),
+        (None, "no difference shown"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(
+    interval: tuple[float, float] | None, verdict: str
+) -> None:
+    assert Difference("kl", 0.0, None, interval).verdict == verdict
+
+
+def test_the_better_checkpoint_is_found(make_model: MakeModel, text: Path) -> None:
+    reference, near, far = (make_model(f"head {h}", head=h) for h in (4.0, 3.9, 2.0))
+    options = {"reference": reference, "window": WINDOW, "windows": 10}
+    verdicts = [
+        r.difference and r.difference.verdict for r in compare([far, near, far], [text], **options)
+    ]
+    assert verdicts == [None, "better", "no difference shown"]
+    worse = compare([near, far], [text], **options)[1].difference
+    assert worse is not None
+    assert worse.verdict == "worse"
+
+
+def test_no_checkpoint_is_refused(text: Path) -> None:
+    with pytest.raises(ValueError, match="`sources` must name at least one"):
+        compare([], [text])
+
+
+def test_another_tokenizer_among_the_checkpoints_is_refused(
+    make_model: MakeModel, text: Path
+) -> None:
+    other = make_model("b", pieces=tokenizer_model("".join(reversed(TEXT))))
+    with pytest.raises(ValueError, match=r"b' splits the text into other tokens than '.*a'"):
+        compare([make_model("a"), other], [text], window=WINDOW)
+
+
+def test_predictions_that_are_not_finite_are_an_error(make_model: MakeModel, text: Path) -> None:
+    bad = make_model("bad", head=math.nan)
+    with pytest.raises(FormatError, match=r"bad: .*text\.txt.* not finite"):
+        evaluate(bad, [text], window=WINDOW)
+
+
+RECORD = {
+    *("checkpoint", "text", "windows", "tokens", "difference"),
+    *("nll", "nll_error", "nll_interval", "perplexity", "perplexity_error", "perplexity_interval"),
+    *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval"),
+}
+
+
+def test_the_command_tells_machines_and_people_the_same(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, near, far = (make_model(f"head{h}", head=h) for h in (4.0, 3.9, 2.0))
+    words = [str(far), str(near), "--reference", str(reference), "--text", str(text)]
+    words = ["evaluate", *words, "--window", str(WINDOW), "--windows", "10"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--json"])
+    records = json.loads(capsys.readouterr().out)
+    results = compare([far, near], [text], reference=reference, window=WINDOW, windows=10)
+    assert [r.keys() for r in records] == [RECORD, RECORD]
+    for record, result in zip(records, results, strict=True):
+        for name in RECORD - {"difference"}:
+            value = getattr(result, name)
+            assert record[name] == (list(value) if isinstance(value, tuple) else value), name
+    assert records[0]["difference"] is None
+    assert records[1]["difference"].keys() == {"measure", "mean", "error", "interval", "verdict"}
+    assert records[1]["difference"]["verdict"] == "better"
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    table = capsys.readouterr().out
+    for record in records:
+        low, high = (1e3 * limit for limit in record["kl_interval"])
+        assert f"{1e3 * record['kl']:.3f} [{low:.3f}, {high:.3f}]" in table
+    low, high = (1e3 * limit for limit in records[1]["difference"]["interval"])
+    assert re.search(re.escape(f"[{low:+.3f}, {high:+.3f}]") + r" +better\n", table)
+
+
+def test_the_command_takes_one_checkpoint_without_a_reference(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(make_model("a")), "--text", str(text), "--window", str(WINDOW)]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--json"])
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record.keys() == RECORD
+    assert {name for name, value in record.items() if value is None} == {
+        *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval", "difference")
+    }

@@ -1,6 +1,4 @@
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,7 +9,9 @@ from numpy.typing import NDArray
 from plastic_core import RankLayer
 from plastic_core.testing import bits, tolerance
 from plastic_runtime import LossGrams, input_grams, loss_grams
-from plastic_runtime.fisher import host_product
+from plastic_runtime import grams as grams_module
+from plastic_runtime.grams import Site
+from plastic_runtime.host import host_product
 from plastic_runtime.intercept import modules_by_path
 
 Float64 = NDArray[np.float64]
@@ -277,18 +277,16 @@ def test_an_input_that_is_not_finite_names_the_layer() -> None:
     assert caught.value.__notes__ == ["while measuring the inputs of layer 'left'"]
 
 
-def test_a_gradient_that_is_not_finite_names_the_layer_and_keeps_nothing(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_names_the_layer() -> None:
     class Steep(Model):
         def __call__(self, tokens: mx.array) -> mx.array:
             h = self.left(self.embed(tokens))
             y: mx.array = self.head(1e38 * (1e38 * (h - mx.stop_gradient(h))))
             return y
 
-    model, cache = Steep(), tmp_path / "cache"
     with pytest.raises(ValueError, match="must be finite") as caught:
-        loss_grams(model, BATCHES, paths=["left"], cache=cache)
+        loss_grams(Steep(), BATCHES, paths=["left"])
     assert caught.value.__notes__ == ["while measuring the gradients of layer 'left'"]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_layer_that_no_gradient_reaches_is_named() -> None:
@@ -313,83 +311,18 @@ def test_no_batches_are_refused() -> None:
         loss_grams(Model(), [])
 
 
-class Counting(Model):
-    passes = 0
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        self.passes += 1
-        return super().__call__(tokens)
-
-
-@pytest.mark.parametrize("done", [0, 1, 2, 3])
-def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path: Path, done: int) -> None:
-    cache = tmp_path / "cache"
-    with pytest.raises(KeyboardInterrupt):
-        loss_grams(Model(), cut(done), cache=cache)
-    model = Counting()
-    grams = loss_grams(model, BATCHES, cache=cache)
-    assert model.passes == 3 - done
-    assert_equal(grams, loss_grams(Model(), BATCHES))
-    assert grams["left"].input is grams["right"].input
-    assert list(tmp_path.iterdir()) == [cache]
-
-
-def test_a_finished_run_can_be_continued_with_more_text(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    loss_grams(Model(), BATCHES[:2], cache=cache)
-    assert_equal(loss_grams(Model(), BATCHES, cache=cache), loss_grams(Model(), BATCHES))
-
-
-@pytest.mark.parametrize(
-    ("what", "model", "batches", "options"),
-    [
-        ("model", 1, BATCHES, {}),
-        ("seed", 0, BATCHES, {"seed": 1}),
-        ("layers", 0, BATCHES, {"paths": ["left"]}),
-        ("text", 0, BATCHES[::-1], {}),
-        ("text", 0, BATCHES[:1], {}),
-    ],
-)
-def test_the_cache_of_another_run_is_refused_and_kept(
-    tmp_path: Path, what: str, model: int, batches: list[mx.array], options: dict[str, Any]
-) -> None:
-    cache = tmp_path / "cache"
-    loss_grams(Model(), BATCHES[:2], cache=cache)
-    before = cache.read_bytes()
-    with pytest.raises(ValueError, match=f"cache: .* but its {what} differs"):
-        loss_grams(Model(model), batches, cache=cache, **options)
-    assert cache.read_bytes() == before
-
-
-def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-
-    def blocking() -> Iterator[mx.array]:
-        cache.mkdir()
-        yield from BATCHES
-
-    with pytest.raises(OSError, match="cache"):
-        loss_grams(Model(), blocking(), cache=cache)
-    assert list(tmp_path.iterdir()) == [cache]
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "altered", "other"])
-def test_a_damaged_cache_is_refused(tmp_path: Path, damage: str) -> None:
-    cache = tmp_path / "cache"
-    loss_grams(Model(), BATCHES[:2], cache=cache)
-    content = bytearray(cache.read_bytes())
-    content[len(content) // 2] ^= 1
-    cache.write_bytes(
-        {
-            "empty": b"",
-            "text": b"no archive at all",
-            "truncated": bytes(content[: len(content) // 2]),
-            "altered": bytes(content),
-            "other": b"",
-        }[damage]
-    )
-    if damage == "other":
-        with cache.open("wb") as file:
-            np.savez(file, header=np.frombuffer(b"[]", np.uint8))
-    with pytest.raises(ValueError, match="cache: damaged or no cache of Grams"):
-        loss_grams(Model(), BATCHES, cache=cache)
+def test_a_sum_wider_than_a_panel_is_that_of_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    first, second = array(rng, 2, 5, 7), array(rng, 3, 7)
+    rows = np.concatenate([float64(first).reshape(-1, 7), float64(second)])
+    for panel, chunk in ((512, 2**23), (3, 14), (1, 1), (7, 7)):
+        monkeypatch.setattr(grams_module, "PANEL", panel)
+        monkeypatch.setattr(grams_module, "CHUNK", chunk)
+        site = Site(7)
+        site.add(first)
+        site.add(second)
+        wanted = rows.T @ rows / 13
+        for gram in (site.gram(), site.gram(), site.mean(13)):
+            assert gram.tokens == 13
+            assert bits(gram.matrix) == bits(gram.matrix.T)
+            assert np.abs(gram.matrix - wanted).max() <= tolerance(wanted, (13, 7))

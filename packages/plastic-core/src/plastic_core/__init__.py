@@ -5,6 +5,7 @@ from importlib.metadata import version
 from plastic_core.backbone import Backbone, error_feedback, round_to_nearest
 from plastic_core.block import PlasticBlock
 from plastic_core.certificate import certify
+from plastic_core.correction import Correction, correction_costs, factor_group
 from plastic_core.factors import Certificate, Factors
 from plastic_core.gramroot import GramRoot
 from plastic_core.isolated import WorkerError, run_isolated
@@ -28,6 +29,7 @@ __all__ = [
     "Backbone",
     "Basis",
     "Certificate",
+    "Correction",
     "Factors",
     "GramRoot",
     "Operator",
@@ -39,9 +41,11 @@ __all__ = [
     "WorkerError",
     "add_factors",
     "certify",
+    "correction_costs",
     "dequantize_factors",
     "difference",
     "error_feedback",
+    "factor_group",
     "factorized_lowrank",
     "grow_factors",
     "loss_factors",

@@ -65,7 +65,7 @@ def round_with_feedback(
         Frantar et al., *GPTQ*, arXiv 2210.17323, in the form of Chee et al., *QuIP*,
         arXiv 2307.13304, theorem 6: the same numbers without an inverse of H.
     """
-    F, pivots = _feedback(H)
+    F, pivots = feedback_of(H)
     found = Rounded(W, np.empty_like(W), [], np.empty_like(W), group_size, dtype)
     for rows in found.groups():
         T = W[rows] + F[: rows.start, rows].T @ found.error[: rows.start]
@@ -79,8 +79,8 @@ def round_with_feedback(
     return found
 
 
-def _feedback(H: Float64) -> tuple[Float32, Float32]:
-    """F and the diagonal of Delta, float32."""
+def feedback_of(H: Float64) -> tuple[Float32, Float32]:
+    """F and the diagonal of Delta, float32: see `round_with_feedback`."""
     upper = cholesky(H[::-1, ::-1])[::-1, ::-1]
     pivots = np.diagonal(upper).copy()
     upper /= pivots
@@ -107,7 +107,21 @@ def _move_levels(
     found: Rounded, index: int, rows: slice, gradient: Float32, square: Float32
 ) -> Float32:
     """Move the levels of a group to their best place; return the change of its error."""
-    grid, codes = found.grids[index], found.codes[rows]
+    codes, before = found.codes[rows], found.error[rows].copy()
+    new = moved_levels(found.grids[index], codes, gradient, square, found.dtype)
+    found.grids[index] = new
+    found.error[rows] = found.W[rows] - new.values(codes)
+    change: Float32 = found.error[rows] - before
+    return change
+
+
+def moved_levels(
+    grid: Grid, codes: Float32, gradient: Float32, square: Float32, dtype: mx.Dtype
+) -> Grid:
+    """The levels at which ``2 tr(X^T gradient) + tr(X^T square X)`` is least, or the old ones.
+
+    X, shape ``(g, m)``, is how far the entries of a group move away from what they stand for.
+    """
     image = square @ codes
     a, b, c = (codes * image).sum(axis=0), image.sum(axis=0), square.sum()
     p, q = (codes * gradient).sum(axis=0), gradient.sum(axis=0)
@@ -115,15 +129,10 @@ def _move_levels(
     safe = determinant > 1e-5 * a * c
     scale = np.divide(1, determinant, out=np.zeros_like(a), where=safe)
     step, start = grid.step + scale * (c * p - b * q), grid.start + scale * (a * q - b * p)
-    new = stored(np.maximum(step, 0), start, grid.bits, found.dtype)
+    new = stored(np.maximum(step, 0), start, grid.bits, dtype)
     x, y = new.step - grid.step, new.start - grid.start
     gain = 2 * (x * p + y * q) - (a * x * x + 2 * b * x * y + c * y * y)
-    new = new.where(gain > 0, grid)
-    found.grids[index] = new
-    before = found.error[rows].copy()
-    found.error[rows] = found.W[rows] - new.values(codes)
-    change: Float32 = found.error[rows] - before
-    return change
+    return new.where(gain > 0, grid)
 
 
 def _move_codes(

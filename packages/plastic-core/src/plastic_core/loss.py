@@ -50,7 +50,7 @@ def predicted_cost(D: Operand, *, inputs: GramRoot, outputs: GramRoot) -> float:
         Martens and Grosse, *Optimizing neural networks with Kronecker-factored approximate
         curvature*, ICML 2015, section 3, https://arxiv.org/abs/1503.05671.
     """
-    return _whitened(D, inputs, outputs).norm ** 2 / 2
+    return whitened(D, inputs, outputs).norm ** 2 / 2
 
 
 def loss_spectrum(D: Operand, *, inputs: GramRoot, outputs: GramRoot) -> Float64:
@@ -75,7 +75,7 @@ def loss_spectrum(D: Operand, *, inputs: GramRoot, outputs: GramRoot) -> Float64
     Note:
         What `predicted_cost` does, and the eigenvalues of a matrix of order ``min(m, n)``.
     """
-    _, M, norm = _whitened(D, inputs, outputs)
+    _, M, norm = whitened(D, inputs, outputs)
     return norm * weighted_spectrum(M)
 
 
@@ -119,7 +119,7 @@ def loss_factors(
         With C = I: Zhang et al., *QERA: an analytical framework for quantization error
         reconstruction*, arXiv 2410.06040, theorem 1.
     """
-    left, M, norm = _whitened(D, inputs, outputs)
+    left, M, norm = whitened(D, inputs, outputs)
     found = factorized_lowrank(M, rank, key=key)
     P, S = to_numpy(found.U).astype(np.float64), norm * to_numpy(found.S).astype(np.float64)
     rows = P.T @ left
@@ -130,7 +130,7 @@ def loss_factors(
     return factors
 
 
-class _Whitened(NamedTuple):
+class Whitened(NamedTuple):
     """``L_C^T D``; ``L_C^T D L_R`` scaled to a norm of 1; and that norm."""
 
     left: Float64
@@ -138,13 +138,14 @@ class _Whitened(NamedTuple):
     norm: float
 
 
-def _whitened(D: Operand, inputs: GramRoot, outputs: GramRoot) -> _Whitened:
+def whitened(D: Operand, inputs: GramRoot, outputs: GramRoot) -> Whitened:
+    """``D`` in the coordinates in which half its energy is the predicted cost."""
     operator = as_operator(D, "D")
     _check_fit(operator, inputs, outputs)
     left = outputs.root_times(operator.rows(slice(None), np.float64))
     M = inputs.times_root(left)
     norm = math.sqrt(linalg.squared_norm(M))
-    return _Whitened(left, as_matrix(M / (norm or 1.0), "D"), norm)
+    return Whitened(left, as_matrix(M / (norm or 1.0), "D"), norm)
 
 
 def _check_fit(D: Operator, inputs: GramRoot, outputs: GramRoot) -> None:

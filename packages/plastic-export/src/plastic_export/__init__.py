@@ -5,8 +5,11 @@ from importlib.metadata import version
 from plastic_export.calibrate import Calibration
 from plastic_export.compression import Compressed, compress
 from plastic_export.errors import FormatError
-from plastic_export.evaluation import Evaluation, evaluate
+from plastic_export.estimates import Difference, Evaluation
+from plastic_export.evaluation import compare, evaluate
 from plastic_export.gguf import gguf_guide
+from plastic_export.healfolder import Healed, heal
+from plastic_export.healing import Healing
 from plastic_export.lossplan import BitsPlan, plan_bits
 from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.models import load_model, load_tokenizer, text_windows
@@ -27,8 +30,11 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "Compressed",
+    "Difference",
     "Evaluation",
     "FormatError",
+    "Healed",
+    "Healing",
     "LossPlan",
     "Manifest",
     "MatrixPlan",
@@ -38,11 +44,13 @@ __all__ = [
     "Restored",
     "Summary",
     "Surveyed",
+    "compare",
     "compress",
     "evaluate",
     "execute_plan",
     "export_safetensors",
     "gguf_guide",
+    "heal",
     "load_model",
     "load_safetensors",
     "load_tokenizer",

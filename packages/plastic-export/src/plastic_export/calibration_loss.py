@@ -1,59 +1,85 @@
-"""From a calibration text to both Grams of every matrix, and a file that keeps them."""
+"""From a calibration text to a file with both Grams of every matrix."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from numpy.typing import NDArray
-from plastic_runtime import LossGrams, loss_grams
+from plastic_runtime import GramFile, measure_grams
 
 from plastic_export.calibrate import Calibration
-from plastic_export.closing import Closing
 from plastic_export.models import load_model, load_tokenizer, read_text, text_windows
 from plastic_export.reader import Checkpoint
 from plastic_export.track import Track, untracked
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
-_LOGITS = 2**22  # and so many logits, held several times over by the backward pass
+_VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
 
 
 def measure(
     checkpoint: Checkpoint,
     calibration: Calibration,
     paths: Sequence[str],
-    cache: Path,
+    file: Path,
     *,
     track: Track = untracked,
-) -> dict[str, LossGrams]:
-    """Run the text through the model, forwards and backwards, and collect the Grams.
+) -> GramFile:
+    """Run the text through the model, forwards and backwards, and keep the Grams in a file.
+
+    Memory: the model as it is stored, and the Grams of one of its blocks (``measure_grams``).
 
     Args:
-        checkpoint: The open source. Its whole model is loaded for this step, in float32.
+        checkpoint: The open source. Its whole model is loaded for this step; all activations are
+            float32.
         calibration: The text and how much of it.
         paths: Module paths of the linear layers to measure.
-        cache: File for the sums: a run that was cut goes on from there.
-        track: Wraps the loop over the batches of windows.
+        file: File for the Grams: a run that was cut goes on from what is in its folder
+            ``<file>.parts``, one that was finished is not repeated.
+        track: Wraps the loops over the batches of windows and over the blocks.
 
     Returns:
-        The Grams of every layer that was run, by module path; what several layers see is one
-        object.
+        The Grams of every layer that was run, by module path: the open file, to be closed.
 
     Raises:
         FormatError: If the model or the text cannot be read.
         ValueError: If the text holds fewer tokens than one window, an activation or a gradient is
-            not finite (a note names the layer), or ``cache`` is of another run.
+            not finite (the layer is named), or ``file`` is of another run.
     """
     tokens = _tokens(checkpoint, calibration)
     model = load_model(checkpoint.folder)
-    model.set_dtype(mx.float32)
-    rows = max(1, min(_TOKENS, _LOGITS // _vocabulary(model, tokens)) // tokens.shape[1])
-    batches = track([tokens[i : i + rows] for i in range(0, len(tokens), rows)], "calibrating")
-    return loss_grams(model, batches, paths=paths, cache=cache)
+    use_float32(model)
+    sides = [side for path in paths for side in checkpoint.shape(f"{path}.weight")]
+    batches = in_batches(tokens, max([_vocabulary(model, tokens), *sides]))
+    return measure_grams(model, batches, file, paths=paths, track=track)
+
+
+def in_batches(tokens: mx.array, widest: int) -> list[mx.array]:
+    """Cut windows, shape (windows, length), into what one pass takes.
+
+    Args:
+        tokens: The windows.
+        widest: Entries per token of the widest activation, logits included.
+    """
+    rows = max(1, min(_TOKENS, _VALUES // widest) // tokens.shape[1])
+    return [tokens[i : i + rows] for i in range(0, len(tokens), rows)]
+
+
+def use_float32(model: nn.Module) -> None:
+    """Make all activations float32, without a copy of the large weights.
+
+    The product of a float32 input with a weight of any type is that with the weight widened, so
+    dense linear layers keep theirs; all other parameters are widened.
+    """
+    for module in model.modules():  # type: ignore[no-untyped-call]
+        kept = ("weight",) if isinstance(module, nn.Linear) else ()
+        own = {n: a for n, a in module.items() if n not in kept and _is_float(a)}
+        module.update({n: a.astype(mx.float32) for n, a in own.items()})
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
 
 
 def _tokens(checkpoint: Checkpoint, calibration: Calibration) -> mx.array:
@@ -72,30 +98,3 @@ def _tokens(checkpoint: Checkpoint, calibration: Calibration) -> mx.array:
 def _vocabulary(model: nn.Module, tokens: mx.array) -> int:
     size: int = model(tokens[:1, :1]).shape[-1]
     return size
-
-
-class InputGrams(Closing):
-    """The input Grams in a file that `measure` left, read one at a time. A context manager.
-
-    Args:
-        file: The file, known to be one of ours.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._content = np.load(file, allow_pickle=False)
-        meta = json.loads(self._content["header"].tobytes())["meta"]
-        self._sites: dict[str, str] = meta["sites"]
-        self._counts: dict[str, int] = meta["counts"]
-
-    def read(self, path: str) -> NDArray[np.float64]:
-        """The mean of ``x x^T`` over the inputs of a layer, shape (in, in); bit for bit that of
-        `measure`.
-        """
-        site = self._sites[path]
-        total: NDArray[np.float64] = self._content[f"input.{site}"]
-        total /= max(self._counts[site], 1)
-        return total
-
-    def close(self) -> None:
-        """Close the file."""
-        self._content.close()

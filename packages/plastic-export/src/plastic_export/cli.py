@@ -10,12 +10,14 @@ from typing import Any
 import click
 from plastic_select import STRATEGIES
 
-from plastic_export import compression, evaluation, restoration, tables, verification
+from plastic_export import compression, restoration, tables, verification
 from plastic_export.calibrate import Calibration
 from plastic_export.console import FOLDER, TEXT, Output, json_option, revision_option
 from plastic_export.errors import FormatError
+from plastic_export.evaluatecommand import evaluate
 from plastic_export.gguf import gguf_guide
-from plastic_export.plancommand import carry_out_plan, plan
+from plastic_export.healcommand import heal
+from plastic_export.plancommand import asked, carry_out_plan, plan
 from plastic_export.reader import open_checkpoint
 from plastic_export.summary import summarize
 
@@ -55,7 +57,8 @@ def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> Non
 @click.argument("out", type=FOLDER)
 @click.option("--plan", "plan_file", type=TEXT, help="Carry out a plan of `plastic plan`.")
 @click.option("--bits-per-weight", type=float, help="Which budget of the plan.")
-@click.option("--keep", type=float, help="Fraction of the bytes that stays awake.")
+@click.option("--size", help="Which budget of the plan, where it is one for the checkpoint.")
+@click.option("--keep", type=float, help="Fraction of the bytes that stays (awake).")
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="stable", show_default=True)
 @click.option("--format", "format_", type=click.Choice(["factored", "dense"]), default="factored")
 @click.option("--calibration", type=TEXT, help="Text for --strategy activation.")
@@ -71,6 +74,7 @@ def compress(
     out: Path,
     plan_file: Path | None,
     bits_per_weight: float | None,
+    size: str | None,
     keep: float | None,
     strategy: str,
     format_: Any,
@@ -85,7 +89,7 @@ def compress(
 ) -> None:
     """Write a compressed copy of the checkpoint SRC to the folder OUT.
 
-    By rank with --keep, in mixed bits with --plan.
+    By rank with --keep; in bits and ranks that are worth their bytes with --plan.
     """
     output = Output(as_json)
     if plan_file is not None:
@@ -93,14 +97,14 @@ def compress(
             src,
             out,
             plan_file,
-            bits_per_weight=bits_per_weight,
+            budget=asked(bits_per_weight, size, keep),
             revision=revision,
             force=force,
             output=output,
         )
         return
-    if keep is None or bits_per_weight is not None:
-        raise click.UsageError("give --keep, or a --plan and perhaps its --bits-per-weight")
+    if keep is None or bits_per_weight is not None or size is not None:
+        raise click.UsageError("give --keep, or a --plan and perhaps which of its budgets")
     result = compression.compress(
         src,
         out,
@@ -115,32 +119,6 @@ def compress(
         track=output.track,
     )
     output.show(tables.compressed_record(result), *tables.compressed(result, format_))
-
-
-@plastic.command()
-@click.argument("src")
-@click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
-@click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
-@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
-@click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
-@json_option
-def evaluate(
-    src: str,
-    texts: tuple[Path, ...],
-    reference: str | None,
-    window: int,
-    windows: int,
-    as_json: bool,
-) -> None:
-    """Measure the perplexity of SRC on texts.
-
-    Against a reference also the KL divergence from it and the top-1 agreement, token by token.
-    """
-    output = Output(as_json)
-    results = evaluation.evaluate(
-        src, texts, reference=reference, window=window, windows=windows, track=output.track
-    )
-    output.show([asdict(r) for r in results], tables.evaluations(results))
 
 
 @plastic.command()
@@ -178,6 +156,8 @@ def gguf(src: str, revision: str | None, as_json: bool) -> None:
     output.show(lines, *lines)
 
 
+plastic.add_command(evaluate)
+plastic.add_command(heal)
 plastic.add_command(plan)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from plastic_core.stock import dense_weight
+from plastic_core.stock import dense_weight, linear_from
 from plastic_runtime.host import host_product
 
 REPLACED = (nn.Linear, nn.QuantizedLinear)  # and no subclass: it may do more
+EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
 
 class HostLinear(nn.Linear):
@@ -34,10 +35,27 @@ class HostLinear(nn.Linear):
         return host_product(x.astype(mx.float32), self)
 
 
+class HostEmbedding(nn.Embedding):
+    """An embedding in float32 whose product, as the output layer of tied weights, runs in NumPy.
+
+    Args:
+        embedding: The layer; its weight of shape ``(tokens, out)`` is dequantised once if packed.
+    """
+
+    def __init__(self, embedding: nn.Embedding | nn.QuantizedEmbedding) -> None:
+        nn.Module.__init__(self)  # type: ignore[no-untyped-call]  # draw no random weight
+        self.weight = embedding(mx.arange(len(embedding.weight))).astype(mx.float32)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Map ``(..., out)`` to ``(..., tokens)``, float32."""
+        return host_product(x.astype(mx.float32), linear_from(self.weight, None))
+
+
 def use_host_products(model: nn.Module) -> None:
-    """Replace every linear layer, quantised or not, if MLX's default device is the CPU."""
+    """Replace linear layers and embeddings, quantised or not, if the default device is the CPU."""
     if mx.default_device() != mx.Device(mx.cpu):
         return
     modules = model.named_modules()  # type: ignore[no-untyped-call]
-    replaced = [(path, HostLinear(m)) for path, m in modules if type(m) in REPLACED]
-    model.update_modules(tree_unflatten(replaced))
+    linears = [(path, HostLinear(m)) for path, m in modules if type(m) in REPLACED]
+    embeddings = [(path, HostEmbedding(m)) for path, m in modules if type(m) in EMBEDDINGS]
+    model.update_modules(tree_unflatten([*linears, *embeddings]))

@@ -1,30 +1,55 @@
-"""From what every matrix offers to the bits that each one gets, for budgets in bytes. Pure."""
+"""From what every matrix offers to the bits and rank that each gets, for budgets. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
+from plastic_core import factor_group
+from plastic_core.correction import UNPACKED
 from plastic_select import Option, allocate
 
+from plastic_export.budgets import Budget, Totals, check_budget
 from plastic_export.header import ITEM_BYTES
+
+Format = Literal["mixed", "corrected", "adapter"]
 
 
 class Offer(NamedTuple):
-    """One way of storing a matrix.
+    """One way of storing a matrix: a backbone, a correction, both, or as it is.
 
     Attributes:
-        bits: Of its codes; None where it stays exactly as it is in the source.
+        bits: Of the codes of the backbone; None for no backbone.
         nbytes: Bytes on disk, scales and offsets counted.
         cost: Predicted rise of the KL divergence to the source, nats per token.
+        rank: Of the correction; 0 for none. Without bits and rank the matrix stays exactly as it
+            is in the source.
+        factor_bits: Of the entries of the correction; 16: in the matrix's own type.
     """
 
     bits: int | None
     nbytes: int
     cost: float
+    rank: int = 0
+    factor_bits: int = 0
+
+    @property
+    def choice(self) -> Choice:
+        """What tells it from the other offers of the matrix."""
+        return self.bits, self.rank, self.factor_bits
+
+    @property
+    def kind(self) -> str:
+        """``"source"``, ``"4 bits"``, ``"4 bits + rank"`` or ``"rank"``."""
+        if self.bits is None:
+            return "rank" if self.rank else "source"
+        return f"{self.bits} bits{' + rank' if self.rank else ''}"
+
+
+Choice = tuple[int | None, int, int]
 
 
 @dataclass(frozen=True)
@@ -61,17 +86,24 @@ class Offered(Candidate):
 
     offers: tuple[Offer, ...]
 
-    def offer(self, bits: int | None) -> Offer:
-        """The offer of these bits.
+    def offer(self, bits: int | None, rank: int = 0, factor_bits: int = 0) -> Offer:
+        """The offer of these bits, rank and bits of the factors.
 
         Raises:
             ValueError: If there is none.
         """
         for offer in self.offers:
-            if offer.bits == bits:
+            if offer.choice == (bits, rank, factor_bits):
                 return offer
-        known = ", ".join("null" if o.bits is None else str(o.bits) for o in self.offers)
-        raise ValueError(f"`bits` of {self.name!r} must be one of {known}, got {bits!r}")
+        same = [o for o in self.offers if (o.bits, o.factor_bits) == (bits, factor_bits)]
+        if same:
+            known = ", ".join(str(o.rank) for o in same)
+            raise ValueError(f"`rank` of {self.name!r} must be one of {known}, got {rank!r}")
+        known = ", ".join(sorted({"null" if o.bits is None else str(o.bits) for o in self.offers}))
+        known += f", `factor_bits` one of {sorted({o.factor_bits for o in self.offers})}"
+        raise ValueError(
+            f"`bits` of {self.name!r} must be one of {known}, got {bits!r} and {factor_bits!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +111,8 @@ class BitsPlan:
     """One budget, and the offer that every matrix takes under it.
 
     Attributes:
-        budget: Bits per weight that were asked for.
+        budget: Bits per weight that the budget allows.
+        asked: The budget as it was asked for: ``"3.5"``, ``"3000000 bytes"``, ``"keep 0.4"``.
         weights: Entries of all the matrices.
         lower_bound: No choice within the budget is predicted to cost less, nats per token: the
             optimum of the linear relaxation.
@@ -87,6 +120,7 @@ class BitsPlan:
     """
 
     budget: float
+    asked: str
     weights: int
     lower_bound: float
     chosen: Mapping[str, Offer]
@@ -114,10 +148,15 @@ class BitsPlan:
         return self.cost / self.lower_bound - 1 if self.lower_bound else math.inf
 
     @property
-    def mix(self) -> dict[int | None, int]:
-        """How many matrices have how many bits, fewest bits first, those left as they are last."""
-        counts = Counter(offer.bits for offer in self.chosen.values())
-        return dict(sorted(counts.items(), key=lambda item: item[0] or math.inf))
+    def mix(self) -> dict[str, int]:
+        """How many matrices are stored in which way (`Offer.kind`), fewest bits first."""
+        counts = Counter(offer.kind for offer in self.chosen.values())
+        return dict(sorted(counts.items(), key=lambda item: (item[0] == "source", item[0])))
+
+    @property
+    def rank(self) -> int:
+        """The greatest rank of a correction, 0 where there is none."""
+        return max((offer.rank for offer in self.chosen.values()), default=0)
 
 
 def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str) -> int:
@@ -126,15 +165,30 @@ def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str)
     return entries * bits // 8 + 2 * (entries // group_size) * ITEM_BYTES[dtype]
 
 
+def factor_bytes(shape: tuple[int, int], rank: int, bits: int, dtype: str) -> int:
+    """Bytes of a correction: both factors, with their scales and offsets where they are packed."""
+    if bits == UNPACKED:
+        return rank * sum(shape) * ITEM_BYTES[dtype]
+    return sum(
+        packed_bytes((rank, side), bits, factor_group(side) or side, dtype) for side in shape
+    )
+
+
 def plan_bits(
-    matrices: Sequence[Offered], bits_per_weight: Sequence[float]
+    matrices: Sequence[Offered],
+    budgets: Sequence[float | Budget],
+    *,
+    left_bytes: int = 0,
+    format: Format = "mixed",
 ) -> tuple[BitsPlan, ...]:
-    """Choose the bits of every matrix so that the predicted divergence is least.
+    """Choose how to store every matrix so that the predicted divergence is least.
 
     Args:
         matrices: What each matrix offers.
-        bits_per_weight: One budget per plan wanted: bytes of all the matrices on disk, scales
-            counted, times 8, over their entries.
+        budgets: One per plan wanted; a plain number is bits per weight: bytes of all the matrices
+            on disk, scales and factors counted, times 8, over their entries.
+        left_bytes: Bytes of all other tensors, which a budget for the whole checkpoint counts.
+        format: ``"adapter"``: all corrections have one rank, the best of those on offer.
 
     Returns:
         One plan per budget, in that order, never over it. None depends on the others.
@@ -145,40 +199,41 @@ def plan_bits(
     """
     if not matrices:
         raise ValueError("no matrix can be quantised; drop an --exclude")
-    weights = sum(m.weights for m in matrices)
+    totals = totals_of(matrices, left_bytes)
+    stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
     least = sum(min(o.nbytes for o in m.offers) for m in matrices)
-    check_budgets(bits_per_weight, weights, least, sum(m.source_bytes for m in matrices))
+    for budget in stated:
+        check_budget(budget, least, totals)
+    if format != "adapter":
+        return _allocated(matrices, stated, totals)
+    ranks = sorted({o.rank for m in matrices for o in m.offers if o.rank})
+    candidates = [_allocated(_of_rank(matrices, r), stated, totals) for r in (0, *ranks)]
+    return tuple(min(plans, key=lambda plan: plan.cost) for plans in zip(*candidates, strict=True))
+
+
+def totals_of(matrices: Sequence[Candidate], left_bytes: int) -> Totals:
+    """What budgets for these matrices are measured against."""
+    weights, nbytes = (sum(m.weights for m in matrices), sum(m.source_bytes for m in matrices))
+    return Totals(weights, nbytes, left_bytes)
+
+
+def _of_rank(matrices: Sequence[Offered], rank: int) -> list[Offered]:
+    """The matrices with no other corrections than those of a rank."""
+    return [replace(m, offers=tuple(o for o in m.offers if o.rank in (0, rank))) for m in matrices]
+
+
+def _allocated(
+    matrices: Sequence[Offered], budgets: Sequence[Budget], totals: Totals
+) -> tuple[BitsPlan, ...]:
     offers = {m.name: [Option(o.nbytes, o.cost, o) for o in m.offers] for m in matrices}
-    budgets = [math.floor(budget * weights / 8) for budget in bits_per_weight]
+    allowed = [budget.nbytes(totals) for budget in budgets]
     return tuple(
         BitsPlan(
-            budget=budget,
-            weights=weights,
+            budget=budget.value if budget.kind == "bits_per_weight" else 8 * n / totals.weights,
+            asked=str(budget),
+            weights=totals.weights,
             lower_bound=found.lower_bound,
             chosen={name: offers[name][i].label for name, i in found.chosen.items()},
         )
-        for budget, found in zip(bits_per_weight, allocate(offers, budgets), strict=True)
+        for budget, n, found in zip(budgets, allowed, allocate(offers, allowed), strict=True)
     )
-
-
-def check_budgets(bits_per_weight: Sequence[float], weights: int, least: int, most: int) -> None:
-    """Raise unless all matrices fit each budget at their fewest bits, and none fits them dense.
-
-    Args:
-        bits_per_weight: The budgets.
-        weights: Entries of all the matrices.
-        least: Their bytes at the fewest bits.
-        most: Their bytes in the source.
-    """
-    for budget in bits_per_weight:
-        if not budget * weights / 8 >= least:
-            enough = math.ceil(8e4 * least / weights) / 1e4
-            raise ValueError(
-                f"`bits_per_weight` must be at least {enough:g}, the fewest bits in every matrix, "
-                f"got {budget:g}"
-            )
-        if budget * weights / 8 > most:
-            raise ValueError(
-                f"`bits_per_weight` must be at most {8 * most / weights:g}, got {budget:g}: the "
-                "matrices fit dense, as they are in the source"
-            )

@@ -9,6 +9,7 @@ from typing import Any
 from plastic_runtime import format_bytes
 from rich.table import Table
 
+from plastic_export.adapterfile import FOLDER as ADAPTERS
 from plastic_export.lossplan import BitsPlan
 from plastic_export.planfile import LossPlan
 from plastic_export.quantised import Quantised
@@ -22,6 +23,7 @@ def planned_record(plan: LossPlan, file: Path) -> dict[str, Any]:
         "matrices": len(plan.matrices),
         "left": list(plan.left),
         "left_bytes": plan.left_bytes,
+        "format": plan.format,
         "budgets": [budget_record(b) for b in plan.budgets],
     }
 
@@ -29,34 +31,35 @@ def planned_record(plan: LossPlan, file: Path) -> dict[str, Any]:
 def budget_record(b: BitsPlan) -> dict[str, Any]:
     """One budget as JSON."""
     return {
-        "asked": b.budget,
+        "asked": b.asked,
         "bits_per_weight": b.bits_per_weight,
         "bytes": b.nbytes,
         "predicted_kl": b.cost,
         "gap": b.gap,
-        "mix": {_bits(bits): count for bits, count in b.mix.items()},
+        "rank": b.rank,
+        "mix": b.mix,
     }
 
 
-def planned(plan: LossPlan, file: Path) -> list[Table | str]:
+def planned(plan: LossPlan, file: Path, plot: Path) -> list[Table | str]:
     """What ``plastic plan`` prints."""
     table = figures("asked", "bits/weight", "matrices", "checkpoint", "predicted KL", "gap", "mix")
     for b in plan.budgets:
         table.add_row(
-            f"{b.budget:g}",
+            b.asked,
             f"{b.bits_per_weight:.4f}",
             format_bytes(b.nbytes),
             format_bytes(b.nbytes + plan.left_bytes),
             f"{1e3 * b.cost:.3f} mnat",
             f"{b.gap:.2%}",
-            ", ".join(f"{count} x {_bits(bits)}" for bits, count in b.mix.items()),
+            ", ".join(f"{count} x {kind}" for kind, count in b.mix.items()),
         )
     left = f"{len(plan.left)} left as they are" + (f": {', '.join(plan.left)}" if plan.left else "")
     return [
         table,
         "",
         f"matrices   {len(plan.matrices)} planned, {left}",
-        f"plan       {file}; its Grams: {plan.grams[0]}",
+        f"plan       {file}; its Grams: {plan.grams[0]}; size and quality: {plot}",
         f"write it   plastic compress SRC OUT --plan {file}"
         + (" --bits-per-weight ..." if len(plan.budgets) > 1 else ""),
     ]
@@ -66,8 +69,10 @@ def quantised_record(result: Quantised) -> dict[str, Any]:
     """The result of ``plastic compress --plan`` as JSON."""
     return {
         "out": str(result.out),
+        "format": result.format,
         "source_bytes": result.source_bytes,
         "model_bytes": result.model_bytes,
+        "adapter_bytes": result.adapter_bytes,
         "budget": budget_record(result.plan),
         "matrices": [asdict(r) for r in result.matrices],
     }
@@ -75,27 +80,40 @@ def quantised_record(result: Quantised) -> dict[str, Any]:
 
 def quantised(result: Quantised) -> list[Table | str]:
     """What ``plastic compress --plan`` prints."""
-    table = figures("matrix", "shape", "bits", "bytes", "of source", "predicted KL", "rel. error")
+    numbers = ("shape", "bits", "rank", "bytes", "of source", "predicted KL", "rel. error")
+    table = figures("matrix", *numbers)
     for r in result.matrices:
         table.add_row(
             r.name.removesuffix(".weight"),
             "{} x {}".format(*r.shape),
-            _bits(r.bits),
+            "-" if r.bits is None else str(r.bits),
+            f"{r.rank} ({r.factor_bits} bits)" if r.rank else "-",
             format_bytes(r.stored_bytes),
             f"{r.stored_bytes / r.source_bytes:.1%}",
             f"{1e3 * r.predicted_kl:.4f} mnat",
             f"{r.relative_error:.4f}",
         )
     plan = result.plan
+    adapter = (
+        f" and {format_bytes(result.adapter_bytes)} of adapter" if result.adapter_bytes else ""
+    )
     return [
         table,
         "",
-        f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.budget:g}), "
+        f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.asked}), "
         f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.cost:.3f} millinats per token",
-        f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}",
-        f"run it     mlx_lm.generate --model {result.out} --prompt ...",
+        f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
+        f"{adapter}",
+        *_ways_to_run(result),
     ]
 
 
-def _bits(bits: int | None) -> str:
-    return "source" if bits is None else f"{bits} bits"
+def _ways_to_run(result: Quantised) -> list[Table | str]:
+    run = f"run it     mlx_lm.generate --model {result.out}"
+    if result.adapter_bytes:
+        return [
+            f"{run} --adapter-path {result.out / ADAPTERS} --prompt ...",
+            "never fuse the adapter without --dequantize: quantising again rounds it away",
+        ]
+    flag = " --trust-remote-code" if result.needs_model_file else ""
+    return [f"{run}{flag} --prompt ..."]

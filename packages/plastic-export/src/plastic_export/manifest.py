@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,9 @@ from plastic_export.validate import read_json
 
 MANIFEST = "plastic.json"
 SCHEMA = 1
+PLANNED = ("mixed", "corrected", "adapter", "quantised")
+"""Formats whose matrices have `QuantisedRecord`; the last was once the name of the first."""
+
 _PACKAGES = ("plastic-select", "plastic-core", "plastic-runtime", "plastic-export", "mlx", "numpy")
 
 
@@ -84,19 +87,25 @@ class MatrixRecord:
 
 @dataclass(frozen=True)
 class QuantisedRecord:
-    """What became of one matrix under a plan of bits.
+    """What became of one matrix under a plan.
 
     Attributes:
         name: Tensor name in the source.
         shape: ``(out, in)`` of the dense weight.
-        dtype: Storage type of the scales.
-        bits: Of its codes; None where it was copied bit for bit.
-        group_size: Neighbouring inputs that share a scale.
+        dtype: Storage type of the scales, and of factors that are not packed.
+        bits: Of the codes of its backbone; None where it has none.
+        group_size: Neighbouring inputs that share a scale of the backbone.
         source_bytes: Bytes in the source.
         stored_bytes: Bytes written.
         predicted_kl: Predicted rise of the KL divergence to the source, nats per token.
-        relative_error: ``||W - W'||_F / ||W||_F`` of what is stored.
-        spectral_error: ``||W - W'||_2 / ||W||_2`` of what is stored.
+        relative_error: ``||W - W'||_F / ||W||_F`` of what is stored, the sum of the backbone and
+            the correction.
+        spectral_error: ``||W - W'||_2 / ||W||_2`` of the same.
+        rank: Of the correction; 0 without one. Where there is no backbone either, the matrix was
+            copied bit for bit.
+        factor_bits: Of the entries of the correction's factors; 16: in ``dtype``.
+        factor_group_sizes: Neighbouring entries of a factor that share a scale, along the outputs
+            and along the inputs; 0 where the factors are not packed.
     """
 
     name: str
@@ -109,6 +118,9 @@ class QuantisedRecord:
     predicted_kl: float
     relative_error: float
     spectral_error: float
+    rank: int = 0
+    factor_bits: int = 0
+    factor_group_sizes: tuple[int, int] = (0, 0)
 
 
 R = TypeVar("R", MatrixRecord, QuantisedRecord)
@@ -148,7 +160,11 @@ def write_manifest(
         "source": source_record(checkpoint),
         "matrices": [asdict(r) for r in records],
         "tensors": dict(digests),
-        "files": {p.name: _file_record(p) for p in sorted(folder.iterdir())},
+        "files": {
+            p.relative_to(folder).as_posix(): _file_record(p)
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        },
     }
     write_json(folder / MANIFEST, manifest)
 
@@ -164,10 +180,10 @@ class Manifest:
     Attributes:
         options: The options of the run.
         source: Name, revision, files and tensors of the source.
-        matrices: The records, by tensor name; none in a folder that holds a plan of bits.
-        quantised: Those of a plan of bits, by tensor name.
+        matrices: The records, by tensor name; none in a folder that was written by a plan.
+        quantised: Those of a plan, by tensor name.
         tensors: SHA-256 of every tensor, by name.
-        files: Size in bytes and SHA-256 of every file, by name.
+        files: Size in bytes and SHA-256 of every file, by its path in the folder.
     """
 
     options: dict[str, Any]
@@ -192,9 +208,9 @@ def read_manifest(folder: Path) -> Manifest:
         reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
         raise FormatError.about(path, reason, "use the version of plastic-export that wrote it")
     try:
-        of_bits = raw["options"].get("format") == "quantised"
-        kept = {r["name"]: _record(MatrixRecord, r) for r in raw["matrices"] if not of_bits}
-        bits = {r["name"]: _record(QuantisedRecord, r) for r in raw["matrices"] if of_bits}
+        planned = raw["options"].get("format") in PLANNED
+        kept = {r["name"]: _record(MatrixRecord, r) for r in raw["matrices"] if not planned}
+        bits = {r["name"]: _record(QuantisedRecord, r) for r in raw["matrices"] if planned}
         return Manifest(
             options=dict(raw["options"]),
             source={k: raw["source"][k] for k in ("name", "revision", "files", "tensors")},
@@ -210,6 +226,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _record(kind: type[R], raw: Mapping[str, Any]) -> R:
-    values = {f.name: raw[f.name] for f in fields(kind)}
-    out, in_ = values["shape"]
-    return kind(**(values | {"shape": (int(out), int(in_))}))
+    """The record; a field that an older version did not write has its default."""
+    wanted = [f.name for f in fields(kind) if f.name in raw or f.default is MISSING]
+    values = {name: raw[name] for name in wanted}
+    for name in values.keys() & {"shape", "factor_group_sizes"}:
+        first, second = values[name]
+        values[name] = int(first), int(second)
+    return kind(**values)

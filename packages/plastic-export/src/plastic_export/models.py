@@ -10,8 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from plastic_export.adapterfile import adapter_of
 from plastic_export.errors import FormatError
 from plastic_export.host import use_host_products
+from plastic_export.merging import merge_corrections
 from plastic_export.validate import read_header, read_json
 
 MODEL_FILE = "plastic_model.py"
@@ -24,7 +26,8 @@ def load_model(folder: str | Path) -> nn.Module:
     """Load a checkpoint as mlx-lm would, every format that this package writes included.
 
     Code in the folder never runs: a factored checkpoint is built by this package's own model
-    file, and a folder that names any other is refused.
+    file, and a folder that names any other is refused. The adapter of a checkpoint that this
+    package wrote with one is laid over it, as ``--adapter-path`` does.
 
     Args:
         folder: Folder in Hugging Face or mlx-community form.
@@ -44,6 +47,7 @@ def load_model(folder: str | Path) -> nn.Module:
     config = read_json(file)
     classes = _factored_classes() if _is_factored(config, file) else _stock_classes(config, file)
     _check_weights(folder)
+    adapter = adapter_of(folder)
     try:
         # model_file is withheld, so that mlx-lm asks for the classes instead of running it
         model, _ = utils.load_model(
@@ -52,7 +56,9 @@ def load_model(folder: str | Path) -> nn.Module:
             model_config={"model_file": None},
             get_model_classes=lambda config: classes,
         )
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        if adapter is not None:
+            utils.load_adapters(model, adapter).eval()
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built from it: {_brief(error)}"
         remedy = "check that config.json and the weights belong together"
         raise FormatError.about(folder, reason, remedy) from error
@@ -63,8 +69,8 @@ def load_model(folder: str | Path) -> nn.Module:
 def load_for_inference(folder: str | Path) -> nn.Module:
     """Load a model for forward passes without gradients, made quick where MLX runs on the CPU.
 
-    There bfloat16 is slow and so are matrix products: weights become float32 (exactly; what is
-    quantised stays so) and products run in NumPy. Elsewhere this is `load_model`.
+    There bfloat16 is slow and so are matrix products: weights become float32 (exactly) and
+    products run in NumPy, one for every layer, corrected or not. Elsewhere this is `load_model`.
 
     Args:
         folder: Folder in Hugging Face or mlx-community form.
@@ -78,6 +84,7 @@ def load_for_inference(folder: str | Path) -> nn.Module:
     model = load_model(folder)
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
+        merge_corrections(model)
         use_host_products(model)
     return model
 

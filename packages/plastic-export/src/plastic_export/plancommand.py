@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
+from plastic_core.correction import UNPACKED
+from plastic_core.quantize import BITS
 
-from plastic_export import losstables, planning, quantised
+from plastic_export import losstables, planning, planplot, quantised
+from plastic_export.budgets import Budget, parse_size
 from plastic_export.calibrate import Calibration
 from plastic_export.console import FOLDER, TEXT, Output, json_option, revision_option
+from plastic_export.lossplan import Format
+from plastic_export.pricing import CHOICES, Choices
+
+DEFAULT = "3,3.5,4.5"
 
 
-def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
-    """``"3, 3.5"`` as ``(3.0, 3.5)``."""
+def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    """``"3, 3.5"`` as ``["3", "3.5"]``; none if the option is not given."""
+    words = [word.strip() for word in (value or "").split(",")]
+    if value is not None and not all(words):
+        raise click.BadParameter(f"{value!r} must be values such as 3,3.5,4.5")
+    return words if value is not None else []
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float]:
     try:
-        numbers = tuple(float(word) for word in value.replace(",", " ").split())
+        return [float(word) for word in _words(ctx, param, value)]
     except ValueError:
-        numbers = ()
-    if not numbers:
-        raise click.BadParameter(f"{value!r} must be numbers such as 3,3.5,4.5")
-    return numbers
+        raise click.BadParameter(f"{value!r} must be numbers such as 3,3.5,4.5") from None
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float]:
+    try:
+        return [parse_size(word) for word in _words(ctx, param, value)]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    offered = (*BITS, UNPACKED) if param.name == "factor_bits" else BITS
+    words = _words(ctx, param, value)
+    if not {*words} <= {str(bits) for bits in offered}:
+        raise click.BadParameter(f"{value!r} must be some of {', '.join(map(str, offered))}")
+    return tuple(sorted(map(int, words))) if words else None
 
 
 @click.command()
@@ -28,12 +56,23 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[fl
 @click.option("--calibration", type=TEXT, required=True, help="Text to measure the loss on.")
 @click.option(
     "--bits-per-weight",
-    "budgets",
     callback=_numbers,
-    default="3,3.5,4.5",
-    show_default=True,
-    help="Budgets: bits on disk per entry of the matrices, scales counted.",
+    help="Budgets: bits on disk per entry of the matrices, scales and factors counted. "
+    f"By default {DEFAULT} if no other budget is given.",
 )
+@click.option("--size", callback=_sizes, help="Budgets for the whole checkpoint: 3MB,4.5MiB.")
+@click.option("--keep", callback=_numbers, help="Budgets: fractions of the matrices' bytes.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(get_args(Format)),
+    default="mixed",
+    show_default=True,
+    help="mixed: bits per matrix, loads everywhere. corrected: bits and ranks, needs "
+    "--trust-remote-code. adapter: bits and a stock adapter.",
+)
+@click.option("--bits", callback=_bits, help="Bits to choose from, such as 4,8; by default all.")
+@click.option("--factor-bits", callback=_bits, help="Bits of the entries of corrections.")
 @click.option(
     "--out", "file", type=FOLDER, default="plan.json", show_default=True, help="Plan to write."
 )
@@ -47,7 +86,12 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[fl
 def plan(
     src: str,
     calibration: Path,
-    budgets: tuple[float, ...],
+    bits_per_weight: list[float],
+    size: list[float],
+    keep: list[float],
+    format_: Any,
+    bits: tuple[int, ...] | None,
+    factor_bits: tuple[int, ...] | None,
     file: Path,
     window: int,
     windows: int,
@@ -57,23 +101,58 @@ def plan(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """Choose bits for every matrix of SRC by their predicted effect on the loss.
+    """Choose bits and ranks for every matrix of SRC by their predicted effect on the loss.
 
-    One calibration serves all budgets; `plastic compress --plan` carries out one of them.
+    One calibration serves all budgets; `plastic compress --plan` carries out one of them. The plan
+    may be edited. A plot of predicted KL over size is saved beside it.
     """
     output = Output(as_json)
+    budgets = [
+        *(Budget("bits_per_weight", value) for value in bits_per_weight),
+        *(Budget("size", value) for value in size),
+        *(Budget("keep", value) for value in keep),
+    ]
     result = planning.plan_checkpoint(
         src,
         file,
         calibration=Calibration(calibration, window, windows),
-        bits_per_weight=budgets,
+        budgets=budgets or [float(word) for word in DEFAULT.split(",")],
+        format=format_,
+        choices=_choices(format_, bits, factor_bits),
         include=include,
         exclude=exclude,
         revision=revision,
         force=force,
         track=output.track,
     )
-    output.show(losstables.planned_record(result, file), *losstables.planned(result, file))
+    plot = file.with_suffix(".png")
+    planplot.save_plan_plot(plot, result)
+    output.show(losstables.planned_record(result, file), *losstables.planned(result, file, plot))
+
+
+def _choices(
+    format: Format, bits: tuple[int, ...] | None, factor_bits: tuple[int, ...] | None
+) -> Choices:
+    """What the format offers, narrowed down."""
+    choices = CHOICES[format]
+    if factor_bits and format != "corrected":
+        raise click.UsageError("--factor-bits is for --format corrected")
+    return replace(
+        choices, bits=bits or choices.bits, factor_bits=factor_bits or choices.factor_bits
+    )
+
+
+def asked(bits_per_weight: float | None, size: str | None, keep: float | None) -> str | None:
+    """Which budget of a plan is meant; None where none is named."""
+    named = [Budget("bits_per_weight", bits_per_weight)] if bits_per_weight is not None else []
+    try:
+        named += [Budget("size", parse_size(size))] if size is not None else []
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    named += [Budget("keep", keep)] if keep is not None else []
+    if len(named) > 1:
+        raise click.UsageError("--bits-per-weight, --size and --keep each name a budget; give one")
+    return str(named[0]) if named else None
 
 
 def carry_out_plan(
@@ -81,7 +160,7 @@ def carry_out_plan(
     out: Path,
     plan_file: Path,
     *,
-    bits_per_weight: float | None,
+    budget: str | None,
     revision: str | None,
     force: bool,
     output: Output,
@@ -92,7 +171,7 @@ def carry_out_plan(
         src,
         out,
         plan_file,
-        bits_per_weight=bits_per_weight,
+        budget=budget,
         revision=revision,
         force=force,
         track=output.track,
@@ -103,7 +182,17 @@ def carry_out_plan(
 def _check_decided_by_plan() -> None:
     """Refuse the options that have no say beside a plan."""
     context = click.get_current_context()
-    allowed = {"src", "out", "plan_file", "bits_per_weight", "revision", "force", "as_json"}
+    allowed = {
+        "src",
+        "out",
+        "plan_file",
+        "bits_per_weight",
+        "size",
+        "keep",
+        "revision",
+        "force",
+        "as_json",
+    }
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "")
         if given is ParameterSource.COMMANDLINE and parameter.name not in allowed:

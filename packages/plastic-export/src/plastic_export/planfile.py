@@ -1,4 +1,4 @@
-"""A plan of bits as a JSON file: written by ``plastic plan``, read by ``plastic compress``."""
+"""A plan as a JSON file: written by ``plastic plan``, read by ``plastic compress``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from plastic_export.atomic import sha256_file, write_json
 from plastic_export.errors import FormatError
-from plastic_export.lossplan import BitsPlan, Offer, Offered
+from plastic_export.lossplan import BitsPlan, Choice, Format, Offer, Offered
 from plastic_export.manifest import source_record
 from plastic_export.reader import Checkpoint
 from plastic_export.validate import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
 
 
@@ -32,6 +32,7 @@ class LossPlan:
         left: Names of the matrices that are left as they are whatever the budget.
         left_bytes: Bytes of all tensors of the source but ``matrices``.
         budgets: The plans.
+        format: What they are written as: ``"mixed"``, ``"corrected"`` or ``"adapter"``.
     """
 
     source: Mapping[str, Any]
@@ -41,24 +42,28 @@ class LossPlan:
     left: tuple[str, ...]
     left_bytes: int
     budgets: tuple[BitsPlan, ...]
+    format: Format = "mixed"
 
-    def budget(self, bits_per_weight: float | None = None) -> BitsPlan:
+    def budget(self, asked: float | str | None = None) -> BitsPlan:
         """The plan of one budget, which need not be named where there is only one.
+
+        Args:
+            asked: Bits per weight, or the budget as the plan states it (`BitsPlan.asked`).
 
         Raises:
             ValueError: If there is none, or there are several and none is named.
         """
-        known = ", ".join(f"{b.budget:g}" for b in self.budgets)
-        if bits_per_weight is None:
+        known = ", ".join(b.asked for b in self.budgets)
+        if asked is None:
             if len(self.budgets) == 1:
                 return self.budgets[0]
-            raise ValueError(f"the plan holds {known} bits per weight; choose one of them")
+            raise ValueError(f"the plan holds the budgets {known}; choose one of them")
+        name = asked if isinstance(asked, str) else f"{asked:g}"
         for plan in self.budgets:
-            if plan.budget == bits_per_weight:
+            if plan.asked == name:
                 return plan
         raise ValueError(
-            f"`bits_per_weight` must be one of the plan's, {known}, got {bits_per_weight:g}; "
-            "plan again for another"
+            f"the budget must be one of the plan's, {known}, got {name}; plan again for another"
         )
 
 
@@ -115,7 +120,10 @@ def grams_file(plan: LossPlan, file: Path) -> Path:
 
 
 def write_plan(file: Path, plan: LossPlan) -> None:
-    """Write a plan. Its choices may be edited: ``bits`` of a matrix to any that it offers.
+    """Write a plan.
+
+    Its choices may be edited: ``bits``, ``rank`` and ``factor_bits`` of a matrix to any that it
+    offers; without a rank the last two may be left out.
 
     Raises:
         ValueError: If ``file`` is a link or a folder.
@@ -124,6 +132,7 @@ def write_plan(file: Path, plan: LossPlan) -> None:
     matrices = {m.name: _matrix_record(m) for m in plan.matrices}
     record = {
         "schema": SCHEMA,
+        "format": plan.format,
         "source": dict(plan.source),
         "calibration": dict(plan.calibration),
         "grams": {"file": plan.grams[0], "sha256": plan.grams[1]},
@@ -147,6 +156,7 @@ def _matrix_record(m: Offered) -> dict[str, Any]:
 
 def _budget_record(b: BitsPlan) -> dict[str, Any]:
     return {
+        "asked": b.asked,
         "bits_per_weight": b.budget,
         "bytes": b.nbytes,
         "predicted_kl": b.cost,
@@ -156,15 +166,16 @@ def _budget_record(b: BitsPlan) -> dict[str, Any]:
 
 
 def _offer_record(o: Offer) -> dict[str, Any]:
-    return {"bits": o.bits, "bytes": o.nbytes, "predicted_kl": o.cost}
+    part = {"rank": o.rank, "factor_bits": o.factor_bits} if o.rank else {}
+    return {"bits": o.bits, **part, "bytes": o.nbytes, "predicted_kl": o.cost}
 
 
 def read_plan(file: str | Path) -> LossPlan:
     """Read a plan, edited or not; bytes and predictions follow from the bits.
 
     Raises:
-        FormatError: If it is damaged, of another schema, or gives a matrix bits that it does not
-            offer, or none.
+        FormatError: If it is damaged, of another schema, or gives a matrix what it does not offer,
+            or nothing.
         OSError: If it does not exist or cannot be read.
     """
     file = Path(file)
@@ -174,6 +185,7 @@ def read_plan(file: str | Path) -> LossPlan:
         raise FormatError.about(file, reason, "name a file that `plastic plan` wrote")
     try:
         matrices = tuple(_matrix(name, m) for name, m in raw["matrices"].items())
+        format = _format(raw["format"])
         return LossPlan(
             source={k: raw["source"][k] for k in _SOURCE},
             calibration=dict(raw["calibration"]),
@@ -181,7 +193,8 @@ def read_plan(file: str | Path) -> LossPlan:
             matrices=matrices,
             left=tuple(raw["left"]),
             left_bytes=int(raw["left_bytes"]),
-            budgets=tuple(_budget(b, matrices) for b in raw["budgets"]),
+            budgets=tuple(_budget(b, matrices, format) for b in raw["budgets"]),
+            format=format,
         )
     except KeyError as error:
         raise FormatError.about(file, f"{error} is missing", "plan again") from error
@@ -197,17 +210,38 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
         dtype=str(raw["dtype"]),
         group_size=int(raw["group_size"]),
         source_bytes=int(raw["source_bytes"]),
-        offers=tuple(Offer(o["bits"], o["bytes"], o["predicted_kl"]) for o in raw["offers"]),
+        offers=tuple(_offer(o) for o in raw["offers"]),
     )
 
 
-def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...]) -> BitsPlan:
-    bits = {name: choice["bits"] for name, choice in raw["matrices"].items()}
-    if unknown := bits.keys() - {m.name for m in matrices}:
+def _offer(raw: Mapping[str, Any]) -> Offer:
+    bits, rank, factor_bits = _choice(raw)
+    return Offer(bits, raw["bytes"], raw["predicted_kl"], rank, factor_bits)
+
+
+def _choice(raw: Mapping[str, Any]) -> Choice:
+    rank = raw.get("rank", 0)
+    return raw["bits"], rank, raw.get("factor_bits", 0) if rank else 0
+
+
+def _format(raw: Any) -> Format:
+    for format in get_args(Format):
+        if raw == format:
+            return cast(Format, format)
+    raise ValueError(f"`format` must be one of {', '.join(get_args(Format))}, got {raw!r}")
+
+
+def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Format) -> BitsPlan:
+    choices = {name: _choice(choice) for name, choice in raw["matrices"].items()}
+    if unknown := choices.keys() - {m.name for m in matrices}:
         raise ValueError(f"bits for {min(unknown)!r}, which is not among the matrices")
+    ranks = {rank for _, rank, _ in choices.values() if rank}
+    if format == "adapter" and len(ranks) > 1:
+        raise ValueError(f"an adapter has one rank, but the matrices have {sorted(ranks)}")
     return BitsPlan(
         budget=float(raw["bits_per_weight"]),
+        asked=str(raw["asked"]),
         weights=sum(m.weights for m in matrices),
         lower_bound=float(raw["lower_bound"]),
-        chosen={m.name: m.offer(bits[m.name]) for m in matrices},
+        chosen={m.name: m.offer(*choices[m.name]) for m in matrices},
     )

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from plastic_core.quantize import BITS
-
 from plastic_export.atomic import sha256_file
+from plastic_export.budgets import Budget, check_budget
 from plastic_export.calibrate import Calibration
 from plastic_export.calibration_loss import measure
 from plastic_export.errors import FormatError
-from plastic_export.lossplan import Candidate, Offered, check_budgets, packed_bytes, plan_bits
+from plastic_export.lossplan import Candidate, Format, Offered, plan_bits, totals_of
 from plastic_export.matrices import ROUTERS, compressible, module_path
 from plastic_export.models import linear_paths
 from plastic_export.planfile import LossPlan, source_identity, write_plan
-from plastic_export.pricing import DAMPING, candidate, price
+from plastic_export.pricing import CHOICES, DAMPING, Choices, candidate, least_bytes, price
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.track import Track, untracked
 
@@ -28,26 +27,34 @@ def plan_checkpoint(
     file: str | Path,
     *,
     calibration: Calibration,
-    bits_per_weight: Sequence[float],
+    budgets: Sequence[float | Budget],
+    format: Format = "mixed",
+    choices: Choices | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     revision: str | None = None,
     force: bool = False,
     track: Track = untracked,
 ) -> LossPlan:
-    """Choose bits for every linear layer of a checkpoint by their predicted effect on the loss.
+    """Choose how to store every linear layer by the predicted effect on the loss.
 
-    The rise of the KL divergence to the source is predicted for every matrix and number of bits
-    from the Grams of its inputs and output gradients (``predicted_cost``), each under GPTQ's
-    error feedback; one allocation per budget does the rest. The Grams stay beside the plan, under
-    its name with ``.grams.npz``: a run that was cut goes on from there, one for other budgets
-    finds them complete, and ``execute_plan`` needs them.
+    The rise of the KL divergence to the source is predicted for every matrix and every way of
+    storing it from the Grams of its inputs and output gradients: bits of a backbone under GPTQ's
+    error feedback (``predicted_cost``), and ranks and bits of a correction beside it or alone
+    (``correction_costs``). One allocation per budget does the rest. The Grams stay beside the
+    plan, under its name with ``.grams.npz``: a run that was cut goes on from there, one for other
+    budgets or formats finds them complete, and ``execute_plan`` needs them.
 
     Args:
         source: Folder, or Hub id, of a checkpoint that mlx-lm can run.
         file: JSON file to write.
         calibration: Text and amount.
-        bits_per_weight: Budgets: bits on disk per entry of the matrices, scales counted.
+        budgets: Plain numbers are bits on disk per entry of the matrices, scales and factors
+            counted.
+        format: What is to be written: ``"mixed"``, bits per matrix, which everything built on
+            mlx-lm loads; ``"corrected"``, bits and ranks, with a model file beside the weights;
+            ``"adapter"``, bits and a stock adapter of one rank.
+        choices: What to offer for each matrix; by default all that the format allows.
         include: Glob patterns of the matrices to take; by default every linear layer, the output
             head included, but no router. Embeddings are never taken.
         exclude: Glob patterns of matrices to leave alone.
@@ -68,34 +75,46 @@ def plan_checkpoint(
     if file.exists() and not force:
         raise FormatError.about(file, "it exists", "choose another file, or add --force")
     cache = file.with_suffix(".grams.npz")
+    offered_choices = CHOICES[format] if choices is None else choices
     with open_checkpoint(source, revision=revision) as checkpoint:
-        wanted = _candidates(checkpoint, include, exclude)
-        _check_budgets(wanted, bits_per_weight)
+        wanted = plannable(checkpoint, include, exclude)
+        stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
+        _check_budgets(checkpoint, wanted, stated, offered_choices)
         file.parent.mkdir(parents=True, exist_ok=True)
         paths = [module_path(m.name) for m in wanted]
-        grams = measure(checkpoint, calibration, paths, cache, track=track)
-        run = [m for m in wanted if module_path(m.name) in grams]
-        offered = price(checkpoint, run, grams, track=track)
-        del grams
+        with measure(checkpoint, calibration, paths, cache, track=track) as grams:
+            run = [m for m in wanted if module_path(m.name) in grams]
+            offered = price(checkpoint, run, grams, offered_choices, track=track)
         plan = LossPlan(
             source=source_identity(checkpoint),
             calibration=calibration.record() | {"damping": DAMPING},
             grams=(cache.name, sha256_file(cache)),
             matrices=offered,
             left=_left(checkpoint, offered),
-            left_bytes=sum(t.nbytes for t in checkpoint.tensors.values())
-            - sum(m.source_bytes for m in offered),
-            budgets=plan_bits(offered, bits_per_weight),
+            left_bytes=_left_bytes(checkpoint, offered),
+            budgets=plan_bits(
+                offered, stated, left_bytes=_left_bytes(checkpoint, offered), format=format
+            ),
+            format=format,
         )
         checkpoint.check_unchanged()
     write_plan(file, plan)
     return plan
 
 
-def _candidates(
-    checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]
+def plannable(
+    checkpoint: Checkpoint, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[Candidate]:
-    """The linear layers of the model that a number of bits can be chosen for."""
+    """The linear layers of the model that a number of bits can be chosen for, routers left out.
+
+    Args:
+        checkpoint: The open source.
+        include: Glob patterns, see `plan_checkpoint`.
+        exclude: Glob patterns.
+
+    Raises:
+        ValueError: If there are none.
+    """
     names = compressible(checkpoint.tensors, include=include or ("*",), exclude=exclude)
     linears = linear_paths(checkpoint.config)
     found = []
@@ -110,15 +129,22 @@ def _candidates(
     return kept
 
 
-def _check_budgets(candidates: Sequence[Candidate], bits_per_weight: Sequence[float]) -> None:
+def _check_budgets(
+    checkpoint: Checkpoint,
+    candidates: Sequence[Candidate],
+    budgets: Sequence[Budget],
+    choices: Choices,
+) -> None:
     """Refuse before the work what `plan_bits` would refuse after it."""
-    weights = sum(m.weights for m in candidates)
-    most = sum(m.source_bytes for m in candidates)
-    least = sum(
-        min(m.source_bytes, packed_bytes(m.shape, BITS[0], m.group_size, m.dtype))
-        for m in candidates
-    )
-    check_budgets(bits_per_weight, weights, least, most)
+    totals = totals_of(candidates, _left_bytes(checkpoint, candidates))
+    least = sum(least_bytes(m, choices) for m in candidates)
+    for budget in budgets:
+        check_budget(budget, least, totals)
+
+
+def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
+    everything = sum(t.nbytes for t in checkpoint.tensors.values())
+    return everything - sum(m.source_bytes for m in planned)
 
 
 def _left(checkpoint: Checkpoint, offered: Sequence[Offered]) -> tuple[str, ...]:

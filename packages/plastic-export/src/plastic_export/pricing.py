@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import Backbone, GramRoot, difference, error_feedback, predicted_cost
+from plastic_core import (
+    Backbone,
+    Correction,
+    Factors,
+    GramRoot,
+    Operator,
+    correction_costs,
+    difference,
+    error_feedback,
+    factor_group,
+    loss_factors,
+    predicted_cost,
+)
+from plastic_core.correction import UNPACKED
+from plastic_core.operators import as_operator
 from plastic_core.quantize import BITS
 from plastic_runtime import LossGrams
 
 from plastic_export.arrays import MLX_DTYPES
-from plastic_export.lossplan import Candidate, Offer, Offered, packed_bytes
+from plastic_export.lossplan import (
+    Candidate,
+    Format,
+    Offer,
+    Offered,
+    factor_bytes,
+    packed_bytes,
+)
 from plastic_export.matrices import FLOATS, module_path, stored_parts
 from plastic_export.reader import Checkpoint
 from plastic_export.track import Track, untracked
@@ -22,6 +42,35 @@ from plastic_export.track import Track, untracked
 GROUP_SIZES = (64, 32)  # the first one that divides the inputs
 DAMPING = 1e-2
 """Added to both Grams, as a fraction of the mean eigenvalue (heuristic)."""
+FEW = 4  # bits, up to which descent is worth its time (heuristic)
+CORRECTED = 4  # most bits of a backbone that is worth a correction (heuristic)
+WIDEST = 1.5  # most bits per weight of a correction beside a backbone (heuristic)
+STEPS = 24  # of the ranks that are offered
+ADAPTER_RANKS = (4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is offered for every matrix.
+
+    Attributes:
+        bits: Of backbones.
+        factor_bits: Of corrections; empty for none.
+        bare: Whether a correction may do without a backbone.
+        ranks: The ranks of corrections; by default `STEPS` of them up to what pays.
+    """
+
+    bits: tuple[int, ...] = BITS
+    factor_bits: tuple[int, ...] = ()
+    bare: bool = False
+    ranks: tuple[int, ...] = ()
+
+
+CHOICES: Mapping[Format, Choices] = {
+    "mixed": Choices(),
+    "corrected": Choices(factor_bits=(4, 8), bare=True),
+    "adapter": Choices(factor_bits=(UNPACKED,), ranks=ADAPTER_RANKS),
+}
 
 
 def candidate(checkpoint: Checkpoint, name: str) -> Candidate | None:
@@ -41,12 +90,45 @@ def candidate(checkpoint: Checkpoint, name: str) -> Candidate | None:
     )
 
 
-def rounded(
-    weight: NDArray[np.float32], bits: int, gram: NDArray[np.float64], m: Candidate
-) -> Backbone:
+def rounded(weight: NDArray[np.float32], bits: int, grams: LossGrams, m: Candidate) -> Backbone:
     """The weight in ``bits`` bits, as both a price and a written file mean it."""
-    dtype = MLX_DTYPES[m.dtype]
-    return error_feedback(weight, bits, gram, group_size=m.group_size, dtype=dtype)
+    return error_feedback(
+        weight,
+        bits,
+        grams.input.matrix,
+        output_gram=grams.output.matrix,
+        group_size=m.group_size,
+        dtype=MLX_DTYPES[m.dtype],
+        sweeps=2 if bits <= FEW else 0,
+    )
+
+
+def corrected(factors: Factors, bits: int, grams: LossGrams, m: Candidate) -> Correction:
+    """The factors in ``bits`` bits, as both a price and a written file mean them."""
+    return Correction.rounded(
+        factors,
+        bits,
+        input_gram=grams.input.matrix,
+        output_gram=grams.output.matrix,
+        damping=DAMPING,
+        dtype=MLX_DTYPES[m.dtype],
+    )
+
+
+def stored(
+    weight: NDArray[np.float32], offer: Offer, grams: LossGrams, m: Candidate
+) -> tuple[Backbone | None, Correction | None]:
+    """The backbone and the correction of an offer; None for what it does without."""
+    with blaming(m.name):
+        backbone = None
+        if offer.bits is not None:
+            backbone = rounded(weight, offer.bits, grams, m)
+        if not offer.rank:
+            return backbone, None
+        inputs, outputs = _roots(grams)
+        change = _change(weight, backbone)
+        factors = loss_factors(change, offer.rank, inputs=inputs, outputs=outputs)
+        return backbone, corrected(factors, offer.factor_bits, grams, m)
 
 
 @contextmanager
@@ -63,56 +145,134 @@ def price(
     checkpoint: Checkpoint,
     candidates: Sequence[Candidate],
     grams: Mapping[str, LossGrams],
+    choices: Choices = CHOICES["mixed"],
     *,
     track: Track = untracked,
 ) -> tuple[Offered, ...]:
-    """Quantise every matrix to every number of bits and predict what each costs.
+    """Store every matrix in every way on offer and predict what each costs.
 
-    One matrix is in memory at a time, besides the Grams.
+    One matrix is in memory at a time, with its Grams if ``grams`` reads them from a file.
 
     Args:
         checkpoint: The open source.
         candidates: The matrices, each with Grams.
         grams: Both Grams by module path.
+        choices: What to offer.
         track: Wraps the loop over the matrices.
 
     Returns:
-        What each offers, in the order of ``candidates``: every number of bits that makes it
-        smaller than it is in the source, then as it is, at no cost.
+        What each offers, in the order of ``candidates``: every way that makes it smaller than it
+        is in the source and, unless ranks are prescribed, costs less than all that take no more
+        bytes; then as it is, at no cost.
 
     Raises:
         FormatError: If a weight cannot be read or is not finite.
         ValueError: If a weight cannot be quantised, or nothing was measured at its layer.
     """
-    found: dict[str, Offered] = {}
-    seen, root = None, GramRoot(None)
-    for m in track(_by_site(candidates, grams), "pricing"):
-        weight, both = checkpoint.matrix(m.name), grams[module_path(m.name)]
+    found = []
+    for m in track(candidates, "pricing"):
+        weight = checkpoint.matrix(m.name)
         with blaming(m.name):
-            if both.input is not seen:
-                seen, root = both.input, GramRoot.of(both.input.matrix, damping=DAMPING)
-            found[m.name] = _priced(weight, m, both, root)
-    return tuple(found[m.name] for m in candidates)
+            found.append(_priced(weight, m, grams[module_path(m.name)], choices))
+    return tuple(found)
 
 
-def _by_site(candidates: Sequence[Candidate], grams: Mapping[str, LossGrams]) -> list[Candidate]:
-    """Matrices with the same inputs one after the other, so that their root is made once."""
-    sites: dict[int, list[Candidate]] = defaultdict(list)
-    for m in candidates:
-        sites[id(grams[module_path(m.name)].input)].append(m)
-    return [m for site in sites.values() for m in site]
+def _roots(grams: LossGrams) -> tuple[GramRoot, GramRoot]:
+    input, output = grams.input.matrix, grams.output.matrix
+    return GramRoot.of(input, damping=DAMPING), GramRoot.of(output, damping=DAMPING)
+
+
+def _change(weight: NDArray[np.float32], backbone: Backbone | None) -> Operator:
+    return as_operator(weight) if backbone is None else difference(weight, backbone)
 
 
 def _priced(
-    weight: NDArray[np.float32], m: Candidate, grams: LossGrams, inputs: GramRoot
+    weight: NDArray[np.float32], m: Candidate, grams: LossGrams, choices: Choices
 ) -> Offered:
-    outputs = GramRoot.of(grams.output.matrix, damping=DAMPING)
+    offers = list[Offer]()
+    inputs, outputs = _roots(grams)
+    for bits in choices.bits:
+        backbone = rounded(weight, bits, grams, m)
+        change, nbytes = difference(weight, backbone), packed_bytes_of(m, bits)
+        offers.append(Offer(bits, nbytes, predicted_cost(change, inputs=inputs, outputs=outputs)))
+        if bits <= CORRECTED:
+            offers += _corrections(change, offers[-1], m, grams, (inputs, outputs), choices)
+    if choices.bare:
+        nothing = Offer(None, 0, 0.0)
+        offers += _corrections(as_operator(weight), nothing, m, grams, (inputs, outputs), choices)
+    smaller = [offer for offer in offers if offer.nbytes < m.source_bytes]
+    if not choices.ranks:  # of which only one will be allowed
+        smaller = worthwhile(smaller)
+    return Offered(**asdict(m), offers=(*smaller, Offer(None, m.source_bytes, 0.0)))
+
+
+def least_bytes(m: Candidate, choices: Choices) -> int:
+    """Bytes of the smallest way of storing the matrix that is on offer."""
+    found = [m.source_bytes, *(packed_bytes_of(m, bits) for bits in choices.bits)]
+    for bits in choices.factor_bits if choices.bare else ():
+        ranks = offered_ranks(m, Offer(None, 0, 0.0), bits, choices)
+        found += [factor_bytes(m.shape, rank, bits, m.dtype) for rank in ranks[:1]]
+    return min(found)
+
+
+def packed_bytes_of(m: Candidate, bits: int) -> int:
+    """Bytes of the matrix as a backbone."""
+    return packed_bytes(m.shape, bits, m.group_size, m.dtype)
+
+
+def _corrections(
+    change: Operator,
+    base: Offer,
+    m: Candidate,
+    grams: LossGrams,
+    roots: tuple[GramRoot, GramRoot],
+    choices: Choices,
+) -> list[Offer]:
+    """A backbone with corrections of many ranks, their costs as they are stored."""
+    inputs, outputs = roots
+    ranks = {bits: offered_ranks(m, base, bits, choices) for bits in choices.factor_bits}
+    most = max((r[-1] for r in ranks.values() if r), default=0)
+    if most == 0:
+        return []
+    factors = loss_factors(change, most, inputs=inputs, outputs=outputs)
     offers = []
-    for bits in BITS:
-        nbytes = packed_bytes(m.shape, bits, m.group_size, m.dtype)
-        if nbytes < m.source_bytes:
-            change = difference(weight, rounded(weight, bits, grams.input.matrix, m))
-            cost = predicted_cost(change, inputs=inputs, outputs=outputs)
-            offers.append(Offer(bits, nbytes, cost))
-    offers.append(Offer(None, m.source_bytes, 0.0))
-    return Offered(**asdict(m), offers=tuple(offers))
+    for bits in choices.factor_bits:
+        if ranks[bits]:
+            part = corrected(_leading(factors, ranks[bits][-1]), bits, grams, m)
+            costs = correction_costs(change, part, inputs=inputs, outputs=outputs)
+            offers += [_with_rank(base, m, r, bits, float(costs[r])) for r in ranks[bits]]
+    return offers
+
+
+def offered_ranks(m: Candidate, base: Offer, bits: int, choices: Choices) -> list[int]:
+    """The ranks to offer for factors of so many bits, increasing; none where they cannot pay."""
+    if bits != UNPACKED and None in map(factor_group, m.shape):
+        return []
+    per_rank = factor_bytes(m.shape, 1, bits, m.dtype)
+    room = m.source_bytes - base.nbytes - 1
+    if base.bits is not None:
+        room = min(room, int(WIDEST * m.weights / 8))
+    most = min(*m.shape, room // per_rank)
+    if choices.ranks:
+        return [r for r in choices.ranks if r <= min(*m.shape, room // per_rank)]
+    step = max(1, round(most / STEPS))
+    return list(range(step, most + 1, step))
+
+
+def _with_rank(base: Offer, m: Candidate, rank: int, bits: int, cost: float) -> Offer:
+    nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)
+    return Offer(base.bits, nbytes, cost, rank, bits)
+
+
+def _leading(factors: Factors, rank: int) -> Factors:
+    U, S, Vh = factors
+    return Factors(U[:, :rank], S[:rank], Vh[:rank])
+
+
+def worthwhile(offers: Sequence[Offer]) -> list[Offer]:
+    """By increasing bytes, those that cost less than all that take no more."""
+    kept = list[Offer]()
+    for offer in sorted(offers, key=lambda o: (o.nbytes, o.cost)):
+        if not kept or offer.cost < kept[-1].cost:
+            kept.append(offer)
+    return kept

@@ -54,13 +54,13 @@ def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> R
         track: Wraps the long loops.
 
     Raises:
-        FormatError: If ``out`` is damaged, or was quantised, so that nothing of it sleeps.
+        FormatError: If ``out`` is damaged, or was written by a plan, so that nothing of it sleeps.
         OSError: If writing fails. Nothing is left behind.
     """
     folder = Path(out)
     manifest = read_manifest(folder)
     if manifest.quantised:
-        reason = "it was quantised, and nothing of it was parked"
+        reason = "it was written by a plan, and nothing of it was parked"
         remedy = f"take its source again, {manifest.source['name']!r}"
         raise FormatError.about(folder, reason, remedy)
     defects = verify(folder, track=track)

@@ -7,12 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from plastic_runtime import format_bytes
+from rich.markup import escape
 from rich.table import Table
 
 from plastic_export.compression import Compressed
-from plastic_export.evaluation import Evaluation
+from plastic_export.estimates import Evaluation
+from plastic_export.intervals import Interval
 from plastic_export.restoration import Restored
 from plastic_export.summary import Summary
+
+MEASURES = ("nll", "perplexity", "kl", "top1")
 
 
 def figures(*columns: str, text: int = 1) -> Table:
@@ -21,13 +25,6 @@ def figures(*columns: str, text: int = 1) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < text else "right", overflow="fold")
     return table
-
-
-def _with_error(value: float | None, error: float | None, form: str) -> str:
-    """``value ± standard error``, as far as they are known."""
-    if value is None:
-        return "-"
-    return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
 
 
 def compressed_record(result: Compressed) -> dict[str, Any]:
@@ -78,20 +75,64 @@ def compressed(result: Compressed, format: str) -> list[Table | str]:
     return lines
 
 
-def evaluations(results: Sequence[Evaluation]) -> Table:
-    """What ``plastic evaluate`` prints: one row per text."""
-    numbers = ("tokens", "perplexity", "nats/token", "KL to reference", "top-1 agreement")
-    table = figures("text", *numbers)
+def evaluation_record(r: Evaluation) -> dict[str, Any]:
+    """One result of ``plastic evaluate`` as JSON; all of them are a list of these.
+
+    ``checkpoint`` and ``text``; the numbers ``windows`` and ``tokens``; for each of ``nll``,
+    ``perplexity``, ``kl`` and ``top1`` its value, its standard error ``..._error`` and its 95 %
+    limits ``..._interval``, a list of two; ``difference``, an object with ``measure`` ("kl" or
+    "nll"), ``mean``, ``error``, ``interval`` and ``verdict`` ("better", "worse" or "no difference
+    shown"). Units as in `Evaluation` and `Difference`. What is not known is null: kl and top1
+    without a reference, the difference of the first checkpoint, errors and limits of one window.
+    """
+    intervals = {f"{name}_interval": getattr(r, f"{name}_interval") for name in MEASURES}
+    difference = None
+    if r.difference is not None:
+        difference = asdict(r.difference) | {"verdict": r.difference.verdict}
+    return asdict(r) | intervals | {"difference": difference}
+
+
+def evaluations(results: Sequence[Evaluation]) -> list[Table | str]:
+    """What ``plastic evaluate`` prints: one row per text and checkpoint, then the differences."""
+    numbers = ("tokens", "perplexity", "KL to reference, mnat", "top-1 agreement")
+    table = figures("text", "checkpoint", *numbers, text=2)
     for r in results:
         table.add_row(
-            r.text,
+            escape(r.text),
+            escape(r.checkpoint),
             str(r.tokens),
-            f"{r.perplexity:.3f}",
-            _with_error(r.nll, r.nll_error, ".4f"),
-            _with_error(r.kl, r.kl_error, ".6f"),
-            _with_error(r.top1, r.top1_error, ".2%"),
+            _with_interval(r.perplexity, r.perplexity_interval, ".3f"),
+            _with_interval(r.kl, r.kl_interval, ".3f", unit=1e-3),
+            _with_interval(r.top1, r.top1_interval, ".2%"),
         )
-    return table
+    note = "in brackets: 95 % confidence intervals, Student's t over the windows"
+    return [table, *_differences(results), "", note]
+
+
+def _differences(results: Sequence[Evaluation]) -> list[Table | str]:
+    """Each checkpoint against the first, if there are several."""
+    compared = [(r, r.difference) for r in results if r.difference is not None]
+    if not compared:
+        return []
+    measure = compared[0][1].measure.upper()
+    against = f"{measure} - that of {escape(results[0].checkpoint)}, mnat"
+    table = figures("text", "checkpoint", against, "verdict", text=2)
+    for r, d in compared:
+        difference = _with_interval(d.mean, d.interval, "+.3f", unit=1e-3)
+        table.add_row(escape(r.text), escape(r.checkpoint), difference, d.verdict)
+    return ["", table]
+
+
+def _with_interval(
+    value: float | None, interval: Interval | None, form: str, *, unit: float = 1
+) -> str:
+    """``value [low, high]``, as far as they are known."""
+    if value is None:
+        return "-"
+    if interval is None:
+        return f"{value / unit:{form}}"
+    low, high = interval
+    return escape(f"{value / unit:{form}} [{low / unit:{form}}, {high / unit:{form}}]")
 
 
 def restored(result: Restored) -> str:

@@ -48,7 +48,7 @@ def verify(out: str | Path, *, track: Track = untracked) -> list[str]:
 def _file(folder: Path, name: str, manifest: Manifest) -> list[FormatError]:
     path = folder / name
     stated = manifest.files[name]
-    if Path(name).name != name:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         reason = f"lists {name!r}, which is not in the folder"
         return [FormatError.about(folder / MANIFEST, reason, "do not use it")]
     if not path.is_file():

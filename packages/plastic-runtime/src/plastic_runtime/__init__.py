@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from plastic_runtime.blockwise import measure_grams
 from plastic_runtime.checkpoint import load_run, save_run
 from plastic_runtime.events import (
     EventLog,
@@ -10,8 +11,9 @@ from plastic_runtime.events import (
     format_bytes,
     read_events,
 )
-from plastic_runtime.fisher import LossGrams, loss_grams
-from plastic_runtime.grams import Gram
+from plastic_runtime.fisher import loss_grams
+from plastic_runtime.gramfile import GramFile
+from plastic_runtime.grams import Gram, LossGrams
 from plastic_runtime.manager import PlasticityManager
 from plastic_runtime.probes import (
     JacobianRank,
@@ -35,6 +37,7 @@ __version__ = version("plastic-runtime")
 __all__ = [
     "EventLog",
     "Gram",
+    "GramFile",
     "JacobianRank",
     "LossGrams",
     "Parked",
@@ -52,6 +55,7 @@ __all__ = [
     "jacobian_rank",
     "load_run",
     "loss_grams",
+    "measure_grams",
     "park",
     "park_components",
     "rank_layers",

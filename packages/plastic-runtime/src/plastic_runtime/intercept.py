@@ -26,13 +26,17 @@ def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[No
     """
     own = {id(module): (module, type(module)) for module in modules.values()}
     paths = {id(module): path for path, module in reversed(list(modules.items()))}
+    watching: list[type[nn.Module]] = []
     try:
         for identity, (module, kind) in own.items():
-            _set_class(module, _watching(kind, paths[identity], around))
+            watching.append(_watching(kind, paths[identity], around))
+            _set_class(module, watching[-1])
         yield
     finally:
         for module, kind in own.values():
             _set_class(module, kind)
+        for watcher in watching:  # a class lives until it is collected; what it watched need not
+            delattr(watcher, "__call__")
 
 
 def _watching(kind: type[nn.Module], path: str, around: Around) -> type[nn.Module]:

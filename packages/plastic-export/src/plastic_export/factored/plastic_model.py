@@ -1,15 +1,27 @@
-"""A stock mlx-lm model with some of its linear layers stored as two thin matrices.
+"""A stock mlx-lm model with some of its linear layers stored as thin matrices.
 
 This file lies beside a factored checkpoint and is what mlx-lm runs when it is given
 --trust-remote-code. It imports mlx and mlx-lm, nothing else. config.json names the
-architecture as always ("model_type"), and the factored layers with their ranks:
+architecture as always ("model_type"), and the layers that are stored otherwise, by path:
 
     "model_file": "plastic_model.py",
-    "plastic": {"version": 1, "ranks": {"model.layers.0.self_attn.q_proj": 43, ...}}
+    "plastic": {
+        "version": 2,
+        "ranks": {"model.layers.0.self_attn.q_proj": 43, ...},
+        "corrected": {"model.layers.0.mlp.up_proj": {"rank": 9, "backbone": true, ...}, ...}
+    }
 
-A layer of rank r with weight W = u.weight @ v.weight has the tensors
+A layer of "ranks" with weight W = u.weight @ v.weight has the tensors
 
     <path>.v.weight (r, in)     <path>.u.weight (out, r)     <path>.u.bias (out,), if it has one
+
+A layer of "corrected" with weight W = base.weight + u.weight.T @ v.weight has the tensors
+
+    <path>.v.weight (r, in)     <path>.u.weight (r, out)     <path>.base.weight (out, in)
+
+and <path>.base.bias (out,), if it has one; without "backbone" no <path>.base, but <path>.bias. All
+three are packed, with scales and biases beside them, where "quantization" has an entry for
+<path>.v, <path>.u or <path>.base. Version 1 is the same without "corrected".
 """
 
 from dataclasses import dataclass
@@ -20,28 +32,30 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
-VERSION = 1
+VERSIONS = (1, 2)
 
 
 @dataclass
 class ModelArgs:
-    """The stock model's class and arguments, and the rank of each factored layer."""
+    """The stock model's class and arguments, and the layers that are stored otherwise."""
 
     model_class: type
     args: Any
     ranks: dict[str, int]
+    corrected: dict[str, dict[str, Any]]
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "ModelArgs":
         """Read them from the content of config.json."""
         plastic = config["plastic"]
-        if plastic["version"] != VERSION:
+        if plastic["version"] not in VERSIONS:
             raise ValueError(
-                f"config.json: the factored format has version {plastic['version']}, "
-                f"this plastic_model.py reads version {VERSION}; take the file of the same release"
+                f"config.json: the factored format has version {plastic['version']}, this "
+                f"plastic_model.py reads version {VERSIONS[-1]}; take the file of the same release"
             )
         model_class, args_class = _get_classes(config)
-        return cls(model_class, args_class.from_dict(config), plastic["ranks"])
+        args = args_class.from_dict(config)
+        return cls(model_class, args, plastic["ranks"], plastic.get("corrected", {}))
 
 
 class FactorLinear(nn.Module):
@@ -61,6 +75,74 @@ class FactorLinear(nn.Module):
         return y
 
 
+class CorrectedLinear(nn.Module):
+    """y = base(x) + u(v(x)): a backbone and a correction of low rank, or that alone."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, *, backbone: bool, bias: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.v = linear(inputs, rank, bias=False)
+        self.u = Rows(mx.zeros((rank, outputs)))
+        if backbone:
+            self.base = linear(inputs, outputs, bias=bias)
+        elif bias:
+            self.bias = mx.zeros((outputs,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (..., in) to (..., out)."""
+        y: mx.array = self.u(self.v(x))
+        if "base" in self:
+            y = self.base(x) + y
+        return y + self.bias if "bias" in self else y
+
+
+class Rows(nn.Module):
+    """y = x @ weight: the weight (r, out) transposed, so that it packs whatever its rank.
+
+    No nn.Linear, because tools that convert those take the last axis for the inputs.
+    """
+
+    def __init__(self, weight: mx.array) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weight = weight
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (..., r) to (..., out)."""
+        return x @ self.weight
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
+    ) -> "QuantizedRows":
+        """Pack the weight along the outputs, as nn.quantize asks for it."""
+        return QuantizedRows(self.weight, group_size, bits, mode)
+
+
+class QuantizedRows(nn.Module):
+    """`Rows` with a packed weight."""
+
+    def __init__(
+        self, weight: mx.array, group_size: int | None, bits: int | None, mode: str
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.group_size, self.bits, self.mode = group_size, bits, mode
+        self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+        if biases:
+            self.biases = biases[0]
+        self.freeze()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (..., r) to (..., out)."""
+        return mx.quantized_matmul(
+            x,
+            self.weight,
+            scales=self.scales,
+            biases=self.get("biases"),
+            transpose=False,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+        )
+
+
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     """An nn.Linear of zeros; unlike nn.Linear itself it allows no inputs, for rank 0."""
     layer = nn.Linear(1, 1, bias=bias)
@@ -70,35 +152,48 @@ def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     return layer
 
 
-def factor_linear(path: str, layer: nn.Module | None, rank: int) -> FactorLinear:
-    """The two-factor stand-in for the stock model's layer at this path."""
+def replacements(args: ModelArgs, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The stand-ins for the stock model's layers, by path."""
+    found: dict[str, nn.Module] = {}
+    for path, rank in args.ranks.items():
+        inputs, outputs, bias = sizes(path, layers.get(path))
+        found[path] = FactorLinear(inputs, outputs, rank, bias=bias)
+    for path, entry in args.corrected.items():
+        inputs, outputs, bias = sizes(path, layers.get(path))
+        rank, backbone = entry["rank"], entry["backbone"]
+        found[path] = CorrectedLinear(inputs, outputs, rank, backbone=backbone, bias=bias)
+    return found
+
+
+def sizes(path: str, layer: nn.Module | None) -> tuple[int, int, bool]:
+    """Inputs and outputs of the stock model's layer at this path, and whether it has a bias."""
     if type(layer) is not nn.Linear:
         raise ValueError(
             f"config.json: 'plastic' gives a rank to {path!r}, which is no linear layer "
             "of this model; restore the config.json that was written with the weights"
         )
     outputs, inputs = layer.weight.shape
-    return FactorLinear(inputs, outputs, rank, bias="bias" in layer)
+    return inputs, outputs, "bias" in layer
 
 
 class Factored:
-    """What is mixed into the stock class: factored layers, out of reach of its sanitize."""
+    """What is mixed into the stock class: layers of our own, out of reach of its sanitize."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args.args)  # type: ignore[call-arg]
-        self.factored = tuple(args.ranks)
         layers = dict(self.named_modules())  # type: ignore[attr-defined]
-        factors = [(p, factor_linear(p, layers.get(p), r)) for p, r in args.ranks.items()]
-        self.update_modules(tree_unflatten(factors))  # type: ignore[attr-defined]
+        found = replacements(args, layers)
+        self.factored = tuple(found)
+        self.update_modules(tree_unflatten(list(found.items())))  # type: ignore[attr-defined]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Let the stock class rename and reshape its own tensors, but not the factors."""
-        ours = tuple(f"{path}.{factor}." for path in self.factored for factor in "uv")
-        factors = {name: weight for name, weight in weights.items() if name.startswith(ours)}
-        stock = {name: weight for name, weight in weights.items() if name not in factors}
+        """Let the stock class rename and reshape its own tensors, but not ours."""
+        ours = tuple(f"{path}." for path in self.factored)
+        kept = {name: weight for name, weight in weights.items() if name.startswith(ours)}
+        stock = {name: weight for name, weight in weights.items() if name not in kept}
         if hasattr(super(), "sanitize"):
             stock = super().sanitize(stock)  # type: ignore[misc]
-        return stock | factors
+        return stock | kept
 
 
 def Model(args: ModelArgs) -> nn.Module:

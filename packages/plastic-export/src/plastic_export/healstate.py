@@ -1,0 +1,107 @@
+"""The state of a healing in one file, replaced at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+from plastic_runtime.atomic import replacing
+
+from plastic_export.adapterfile import FILE, adapter_of
+from plastic_export.atomic import sha256_file
+from plastic_export.calibrate import Calibration
+from plastic_export.errors import FormatError
+from plastic_export.healing import Arrays, Healing, State
+from plastic_export.reader import Checkpoint
+
+KEY = "plastic_heal"
+VERSION = 1
+_PARTS = ("masters", "first", "second", "best")
+
+
+def identity(
+    checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration, options: Healing
+) -> dict[str, Any]:
+    """What the course of a healing depends on. Reads every byte of both checkpoints."""
+    digests = {"model": _digest(checkpoint), "reference": _digest(original)}
+    return digests | {f"text {k}": v for k, v in calibration.record().items()} | asdict(options)
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    adapter = adapter_of(checkpoint.folder)
+    files = checkpoint.weight_files + ([adapter / FILE] if adapter else [])
+    whole = [checkpoint.config, *([p.name, sha256_file(p)] for p in files)]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+class StateFile:
+    """A ``Store`` in a safetensors file.
+
+    Args:
+        path: The file; its folder exists.
+        identity: What the healing depends on, by name: a file of any other is refused.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._identity = {"version": VERSION, **identity}
+
+    def load(self) -> State | None:
+        """Read the state; None if there is no file.
+
+        Raises:
+            FormatError: If the file is damaged, or of another healing: the difference is named.
+            OSError: If it cannot be read.
+        """
+        if not self.path.exists():
+            return None
+        arrays, record = self._read()
+        self._check(record["identity"])
+        parts = {part: _under(part, arrays) for part in _PARTS}
+        measured = [(int(step), float(kl)) for step, kl in record["measured"]]
+        return State(step=record["step"], measured=measured, **parts)
+
+    def save(self, state: State) -> None:
+        """Write the state; an earlier one stays until this one is complete and synced."""
+        arrays = {
+            f"{part}.{name}": array
+            for part in _PARTS
+            for name, array in sorted(getattr(state, part).items())
+        }
+        record = {"identity": self._identity, "step": state.step, "measured": state.measured}
+        mx.eval(arrays)
+        with replacing(self.path) as stream:
+            mx.save_safetensors(stream, arrays, {KEY: json.dumps(record)})
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> tuple[Arrays, dict[str, Any]]:
+        """All arrays, evaluated, as what replaces the file later must not reach them."""
+        try:
+            with self.path.open("rb") as stream:
+                content = mx.load(stream, format="safetensors", return_metadata=True)
+                arrays, metadata = cast(tuple[Arrays, dict[str, str]], content)
+                mx.eval(arrays)
+            return arrays, json.loads(metadata[KEY])
+        except (RuntimeError, KeyError, json.JSONDecodeError) as error:
+            reason = f"damaged, or no state of a healing: {error}"
+            raise FormatError.about(self.path, reason, "delete it") from error
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        for name, here in self._identity.items():
+            if (there := identity.get(name)) != here:
+                reason = f"a healing that was cut had {name} {there!r}, this one has {here!r}"
+                remedy = "run with the same arguments, or delete the file"
+                raise FormatError.about(self.path, reason, remedy)
+
+
+def _under(part: str, arrays: Arrays) -> Arrays:
+    start = f"{part}."
+    return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}

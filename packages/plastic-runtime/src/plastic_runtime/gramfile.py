@@ -1,0 +1,209 @@
+"""Grams in a file, one layer at a time: `GramFile` reads it, `append` makes it grow."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from math import isqrt
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plastic_runtime.grams import Gram, LossGrams, mirror
+
+VERSION = 2
+HEADER = "header"
+
+
+class GramFile(Mapping[str, LossGrams]):
+    """The Grams in a file that ``measure_grams`` wrote, read when they are asked for.
+
+    A context manager. Iteration goes over the layers so that those with one input Gram follow each
+    other; read in a row they get one and the same object, read once. Nothing but the latest input
+    Gram is kept.
+
+    The file is an archive of NumPy arrays (``np.load`` opens it): for every layer the lower
+    triangle of each mean, row by row, in float32, and under ``header`` a JSON text in bytes.
+
+    Args:
+        file: The file.
+
+    Attributes:
+        file: Where it is.
+        made_for: What the Grams are of: digests of model and text, seed, layers.
+        sites: For every layer the first one that has the same input Gram.
+        tokens: Number of tokens of the text.
+
+    Raises:
+        ValueError: If it is damaged, no file of Grams, or has the layout of another version.
+        OSError: If it cannot be read.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file)
+        self._latest: tuple[str, Gram] | None = None
+        try:
+            self._archive = zipfile.ZipFile(self.file)
+        except zipfile.BadZipFile as error:
+            raise self._damaged() from error
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def __getitem__(self, path: str) -> LossGrams:
+        """Both Grams of a layer, float64; the rounding of float32 is in them."""
+        return LossGrams(self.input(path), self.output(path))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.sites  # Mapping's own would read the Grams
+
+    def input(self, path: str) -> Gram:
+        """The mean of ``x x^T`` over the inputs of a layer, shape (in, in), float64."""
+        site = self.sites[path]
+        if self._latest is None or self._latest[0] != site:
+            self._latest = None  # two at a time would be too many
+            self._latest = site, self._gram(f"input.{site}", self._counts[site])
+        return self._latest[1]
+
+    def output(self, path: str) -> Gram:
+        """The sum of ``g g^T`` at the outputs of a layer over the tokens, (out, out), float64."""
+        return self._gram(f"output.{path}", self.tokens)
+
+    def close(self) -> None:
+        """Close the file and let the latest Gram go; a second call does nothing."""
+        self._latest = None
+        self._archive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_header(self) -> None:
+        try:
+            header = json.loads(self._array(HEADER).tobytes())
+            version = header.get("version", 1)
+            if version == VERSION:
+                self.made_for: dict[str, Any] = header["made_for"]
+                self.sites: dict[str, str] = header["sites"]
+                self._counts: dict[str, int] = header["counts"]
+                self.tokens: int = header["tokens"]
+                return
+        except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged() from error
+        raise ValueError(
+            f"{os.fspath(self.file)}: Grams in the layout of version {version}, not {VERSION}; "
+            "delete it and calibrate again."
+        )
+
+    def _gram(self, name: str, tokens: int) -> Gram:
+        try:
+            return Gram(_square(self._array(name)), tokens)
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise self._damaged() from error
+
+    def _array(self, name: str) -> NDArray[Any]:
+        with self._archive.open(f"{name}.npy") as stream:
+            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+            return array
+
+    def _damaged(self) -> ValueError:
+        reason = "damaged or no file of Grams; delete it or name another file."
+        return ValueError(f"{os.fspath(self.file)}: {reason}")
+
+
+class Sum(NamedTuple):
+    """An entry to write: the mean ``total / tokens``, of whose total the lower triangle counts."""
+
+    name: str
+    total: NDArray[np.float64]
+    tokens: int
+
+
+class Mark(NamedTuple):
+    """How far an archive is: where its list of entries begins, and that list in hexadecimal."""
+
+    end: int
+    directory: str
+
+
+def append(file: Path, entries: Iterable[Sum | bytes], mark: Mark | None) -> Mark:
+    """Add entries to an archive as it was at ``mark``, whatever was added to it since.
+
+    Equal entries give equal bytes, however many calls they are added in.
+
+    Args:
+        file: The archive; begun anew without a mark.
+        entries: One at a time is in memory. Bytes are a header.
+        mark: What the call before returned.
+
+    Returns:
+        Where it is now, synced to disk.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    _rewind(file, mark)
+    with zipfile.ZipFile(file, "a") as archive:
+        for entry in entries:
+            name = HEADER if isinstance(entry, bytes) else entry.name
+            # ZipInfo's own date is that of 1980, for the bytes to be the same at any time.
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
+                _write(stream, entry)
+    end = archive.start_dir
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        stream.seek(end)
+        return Mark(end, stream.read().hex())
+
+
+def _rewind(file: Path, mark: Mark | None) -> None:
+    if mark is None:
+        file.unlink(missing_ok=True)
+        return
+    with file.open("r+b") as stream:
+        stream.truncate(mark.end)
+        stream.seek(mark.end)
+        stream.write(bytes.fromhex(mark.directory))
+
+
+def _write(stream: IO[bytes], entry: Sum | bytes) -> None:
+    if isinstance(entry, bytes):
+        np.lib.format.write_array(stream, np.frombuffer(entry, np.uint8))
+        return
+    size = len(entry.total)
+    kind = {"descr": "<f4", "fortran_order": False, "shape": (size * (size + 1) // 2,)}
+    np.lib.format.write_array_header_1_0(stream, kind)
+    for i, row in enumerate(entry.total):
+        stream.write((row[: i + 1] / max(entry.tokens, 1)).astype("<f4").tobytes())
+
+
+def _square(triangle: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The symmetric matrix of a lower triangle."""
+    size = (isqrt(8 * triangle.size + 1) - 1) // 2
+    A = np.empty((size, size))
+    start = 0
+    for i in range(size):
+        A[i, : i + 1] = triangle[start : start + i + 1]
+        start += i + 1
+    mirror(A)
+    return A

@@ -1,0 +1,277 @@
+"""Healing a trained checkpoint in every format: better elsewhere too, same bytes, resumable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from mlx_lm.convert import convert
+from plastic_export import (
+    Calibration,
+    FormatError,
+    Healing,
+    compress,
+    evaluate,
+    heal,
+    load_safetensors,
+    read_manifest,
+    restore,
+    verify,
+)
+from plastic_export.arrays import array_bytes
+from plastic_export.cli import main
+from plastic_export.lossplan import Format
+from plastic_export.planning import plan_checkpoint
+from plastic_export.pricing import Choices
+from plastic_export.quantised import execute_plan
+
+T = TypeVar("T")
+Run = Callable[..., tuple[int, str, str]]
+SHORT = Healing(steps=6, batch=2)
+CHOICES: dict[Format, Choices] = {
+    "mixed": Choices(bits=(2, 3, 4)),
+    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
+    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
+}
+
+
+@pytest.fixture(scope="module")
+def text(calibration: Path) -> Calibration:
+    return Calibration(calibration, window=64, windows=64)
+
+
+@pytest.fixture(scope="module")
+def rounded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mlx-lm itself makes of it, embedding and head included."""
+    out = tmp_path_factory.mktemp("rounded") / "rounded"
+    convert(str(checkpoint), str(out), quantize=True, q_bits=2, q_group_size=32)
+    return out
+
+
+@pytest.fixture(scope="module")
+def factored(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compress(checkpoint, tmp_path_factory.mktemp("factored") / "out", keep=0.6).out
+
+
+@pytest.fixture(scope="module")
+def planned(
+    checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Plans in every format from one short calibration, each with what is its own."""
+    folder = tmp_path_factory.mktemp("planned")
+    file, few = folder / "plan.json", Calibration(calibration, window=64, windows=16)
+    for format, choices in CHOICES.items():
+        plan_checkpoint(
+            checkpoint,
+            file,
+            calibration=few,
+            budgets=[3.5],
+            format=format,
+            choices=choices,
+            include=["*.[23].*"],
+            force=True,
+        )
+        execute_plan(checkpoint, folder / format, file)
+    return {format: folder / format for format in CHOICES}
+
+
+@pytest.fixture(scope="module", params=["rounded", "factored", *CHOICES])
+def compressed(request: pytest.FixtureRequest) -> Path:
+    if request.param in CHOICES:
+        planned: dict[str, Path] = request.getfixturevalue("planned")
+        return planned[request.param]
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return code, out, err
+
+    return call
+
+
+def cut_at(step: int) -> Any:
+    """A ``Track`` that is interrupted before this step of the training."""
+
+    def track(items: Sequence[T], description: str) -> Iterable[T]:
+        for item in items:
+            if description == "healing" and item == step:
+                raise KeyboardInterrupt
+            yield item
+
+    return track
+
+
+def divergence(out: Path, checkpoint: Path, file: Path) -> float:
+    (result,) = evaluate(out, [file], reference=checkpoint, window=64, windows=12)
+    assert result.kl is not None
+    return result.kl
+
+
+def stored(folder: Path) -> dict[str, mx.array]:
+    files = sorted(folder.rglob("*.safetensors"))
+    return {name: array for file in files for name, array in load_safetensors(file).items()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of the tensors whose bits differ; types and shapes never do."""
+    old, new = stored(before), stored(after)
+    assert {n: (a.dtype, a.shape) for n, a in old.items()} == {
+        n: (a.dtype, a.shape) for n, a in new.items()
+    }
+    return {n for n, a in old.items() if not np.array_equal(array_bytes(a), array_bytes(new[n]))}
+
+
+def test_it_diverges_less_on_other_text_and_keeps_its_codes_and_size(
+    compressed: Path, checkpoint: Path, text: Calibration, heldout: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = heal(compressed, checkpoint, out, calibration=text, options=Healing(24, 4))
+    assert result.kl_after < 0.98 * result.kl_before  # so little text repairs little
+    before, after = (divergence(f, checkpoint, heldout) for f in (compressed, out))
+    assert after < 0.98 * before
+    leaves = {"scales", "biases", "u.weight", "v.weight", "lora_a", "lora_b"}
+    types = {name: array.dtype for name, array in stored(compressed).items()}
+    wanted = {n for n, t in types.items() if n.endswith(tuple(leaves)) and t != mx.uint32}
+    assert len(wanted) == result.tensors
+    assert set() < changed(compressed, out) <= wanted  # some by less than their type can hold
+    size = (compressed / "model.safetensors").stat().st_size
+    assert abs((out / "model.safetensors").stat().st_size - size) < 0.05 * size
+    assert verify(out) == []
+    adapter = str(out / "adapters") if (out / "adapters").exists() else None
+    model, tokenizer = mlx_lm.load(str(out), adapter_path=adapter, trust_remote_code=True)
+    assert isinstance(mlx_lm.generate(model, tokenizer, "def main(", max_tokens=4), str)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_the_manifest_tells_of_the_healing_and_its_errors_are_those_of_what_is_stored(
+    factored: Path, checkpoint: Path, text: Calibration, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = heal(factored, checkpoint, out, calibration=text, options=SHORT)
+    manifest = read_manifest(out)
+    assert manifest.options["heal"]["kl_after"] == result.kl_after
+    assert manifest.options["keep"] == 0.6
+    source, new = stored(checkpoint), stored(out)
+    records = [r for r in manifest.matrices.values() if r.choice == "factored"]
+    for r in records:
+        path = r.name.removesuffix(".weight")
+        U, V, W = (
+            np.asarray(a.astype(mx.float32))
+            for a in (new[f"{path}.u.weight"], new[f"{path}.v.weight"], source[r.name])
+        )
+        error = np.linalg.norm(W - U @ V) / np.linalg.norm(W)
+        assert r.relative_error == pytest.approx(error, rel=1e-4)
+        assert r.relative_error > read_manifest(factored).matrices[r.name].relative_error
+    restored = restore(out, tmp_path / "restored")
+    woken = stored(restored.dest)
+    for name, bound in restored.bounds.items():
+        W, again = (np.asarray(a[name].astype(mx.float32)) for a in (source, woken))
+        assert np.linalg.norm(W - again) / np.linalg.norm(W) == pytest.approx(bound, rel=1e-3)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_cut_run_ends_bit_for_bit_like_one_that_was_not(
+    compressed: Path, checkpoint: Path, text: Calibration, tmp_path: Path, step: int
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    heal(compressed, checkpoint, whole, calibration=text, options=SHORT)
+    with pytest.raises(KeyboardInterrupt):
+        heal(compressed, checkpoint, out, calibration=text, options=SHORT, track=cut_at(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.heal.safetensors", "whole"]
+    heal(compressed, checkpoint, out, calibration=text, options=SHORT)
+    assert contents(out) == contents(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_cut_run_is_not_continued_with_other_arguments(
+    rounded: Path,
+    checkpoint: Path,
+    text: Calibration,
+    heldout: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        heal(rounded, checkpoint, out, calibration=text, options=SHORT, track=cut_at(1))
+    with pytest.raises(FormatError, match=r"out\.heal\.safetensors.* had steps 6.* has 7"):
+        heal(rounded, checkpoint, out, calibration=text, options=Healing(steps=7, batch=2))
+    other = Calibration(heldout, window=64, windows=24)
+    with pytest.raises(FormatError, match=r"had text sha256"):
+        heal(rounded, checkpoint, out, calibration=other, options=SHORT)
+    assert not out.exists()
+
+
+def test_where_nothing_is_better_the_output_is_the_input_and_the_command_says_so(
+    run: Run, factored: Path, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    words = ["--reference", checkpoint, "--calibration", calibration, "--windows", 8]
+    few = ["--window", 32, "--steps", 2, "--batch", 1, "--learning-rate", 50]
+    code, out, err = run("heal", factored, *words, *few, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "nothing was better than the start" in out
+    assert changed(factored, tmp_path / "out") == set()
+    assert verify(tmp_path / "out") == []
+
+
+def test_without_a_name_the_folder_is_replaced(
+    run: Run, factored: Path, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(factored, tmp_path / "copy")
+    words = ["--reference", checkpoint, "--calibration", calibration, "--windows", 16]
+    code, out, _ = run("heal", folder, *words, "--window", 32, "--steps", 5, "--json")
+    assert code == 0
+    record = json.loads(out)
+    assert record["kl_after"] < record["kl_before"]
+    assert changed(factored, folder)
+    assert verify(folder) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_a_stock_checkpoint_is_not_replaced(
+    rounded: Path, checkpoint: Path, text: Calibration
+) -> None:
+    with pytest.raises(FormatError, match=r"holds no plastic\.json"):
+        heal(rounded, checkpoint, calibration=text, options=SHORT)
+
+
+def test_a_checkpoint_with_nothing_to_train_is_refused(
+    checkpoint: Path, text: Calibration, tmp_path: Path
+) -> None:
+    with pytest.raises(FormatError, match=r"nothing in it can be healed.*compress it first"):
+        heal(checkpoint, checkpoint, tmp_path / "out", calibration=text, options=SHORT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_reference_is_refused(
+    factored: Path, rounded: Path, text: Calibration, tmp_path: Path
+) -> None:
+    with pytest.raises(FormatError, match=r"is not the source of.*name the source"):
+        heal(factored, rounded, tmp_path / "out", calibration=text, options=SHORT)
+
+
+def test_a_text_that_is_too_short_is_refused(
+    rounded: Path, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    few = Calibration(calibration, window=64, windows=7)
+    with pytest.raises(ValueError, match=r"needs 8 windows.*there are 7"):
+        heal(rounded, checkpoint, tmp_path / "out", calibration=few, options=SHORT)
