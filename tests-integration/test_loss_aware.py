@@ -45,8 +45,7 @@ def plan(checkpoint: Path, calibration: Path, plan_file: Path) -> LossPlan:
 @pytest.fixture(scope="module")
 def outputs(checkpoint: Path, plan: LossPlan, plan_file: Path) -> dict[float, Quantised]:
     return {
-        b: execute_plan(checkpoint, plan_file.parent / f"{b}", plan_file, budget=b)
-        for b in BUDGETS
+        b: execute_plan(checkpoint, plan_file.parent / f"{b}", plan_file, budget=b) for b in BUDGETS
     }
 
 

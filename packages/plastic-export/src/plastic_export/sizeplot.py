@@ -182,7 +182,8 @@ def _bits_above(axes: Axes, every: Sequence[SizePoint], unit: int) -> None:
     bits = np.array([p.bits_per_weight for p in every])
     if np.ptp(sizes) == 0 or np.ptp(bits) == 0:
         return
-    slope, offset = np.polyfit(sizes, bits, 1)
+    slope = np.ptp(bits) / np.ptp(sizes)
+    offset = bits.min() - slope * sizes.min()
     above = axes.secondary_xaxis(
         "top", functions=(lambda x: slope * x + offset, lambda b: (b - offset) / slope)
     )
