@@ -26,7 +26,6 @@ from plastic_export import (
     verify,
 )
 from plastic_export.arrays import array_bytes
-from plastic_export.cli import main
 from plastic_export.lossplan import Format
 from plastic_export.planning import plan_checkpoint
 from plastic_export.pricing import Choices
@@ -89,19 +88,6 @@ def compressed(request: pytest.FixtureRequest) -> Path:
         return planned[request.param]
     found: Path = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        code = stopped.value.code
-        assert isinstance(code, int)
-        return code, out, err
-
-    return call
 
 
 def cut_at(step: int) -> Any:

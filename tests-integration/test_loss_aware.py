@@ -19,7 +19,6 @@ from plastic_export import (
     restore,
     verify,
 )
-from plastic_export.cli import main
 from plastic_export.planfile import LossPlan
 from plastic_export.planning import plan_checkpoint
 from plastic_export.quantised import Quantised, execute_plan
@@ -47,19 +46,6 @@ def outputs(checkpoint: Path, plan: LossPlan, plan_file: Path) -> dict[float, Qu
     return {
         b: execute_plan(checkpoint, plan_file.parent / f"{b}", plan_file, budget=b) for b in BUDGETS
     }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        code = stopped.value.code
-        assert isinstance(code, int)
-        return code, out, err
-
-    return call
 
 
 def divergence(out: Path, checkpoint: Path, text: Path) -> float:

@@ -13,8 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
+from plastic_runtime.closing import Closing
 
-from plastic_export.closing import Closing
 from plastic_export.healing import Arrays, Rows
 from plastic_export.healparts import use_trainable_host_layers
 from plastic_export.hostmath import divergences, host_functions, log_softmax

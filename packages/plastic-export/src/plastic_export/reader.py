@@ -15,9 +15,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.closing import Closing
 
 from plastic_export.arrays import array_from_bytes
-from plastic_export.closing import Closing
 from plastic_export.errors import FormatError
 from plastic_export.foreign import recognise_name
 from plastic_export.hub import SIDE_FILES, fetch, is_repository

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.closing import Closing
 
-from plastic_export.closing import Closing
 from plastic_export.errors import FormatError
 from plastic_export.foreign import recognise
 from plastic_export.header import LARGEST_HEADER, Header, TensorInfo, check_header

@@ -8,19 +8,19 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from math import isqrt
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plastic_runtime.closing import Closing
 from plastic_runtime.grams import Gram, LossGrams, mirror
 
 VERSION = 2
 HEADER = "header"
 
 
-class GramFile(Mapping[str, LossGrams]):
+class GramFile(Closing, Mapping[str, LossGrams]):
     """The Grams in a file that ``measure_grams`` wrote, read when they are asked for.
 
     A context manager. Iteration goes over the layers so that those with one input Gram follow each
@@ -86,17 +86,6 @@ class GramFile(Mapping[str, LossGrams]):
         """Close the file and let the latest Gram go; a second call does nothing."""
         self._latest = None
         self._archive.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read_header(self) -> None:
         try:
