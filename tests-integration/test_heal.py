@@ -255,6 +255,17 @@ def test_another_reference_is_refused(
         heal(factored, rounded, tmp_path / "out", calibration=text, options=SHORT)
 
 
+def test_a_reference_with_other_weights_is_refused(
+    factored: Path, copy: Path, text: Calibration, tmp_path: Path
+) -> None:
+    weights = load_safetensors(copy / "model.safetensors")
+    weights["model.norm.weight"] = 2 * weights["model.norm.weight"]
+    mx.save_safetensors(str(copy / "model.safetensors"), weights)
+    with pytest.raises(FormatError, match=r"its weights are not those.*name the source"):
+        heal(factored, copy, tmp_path / "out", calibration=text, options=SHORT)
+    assert list(tmp_path.iterdir()) == [copy]
+
+
 def test_a_text_that_is_too_short_is_refused(
     rounded: Path, checkpoint: Path, calibration: Path, tmp_path: Path
 ) -> None:

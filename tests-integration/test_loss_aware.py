@@ -134,6 +134,29 @@ def test_another_plan_finds_the_calibration_complete(
     assert_one_error(err, "plan.grams.npz", "text differs", "delete it")
 
 
+def test_a_plan_that_could_not_be_written_is_refused_before_the_work(
+    run: Run, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    foreign, folder, link = (tmp_path / f"{name}.json" for name in ("foreign", "folder", "link"))
+    foreign.write_text('{"mine": true}')
+    folder.mkdir()
+    link.symlink_to("nowhere")
+    (tmp_path / "plotted.png").mkdir()
+    before = sorted(tmp_path.iterdir())
+    words = ["plan", checkpoint, "--calibration", calibration, "--windows", 1, "--force"]
+    for file, reason in (
+        (foreign, "it exists and is no plan"),
+        (folder, "a link or a folder"),
+        (link, "a link or a folder"),
+        (tmp_path / "plan.png", "the name of its plot"),
+        (tmp_path / "plotted.json", "the plot cannot replace"),
+    ):
+        code, _, err = run(*words, "--out", file)
+        assert code == 2
+        assert_one_error(err, reason)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_layer_that_is_not_finite_is_named(
     run: Run, copy: Path, calibration: Path, tmp_path: Path
 ) -> None:

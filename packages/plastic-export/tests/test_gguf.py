@@ -131,6 +131,32 @@ def test_an_mlx_quantised_checkpoint_is_made_dense_by_a_command_that_mlx_lm_acce
     assert copy not in commands(folder)
 
 
+def test_an_adapter_is_fused_by_a_command_that_mlx_lm_accepts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lm.fuse import parse_arguments
+
+    folder = make_quantized(tmp_path / "small")
+    make_factored(tmp_path / "other", {"format": "adapter"}, HUB)
+    (tmp_path / "other" / "plastic.json").rename(folder / "plastic.json")
+    (folder / "adapters").mkdir()
+    (folder / "adapters" / "adapter_config.json").write_text("{}")
+    factors = {"lm_head.lora_a": mx.zeros((4, 2))}
+    mx.save_safetensors(str(folder / "adapters" / "adapters.safetensors"), factors)
+    (words,) = [words for words in commands(folder) if words[0].startswith("mlx_lm")]
+    monkeypatch.setattr("sys.argv", words)
+    given = parse_arguments()
+    assert words[0] == "mlx_lm.fuse"
+    assert (given.model, given.adapter_path) == (str(folder), str(folder / "adapters"))
+    assert (given.save_path, given.dequantize) == ("small-dense", True)
+
+
+def test_corrections_of_a_plan_have_no_place_in_gguf(tmp_path: Path) -> None:
+    folder = make(tmp_path / "small", plastic={"version": 2, "ranks": {}, "corrected": {}})
+    with pytest.raises(FormatError, match=r"GGUF has no tensors for; take what it was made from"):
+        guide(folder)
+
+
 def test_a_factored_checkpoint_is_made_dense_by_the_command_that_made_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

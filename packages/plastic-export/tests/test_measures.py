@@ -54,6 +54,14 @@ def test_each_batch_of_each_text_meets_its_own_log_probabilities() -> None:
             np.testing.assert_array_equal(values[2], 1)
 
 
+def test_a_reference_that_is_not_finite_shows_in_the_divergence() -> None:
+    texts = [Windows("a", mx.zeros((2, 4), mx.int32))]
+    broken = Table(0)
+    broken.logits = broken.logits * mx.nan
+    (values,) = measure(Table(0), texts, Reference(broken, room=0), untracked)
+    assert np.isnan(values[1]).all()
+
+
 def test_vocabularies_of_other_sizes_are_refused() -> None:
     texts = [Windows("a", mx.zeros((2, 4), mx.int32))]
     reference = Reference(Table(0, vocabulary=7), room=0)

@@ -254,7 +254,65 @@ def outside_grams(_: Path, file: Path) -> None:
     edit(file, lambda raw: raw["grams"].update(file="../plan.grams.npz"))
 
 
+def rank_in_mixed_bits(_: Path, file: Path) -> None:
+    def change(raw: Any) -> None:
+        new = {"bits": 3, "rank": 2, "factor_bits": 8}
+        raw["matrices"]["lm_head.weight"]["offers"].insert(0, new | {"bytes": 1, "predicted_kl": 0})
+        raw["budgets"][0]["matrices"]["lm_head.weight"] = new
+
+    edit(file, change)
+
+
+def describe(**changed: Any) -> Callable[[Path, Path], None]:
+    def spoil(_: Path, file: Path) -> None:
+        edit(file, lambda raw: raw["matrices"]["lm_head.weight"].update(changed))
+
+    return spoil
+
+
+other_shape, other_dtype, other_group = (
+    describe(shape=[3, 4]),
+    describe(dtype="F31"),
+    describe(group_size=0),
+)
+
+
+def no_such_matrix(_: Path, file: Path) -> None:
+    def change(raw: Any) -> None:
+        raw["matrices"]["x.weight"] = raw["matrices"]["lm_head.weight"]
+        for budget in raw["budgets"]:
+            budget["matrices"]["x.weight"] = {"bits": 3}
+
+    edit(file, change)
+
+
+def matrix_without_grams(source: Path, file: Path) -> None:
+    def change(raw: Any) -> None:
+        name, like = "model.embed_tokens.weight", raw["matrices"]["lm_head.weight"]
+        raw["matrices"][name] = like
+        for budget in raw["budgets"]:
+            budget["matrices"][name] = {"bits": 3}
+
+    edit(file, change)
+
+
+def no_files(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw["source"].update(files=[]))
+
+
+def bytes_in_words(_: Path, file: Path) -> None:
+    edit(file, lambda raw: raw["matrices"]["lm_head.weight"]["offers"][0].update(bytes="many"))
+
+
 REFUSALS = {
+    rank_in_mixed_bits: r"mixed bits has no corrections, but ranks \[2\]",
+    other_shape: r"plan\.json: 'lm_head\.weight' is not described as the source has it",
+    other_dtype: r"'lm_head\.weight' is not described as the source has it",
+    other_group: r"'lm_head\.weight' is not described as the source has it",
+    no_such_matrix: r"'x\.weight' is not described as the source has it",
+    matrix_without_grams: r"nothing was measured at 'model\.embed_tokens\.weight'",
+    no_files: r"plan\.json: the plan was made for .*'model\.safetensors' differs",
+    bytes_in_words: r"plan\.json: .*'many'; correct it, or plan again",
     tamper_weights: r"plan\.json: the plan was made for 'tiny'.*'model\.safetensors' differs",
     tamper_config: r"config\.json differs; plan for this source",
     tamper_shape: r"tensor 'model\.norm\.weight' differs",

@@ -8,6 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from plastic_export.adapterfile import FOLDER as ADAPTERS
+from plastic_export.adapterfile import adapter_of
+from plastic_export.corrected import VERSION
+from plastic_export.errors import FormatError
 from plastic_export.manifest import MANIFEST, read_manifest
 from plastic_export.reader import Checkpoint
 from plastic_export.validate import read_json
@@ -32,7 +36,8 @@ def gguf_guide(checkpoint: Checkpoint) -> list[str]:
         The lines, without line ends.
 
     Raises:
-        FormatError: If a JSON file of the checkpoint is damaged.
+        FormatError: If a JSON file of the checkpoint is damaged, or a plan gave it corrections
+            that no dense copy can be made of.
         OSError: If one cannot be read.
     """
     name = re.sub(r"[^\w.-]", "_", checkpoint.name.rpartition("/")[2])
@@ -71,6 +76,9 @@ def _architecture(config: dict[str, Any]) -> list[str]:
 def _make_dense(checkpoint: Checkpoint, dense: str) -> list[str]:
     """Commands that write a dense copy, or none where it is dense already."""
     if "plastic" in checkpoint.config:
+        if checkpoint.config["plastic"].get("version") == VERSION:
+            reason = "a plan gave it corrections of low rank, which GGUF has no tensors for"
+            raise FormatError.about(checkpoint.folder, reason, "take what it was made from")
         return _from_factored(checkpoint, dense)
     if checkpoint.quantization is not None:
         return _from_quantized(checkpoint.folder, dense)
@@ -115,10 +123,15 @@ def _compress_command(folder: Path, dense: str) -> str:
 
 
 def _from_quantized(folder: Path, dense: str) -> list[str]:
+    command: tuple[str | Path, ...]
+    command = ("mlx_lm.convert", "--hf-path", folder, "--mlx-path", dense)
+    if adapter_of(folder):
+        adapter = ("--adapter-path", folder / ADAPTERS)
+        command = ("mlx_lm.fuse", "--model", folder, *adapter, "--save-path", dense)
     lines = [
         "# quantised by MLX: the converter cannot map the scales, so write a dense copy first;",
         "# the unquantised original, where you have it, gives a better file",
-        _line("mlx_lm.convert", "--hf-path", folder, "--mlx-path", dense, "--dequantize"),
+        _line(*command, "--dequantize"),
     ]
     if (folder / "tokenizer.model").exists():
         lines += [

@@ -24,6 +24,7 @@ from plastic_export.manifest import (
     MatrixRecord,
     QuantisedRecord,
     read_manifest,
+    source_record,
     write_manifest,
 )
 from plastic_export.matrices import module_path
@@ -47,7 +48,8 @@ def check_reference(checkpoint: Checkpoint, reference: Checkpoint) -> None:
     """Refuse a reference that is not what a folder of ours was made from.
 
     Raises:
-        FormatError: If a tensor of the source is missing or of another type or shape.
+        FormatError: If a tensor of the source is missing or of another type or shape, or a weight
+            file of it holds other bytes.
     """
     manifest = manifest_of(checkpoint)
     if manifest is None:
@@ -60,6 +62,10 @@ def check_reference(checkpoint: Checkpoint, reference: Checkpoint) -> None:
             )
             remedy = f"name the source, {manifest.source['name']!r}"
             raise FormatError.about(reference.folder, reason, remedy)
+    if source_record(reference)["files"] != manifest.source["files"]:
+        reason = f"its weights are not those that {str(checkpoint.folder)!r} was made from"
+        remedy = f"name the source, {manifest.source['name']!r}"
+        raise FormatError.about(reference.folder, reason, remedy)
 
 
 def write_healed(

@@ -140,7 +140,7 @@ def _log_softmax(logits: Any, xp: Any) -> Any:
 def _divergence(log_q: Any, log_p: Any, xp: Any) -> Any:
     """KL(q || p) for each token; 0 log 0 is 0."""
     q = xp.exp(log_q)
-    return xp.where(q > 0, q * (log_q - log_p), 0).sum(axis=-1)
+    return xp.where(q == 0, 0, q * (log_q - log_p)).sum(axis=-1)
 
 
 def _namespace() -> Any:

@@ -15,6 +15,7 @@ from plastic_export import losstables, planning, planplot, quantised
 from plastic_export.budgets import Budget, parse_size
 from plastic_export.calibrate import Calibration
 from plastic_export.console import FOLDER, TEXT, Output, json_option, revision_option
+from plastic_export.errors import FormatError
 from plastic_export.lossplan import Format
 from plastic_export.pricing import CHOICES, Choices
 
@@ -60,7 +61,9 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="Budgets: bits on disk per entry of the matrices, scales and factors counted. "
     f"By default {DEFAULT} if no other budget is given.",
 )
-@click.option("--size", callback=_sizes, help="Budgets for the whole checkpoint: 3MB,4.5MiB.")
+@click.option(
+    "--size", callback=_sizes, help="Budgets for all tensors of the checkpoint: 3MB,4.5MiB."
+)
 @click.option("--keep", callback=_numbers, help="Budgets: fractions of the matrices' bytes.")
 @click.option(
     "--format",
@@ -107,11 +110,15 @@ def plan(
     may be edited. A plot of predicted KL over size is saved beside it.
     """
     output = Output(as_json)
+    plot = file.with_suffix(".png")
+    _check_plot(file, plot)
     budgets = [
         *(Budget("bits_per_weight", value) for value in bits_per_weight),
         *(Budget("size", value) for value in size),
         *(Budget("keep", value) for value in keep),
     ]
+    if bits and not budgets:
+        raise click.UsageError("--bits needs a budget: --bits-per-weight, --size or --keep")
     result = planning.plan_checkpoint(
         src,
         file,
@@ -125,9 +132,16 @@ def plan(
         force=force,
         track=output.track,
     )
-    plot = file.with_suffix(".png")
     planplot.save_plan_plot(plot, result)
     output.show(losstables.planned_record(result, file), *losstables.planned(result, file, plot))
+
+
+def _check_plot(file: Path, plot: Path) -> None:
+    """Refuse before the work a plan whose plot could not be written beside it."""
+    if file == plot:
+        raise click.UsageError(f"--out {file} is the name of its plot; choose one in .json")
+    if plot.is_symlink() or (plot.exists() and not plot.is_file()):
+        raise FormatError.about(plot, "the plot cannot replace a link or a folder", "remove it")
 
 
 def _choices(

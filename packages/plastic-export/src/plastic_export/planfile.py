@@ -170,6 +170,15 @@ def _offer_record(o: Offer) -> dict[str, Any]:
     return {"bits": o.bits, **part, "bytes": o.nbytes, "predicted_kl": o.cost}
 
 
+def is_plan(file: Path) -> bool:
+    """Whether a file looks like a plan, of any schema."""
+    try:
+        raw = read_json(file)
+    except FormatError:
+        return False
+    return {"schema", "budgets", "matrices"} <= raw.keys()
+
+
 def read_plan(file: str | Path) -> LossPlan:
     """Read a plan, edited or not; bytes and predictions follow from the bits.
 
@@ -187,7 +196,7 @@ def read_plan(file: str | Path) -> LossPlan:
         matrices = tuple(_matrix(name, m) for name, m in raw["matrices"].items())
         format = _format(raw["format"])
         return LossPlan(
-            source={k: raw["source"][k] for k in _SOURCE},
+            source=_source(raw["source"]),
             calibration=dict(raw["calibration"]),
             grams=(str(raw["grams"]["file"]), str(raw["grams"]["sha256"])),
             matrices=matrices,
@@ -200,6 +209,10 @@ def read_plan(file: str | Path) -> LossPlan:
         raise FormatError.about(file, f"{error} is missing", "plan again") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise FormatError.about(file, str(error), "correct it, or plan again") from error
+
+
+def _source(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: raw[k] for k in _SOURCE} | {k: dict(raw[k]) for k in ("files", "tensors")}
 
 
 def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
@@ -216,7 +229,7 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
 
 def _offer(raw: Mapping[str, Any]) -> Offer:
     bits, rank, factor_bits = _choice(raw)
-    return Offer(bits, raw["bytes"], raw["predicted_kl"], rank, factor_bits)
+    return Offer(bits, int(raw["bytes"]), float(raw["predicted_kl"]), rank, factor_bits)
 
 
 def _choice(raw: Mapping[str, Any]) -> Choice:
@@ -238,6 +251,8 @@ def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Forma
     ranks = {rank for _, rank, _ in choices.values() if rank}
     if format == "adapter" and len(ranks) > 1:
         raise ValueError(f"an adapter has one rank, but the matrices have {sorted(ranks)}")
+    if format == "mixed" and ranks:
+        raise ValueError(f"a plan of mixed bits has no corrections, but ranks {sorted(ranks)}")
     return BitsPlan(
         budget=float(raw["bits_per_weight"]),
         asked=str(raw["asked"]),

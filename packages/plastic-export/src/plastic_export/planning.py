@@ -13,7 +13,7 @@ from plastic_export.errors import FormatError
 from plastic_export.lossplan import Candidate, Format, Offered, plan_bits, totals_of
 from plastic_export.matrices import ROUTERS, compressible, module_path
 from plastic_export.models import linear_paths
-from plastic_export.planfile import LossPlan, source_identity, write_plan
+from plastic_export.planfile import LossPlan, is_plan, source_identity, write_plan
 from plastic_export.pricing import CHOICES, DAMPING, Choices, candidate, least_bytes, price
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.track import Track, untracked
@@ -66,14 +66,14 @@ def plan_checkpoint(
         What was written.
 
     Raises:
-        FormatError: If a file is damaged, a weight is not finite, or ``file`` exists.
+        FormatError: If a file is damaged, a weight is not finite, or ``file`` exists and is not to
+            be replaced or is no plan.
         ValueError: If the text is too short, an activation is not finite, or a budget is below
             the least possible or above the size of the source.
         OSError: If a file cannot be read or written.
     """
     file = Path(file)
-    if file.exists() and not force:
-        raise FormatError.about(file, "it exists", "choose another file, or add --force")
+    _check_place(file, force)
     cache = file.with_suffix(".grams.npz")
     offered_choices = CHOICES[format] if choices is None else choices
     with open_checkpoint(source, revision=revision) as checkpoint:
@@ -100,6 +100,16 @@ def plan_checkpoint(
         checkpoint.check_unchanged()
     write_plan(file, plan)
     return plan
+
+
+def _check_place(file: Path, force: bool) -> None:
+    """Refuse before the work what could not or must not be replaced after it."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise FormatError.about(file, "it is a link or a folder", "choose another file")
+    if file.exists() and not force:
+        raise FormatError.about(file, "it exists", "choose another file, or add --force")
+    if file.exists() and not is_plan(file):
+        raise FormatError.about(file, "it exists and is no plan", "choose another file")
 
 
 def plannable(

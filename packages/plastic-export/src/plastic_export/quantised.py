@@ -22,14 +22,15 @@ from plastic_export.adapterfile import (
 from plastic_export.atomic import sha256_file
 from plastic_export.compression import check_room, no_cache
 from plastic_export.corrected import write_config
+from plastic_export.errors import FormatError
 from plastic_export.execute import METADATA, dense_certificate
-from plastic_export.lossplan import BitsPlan, Format, Offered
+from plastic_export.lossplan import BitsPlan, Candidate, Format, Offered
 from plastic_export.manifest import QuantisedRecord, write_manifest
 from plastic_export.matrices import module_path
 from plastic_export.output import OutputFolder
 from plastic_export.parts import Layout
 from plastic_export.planfile import LossPlan, check_source, grams_file, read_plan
-from plastic_export.pricing import stored
+from plastic_export.pricing import candidate, stored
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards
 from plastic_export.track import Track, untracked
@@ -104,11 +105,13 @@ def execute_plan(
         check_adapter(plan, file)
     with open_checkpoint(source, revision=revision) as checkpoint:
         check_source(whole, checkpoint, file)
+        _check_matrices(whole, checkpoint, file)
         grams_path = grams_file(whole, file)
         check_room(checkpoint, Path(out))
         with OutputFolder(out, force=force, source=checkpoint.folder) as folder, no_cache():
             layout = Layout.of(checkpoint, whole, plan)
             with GramFile(grams_path) as grams:
+                _check_measured(whole, grams, file)
                 records, digests = _write(checkpoint, whole, layout, grams, folder, track)
             checkpoint.check_unchanged()
             _write_sides(checkpoint, plan, layout, folder)
@@ -129,6 +132,24 @@ def execute_plan(
                 model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
                 adapter_bytes=sum(p.stat().st_size for p in folder.glob(f"{FOLDER}/{FILE}")),
             )
+
+
+def _check_matrices(whole: LossPlan, checkpoint: Checkpoint, file: Path) -> None:
+    """Refuse matrices that are not as the source has them."""
+    for m in whole.matrices:
+        there = candidate(checkpoint, m.name) if m.name in checkpoint.tensors else None
+        stated = Candidate(m.name, m.shape, m.dtype, m.group_size, m.source_bytes)
+        if there != stated:
+            reason = f"{m.name!r} is not described as the source has it"
+            remedy = "edit nothing but its bits and ranks, or plan again"
+            raise FormatError.about(file, reason, remedy)
+
+
+def _check_measured(whole: LossPlan, grams: GramFile, file: Path) -> None:
+    for m in whole.matrices:
+        if module_path(m.name) not in grams:
+            reason = f"nothing was measured at {m.name!r}, which the plan names"
+            raise FormatError.about(file, reason, "remove it, or plan again")
 
 
 def _write(
