@@ -263,7 +263,10 @@ def test_parking_and_waking_move_components_without_changing_a_bit(rank, data, d
 
 
 @repeatable
-@given(values=st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=8), tau=st.floats(0, 3))
+@given(
+    values=st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=8),
+    tau=st.floats(0, 3, width=32),
+)
 def test_soft_thresholding_shortens_every_weight_by_tau_and_drops_those_within_it(values, tau):
     layer = rank_layer(10, 10, len(values))
     layer.set_factors(layer.U, mx.array(values), layer.Vh)
