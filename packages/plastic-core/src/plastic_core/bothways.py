@@ -95,11 +95,11 @@ def descend_both_ways(found: Rounded, R: Float32, C: Float32) -> None:
         for index, inputs in enumerate(found.groups()):
             for move in (_levels_moved, _codes_moved):
                 gradient = R[inputs] @ image[:, outputs]
-                squares = R[inputs, inputs], C[outputs, outputs]
-                grid, codes = move(found, index, (inputs, outputs), gradient, *squares)
+                cost = _Cost(gradient, R[inputs, inputs], C[outputs, outputs])
+                grid, codes = move(found, index, (inputs, outputs), cost)
                 change = found.W[inputs, outputs] - grid.values(codes)
                 change -= found.error[inputs, outputs]
-                if _gain(change, gradient, *squares) > 0:
+                if cost.of(change) < 0:
                     found.codes[inputs, outputs] = codes
                     found.error[inputs, outputs] += change
                     found.grids[index].step[outputs] = grid.step
@@ -107,33 +107,36 @@ def descend_both_ways(found: Rounded, R: Float32, C: Float32) -> None:
                     image[inputs] += change @ C[outputs]
 
 
-def _gain(change: Float32, gradient: Float32, R: Float32, C: Float32) -> float:
-    """By how much a change of the error of a tile lowers ``tr(C E R E^T)``."""
-    linear, square = np.vdot(change, gradient), np.vdot(R @ change, change @ C)
-    return -float(2 * linear + square)
+class _Cost(NamedTuple):
+    """What ``tr(C E R E^T)`` is as a function of the error of one tile.
+
+    Attributes:
+        gradient: Half of it, where the tile is now.
+        R: Its block of R.
+        C: Its block of C.
+    """
+
+    gradient: Float32
+    R: Float32
+    C: Float32
+
+    def of(self, change: Float32) -> float:
+        """By how much a change of the error raises it."""
+        square = np.vdot(self.R @ change, change @ self.C)
+        return float(2 * np.vdot(change, self.gradient) + square)
 
 
-def _levels_moved(
-    found: Rounded,
-    index: int,
-    tile: tuple[slice, slice],
-    gradient: Float32,
-    R: Float32,
-    C: Float32,
-) -> tuple[Grid, Float32]:
+Tile = tuple[slice, slice]  # inputs and outputs
+
+
+def _levels_moved(found: Rounded, index: int, tile: Tile, cost: _Cost) -> tuple[Grid, Float32]:
     grid, codes = _grid(found, index, tile[1]), found.codes[tile]
-    powers: Float32 = np.diagonal(C)
-    return moved_levels(grid, codes, gradient / powers, R, found.dtype), codes
+    powers: Float32 = np.diagonal(cost.C)
+    return moved_levels(grid, codes, cost.gradient / powers, cost.R, found.dtype), codes
 
 
-def _codes_moved(
-    found: Rounded,
-    index: int,
-    tile: tuple[slice, slice],
-    gradient: Float32,
-    R: Float32,
-    C: Float32,
-) -> tuple[Grid, Float32]:
+def _codes_moved(found: Rounded, index: int, tile: Tile, cost: _Cost) -> tuple[Grid, Float32]:
+    gradient, R, C = cost
     grid = _grid(found, index, tile[1])
     W, error = np.ascontiguousarray(found.W[tile]), np.ascontiguousarray(found.error[tile])
     wanted = W - error + gradient / np.outer(np.diagonal(R), np.diagonal(C))
