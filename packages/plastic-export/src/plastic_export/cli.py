@@ -12,7 +12,16 @@ from plastic_select import STRATEGIES
 
 from plastic_export import compression, restoration, tables, verification
 from plastic_export.calibrate import Calibration
-from plastic_export.console import FOLDER, TEXT, Output, json_option, revision_option
+from plastic_export.console import (
+    FOLDER,
+    TEXT,
+    Output,
+    exclude_option,
+    include_option,
+    json_option,
+    revision_option,
+    window_option,
+)
 from plastic_export.errors import FormatError
 from plastic_export.evaluatecommand import evaluate
 from plastic_export.gguf import gguf_guide
@@ -62,10 +71,10 @@ def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> Non
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="stable", show_default=True)
 @click.option("--format", "format_", type=click.Choice(["factored", "dense"]), default="factored")
 @click.option("--calibration", type=TEXT, help="Text for --strategy activation.")
-@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
+@window_option
 @click.option("--windows", type=click.IntRange(1), default=64, show_default=True, help="At most.")
-@click.option("--include", multiple=True, help="Pattern of matrices to take; may be repeated.")
-@click.option("--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated.")
+@include_option
+@exclude_option
 @click.option("--force", is_flag=True, help="Replace OUT if it is an earlier output.")
 @revision_option
 @json_option

@@ -36,3 +36,12 @@ class Output:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 revision_option = click.option("--revision", help="Commit, tag or branch of a Hub id.")
+window_option = click.option(
+    "--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens."
+)
+include_option = click.option(
+    "--include", multiple=True, help="Pattern of matrices to take; may be repeated."
+)
+exclude_option = click.option(
+    "--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated."
+)

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from plastic_export import evaluation, tables
-from plastic_export.console import TEXT, Output, json_option
+from plastic_export.console import TEXT, Output, json_option, window_option
 
 
 @click.command()
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
 @click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
-@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
+@window_option
 @click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
 @json_option
 def evaluate(

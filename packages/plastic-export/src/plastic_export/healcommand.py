@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from plastic_export.calibrate import Calibration
-from plastic_export.console import FOLDER, TEXT, Output, json_option
+from plastic_export.console import FOLDER, TEXT, Output, json_option, window_option
 from plastic_export.healfolder import Healed
 from plastic_export.healfolder import heal as heal_checkpoint
 from plastic_export.healing import Healing
@@ -23,7 +23,7 @@ _DEFAULT = Healing()
 @click.option("--reference", required=True, metavar="SRC", help="What FOLDER was made from.")
 @click.option("--calibration", type=TEXT, required=True, help="Text to learn from.")
 @click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
-@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
+@window_option
 @click.option("--windows", type=click.IntRange(8), default=128, show_default=True, help="At most.")
 @click.option(
     "--batch", type=click.IntRange(1), default=_DEFAULT.batch, show_default=True, help="Windows."

@@ -14,7 +14,16 @@ from plastic_core.quantize import BITS
 from plastic_export import losstables, planning, planplot, quantised
 from plastic_export.budgets import Budget, parse_size
 from plastic_export.calibrate import Calibration
-from plastic_export.console import FOLDER, TEXT, Output, json_option, revision_option
+from plastic_export.console import (
+    FOLDER,
+    TEXT,
+    Output,
+    exclude_option,
+    include_option,
+    json_option,
+    revision_option,
+    window_option,
+)
 from plastic_export.errors import FormatError
 from plastic_export.lossplan import Format
 from plastic_export.pricing import CHOICES, Choices
@@ -79,10 +88,10 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--out", "file", type=FOLDER, default="plan.json", show_default=True, help="Plan to write."
 )
-@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens.")
+@window_option
 @click.option("--windows", type=click.IntRange(1), default=128, show_default=True, help="At most.")
-@click.option("--include", multiple=True, help="Pattern of matrices to take; may be repeated.")
-@click.option("--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated.")
+@include_option
+@exclude_option
 @click.option("--force", is_flag=True, help="Replace the plan if it exists.")
 @revision_option
 @json_option
