@@ -2,7 +2,9 @@
 
 from importlib.metadata import version
 
+from plastic_runtime.attachment import attach
 from plastic_runtime.blockwise import measure_grams
+from plastic_runtime.callback import PlasticityCallback
 from plastic_runtime.checkpoint import load_run, save_run
 from plastic_runtime.events import (
     EventLog,
@@ -41,11 +43,13 @@ __all__ = [
     "JacobianRank",
     "LossGrams",
     "Parked",
+    "PlasticityCallback",
     "PlasticityEvent",
     "PlasticityManager",
     "Settings",
     "SleepDict",
     "Target",
+    "attach",
     "dense_gradient",
     "events_table",
     "format_bytes",

@@ -93,8 +93,7 @@ class PlasticityManager:
         """
         loss = float(val_loss)
         if not math.isfinite(loss):
-            why = f"the validation loss is {loss}: no change"
-            return [self._act.record("keep", self._state, why=why)]
+            return [self.report(f"the validation loss is {loss}: no change")]
         guard = self._state.guard
         verdict, self._state = watch(self.settings, self._state, loss)
         if verdict == "plateau":
@@ -104,6 +103,10 @@ class PlasticityManager:
         if verdict == "keep" and guard is not None:
             return [self._keep(path, guard) for path in sorted(guard.parked)]
         return []
+
+    def report(self, why: str) -> PlasticityEvent:
+        """Log that no rank changes, and why; about the whole model."""
+        return self._act.record("keep", self._state, why=why)
 
     def grow(self, path: str, k: int) -> PlasticityEvent:
         """Grow one layer by ``k`` now; the next plateau judges it like any growth.

@@ -1,0 +1,96 @@
+"""Ranks change inside mlx-lm's own trainer: compiled, accumulating, checkpointing, quantised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx import optimizers
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.trainer import TrainingArgs, iterate_batches, train
+from plastic_core import projections
+from plastic_export import load_model, load_tokenizer, text_windows
+from plastic_runtime import PlasticityCallback, PlasticityManager, attach
+
+LENGTH = 24
+KEYS = ["mlp.up_proj", "mlp.down_proj", "self_attn.v_proj"]
+
+
+class Changes(PlasticityManager):
+    """A manager that grows, shrinks and wakes at the first three validation losses."""
+
+    def step(self, val_loss: float | mx.array) -> list[Any]:
+        up, down = sorted(self.ranks())[:2]
+        done = len(self.events)
+        if done == 0:
+            return [self.grow(up, 3)]
+        if done == 1:
+            return [self.shrink(down, 1)]
+        return [self.wake(down)] if done == 2 else []
+
+
+def data(checkpoint: Path, text: Path) -> list[tuple[list[int], int]]:
+    windows = text_windows(load_tokenizer(checkpoint), text.read_text(), length=LENGTH, limit=16)
+    return [(row, 0) for row in windows.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "bits", "checkpointing"),
+    [(1, None, False), (3, None, True), (1, 4, True), (3, 4, False)],
+)
+def test_growth_shrink_and_waking(
+    checkpoint: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accumulation: int,
+    bits: int | None,
+    checkpointing: bool,
+) -> None:
+    model = load_model(checkpoint)
+    model.set_dtype(mx.float32)
+    kind = type(model.layers[0])
+    monkeypatch.setattr(kind, "__call__", kind.__call__)  # mlx-lm replaces it for good
+    if bits is not None:
+        nn.quantize(model, bits=bits, group_size=32)
+    attach(model, 2, keys=KEYS)
+    optimizer = optimizers.AdamW(learning_rate=1e-3)
+    rows = data(checkpoint, calibration)
+    probe = mx.array([row for row, _ in rows[:2]])
+
+    def loss() -> mx.array:
+        return nn.losses.cross_entropy(model(probe[:, :-1]), probe[:, 1:], reduction="mean")
+
+    manager = Changes(model, optimizer, loss=loss)
+    callback = PlasticityCallback(manager, accumulation=accumulation)
+    before = float(loss())
+    train(
+        model,
+        optimizer,
+        rows,
+        rows[:4],
+        args=TrainingArgs(
+            batch_size=2,
+            iters=12,
+            val_batches=1,
+            steps_per_report=1,
+            steps_per_eval=2,
+            max_seq_length=LENGTH,
+            adapter_file=str(tmp_path / "adapters.safetensors"),
+            grad_checkpoint=checkpointing,
+            grad_accumulation_steps=accumulation,
+        ),
+        training_callback=callback,
+        iterate_batches=callback.between(iterate_batches),
+    )
+    assert [event.action for event in manager.events] == ["grow", "shrink", "wake"]
+    assert float(loss()) < before
+    parameters = dict(tree_flatten(model.trainable_parameters()))
+    state = dict(tree_flatten(optimizer.state))
+    moments = {name for name in state if name.endswith((".m", ".v"))}
+    assert {name.rpartition(".")[0] for name in moments} == parameters.keys()
+    assert all(state[name].shape == parameters[name.rpartition(".")[0]].shape for name in moments)
+    assert all(p.module.rank >= 2 for p in projections(model) if p.path in manager.ranks())
