@@ -2,10 +2,9 @@
 
 from importlib.metadata import version
 
-from plastic_runtime.files import FormatError, export_safetensors, load_safetensors
-
 from plastic_export.calibrate import Calibration
 from plastic_export.compression import Compressed, compress
+from plastic_export.errors import FormatError
 from plastic_export.estimates import Difference, Evaluation
 from plastic_export.evaluation import compare, evaluate
 from plastic_export.gguf import gguf_guide
@@ -20,8 +19,10 @@ from plastic_export.planning import plan_checkpoint
 from plastic_export.quantised import Quantised, execute_plan
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.restoration import Restored, restore
+from plastic_export.runreport import Report, report
 from plastic_export.summary import Summary, summarize
 from plastic_export.verification import verify
+from plastic_export.weights import export_safetensors, load_safetensors
 
 __version__ = version("plastic-export")
 
@@ -41,6 +42,7 @@ __all__ = [
     "MatrixRecord",
     "Plan",
     "Quantised",
+    "Report",
     "Restored",
     "Summary",
     "Surveyed",
@@ -60,6 +62,7 @@ __all__ = [
     "plan_ranks",
     "read_manifest",
     "read_plan",
+    "report",
     "restore",
     "summarize",
     "text_windows",

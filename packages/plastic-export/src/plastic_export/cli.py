@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from plastic_runtime.files import FormatError
 from plastic_select import STRATEGIES
 
 from plastic_export import compression, restoration, tables, verification
@@ -23,11 +22,13 @@ from plastic_export.console import (
     revision_option,
     window_option,
 )
+from plastic_export.errors import FormatError
 from plastic_export.evaluatecommand import evaluate
 from plastic_export.gguf import gguf_guide
 from plastic_export.healcommand import heal
 from plastic_export.plancommand import asked, carry_out_plan, plan
 from plastic_export.reader import open_checkpoint
+from plastic_export.reportcommand import report
 from plastic_export.summary import summarize
 
 BAD_INPUT, IO_ERROR, INTERRUPTED = 2, 3, 5
@@ -168,6 +169,7 @@ def gguf(src: str, revision: str | None, as_json: bool) -> None:
 plastic.add_command(evaluate)
 plastic.add_command(heal)
 plastic.add_command(plan)
+plastic.add_command(report)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from plastic_runtime.files import FormatError, sync_path
+from plastic_export.atomic import sync_path
+from plastic_export.errors import FormatError
 
 _OURS = "plastic.json"
 

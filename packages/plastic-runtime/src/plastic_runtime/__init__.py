@@ -16,6 +16,7 @@ from plastic_runtime.events import (
 from plastic_runtime.fisher import loss_grams
 from plastic_runtime.gramfile import GramFile
 from plastic_runtime.grams import Gram, LossGrams
+from plastic_runtime.losses import LossRecord, append_loss, read_losses
 from plastic_runtime.manager import PlasticityManager
 from plastic_runtime.probes import (
     JacobianRank,
@@ -42,6 +43,7 @@ __all__ = [
     "GramFile",
     "JacobianRank",
     "LossGrams",
+    "LossRecord",
     "Parked",
     "PlasticityCallback",
     "PlasticityEvent",
@@ -49,6 +51,7 @@ __all__ = [
     "Settings",
     "SleepDict",
     "Target",
+    "append_loss",
     "attach",
     "dense_gradient",
     "events_table",
@@ -64,6 +67,7 @@ __all__ = [
     "park_components",
     "rank_layers",
     "read_events",
+    "read_losses",
     "rebalance",
     "relevance_score",
     "save_run",

@@ -7,7 +7,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from plastic_runtime.jsonlines import append_line, whole_lines
+
+_COUNTS = ("step", "rank_before", "rank_after", "bytes_awake", "bytes_asleep")
+_WORDS = ("layer", "action", "why")
+_NUMBERS = ("score", "loss_before", "loss_after")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +75,7 @@ class EventLog:
             OSError: If the file cannot be written; the event is then not added.
         """
         if self.path is not None:
-            with self.path.open("a+b") as file:
-                file.write(_missing_line_end(file) + event.to_json().encode() + b"\n")
+            append_line(self.path, event.to_json())
         self._events.append(event)
 
     def __iter__(self) -> Iterator[PlasticityEvent]:
@@ -92,14 +96,23 @@ def read_events(path: str | os.PathLike[str]) -> list[PlasticityEvent]:
         ValueError: If any other line is not an event; names the file and the line.
     """
     events = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if line.startswith(b"{") and not line.endswith(b"}"):
-            continue
+    for number, line in whole_lines(path):
         try:
-            events.append(PlasticityEvent(**json.loads(line)))
+            events.append(_checked(PlasticityEvent(**json.loads(line))))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: line {number} is not an event: {error}") from None
     return events
+
+
+def _checked(event: PlasticityEvent) -> PlasticityEvent:
+    """Refuse what an event cannot hold: a log is read by more than its writer."""
+    fields = dataclasses.asdict(event)
+    counts = all(type(fields[name]) is int and fields[name] >= 0 for name in _COUNTS)
+    words = all(type(fields[name]) is str for name in _WORDS)
+    numbers = [fields["time"], *(fields[name] for name in _NUMBERS if fields[name] is not None)]
+    if not (counts and words and all(type(number) in (int, float) for number in numbers)):
+        raise ValueError("a field has the wrong type or a count is negative")
+    return event
 
 
 def format_bytes(count: int) -> str:
@@ -152,11 +165,3 @@ def _number(value: float | None) -> str:
 
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _missing_line_end(file: BinaryIO) -> bytes:
-    """Return a newline where the file, open at its end, does not end with one."""
-    if file.tell() == 0:
-        return b""
-    file.seek(-1, os.SEEK_END)
-    return b"" if file.read(1) == b"\n" else b"\n"

@@ -1,0 +1,63 @@
+"""The folder of a training run: what is called how, and the file that says what the run is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plastic_export.atomic import write_json
+from plastic_export.errors import FormatError
+from plastic_export.validate import read_json
+
+RUN = "plastic-run.json"
+EVENTS = "events.jsonl"
+LOSSES = "losses.jsonl"
+GENERATIONS = "generations"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What a run is, written before its first step.
+
+    Attributes:
+        identity: All that its course depends on, by name: base, data, options, versions.
+        ranks: Rank of every managed layer at the start, by path.
+        bytes_awake: Bytes of their factors at the start.
+        max_bytes: Ceiling on the bytes awake, None for none.
+    """
+
+    identity: dict[str, Any]
+    ranks: dict[str, int]
+    bytes_awake: int
+    max_bytes: int | None
+
+    def write(self, path: Path) -> None:
+        """Write it: complete or not at all."""
+        write_json(path, {"version": VERSION, **asdict(self)})
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read what `RunFile.write` wrote.
+
+    Raises:
+        FormatError: If it is damaged, or of another version.
+        OSError: If it cannot be read.
+    """
+    record = read_json(path)
+    if record.get("version") != VERSION:
+        reason = f"it has version {record.get('version')!r}, this program reads {VERSION}"
+        raise FormatError.about(path, reason, "use the plastic-export that wrote it")
+    fields: dict[str, Any] = {name: record.get(name) for name in RunFile.__dataclass_fields__}
+    ceiling = fields["max_bytes"]
+    sound = (
+        isinstance(fields["identity"], dict)
+        and isinstance(fields["ranks"], dict)
+        and all(type(rank) is int and rank >= 0 for rank in fields["ranks"].values())
+        and type(fields["bytes_awake"]) is int
+        and (ceiling is None or type(ceiling) is int)
+    )
+    if not sound:
+        raise FormatError.about(path, "a field is missing or of the wrong type", "delete the run")
+    return RunFile(**fields)
