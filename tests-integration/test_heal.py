@@ -25,11 +25,11 @@ from plastic_export import (
     restore,
     verify,
 )
-from plastic_export.arrays import array_bytes
 from plastic_export.lossplan import Format
 from plastic_export.planning import plan_checkpoint
 from plastic_export.pricing import Choices
 from plastic_export.quantised import execute_plan
+from plastic_runtime.files import array_bytes
 
 T = TypeVar("T")
 Run = Callable[..., tuple[int, str, str]]

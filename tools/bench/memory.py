@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from plastic_export.writer import SafetensorsWriter, TensorSpec
+from plastic_runtime.files import SafetensorsWriter, TensorSpec
 
 MiB = 2**20
 CHILD = """

@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_core import Backbone, Correction
-from plastic_export.atomic import sha256_file
 from plastic_export.lossplan import (
     BitsPlan,
     Candidate,
@@ -30,6 +29,7 @@ from plastic_export.models import linear_paths
 from plastic_export.planfile import LossPlan, source_identity, write_plan
 from plastic_export.pricing import candidate, stored
 from plastic_export.reader import Checkpoint, open_checkpoint
+from plastic_runtime.files import sha256_file
 from plastic_runtime.gramfile import VERSION, GramFile, Sum, append
 
 LLAMA: dict[str, Any] = {

@@ -18,8 +18,6 @@ from mlx_lm.utils import load_model as stock_load
 from numpy.typing import NDArray
 from plastic_core import Backbone, Correction
 from plastic_core.linalg import to_numpy
-from plastic_export.arrays import MLX_DTYPES, array_bytes
-from plastic_export.errors import FormatError
 from plastic_export.lossplan import Choice
 from plastic_export.losstables import quantised, quantised_record
 from plastic_export.manifest import read_manifest
@@ -29,7 +27,7 @@ from plastic_export.planfile import LossPlan
 from plastic_export.quantised import execute_plan
 from plastic_export.restoration import restore
 from plastic_export.verification import verify
-from plastic_export.weights import load_safetensors
+from plastic_runtime.files import MLX_DTYPES, FormatError, array_bytes, load_safetensors
 
 Make = Callable[..., Path]
 MakePlan = Callable[..., LossPlan]

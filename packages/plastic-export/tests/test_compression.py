@@ -10,12 +10,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_export.compression import compress, without_quantization
-from plastic_export.errors import FormatError
 from plastic_export.manifest import read_manifest
 from plastic_export.restoration import restore
 from plastic_export.shards import as_float32
 from plastic_export.verification import verify
-from plastic_export.weights import load_safetensors
+from plastic_runtime.files import FormatError, load_safetensors
 
 Make = Callable[..., Path]
 UNIT = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}

@@ -22,8 +22,6 @@ from plastic_core import Backbone, Correction
 from plastic_core.correction import UNPACKED
 from plastic_core.linalg import to_numpy
 from plastic_core.quantize import BITS
-from plastic_export.arrays import MLX_DTYPES, array_bytes
-from plastic_export.errors import FormatError
 from plastic_export.factored import plastic_model
 from plastic_export.lossplan import Choice
 from plastic_export.manifest import read_manifest
@@ -34,7 +32,7 @@ from plastic_export.quantised import Quantised, execute_plan
 from plastic_export.reader import open_checkpoint
 from plastic_export.restoration import restore
 from plastic_export.verification import verify
-from plastic_export.weights import load_safetensors
+from plastic_runtime.files import MLX_DTYPES, FormatError, array_bytes, load_safetensors
 
 Make = Callable[..., Path]
 MakePlan = Callable[..., LossPlan]

@@ -22,11 +22,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from numpy.typing import NDArray
 from plastic_export.cli import main
-from plastic_export.errors import FormatError
 from plastic_export.estimates import Difference, Evaluation
 from plastic_export.evaluation import compare, evaluate
 from plastic_export.intervals import confidence_interval
 from plastic_export.models import load_model, load_tokenizer, text_windows
+from plastic_runtime.files import FormatError
 
 MakeModel = Callable[..., Path]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from plastic_export.errors import FormatError
 from plastic_export.gguf import OUTTYPES, gguf_guide
 from plastic_export.reader import open_checkpoint
+from plastic_runtime.files import FormatError
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 CONVERTER = "llama.cpp/convert_hf_to_gguf.py"

@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import llama
 from numpy.typing import NDArray
-from plastic_export.arrays import array_bytes
 from plastic_export.distillation import Distillation, Reference, Split
-from plastic_export.errors import FormatError
 from plastic_export.factored.plastic_model import QuantizedRows, Rows
 from plastic_export.healing import Arrays, Healing, State, batch_rows, heal_values
 from plastic_export.healparts import Trained, trainable, use_trainable_host_layers
 from plastic_export.healstate import StateFile
 from plastic_export.hostattention import attend
 from plastic_export.hostmath import divergences, host_functions, sigmoid
+from plastic_runtime.files import FormatError, array_bytes
 
 T = TypeVar("T")
 EPS = float(np.finfo(np.float32).eps)
@@ -183,7 +182,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     store.save(state())
     content = store.path.read_bytes()
     store.path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(FormatError, match=r"damaged.*delete it"):
+    with pytest.raises(FormatError, match=r"state: its header takes \d+ bytes and only"):
         store.load()
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plastic_core import Correction, Factors, round_to_nearest
 from plastic_core.quantize import BITS
-from plastic_export.arrays import MLX_DTYPES
 from plastic_export.budgets import Budget, Totals, check_budget, parse_size
 from plastic_export.lossplan import (
     Offer,
@@ -22,6 +21,7 @@ from plastic_export.lossplan import (
 )
 from plastic_export.planfile import LossPlan
 from plastic_export.planplot import frontier
+from plastic_runtime.files import MLX_DTYPES
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 

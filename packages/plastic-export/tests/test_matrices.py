@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from plastic_export.matrices import compressible
-from plastic_export.validate import TensorInfo
+from plastic_runtime.files import TensorInfo
 
 SIZES = {"BF16": 2, "F32": 4, "U32": 4, "I64": 8}
 

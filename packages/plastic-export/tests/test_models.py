@@ -21,7 +21,6 @@ import sentencepiece
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from mlx_lm.utils import load_model as stock_load
-from plastic_export.errors import FormatError
 from plastic_export.factored import plastic_model
 from plastic_export.models import (
     linear_paths,
@@ -31,6 +30,7 @@ from plastic_export.models import (
     read_text,
     text_windows,
 )
+from plastic_runtime.files import FormatError
 
 MakeModel = Callable[..., Path]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plastic_export.header import ITEM_BYTES
 from plastic_export.plan import Surveyed, plan_ranks
+from plastic_runtime.files import ITEM_BYTES
 from plastic_select import STRATEGIES
 
 quick = settings(deadline=None, derandomize=True)

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from mlx_lm.utils import load_model as stock_load
 from mlx_lm.utils import quantize_model, save_config, save_model
-from plastic_export.arrays import MLX_DTYPES, array_bytes
-from plastic_export.atomic import sha256_file
-from plastic_export.errors import FormatError
 from plastic_export.lossplan import Candidate, plan_bits
 from plastic_export.manifest import read_manifest
 from plastic_export.matrices import module_path
@@ -26,8 +23,14 @@ from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.restoration import restore
 from plastic_export.shards import as_float32
 from plastic_export.verification import verify
-from plastic_export.weights import load_safetensors
 from plastic_runtime import LossGrams
+from plastic_runtime.files import (
+    MLX_DTYPES,
+    FormatError,
+    array_bytes,
+    load_safetensors,
+    sha256_file,
+)
 from plastic_runtime.gramfile import GramFile
 
 Make = Callable[..., Path]

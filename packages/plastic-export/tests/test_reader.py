@@ -13,8 +13,8 @@ import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
-from plastic_export.errors import FormatError
 from plastic_export.reader import open_checkpoint
+from plastic_runtime.files import FormatError
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2))

@@ -10,9 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_export.shards import Shards, as_float32, as_stored, split_specs
-from plastic_export.validate import read_index
-from plastic_export.weights import load_safetensors
-from plastic_export.writer import TensorSpec
+from plastic_runtime.files import TensorSpec, load_safetensors, read_index
 
 SPECS = [TensorSpec(f"t{i}", "F32", (3, i)) for i in range(1, 6)]
 

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from plastic_core import RankLayer
 from plastic_core.testing import bits
 from plastic_runtime.checkpoint import load_run, save_run
+from plastic_runtime.files import FormatError, write_arrays
 from plastic_runtime.manager import PlasticityManager
 
 WIDTH = 5
@@ -221,8 +222,21 @@ def test_a_missing_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
         load_run(tmp_path / "nothing", *run.parts())
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "foreign"])
-def test_a_damaged_file_is_refused_and_nothing_changes(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("empty", "an empty file"),
+        ("cut", r"tensor '.*': its data end at byte"),
+        ("garbage", "not safetensors|a gzip"),
+        ("foreign", "no saved run"),
+        ("version", "saved in version 0 of the format, this is 1"),
+        ("part", "a saved run without its 'manager'"),
+        ("json", "not valid JSON"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_nothing_changes(
+    damage: str, reason: str, tmp_path: Path
+) -> None:
     run, file = changed_run(OPTIMIZERS["SGD"]), tmp_path / "run"
     save_run(file, *run.parts())
     content = {
@@ -230,12 +244,18 @@ def test_a_damaged_file_is_refused_and_nothing_changes(damage: str, tmp_path: Pa
         "cut": file.read_bytes()[:-100],
         "garbage": b"garbage!" * 100,
     }
-    if damage == "foreign":
-        mx.save_safetensors(str(tmp_path / "f.safetensors"), {"a": mx.zeros(1)})
-        content["foreign"] = (tmp_path / "f.safetensors").read_bytes()
-    file.write_bytes(content[damage])
+    metadata = {
+        "foreign": {},
+        "version": {"plastic_run": '{"version": 0}'},
+        "part": {"plastic_run": '{"version": 1, "sleep": {}, "optimizers": []}'},
+        "json": {"plastic_run": "{"},
+    }
+    if damage in metadata:
+        write_arrays(file, {"a": mx.zeros(1)}, metadata[damage])
+    else:
+        file.write_bytes(content[damage])
     before = run.picture()
-    with pytest.raises(ValueError, match=r"run: damaged or no saved run"):
+    with pytest.raises(FormatError, match=f"run: {reason}"):
         load_run(file, *run.parts())
     assert run.picture() == before
 

@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
+from plastic_runtime.files import FormatError, export_safetensors, load_safetensors
+
 from plastic_export.calibrate import Calibration
 from plastic_export.compression import Compressed, compress
-from plastic_export.errors import FormatError
 from plastic_export.estimates import Difference, Evaluation
 from plastic_export.evaluation import compare, evaluate
 from plastic_export.gguf import gguf_guide
@@ -22,7 +23,6 @@ from plastic_export.restoration import Restored, restore
 from plastic_export.runreport import Report, report
 from plastic_export.summary import Summary, summarize
 from plastic_export.verification import verify
-from plastic_export.weights import export_safetensors, load_safetensors
 
 __version__ = version("plastic-export")
 

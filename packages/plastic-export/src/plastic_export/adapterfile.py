@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from plastic_core.correction import UNPACKED
+from plastic_runtime.files import FormatError, TensorSpec, read_header, read_json, write_json
 
-from plastic_export.atomic import write_json
-from plastic_export.errors import FormatError
 from plastic_export.lossplan import BitsPlan
 from plastic_export.manifest import MANIFEST
 from plastic_export.matrices import module_path
 from plastic_export.shards import Shards
-from plastic_export.validate import read_header, read_json
-from plastic_export.writer import TensorSpec
 
 FOLDER = "adapters"
 FILE = "adapters.safetensors"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from plastic_runtime.files import FormatError
 from plastic_select import STRATEGIES
 
 from plastic_export import compression, restoration, tables, verification
@@ -22,7 +23,6 @@ from plastic_export.console import (
     revision_option,
     window_option,
 )
-from plastic_export.errors import FormatError
 from plastic_export.evaluatecommand import evaluate
 from plastic_export.gguf import gguf_guide
 from plastic_export.healcommand import heal

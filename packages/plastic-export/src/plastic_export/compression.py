@@ -12,8 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 from plastic_core import weighted_spectrum
+from plastic_runtime.files import write_json
 
-from plastic_export.atomic import write_json
 from plastic_export.calibrate import Calibration, Grams, calibrate
 from plastic_export.execute import Format, execute
 from plastic_export.manifest import MatrixRecord, write_manifest

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from plastic_export.atomic import write_json
+from plastic_runtime.files import write_json
+
 from plastic_export.compression import MODEL_FILE, without_quantization
 from plastic_export.lossplan import Offer
 from plastic_export.matrices import is_packed, module_path

@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.files import FormatError
 
-from plastic_export.errors import FormatError
 from plastic_export.estimates import Evaluation, estimate
 from plastic_export.measures import Reference, Windows, measure
 from plastic_export.models import load_for_inference, load_tokenizer, read_text, text_windows

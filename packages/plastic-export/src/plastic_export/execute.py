@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Certificate, certify, output_basis
 from plastic_core.linalg import blocks, frobenius_norm, spectral_norm
+from plastic_runtime.files import TensorSpec
 
 from plastic_export.calibrate import Grams
 from plastic_export.manifest import MatrixRecord
@@ -21,7 +22,6 @@ from plastic_export.plan import MatrixPlan, Plan
 from plastic_export.reader import Checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
 from plastic_export.track import Track, untracked
-from plastic_export.writer import TensorSpec
 
 Format = Literal["factored", "dense"]
 METADATA = {"format": "pt"}  # what transformers looks for

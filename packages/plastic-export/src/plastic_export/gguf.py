@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from plastic_runtime.files import FormatError, read_json
+
 from plastic_export.adapterfile import FOLDER as ADAPTERS
 from plastic_export.adapterfile import adapter_of
 from plastic_export.corrected import VERSION
-from plastic_export.errors import FormatError
 from plastic_export.manifest import MANIFEST, read_manifest
 from plastic_export.reader import Checkpoint
-from plastic_export.validate import read_json
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")
 """What ``convert_hf_to_gguf.py`` writes; every other type is made by ``llama-quantize``."""

@@ -11,12 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+from plastic_runtime.files import FormatError, read_header
 
 from plastic_export.adapterfile import FILE, adapter_of
 from plastic_export.calibrate import Calibration
 from plastic_export.compression import check_room
 from plastic_export.distillation import Distillation, Reference, Split
-from plastic_export.errors import FormatError
 from plastic_export.healing import Healing, State, heal_values
 from plastic_export.healparts import Trained, trainable
 from plastic_export.healstate import StateFile, identity
@@ -31,7 +31,6 @@ from plastic_export.models import (
 from plastic_export.output import OutputFolder
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.track import Track, untracked
-from plastic_export.validate import read_header
 
 
 @dataclass(frozen=True)

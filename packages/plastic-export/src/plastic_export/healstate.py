@@ -7,20 +7,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
-from plastic_runtime.atomic import replacing
+from plastic_runtime.files import (
+    FormatError,
+    parse_object,
+    read_arrays,
+    sha256_file,
+    write_arrays,
+)
 
 from plastic_export.adapterfile import FILE, adapter_of
-from plastic_export.atomic import sha256_file
 from plastic_export.calibrate import Calibration
-from plastic_export.errors import FormatError
 from plastic_export.healing import Arrays, Healing, State
 from plastic_export.reader import Checkpoint
 
 KEY = "plastic_heal"
 VERSION = 1
+_DELETE = "delete it"
 _PARTS = ("masters", "first", "second", "best")
 
 
@@ -75,24 +80,25 @@ class StateFile:
         }
         record = {"identity": self._identity, "step": state.step, "measured": state.measured}
         mx.eval(arrays)
-        with replacing(self.path) as stream:
-            mx.save_safetensors(stream, arrays, {KEY: json.dumps(record)})
+        write_arrays(self.path, arrays, {KEY: json.dumps(record)})
 
     def remove(self) -> None:
         """Remove the file, if there is one."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> tuple[Arrays, dict[str, Any]]:
-        """All arrays, evaluated, as what replaces the file later must not reach them."""
         try:
-            with self.path.open("rb") as stream:
-                content = mx.load(stream, format="safetensors", return_metadata=True)
-                arrays, metadata = cast(tuple[Arrays, dict[str, str]], content)
-                mx.eval(arrays)
-            return arrays, json.loads(metadata[KEY])
-        except (RuntimeError, KeyError, json.JSONDecodeError) as error:
-            reason = f"damaged, or no state of a healing: {error}"
-            raise FormatError.about(self.path, reason, "delete it") from error
+            arrays, metadata = read_arrays(self.path)
+        except FormatError as error:
+            error.add_note("delete it to heal from the beginning")
+            raise
+        if KEY not in metadata:
+            raise FormatError.about(self.path, "no state of a healing", _DELETE)
+        record = parse_object(metadata[KEY].encode(), self.path, _DELETE)
+        if missing := {"identity", "step", "measured"} - record.keys():
+            reason = f"a state of a healing without its {min(missing)!r}"
+            raise FormatError.about(self.path, reason, _DELETE)
+        return arrays, record
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         for name, here in self._identity.items():

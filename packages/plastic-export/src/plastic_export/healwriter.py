@@ -11,12 +11,19 @@ from typing import Any
 
 import mlx.core as mx
 from plastic_core.linalg import Float32, frobenius_norm
+from plastic_runtime.files import (
+    FormatError,
+    OpenFile,
+    TensorInfo,
+    TensorSpec,
+    array_from_bytes,
+    open_safetensors,
+    read_header,
+)
 
 from plastic_export.adapterfile import CONFIG as ADAPTER_CONFIG
 from plastic_export.adapterfile import FILE, FOLDER, adapter_of, adapter_shards
-from plastic_export.arrays import array_from_bytes
 from plastic_export.compression import MODEL_FILE
-from plastic_export.errors import FormatError
 from plastic_export.execute import METADATA, dense_certificate, wake
 from plastic_export.manifest import (
     MANIFEST,
@@ -31,8 +38,6 @@ from plastic_export.matrices import module_path
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
 from plastic_export.track import Track, untracked
-from plastic_export.validate import OpenFile, TensorInfo, open_safetensors, read_header
-from plastic_export.writer import TensorSpec
 
 _SLEEP = "sleep.safetensors"
 

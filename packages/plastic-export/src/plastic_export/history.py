@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plastic_runtime import LossRecord, PlasticityEvent, read_events, read_losses
+from plastic_runtime.files import FormatError
 
-from plastic_export.errors import FormatError
 from plastic_export.runfolder import EVENTS, LOSSES, RUN, RunFile, read_run_file
 
 CHANGES = ("grow", "shrink", "wake")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from plastic_export.errors import FormatError
+from plastic_runtime.files import FormatError
+
 from plastic_export.weightfiles import INDEX, PATTERN
 
 SIDE_FILES = (

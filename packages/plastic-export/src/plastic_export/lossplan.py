@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 
 from plastic_core import factor_group
 from plastic_core.correction import UNPACKED
+from plastic_runtime.files import ITEM_BYTES
 from plastic_select import Option, allocate
 
 from plastic_export.budgets import Budget, Totals, check_budget
-from plastic_export.header import ITEM_BYTES
 
 Format = Literal["mixed", "corrected", "adapter"]
 

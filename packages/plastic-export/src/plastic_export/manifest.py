@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from plastic_core import Certificate
+from plastic_runtime.files import FormatError, read_json, sha256_file, write_json
 
-from plastic_export.atomic import sha256_file, write_json
-from plastic_export.errors import FormatError
 from plastic_export.plan import Choice, MatrixPlan
 from plastic_export.reader import Checkpoint
-from plastic_export.validate import read_json
 
 MANIFEST = "plastic.json"
 SCHEMA = 1

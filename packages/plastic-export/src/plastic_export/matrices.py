@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from plastic_export.validate import TensorInfo
+from plastic_runtime.files import TensorInfo
 
 _BLOCK = re.compile(r"(^|\.)\d+\.")  # a numbered block: "model.layers.3."
 COMPANIONS = ("scales", "biases", "global_scale")  # beside the words of a packed weight

@@ -9,12 +9,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from plastic_runtime.files import FormatError, read_header, read_json
 
 from plastic_export.adapterfile import adapter_of
-from plastic_export.errors import FormatError
 from plastic_export.host import use_host_products
 from plastic_export.merging import merge_corrections
-from plastic_export.validate import read_header, read_json
 
 MODEL_FILE = "plastic_model.py"
 """Name of the model file beside a factored checkpoint. The package's own copy is what runs."""

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from plastic_export.atomic import sync_path
-from plastic_export.errors import FormatError
+from plastic_runtime.files import FormatError, sync_path
 
 _OURS = "plastic.json"
 

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-
-from plastic_export.errors import FormatError
-from plastic_export.validate import TensorInfo
+from plastic_runtime.files import FormatError, TensorInfo
 
 _REMEDY = "correct it, or convert the original checkpoint again"
 

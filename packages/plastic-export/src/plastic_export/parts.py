@@ -9,12 +9,12 @@ from typing import NamedTuple
 import mlx.core as mx
 from plastic_core import Backbone, Correction, factor_group
 from plastic_core.correction import UNPACKED
+from plastic_runtime.files import TensorSpec
 
 from plastic_export.lossplan import BitsPlan, Candidate, Format, Offer
 from plastic_export.matrices import COMPANIONS, module_path
 from plastic_export.planfile import LossPlan
 from plastic_export.reader import Checkpoint
-from plastic_export.writer import TensorSpec
 
 
 @dataclass(frozen=True)

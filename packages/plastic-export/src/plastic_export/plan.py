@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.files import ITEM_BYTES
 from plastic_select import RankChoice, choose_ranks
-
-from plastic_export.header import ITEM_BYTES
 
 Choice = Literal["factored", "dense"]
 

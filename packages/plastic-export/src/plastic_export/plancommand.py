@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 from plastic_core.correction import UNPACKED
 from plastic_core.quantize import BITS
+from plastic_runtime.files import FormatError
 
 from plastic_export import losstables, planning, planplot, quantised
 from plastic_export.budgets import Budget, parse_size
@@ -24,7 +25,6 @@ from plastic_export.console import (
     revision_option,
     window_option,
 )
-from plastic_export.errors import FormatError
 from plastic_export.lossplan import Format
 from plastic_export.pricing import CHOICES, Choices
 

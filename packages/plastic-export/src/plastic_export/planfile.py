@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from plastic_export.atomic import sha256_file, write_json
-from plastic_export.errors import FormatError
+from plastic_runtime.files import FormatError, read_json, sha256_file, write_json
+
 from plastic_export.lossplan import BitsPlan, Choice, Format, Offer, Offered
 from plastic_export.manifest import source_record
 from plastic_export.reader import Checkpoint
-from plastic_export.validate import read_json
 
 SCHEMA = 2
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from plastic_export.atomic import sha256_file
+from plastic_runtime.files import FormatError, sha256_file
+
 from plastic_export.budgets import Budget, check_budget
 from plastic_export.calibrate import Calibration
 from plastic_export.calibration_loss import measure
-from plastic_export.errors import FormatError
 from plastic_export.lossplan import Candidate, Format, Offered, plan_bits, totals_of
 from plastic_export.matrices import ROUTERS, compressible, module_path
 from plastic_export.models import linear_paths

@@ -25,8 +25,8 @@ from plastic_core.correction import UNPACKED
 from plastic_core.operators import as_operator
 from plastic_core.quantize import BITS
 from plastic_runtime import LossGrams
+from plastic_runtime.files import MLX_DTYPES
 
-from plastic_export.arrays import MLX_DTYPES
 from plastic_export.lossplan import (
     Candidate,
     Format,

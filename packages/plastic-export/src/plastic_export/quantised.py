@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Backbone, Certificate, Correction, certify
 from plastic_runtime import GramFile, LossGrams
+from plastic_runtime.files import FormatError, sha256_file
 
 from plastic_export.adapterfile import (
     FILE,
@@ -19,10 +20,8 @@ from plastic_export.adapterfile import (
     check_adapter,
     write_adapter_config,
 )
-from plastic_export.atomic import sha256_file
 from plastic_export.compression import check_room, no_cache
 from plastic_export.corrected import write_config
-from plastic_export.errors import FormatError
 from plastic_export.execute import METADATA, dense_certificate
 from plastic_export.lossplan import BitsPlan, Candidate, Format, Offered
 from plastic_export.manifest import QuantisedRecord, write_manifest

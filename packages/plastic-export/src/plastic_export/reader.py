@@ -16,23 +16,24 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_runtime.closing import Closing
-
-from plastic_export.arrays import array_from_bytes
-from plastic_export.errors import FormatError
-from plastic_export.foreign import recognise_name
-from plastic_export.hub import SIDE_FILES, fetch, is_repository
-from plastic_export.matrices import FLOATS, is_packed, module_path
-from plastic_export.memory import check_memory
-from plastic_export.packed import Packing, packing_of, quantization_of, unpacked, unpacked_shape
-from plastic_export.paths import hub_identity, member
-from plastic_export.validate import (
+from plastic_runtime.files import (
+    FormatError,
     OpenFile,
     TensorInfo,
+    array_from_bytes,
     changed,
+    check_memory,
     fingerprint,
+    hub_identity,
+    member,
     open_safetensors,
     read_json,
+    recognise_name,
 )
+
+from plastic_export.hub import SIDE_FILES, fetch, is_repository
+from plastic_export.matrices import FLOATS, is_packed, module_path
+from plastic_export.packed import Packing, packing_of, quantization_of, unpacked, unpacked_shape
 from plastic_export.weightfiles import survey
 
 CONFIG = "config.json"

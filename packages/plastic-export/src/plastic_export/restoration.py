@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.files import (
+    FormatError,
+    OpenFile,
+    TensorSpec,
+    array_from_bytes,
+    open_safetensors,
+    write_json,
+)
 
-from plastic_export.arrays import array_from_bytes
-from plastic_export.atomic import write_json
-from plastic_export.errors import FormatError
 from plastic_export.execute import METADATA, wake
 from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.matrices import COMPANIONS, module_path
@@ -20,9 +25,7 @@ from plastic_export.output import OutputFolder
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
 from plastic_export.track import Track, untracked
-from plastic_export.validate import OpenFile, open_safetensors
 from plastic_export.verification import verify
-from plastic_export.writer import TensorSpec
 
 
 @dataclass(frozen=True)

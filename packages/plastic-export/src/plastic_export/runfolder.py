@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_export.atomic import write_json
-from plastic_export.errors import FormatError
-from plastic_export.validate import read_json
+from plastic_runtime.files import FormatError, read_json, write_json
 
 RUN = "plastic-run.json"
 EVENTS = "events.jsonl"

@@ -10,9 +10,8 @@ from html import escape
 from pathlib import Path
 
 from plastic_runtime import format_bytes
+from plastic_runtime.files import AtomicFile, FormatError
 
-from plastic_export.atomic import AtomicFile
-from plastic_export.errors import FormatError
 from plastic_export.history import CHANGES, History, read_history
 from plastic_export.runplots import bytes_figure, loss_figure, rank_figure, rendered
 

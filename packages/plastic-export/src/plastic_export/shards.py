@@ -11,10 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-
-from plastic_export.arrays import MLX_DTYPES, array_bytes
-from plastic_export.atomic import write_json
-from plastic_export.writer import SafetensorsWriter, TensorSpec
+from plastic_runtime.files import MLX_DTYPES, SafetensorsWriter, TensorSpec, array_bytes, write_json
 
 SHARD_BYTES = 5_000_000_000  # what mlx-lm writes
 

@@ -10,8 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from plastic_export.atomic import AtomicFile
+from plastic_runtime.files import AtomicFile
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes

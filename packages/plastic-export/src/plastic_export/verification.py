@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.files import FormatError, open_safetensors, sha256_file
 
-from plastic_export.atomic import sha256_file
-from plastic_export.errors import FormatError
 from plastic_export.manifest import MANIFEST, Manifest, read_manifest
 from plastic_export.track import Track, untracked
-from plastic_export.validate import open_safetensors
 
 _REMEDY = "copy it again, or compress the source again"
 

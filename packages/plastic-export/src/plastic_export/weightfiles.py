@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from plastic_export.errors import FormatError
-from plastic_export.foreign import recognise_name
-from plastic_export.paths import member
-from plastic_export.validate import (
+from plastic_runtime.files import (
     Fingerprint,
+    FormatError,
     TensorInfo,
+    member,
     open_safetensors,
     read_index,
+    recognise_name,
 )
 
 INDEX = "model.safetensors.index.json"

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,13 +12,14 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 from plastic_core import RankLayer
 
-from plastic_runtime.atomic import replacing
+from plastic_runtime.files import FormatError, parse_object, read_arrays, write_arrays
 from plastic_runtime.manager import PlasticityManager
 from plastic_runtime.moments import AXIS, single_optimizers
 from plastic_runtime.scores import rank_layers
 
 VERSION = 1
 KEY = "plastic_run"
+_OTHER = "use another file"
 
 Arrays = dict[str, mx.array]
 
@@ -46,7 +47,6 @@ def save_run(
         ValueError: If a parameter has NaN or infinities: a run to go back to is worth more.
         OSError: If the file cannot be written.
     """
-    path = Path(path)
     weights = _weights(model)
     _check_finite(weights)
     arrays = _prefixed("model", weights) | _prefixed("sleep", manager.sleep_dict.arrays())
@@ -58,7 +58,8 @@ def save_run(
         "sleep": manager.sleep_dict.meta(),
         "manager": manager.state(),
     }
-    _write(path, arrays, {KEY: json.dumps(run)})
+    mx.eval(arrays)
+    write_arrays(path, arrays, {KEY: json.dumps(run)})
 
 
 def load_run(
@@ -80,9 +81,9 @@ def load_run(
         manager: With the same settings.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, is no saved run, or does not fit the model or the
-            optimizer or the manager. Nothing has changed then.
+        FormatError: If the file is damaged or no saved run. Nothing has changed then.
+        ValueError: If it does not fit the model, the optimizer or the manager. The same.
+        OSError: If it does not exist or cannot be read.
     """
     arrays, run = _read(Path(path))
     if run["optimizers"] != _names(optimizer):
@@ -153,28 +154,16 @@ def _check_finite(weights: Arrays) -> None:
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """All arrays, evaluated, as what replaces the file later must not reach them."""
-    file = os.fspath(path)
-    try:
-        with path.open("rb") as opened:
-            content = mx.load(opened, format="safetensors", return_metadata=True)
-            arrays, metadata = cast(tuple[Arrays, dict[str, str]], content)
-            mx.eval(arrays)
-        run = json.loads(metadata[KEY])
-    except (RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: damaged or no saved run: {error}; use another file.") from error
-    if run["version"] != VERSION:
-        raise ValueError(
-            f"{file}: saved in version {run['version']} of the format, "
-            f"this is {VERSION}; use the plastic-runtime that wrote it."
-        )
+    arrays, metadata = read_arrays(path)
+    if KEY not in metadata:
+        raise FormatError.about(path, "no saved run", _OTHER)
+    run = parse_object(metadata[KEY].encode(), path, _OTHER)
+    if (version := run.get("version")) != VERSION:
+        reason = f"saved in version {version} of the format, this is {VERSION}"
+        raise FormatError.about(path, reason, "use the plastic-runtime that wrote it")
+    if missing := {"optimizers", "sleep", "manager"} - run.keys():
+        raise FormatError.about(path, f"a saved run without its {min(missing)!r}", _OTHER)
     return arrays, run
-
-
-def _write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
-    mx.eval(arrays)
-    with replacing(path) as file:
-        mx.save_safetensors(file, dict(sorted(arrays.items())), metadata)
 
 
 def _singles(optimizer: optim.Optimizer | None) -> list[optim.Optimizer]:

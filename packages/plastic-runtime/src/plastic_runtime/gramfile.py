@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from math import isqrt
@@ -14,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_runtime.closing import Closing
+from plastic_runtime.files import FormatError, check_memory, open_regular, parse_object, sync
 from plastic_runtime.grams import Gram, LossGrams, mirror
 
 VERSION = 2
 HEADER = "header"
+_REMEDY = "delete it or name another file"
 
 
 class GramFile(Closing, Mapping[str, LossGrams]):
@@ -40,18 +40,16 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         tokens: Number of tokens of the text.
 
     Raises:
-        ValueError: If it is damaged, no file of Grams, or has the layout of another version.
+        FormatError: If it is damaged, no file of Grams, or has the layout of another version.
         OSError: If it cannot be read.
     """
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
         self._latest: tuple[str, Gram] | None = None
+        self._stream = open_regular(self.file)
         try:
-            self._archive = zipfile.ZipFile(self.file)
-        except zipfile.BadZipFile as error:
-            raise self._damaged() from error
-        try:
+            self._archive = self._opened()
             self._read_header()
         except BaseException:
             self.close()
@@ -85,11 +83,17 @@ class GramFile(Closing, Mapping[str, LossGrams]):
     def close(self) -> None:
         """Close the file and let the latest Gram go; a second call does nothing."""
         self._latest = None
-        self._archive.close()
+        self._stream.close()
+
+    def _opened(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._stream)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise self._damaged() from error
 
     def _read_header(self) -> None:
         try:
-            header = json.loads(self._array(HEADER).tobytes())
+            header = parse_object(self._array(HEADER, "|u1").tobytes(), self.file, _REMEDY)
             version = header.get("version", 1)
             if version == VERSION:
                 self.made_for: dict[str, Any] = header["made_for"]
@@ -99,25 +103,31 @@ class GramFile(Closing, Mapping[str, LossGrams]):
                 return
         except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._damaged() from error
-        raise ValueError(
-            f"{os.fspath(self.file)}: Grams in the layout of version {version}, not {VERSION}; "
-            "delete it and calibrate again."
-        )
+        reason = f"Grams in the layout of version {version}, not {VERSION}"
+        raise FormatError.about(self.file, reason, "delete it and calibrate again")
 
     def _gram(self, name: str, tokens: int) -> Gram:
         try:
-            return Gram(_square(self._array(name)), tokens)
+            return Gram(_square(self._array(name, "<f4")), tokens)
         except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
             raise self._damaged() from error
 
-    def _array(self, name: str) -> NDArray[Any]:
-        with self._archive.open(f"{name}.npy") as stream:
-            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-            return array
+    def _array(self, name: str, kind: str) -> NDArray[Any]:
+        """One entry: a flat array of this kind. What its header says is not trusted."""
+        entry = self._archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise ValueError("a compressed or encrypted entry")
+        check_memory(3 * entry.file_size, self.file, name)
+        with self._archive.open(entry) as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            data = stream.read()
+        if dtype != np.dtype(kind) or shape != (len(data) // dtype.itemsize,):
+            raise ValueError(f"{dtype} {shape} in {len(data)} bytes")
+        return np.frombuffer(data, kind)
 
-    def _damaged(self) -> ValueError:
-        reason = "damaged or no file of Grams; delete it or name another file."
-        return ValueError(f"{os.fspath(self.file)}: {reason}")
+    def _damaged(self) -> FormatError:
+        return FormatError.about(self.file, "damaged or no file of Grams", _REMEDY)
 
 
 class Sum(NamedTuple):
@@ -160,7 +170,7 @@ def append(file: Path, entries: Iterable[Sum | bytes], mark: Mark | None) -> Mar
                 _write(stream, entry)
     end = archive.start_dir
     with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+        sync(stream.fileno())
         stream.seek(end)
         return Mark(end, stream.read().hex())
 
@@ -189,6 +199,8 @@ def _write(stream: IO[bytes], entry: Sum | bytes) -> None:
 def _square(triangle: NDArray[np.float32]) -> NDArray[np.float64]:
     """The symmetric matrix of a lower triangle."""
     size = (isqrt(8 * triangle.size + 1) - 1) // 2
+    if size * (size + 1) // 2 != triangle.size:
+        raise ValueError(f"{triangle.size} values are no triangle")
     A = np.empty((size, size))
     start = 0
     for i in range(size):

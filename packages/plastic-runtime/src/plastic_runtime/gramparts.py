@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plastic_runtime.atomic import replacing, sync_folder
+from plastic_runtime.files import FormatError, read_json, sync_path, write_json
 from plastic_runtime.gramcache import check_same
 from plastic_runtime.gramfile import VERSION, Mark, Sum, append
 from plastic_runtime.taps import LossRecorder
@@ -85,7 +84,7 @@ class GramParts:
         }
         append(self._archive, [json.dumps(header).encode()], self._mark)
         self._archive.replace(self.file)
-        sync_folder(self.file.parent)
+        sync_path(self.file.parent)
 
     @property
     def _state(self) -> Path:
@@ -105,19 +104,18 @@ class GramParts:
             "counts": self._counts,
             "mark": self._mark,
         }
-        with replacing(self._state) as stream:
-            stream.write(json.dumps(state).encode())
+        write_json(self._state, state)
 
     def _load(self) -> None:
         try:
-            state = json.loads(self._state.read_bytes())
+            state = read_json(self._state)
             made_for = {"layout": state["version"], **state["made_for"]}
             self.finished, self.tokens = state["finished"], state["tokens"]
             self._sites, self._counts = state["sites"], state["counts"]
             self._mark = Mark(*state["mark"])
         except (KeyError, TypeError, ValueError) as error:
-            reason = "damaged; delete the folder to calibrate from the beginning."
-            raise ValueError(f"{os.fspath(self.folder)}: {reason}") from error
+            remedy = "delete the folder to calibrate from the beginning"
+            raise FormatError.about(self.folder, "damaged", remedy) from error
         check_same(self.folder, made_for, {"layout": VERSION, **self._made_for})
 
 

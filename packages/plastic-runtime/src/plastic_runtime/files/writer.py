@@ -12,20 +12,9 @@ from typing import Self
 
 import numpy as np
 
-from plastic_export.arrays import Array, array_bytes, dtype_name
-from plastic_export.atomic import AtomicFile, sha256_file, write_json
-from plastic_export.header import ITEM_BYTES, LARGEST_HEADER, check_name
-from plastic_export.output import OutputFolder
-
-__all__ = [
-    "OutputFolder",
-    "SafetensorsWriter",
-    "TensorSpec",
-    "array_bytes",
-    "encode_header",
-    "sha256_file",
-    "write_json",
-]
+from plastic_runtime.files.arrays import Array, array_bytes, dtype_name
+from plastic_runtime.files.atomic import AtomicFile
+from plastic_runtime.files.header import ITEM_BYTES, LARGEST_HEADER, check_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 import resource
 from pathlib import Path
 
-from plastic_export.errors import FormatError
+from plastic_runtime.files.errors import FormatError
 
 
 def memory_limit() -> int:

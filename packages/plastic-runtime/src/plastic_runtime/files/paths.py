@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from plastic_export.errors import FormatError
+from plastic_runtime.files.errors import FormatError
 
 _KINDS = {
     stat.S_IFDIR: "a directory",

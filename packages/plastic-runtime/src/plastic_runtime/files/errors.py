@@ -1,4 +1,4 @@
-"""The one error of this package for a file that is damaged, foreign or unsafe."""
+"""The one error for a file that is damaged, foreign or unsafe."""
 
 from __future__ import annotations
 

@@ -15,30 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from plastic_runtime.closing import Closing
-
-from plastic_export.errors import FormatError
-from plastic_export.foreign import recognise
-from plastic_export.header import LARGEST_HEADER, Header, TensorInfo, check_header
-from plastic_export.memory import check_memory
-from plastic_export.paths import open_regular
-from plastic_export.strictjson import parse_object
-
-__all__ = [
-    "Fingerprint",
-    "Header",
-    "OpenFile",
-    "TensorInfo",
-    "changed",
-    "fingerprint",
-    "open_safetensors",
-    "read_header",
-    "read_index",
-    "read_json",
-]
+from plastic_runtime.files.errors import FormatError
+from plastic_runtime.files.foreign import recognise
+from plastic_runtime.files.header import LARGEST_HEADER, Header, TensorInfo, check_header
+from plastic_runtime.files.memory import check_memory
+from plastic_runtime.files.paths import open_regular
+from plastic_runtime.files.strictjson import parse_object
 
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
-_DOWNLOAD = "download the file again"
+_DOWNLOAD = "copy or download the file again"
 
 
 class Fingerprint(NamedTuple):

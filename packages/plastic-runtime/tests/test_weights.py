@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plastic_export.errors import FormatError
-from plastic_export.weights import export_safetensors, load_safetensors
+from plastic_runtime.files import FormatError, export_safetensors, load_safetensors
 from safetensors import safe_open
 
 DTYPES = [

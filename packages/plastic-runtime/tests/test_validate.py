@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 import pytest
-from plastic_export.errors import FormatError
-from plastic_export.validate import open_safetensors, read_header, read_index, read_json
+from plastic_runtime.files import FormatError, open_safetensors, read_header, read_index, read_json
 from safetensors import SafetensorError, deserialize
 
 SIXTEEN = bytes(range(16))
@@ -153,7 +152,7 @@ BAD = {
     "offsets_negative": Bad(one(offsets=[-16, 0]), "w", "negative or reversed"),
     "offsets_reversed": Bad(one(offsets=[16, 0]), "w", "negative or reversed"),
     "offsets_wrap": Bad(one(offsets=[2**64 - 32, 2**64 - 16]), "w", "of a file of"),
-    "data_cut": Bad(GOOD[:-1], "w", r"its data end at byte \d+ of a file of \d+ bytes; download"),
+    "data_cut": Bad(GOOD[:-1], "w", r"its data end at byte \d+ of a file of \d+ bytes; copy"),
     "lying": Bad(one("U8", [2**22], [0, 2**22]), "w", "its data end at byte 41943"),
     # layout
     "overlap": Bad(two([0, 16], [8, 24]), "w", "its data overlap another tensor's"),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from plastic_export.arrays import Array, array_from_bytes, dtype_name
-from plastic_export.header import ITEM_BYTES
-from plastic_export.memory import check_memory
-from plastic_export.validate import open_safetensors
-from plastic_export.writer import SafetensorsWriter, TensorSpec
+from plastic_runtime.files.arrays import Array, array_from_bytes, dtype_name
+from plastic_runtime.files.header import ITEM_BYTES
+from plastic_runtime.files.memory import check_memory
+from plastic_runtime.files.validate import open_safetensors
+from plastic_runtime.files.writer import SafetensorsWriter, TensorSpec
 
 
 def export_safetensors(
@@ -42,14 +42,20 @@ def export_safetensors(
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise ValueError(f"`path` must end in '.safetensors', got {os.fspath(path)!r}.")
+    write_arrays(path, weights, metadata or {})
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
+) -> None:
+    """Write named arrays to a safetensors file of any name; see `export_safetensors`."""
     specs = sorted(
-        (_spec(name, array) for name, array in weights.items()),
+        (_spec(name, array) for name, array in arrays.items()),
         key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name),
     )
-    ordered = dict(sorted((metadata or {}).items()))
-    with SafetensorsWriter(path, specs, ordered) as writer:
+    with SafetensorsWriter(path, specs, dict(sorted(metadata.items()))) as writer:
         for spec in specs:
-            writer.write(spec.name, weights[spec.name])
+            writer.write(spec.name, arrays[spec.name])
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, mx.array]:
@@ -69,10 +75,16 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, mx.array]:
             memory; the message names the file, the tensor and the rule.
         OSError: If the file does not exist or cannot be read.
     """
+    return read_arrays(path)[0]
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Read every array of a safetensors file, and its metadata; see `load_safetensors`."""
     with open_safetensors(path) as file:
         tensors = file.header.tensors.values()
         check_memory(sum(info.nbytes for info in tensors), Path(path))
-        return {i.name: array_from_bytes(file.read(i), i.dtype, i.shape) for i in tensors}
+        arrays = {i.name: array_from_bytes(file.read(i), i.dtype, i.shape) for i in tensors}
+        return arrays, file.header.metadata
 
 
 def _spec(name: str, array: Array) -> TensorSpec:

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
-from plastic_export.errors import FormatError
+from plastic_runtime.files.errors import FormatError
 
 _DEEPEST = 32
 _ALL_BUT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^][{}"]++', re.DOTALL)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_export.errors import FormatError
-from plastic_export.strictjson import parse_object
+from plastic_runtime.files.errors import FormatError
+from plastic_runtime.files.strictjson import parse_object
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8,
@@ -35,7 +35,7 @@ _LARGEST_RANK = 32
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REWRITE = "write the file again with the safetensors library"
-_DOWNLOAD = "download the file again"
+_DOWNLOAD = "copy or download the file again"
 
 
 @dataclass(frozen=True, slots=True)

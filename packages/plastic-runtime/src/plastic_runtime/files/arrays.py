@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_export.header import ITEM_BYTES
+from plastic_runtime.files.header import ITEM_BYTES
 
 MLX_DTYPES: dict[str, mx.Dtype] = {
     "BOOL": mx.bool_,

@@ -1,0 +1,71 @@
+"""Files that are checked in full before anything reads them, and written whole or not at all."""
+
+from plastic_runtime.files.arrays import (
+    MLX_DTYPES,
+    Array,
+    array_bytes,
+    array_from_bytes,
+    dtype_name,
+)
+from plastic_runtime.files.atomic import AtomicFile, sha256_file, sync, sync_path, write_json
+from plastic_runtime.files.errors import FormatError
+from plastic_runtime.files.foreign import Foreign, recognise_name
+from plastic_runtime.files.header import ITEM_BYTES, Header, TensorInfo
+from plastic_runtime.files.memory import check_memory
+from plastic_runtime.files.paths import hub_identity, member, open_regular
+from plastic_runtime.files.strictjson import parse_object
+from plastic_runtime.files.validate import (
+    Fingerprint,
+    OpenFile,
+    changed,
+    fingerprint,
+    open_safetensors,
+    read_header,
+    read_index,
+    read_json,
+)
+from plastic_runtime.files.weights import (
+    export_safetensors,
+    load_safetensors,
+    read_arrays,
+    write_arrays,
+)
+from plastic_runtime.files.writer import SafetensorsWriter, TensorSpec
+
+__all__ = [
+    "ITEM_BYTES",
+    "MLX_DTYPES",
+    "Array",
+    "AtomicFile",
+    "Fingerprint",
+    "Foreign",
+    "FormatError",
+    "Header",
+    "OpenFile",
+    "SafetensorsWriter",
+    "TensorInfo",
+    "TensorSpec",
+    "array_bytes",
+    "array_from_bytes",
+    "changed",
+    "check_memory",
+    "dtype_name",
+    "export_safetensors",
+    "fingerprint",
+    "hub_identity",
+    "load_safetensors",
+    "member",
+    "open_regular",
+    "open_safetensors",
+    "parse_object",
+    "read_arrays",
+    "read_header",
+    "read_index",
+    "read_json",
+    "recognise_name",
+    "sha256_file",
+    "sync",
+    "sync_path",
+    "write_arrays",
+    "write_json",
+]
