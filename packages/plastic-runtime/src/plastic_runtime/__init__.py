@@ -31,6 +31,7 @@ from plastic_runtime.scores import (
     sleeping_benefit,
 )
 from plastic_runtime.sleep import Parked, SleepDict
+from plastic_runtime.sleepstore import SleepStore, is_store, verify_store
 from plastic_runtime.state import Settings
 from plastic_runtime.surgery import grow, park, park_components, rebalance, wake
 from plastic_runtime.targets import Target
@@ -50,6 +51,7 @@ __all__ = [
     "PlasticityManager",
     "Settings",
     "SleepDict",
+    "SleepStore",
     "Target",
     "append_loss",
     "attach",
@@ -59,6 +61,7 @@ __all__ = [
     "gradient_score",
     "grow",
     "input_grams",
+    "is_store",
     "jacobian_rank",
     "load_run",
     "loss_grams",
@@ -72,5 +75,6 @@ __all__ = [
     "relevance_score",
     "save_run",
     "sleeping_benefit",
+    "verify_store",
     "wake",
 ]

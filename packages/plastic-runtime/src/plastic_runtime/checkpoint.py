@@ -33,7 +33,8 @@ def save_run(
     """Write all that a training run needs to go on, as one safetensors file.
 
     It holds the trainable parameters and the factors of every ``RankLayer``, the state of the
-    optimizer, the components asleep with theirs, and the state of the manager. Frozen weights,
+    optimizer, the components asleep with theirs (of a ``SleepStore`` their digests; what woke is
+    released there once this file is on the disk), and the state of the manager. Frozen weights,
     the position in the data and MLX's global random state are the caller's. The file appears
     under its name complete and synced to disk, or not at all; an earlier one is then untouched.
 
@@ -60,6 +61,7 @@ def save_run(
     }
     mx.eval(arrays)
     write_arrays(path, arrays, {KEY: json.dumps(run)})
+    manager.sleep_dict.release()
 
 
 def load_run(

@@ -46,6 +46,7 @@ class PlasticityManager:
             awake and so is not wholly undone by waking, instead of by truncating it.
         log: A file to append one JSON line per event to, or an ``EventLog``.
         seed: Of the random directions.
+        sleep: Where components sleep: a ``SleepStore`` keeps them on disk.
         **numbers: ``delta``, ``gamma``, ``k``, ``window``, ``patience``, ``cooldown``, ``guard``,
             ``fraction``, ``max_bytes``: see ``Settings``, which has the defaults.
 
@@ -71,6 +72,7 @@ class PlasticityManager:
         soft_threshold: bool = False,
         log: str | os.PathLike[str] | EventLog | None = None,
         seed: int = 0,
+        sleep: SleepDict | None = None,
         **numbers: Unpack[Numbers],
     ) -> None:
         self.settings = Settings(**numbers)
@@ -78,7 +80,8 @@ class PlasticityManager:
         self.score = score
         self.grams = dict(grams or {}) if self.target.strategy == "activation" else {}
         log = log if isinstance(log, EventLog) else EventLog(log)
-        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed)
+        sleep = SleepDict() if sleep is None else sleep
+        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep)
         self._state = State()
         self._check()
 

@@ -1,7 +1,7 @@
 """Parked components: what a layer has put to sleep, bit for bit."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 from plastic_core import Factors
@@ -35,6 +35,18 @@ class Parked(NamedTuple):
         return self.U.nbytes + self.S.nbytes + self.Vh.nbytes
 
 
+class Asleep(Protocol):
+    """What has to be known of a component without its arrays."""
+
+    @property
+    def path(self) -> str:
+        """Path of the layer it came from."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of U, S and Vh."""
+
+
 class SleepDict:
     """Components asleep, by the path of their layer and by an id of their own.
 
@@ -59,19 +71,14 @@ class SleepDict:
         Returns:
             The k new ids.
         """
-        ids = tuple(range(self._next_id, self._next_id + factors.rank))
-        parked = [
-            Parked(id, path, *_component(factors, i), _component_moments(moments or {}, i))
-            for i, id in enumerate(ids)
-        ]
-        mx.eval([(p.U, p.S, p.Vh, p.moments) for p in parked])
-        self._parked.update(zip(ids, parked, strict=True))
-        self._next_id += len(ids)
-        return ids
+        parked = self._components(path, factors, moments)
+        self._parked.update({p.id: p for p in parked})
+        self._next_id += len(parked)
+        return tuple(p.id for p in parked)
 
     def ids(self, path: str) -> tuple[int, ...]:
         """Return the ids asleep for one layer, oldest first."""
-        return tuple(id for id, parked in self._parked.items() if parked.path == path)
+        return tuple(id for id, entry in self._entries().items() if entry.path == path)
 
     def get(self, id: int) -> Parked:
         """Return one component, which stays asleep.
@@ -117,16 +124,18 @@ class SleepDict:
         ids = tuple(ids)
         factors, moments = self.read(path, ids)
         mx.eval(factors, moments)
-        for id in ids:
-            del self._parked[id]
+        self._forget(ids)
         return factors, moments
+
+    def release(self) -> None:
+        """Say that what was taken is durable elsewhere; matters to a store on disk alone."""
 
     def paths(self) -> tuple[str, ...]:
         """Return the paths of the layers that have components asleep, sorted."""
-        return tuple(sorted({parked.path for parked in self._parked.values()}))
+        return tuple(sorted({entry.path for entry in self._entries().values()}))
 
     def __len__(self) -> int:
-        return len(self._parked)
+        return len(self._entries())
 
     @property
     def nbytes(self) -> int:
@@ -134,21 +143,21 @@ class SleepDict:
 
         Optimizer state is not counted on either side.
         """
-        return sum(parked.nbytes for parked in self._parked.values())
+        return sum(entry.nbytes for entry in self._entries().values())
 
     def arrays(self) -> dict[str, mx.array]:
         """Return every array by a name of its own, for saving; ``meta`` completes it."""
         return {
-            name: array
+            f"{id}.{name}": array
             for id, parked in self._parked.items()
-            for name, array in _named_arrays(str(id), parked)
+            for name, array in named_arrays(parked)
         }
 
     def meta(self) -> dict[str, Any]:
         """Return what ``arrays`` leaves out, ready for JSON."""
         return {
             "next_id": self._next_id,
-            "paths": {str(id): parked.path for id, parked in self._parked.items()},
+            "paths": {str(id): entry.path for id, entry in self._entries().items()},
         }
 
     @classmethod
@@ -164,14 +173,44 @@ class SleepDict:
         Raises:
             ValueError: If an array is missing; the store is unchanged then.
         """
+        if meta["paths"] and "digests" in meta:
+            raise ValueError(
+                "the components asleep are in a store on disk; give the manager that SleepStore."
+            )
         parts: dict[str, dict[str, mx.array]] = {id: {} for id in meta["paths"]}
         for name, array in arrays.items():
             id, _, part = name.partition(".")
             if id in parts:
                 parts[id][part] = array
-        parked = {int(id): _parked(int(id), meta["paths"][id], own) for id, own in parts.items()}
+        parked = {
+            int(id): component_of(int(id), meta["paths"][id], own) for id, own in parts.items()
+        }
         self._parked = dict(sorted(parked.items()))
         self._next_id = int(meta["next_id"])
+
+    def _components(
+        self, path: str, factors: Factors, moments: Moments | None
+    ) -> tuple[Parked, ...]:
+        """The components one by one, numbered from the next id on, in memory of their own."""
+        parked = tuple(
+            Parked(
+                self._next_id + i,
+                path,
+                *_component(factors, i),
+                _component_moments(moments or {}, i),
+            )
+            for i in range(factors.rank)
+        )
+        mx.eval([(p.U, p.S, p.Vh, p.moments) for p in parked])
+        return parked
+
+    def _entries(self) -> Mapping[int, Asleep]:
+        """What is asleep, by id, oldest first."""
+        return self._parked
+
+    def _forget(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            del self._parked[id]
 
 
 def _component(factors: Factors, index: int) -> tuple[mx.array, mx.array, mx.array]:
@@ -213,17 +252,23 @@ def _axis(name: str) -> int:
     return -1 if name == "U" else 0
 
 
-def _named_arrays(prefix: str, parked: Parked) -> list[tuple[str, mx.array]]:
-    factors = [(f"{prefix}.{name}", getattr(parked, name)) for name in ("U", "S", "Vh")]
+def named_arrays(parked: Parked) -> list[tuple[str, mx.array]]:
+    """The arrays of a component by name, moments as ``factor.leaf``."""
+    factors = [(name, getattr(parked, name)) for name in ("U", "S", "Vh")]
     moments = [
-        (f"{prefix}.{name}.{leaf}", array)
+        (f"{name}.{leaf}", array)
         for name, leaves in parked.moments.items()
         for leaf, array in leaves.items()
     ]
     return factors + moments
 
 
-def _parked(id: int, path: str, parts: dict[str, mx.array]) -> Parked:
+def component_of(id: int, path: str, parts: Mapping[str, mx.array]) -> Parked:
+    """The component whose ``named_arrays`` these are.
+
+    Raises:
+        ValueError: If a factor is missing.
+    """
     missing = [name for name in ("U", "S", "Vh") if name not in parts]
     if missing:
         raise ValueError(f"`arrays` must hold '{id}.{missing[0]}' of layer '{path}'.")
