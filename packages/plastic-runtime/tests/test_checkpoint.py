@@ -229,8 +229,8 @@ def test_a_missing_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
         ("cut", r"tensor '.*': its data end at byte"),
         ("garbage", "not safetensors|a gzip"),
         ("foreign", "no saved run"),
-        ("version", "saved in version 0 of the format, this is 1"),
-        ("part", "a saved run without its 'manager'"),
+        ("version", "saved in version 0 of the format, this is 2"),
+        ("part", "a saved run without its 'extra'"),
         ("json", "not valid JSON"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_damaged_file_is_refused_and_nothing_changes(
     metadata = {
         "foreign": {},
         "version": {"plastic_run": '{"version": 0}'},
-        "part": {"plastic_run": '{"version": 1, "sleep": {}, "optimizers": []}'},
+        "part": {"plastic_run": '{"version": 2, "sleep": {}, "optimizers": []}'},
         "json": {"plastic_run": "{"},
     }
     if damage in metadata:

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from plastic_runtime.attachment import attach
+from plastic_runtime.batches import ResumableBatches
 from plastic_runtime.blockwise import measure_grams
 from plastic_runtime.callback import PlasticityCallback
 from plastic_runtime.checkpoint import load_run, save_run
@@ -14,6 +15,7 @@ from plastic_runtime.events import (
     read_events,
 )
 from plastic_runtime.fisher import loss_grams
+from plastic_runtime.generations import Generations
 from plastic_runtime.gramfile import GramFile
 from plastic_runtime.grams import Gram, LossGrams
 from plastic_runtime.losses import LossRecord, append_loss, read_losses
@@ -40,6 +42,7 @@ __version__ = version("plastic-runtime")
 
 __all__ = [
     "EventLog",
+    "Generations",
     "Gram",
     "GramFile",
     "JacobianRank",
@@ -49,6 +52,7 @@ __all__ = [
     "PlasticityCallback",
     "PlasticityEvent",
     "PlasticityManager",
+    "ResumableBatches",
     "Settings",
     "SleepDict",
     "SleepStore",

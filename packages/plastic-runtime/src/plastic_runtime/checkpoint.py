@@ -1,24 +1,34 @@
 """Save a training run and go on with it, bit for bit: one file, replaced at once or not at all."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from plastic_core import RankLayer
 
-from plastic_runtime.files import FormatError, parse_object, read_arrays, write_arrays
+from plastic_runtime.files import (
+    FormatError,
+    array_bytes,
+    parse_object,
+    read_arrays,
+    write_arrays,
+)
 from plastic_runtime.manager import PlasticityManager
 from plastic_runtime.moments import AXIS, single_optimizers
 from plastic_runtime.scores import rank_layers
 
-VERSION = 1
+VERSION = 2
 KEY = "plastic_run"
+RANDOM = "random"
+_PARTS = {"optimizers", "sleep", "manager", "extra", "sha256"}
 _OTHER = "use another file"
 
 Arrays = dict[str, mx.array]
@@ -29,20 +39,24 @@ def save_run(
     model: nn.Module,
     optimizer: optim.Optimizer | None,
     manager: PlasticityManager,
+    *,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write all that a training run needs to go on, as one safetensors file.
 
     It holds the trainable parameters and the factors of every ``RankLayer``, the state of the
-    optimizer, the components asleep with theirs (of a ``SleepStore`` their digests; what woke is
-    released there once this file is on the disk), and the state of the manager. Frozen weights,
-    the position in the data and MLX's global random state are the caller's. The file appears
-    under its name complete and synced to disk, or not at all; an earlier one is then untouched.
+    optimizer (and with it that of a learning-rate schedule), the components asleep with theirs (of
+    a ``SleepStore`` their digests; what woke is released there once this file is on the disk), the
+    state of the manager, MLX's global random state, and a digest of all of it. Frozen weights are
+    the caller's; the position in the data belongs in ``extra``. The file appears under its name
+    complete and synced to disk, or not at all; an earlier one is then untouched.
 
     Args:
         path: The file; its folder exists.
         model: The model in training.
         optimizer: The one that trains it, or None.
         manager: The one that changes its ranks.
+        extra: Whatever else the caller needs to go on, in JSON's types.
 
     Raises:
         ValueError: If a parameter has NaN or infinities: a run to go back to is worth more.
@@ -53,13 +67,16 @@ def save_run(
     arrays = _prefixed("model", weights) | _prefixed("sleep", manager.sleep_dict.arrays())
     for i, single in enumerate(_singles(optimizer)):
         arrays |= _prefixed(f"optimizer.{i}", dict(tree_flatten(single.state)))
+    arrays[RANDOM] = cast(list[mx.array], mx.random.state)[0]
+    mx.eval(arrays)
     run = {
         "version": VERSION,
         "optimizers": _names(optimizer),
         "sleep": manager.sleep_dict.meta(),
         "manager": manager.state(),
+        "extra": dict(extra or {}),
     }
-    mx.eval(arrays)
+    run["sha256"] = _digest(arrays, run)
     write_arrays(path, arrays, {KEY: json.dumps(run)})
     manager.sleep_dict.release()
 
@@ -69,12 +86,13 @@ def load_run(
     model: nn.Module,
     optimizer: optim.Optimizer | None,
     manager: PlasticityManager,
-) -> None:
+) -> dict[str, Any]:
     """Put a saved run back into a model, an optimizer and a manager made as for its start.
 
     Ranks become those of the file. The next training step is bit for bit the one that would have
     followed the saving (same versions, same hardware, CPU). Compile the step after loading, or
-    before: the optimizer's state is changed in place.
+    before: the optimizer's state is changed in place. MLX's global random state becomes that of
+    the saving.
 
     Args:
         path: A file that ``save_run`` wrote.
@@ -82,12 +100,33 @@ def load_run(
         optimizer: Of the same class and settings.
         manager: With the same settings.
 
+    Returns:
+        The ``extra`` of the saving.
+
     Raises:
         FormatError: If the file is damaged or no saved run. Nothing has changed then.
         ValueError: If it does not fit the model, the optimizer or the manager. The same.
         OSError: If it does not exist or cannot be read.
     """
-    arrays, run = _read(Path(path))
+    arrays, run = read_run(Path(path))
+    put_back(path, arrays, run, model, optimizer, manager)
+    extra: dict[str, Any] = run["extra"]
+    return extra
+
+
+def put_back(
+    path: str | os.PathLike[str],
+    arrays: Arrays,
+    run: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: optim.Optimizer | None,
+    manager: PlasticityManager,
+) -> None:
+    """Second half of `load_run`: what `read_run` gave, into the parts of a run.
+
+    Raises:
+        ValueError: As `load_run`, naming ``path``.
+    """
     if run["optimizers"] != _names(optimizer):
         raise ValueError(
             f"{os.fspath(path)}: saved with the optimizer {run['optimizers']}, "
@@ -103,6 +142,39 @@ def load_run(
     if optimizer is not None:
         # A compiled step would lose what it added to a state saved before the first step.
         optimizer.init(model.trainable_parameters())  # type: ignore[no-untyped-call]
+    high, low = map(int, np.array(arrays[RANDOM]))
+    mx.random.seed((high << 32) | low)  # the state itself cannot be assigned
+
+
+def read_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """First half of `load_run`: every array of a saved run, and its record, both checked.
+
+    Raises:
+        FormatError: If the file is damaged, a single bit included, or no saved run.
+        OSError: If it does not exist or cannot be read.
+    """
+    arrays, metadata = read_arrays(path)
+    if KEY not in metadata:
+        raise FormatError.about(path, "no saved run", _OTHER)
+    run = parse_object(metadata[KEY].encode(), path, _OTHER)
+    if (version := run.get("version")) != VERSION:
+        reason = f"saved in version {version} of the format, this is {VERSION}"
+        raise FormatError.about(path, reason, "use the plastic-runtime that wrote it")
+    if missing := _PARTS - run.keys():
+        raise FormatError.about(path, f"a saved run without its {min(missing)!r}", _OTHER)
+    if _digest(arrays, {k: v for k, v in run.items() if k != "sha256"}) != run["sha256"]:
+        raise FormatError.about(path, "its content does not have the digest it names", _OTHER)
+    return arrays, run
+
+
+def _digest(arrays: Arrays, run: Mapping[str, Any]) -> str:
+    """SHA-256 over the record and over names, dtypes, shapes and bytes of all arrays."""
+    whole = hashlib.sha256(json.dumps(run, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        whole.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        whole.update(array_bytes(array).data)
+    return whole.hexdigest()
 
 
 def _weights(model: nn.Module) -> Arrays:
@@ -153,19 +225,6 @@ def _check_finite(weights: Arrays) -> None:
     for name, array in weights.items():
         if not bool(mx.isfinite(array).all()):
             raise ValueError(f"`model` has NaN or infinities in '{name}'; nothing was saved.")
-
-
-def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    arrays, metadata = read_arrays(path)
-    if KEY not in metadata:
-        raise FormatError.about(path, "no saved run", _OTHER)
-    run = parse_object(metadata[KEY].encode(), path, _OTHER)
-    if (version := run.get("version")) != VERSION:
-        reason = f"saved in version {version} of the format, this is {VERSION}"
-        raise FormatError.about(path, reason, "use the plastic-runtime that wrote it")
-    if missing := {"optimizers", "sleep", "manager"} - run.keys():
-        raise FormatError.about(path, f"a saved run without its {min(missing)!r}", _OTHER)
-    return arrays, run
 
 
 def _singles(optimizer: optim.Optimizer | None) -> list[optim.Optimizer]:
