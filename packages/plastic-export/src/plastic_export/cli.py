@@ -77,6 +77,7 @@ def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> Non
 @include_option
 @exclude_option
 @click.option("--force", is_flag=True, help="Replace OUT if it is an earlier output.")
+@click.option("--exact", is_flag=True, help="Keep what `plastic restore` needs for every bit.")
 @revision_option
 @json_option
 def compress(
@@ -94,6 +95,7 @@ def compress(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     force: bool,
+    exact: bool,
     revision: str | None,
     as_json: bool,
 ) -> None:
@@ -110,6 +112,7 @@ def compress(
             budget=asked(bits_per_weight, size, keep),
             revision=revision,
             force=force,
+            exact=exact,
             output=output,
         )
         return
@@ -126,6 +129,7 @@ def compress(
         exclude=exclude,
         revision=revision,
         force=force,
+        exact=exact,
         track=output.track,
     )
     output.show(tables.compressed_record(result), *tables.compressed(result, format_))
@@ -136,7 +140,7 @@ def compress(
 @click.argument("dest", type=FOLDER)
 @json_option
 def restore(out: Path, dest: Path, as_json: bool) -> None:
-    """Wake everything in OUT and write it dense to DEST."""
+    """Wake everything in OUT and write it dense to DEST, bit for bit if it was kept --exact."""
     output = Output(as_json)
     result = restoration.restore(out, dest, track=output.track)
     output.show(asdict(result), tables.restored(result))
@@ -146,7 +150,7 @@ def restore(out: Path, dest: Path, as_json: bool) -> None:
 @click.argument("out", type=FOLDER)
 @json_option
 def verify(out: Path, as_json: bool) -> None:
-    """Check OUT against the digests of its manifest."""
+    """Check OUT, a compressed folder or a sleep store, against its digests."""
     output = Output(as_json)
     defects = verification.verify(out, track=output.track)
     output.show({"out": out, "defects": defects}, *([] if defects else [f"{out}: intact"]))

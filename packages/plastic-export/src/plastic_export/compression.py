@@ -15,6 +15,7 @@ from plastic_core import weighted_spectrum
 from plastic_runtime.files import write_json
 
 from plastic_export.calibrate import Calibration, Grams, calibrate
+from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import Format, execute
 from plastic_export.manifest import MatrixRecord, write_manifest
 from plastic_export.matrices import FLOATS, compressible, module_path, stored_parts
@@ -38,6 +39,7 @@ class Compressed:
         source_bytes: Bytes of the weight files of the source.
         model_bytes: Bytes of the model files written.
         sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
+        exact_bytes: Bytes of ``exact.safetensors``; 0 without ``exact``.
     """
 
     out: Path
@@ -46,6 +48,7 @@ class Compressed:
     source_bytes: int
     model_bytes: int
     sleep_bytes: int
+    exact_bytes: int = 0
 
 
 def compress(
@@ -60,6 +63,7 @@ def compress(
     exclude: Sequence[str] = (),
     revision: str | None = None,
     force: bool = False,
+    exact: bool = False,
     track: Track = untracked,
 ) -> Compressed:
     """Write a compressed copy of a checkpoint that stock mlx-lm loads.
@@ -86,6 +90,7 @@ def compress(
         exclude: Glob patterns of matrices to leave alone.
         revision: Commit or branch, for a Hub id.
         force: Replace ``out`` where it is an earlier output of this function.
+        exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
         track: Wraps every long loop, to show progress.
 
     Raises:
@@ -99,14 +104,16 @@ def compress(
         names = compressible(checkpoint.tensors, include=include, exclude=exclude)
         if format == "factored":
             names = _factorable(checkpoint, names, required=bool(include))
-        check_room(checkpoint, Path(out))
+        check_room(checkpoint, Path(out), exact=exact)
         with OutputFolder(out, force=force, source=checkpoint.folder) as folder, no_cache():
             grams = calibrate(checkpoint, calibration, track=track) if calibration else {}
             surveyed = [_survey(checkpoint, n, grams) for n in track(names, "reading spectra")]
             plan = plan_ranks(surveyed, keep, strategy)
             records, digests = execute(checkpoint, plan, grams, format, folder, track=track)
-            checkpoint.check_unchanged()
             _write_sides(checkpoint, plan, format, folder)
+            if exact:
+                digests |= write_exact(checkpoint, folder, track=track)
+            checkpoint.check_unchanged()
             options = {
                 "keep": keep,
                 "strategy": strategy,
@@ -114,6 +121,7 @@ def compress(
                 "include": list(include),
                 "exclude": list(exclude),
                 "calibration": calibration.record() if calibration else None,
+                "exact": exact,
             }
             write_manifest(folder, checkpoint, options, records, digests)
             return Compressed(
@@ -123,6 +131,7 @@ def compress(
                 source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
                 model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
                 sleep_bytes=sum(p.stat().st_size for p in folder.glob("sleep.safetensors")),
+                exact_bytes=sum(p.stat().st_size for p in folder.glob(EXACT)),
             )
 
 
@@ -148,10 +157,13 @@ def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
         )
 
 
-def check_room(checkpoint: Checkpoint, out: Path) -> None:
-    """Refuse before the work: awake and asleep together may take three times the source."""
+def check_room(checkpoint: Checkpoint, out: Path, *, exact: bool = False) -> None:
+    """Refuse before the work: awake and asleep together may take three times the source.
+
+    What ``exact`` keeps may take the source once more, and as much again while it is written.
+    """
     parent = next(p for p in out.absolute().parents if p.exists())
-    needed = 3 * sum(p.stat().st_size for p in checkpoint.weight_files)
+    needed = (5 if exact else 3) * sum(p.stat().st_size for p in checkpoint.weight_files)
     free = shutil.disk_usage(parent).free
     if free < needed:
         reason = f"{needed} bytes may be needed and {free} are free; choose another disk"

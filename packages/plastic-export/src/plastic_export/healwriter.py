@@ -24,9 +24,11 @@ from plastic_runtime.files import (
 from plastic_export.adapterfile import CONFIG as ADAPTER_CONFIG
 from plastic_export.adapterfile import FILE, FOLDER, adapter_of, adapter_shards
 from plastic_export.compression import MODEL_FILE
+from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import METADATA, dense_certificate, wake
 from plastic_export.manifest import (
     MANIFEST,
+    SLEEP,
     Manifest,
     MatrixRecord,
     QuantisedRecord,
@@ -38,8 +40,6 @@ from plastic_export.matrices import module_path
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
 from plastic_export.track import Track, untracked
-
-_SLEEP = "sleep.safetensors"
 
 Record = MatrixRecord | QuantisedRecord
 
@@ -99,6 +99,8 @@ def write_healed(
             model.write(name, values[name] if name in values else checkpoint.raw(name))
     digests = model.digests | _write_adapter(checkpoint, values, folder)
     _copy_sides(checkpoint, folder)
+    if (checkpoint.folder / EXACT).is_file():
+        digests |= write_exact(reference, folder, track=track)
     old = manifest_of(checkpoint)
     options = {"format": "mixed"} if old is None else old.options
     records: list[Any] = []  # all of one kind
@@ -131,7 +133,7 @@ def _write_adapter(
 
 def _copy_sides(checkpoint: Checkpoint, folder: Path) -> None:
     """Configuration, tokenizer, what sleeps; and the model file, of which only ours is known."""
-    own = [checkpoint.folder / name for name in ("config.json", _SLEEP)]
+    own = [checkpoint.folder / name for name in ("config.json", SLEEP)]
     for path in (*filter(Path.is_file, own), *checkpoint.side_files()):
         shutil.copyfile(path, folder / path.name)
     if "model_file" in checkpoint.config:
@@ -163,7 +165,7 @@ class _Written(ExitStack):
         self._model = self.enter_context(open_checkpoint(folder))
         self._adapter, self._sleep = (
             self.enter_context(open_safetensors(path)) if path.is_file() else None
-            for path in (folder / FOLDER / FILE, folder / _SLEEP)
+            for path in (folder / FOLDER / FILE, folder / SLEEP)
         )
 
     def measured(self, record: Record, reference: Checkpoint) -> Record:

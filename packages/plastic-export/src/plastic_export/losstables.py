@@ -13,7 +13,7 @@ from plastic_export.adapterfile import FOLDER as ADAPTERS
 from plastic_export.lossplan import BitsPlan
 from plastic_export.planfile import LossPlan
 from plastic_export.quantised import Quantised
-from plastic_export.tables import figures
+from plastic_export.tables import exact_line, figures
 
 
 def planned_record(plan: LossPlan, file: Path) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def quantised_record(result: Quantised) -> dict[str, Any]:
         "source_bytes": result.source_bytes,
         "model_bytes": result.model_bytes,
         "adapter_bytes": result.adapter_bytes,
+        "exact_bytes": result.exact_bytes,
         "budget": budget_record(result.plan),
         "matrices": [asdict(r) for r in result.matrices],
     }
@@ -104,6 +105,7 @@ def quantised(result: Quantised) -> list[Table | str]:
         f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.cost:.3f} millinats per token",
         f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
         f"{adapter}",
+        *([exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),
         *_ways_to_run(result),
     ]
 

@@ -14,8 +14,10 @@ from plastic_runtime.files import FormatError, read_json, sha256_file, write_jso
 
 from plastic_export.plan import Choice, MatrixPlan
 from plastic_export.reader import Checkpoint
+from plastic_export.rowchecks import row_checks
 
 MANIFEST = "plastic.json"
+SLEEP = "sleep.safetensors"
 SCHEMA = 1
 PLANNED = ("mixed", "corrected", "adapter", "quantised")
 """Formats whose matrices have `QuantisedRecord`; the last was once the name of the first."""
@@ -158,6 +160,7 @@ def write_manifest(
         "source": source_record(checkpoint),
         "matrices": [asdict(r) for r in records],
         "tensors": dict(digests),
+        "rows": row_checks(folder / SLEEP),
         "files": {
             p.relative_to(folder).as_posix(): _file_record(p)
             for p in sorted(folder.rglob("*"))
@@ -182,6 +185,7 @@ class Manifest:
         quantised: Those of a plan, by tensor name.
         tensors: SHA-256 of every tensor, by name.
         files: Size in bytes and SHA-256 of every file, by its path in the folder.
+        rows: Checksums of the rows of every tensor that holds components asleep, one each.
     """
 
     options: dict[str, Any]
@@ -190,6 +194,7 @@ class Manifest:
     quantised: dict[str, QuantisedRecord]
     tensors: dict[str, str]
     files: dict[str, dict[str, Any]]
+    rows: dict[str, str]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -218,6 +223,7 @@ def read_manifest(folder: Path) -> Manifest:
             files={
                 k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in raw["files"].items()
             },
+            rows=dict(raw.get("rows", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError.about(path, f"damaged ({error!r})", "compress again") from error

@@ -186,6 +186,7 @@ def carry_out_plan(
     budget: str | None,
     revision: str | None,
     force: bool,
+    exact: bool,
     output: Output,
 ) -> None:
     """What ``plastic compress --plan`` does."""
@@ -197,6 +198,7 @@ def carry_out_plan(
         budget=budget,
         revision=revision,
         force=force,
+        exact=exact,
         track=output.track,
     )
     output.show(losstables.quantised_record(result), *losstables.quantised(result))
@@ -214,6 +216,7 @@ def _check_decided_by_plan() -> None:
         "keep",
         "revision",
         "force",
+        "exact",
         "as_json",
     }
     for parameter in context.command.params:

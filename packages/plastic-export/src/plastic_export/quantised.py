@@ -22,6 +22,7 @@ from plastic_export.adapterfile import (
 )
 from plastic_export.compression import check_room, no_cache
 from plastic_export.corrected import write_config
+from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import METADATA, dense_certificate
 from plastic_export.lossplan import BitsPlan, Candidate, Format, Offered
 from plastic_export.manifest import QuantisedRecord, write_manifest
@@ -47,6 +48,7 @@ class Quantised:
         source_bytes: Bytes of the weight files of the source.
         model_bytes: Bytes of the model files written.
         adapter_bytes: Bytes of the adapter's tensors; 0 where there is none.
+        exact_bytes: Bytes of ``exact.safetensors``; 0 without ``exact``.
     """
 
     out: Path
@@ -56,6 +58,7 @@ class Quantised:
     source_bytes: int
     model_bytes: int
     adapter_bytes: int
+    exact_bytes: int = 0
 
     @property
     def needs_model_file(self) -> bool:
@@ -71,6 +74,7 @@ def execute_plan(
     budget: float | str | None = None,
     revision: str | None = None,
     force: bool = False,
+    exact: bool = False,
     track: Track = untracked,
 ) -> Quantised:
     """Write the checkpoint that a plan describes, in a format that stock mlx-lm loads.
@@ -88,6 +92,7 @@ def execute_plan(
             (``BitsPlan.asked``); may be left out where it holds one.
         revision: Commit or branch, for a Hub id.
         force: Replace ``out`` where it is an earlier output.
+        exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
         track: Wraps the loop over the tensors.
 
     Raises:
@@ -106,20 +111,23 @@ def execute_plan(
         check_source(whole, checkpoint, file)
         _check_matrices(whole, checkpoint, file)
         grams_path = grams_file(whole, file)
-        check_room(checkpoint, Path(out))
+        check_room(checkpoint, Path(out), exact=exact)
         with OutputFolder(out, force=force, source=checkpoint.folder) as folder, no_cache():
             layout = Layout.of(checkpoint, whole, plan)
             with GramFile(grams_path) as grams:
                 _check_measured(whole, grams, file)
                 records, digests = _write(checkpoint, whole, layout, grams, folder, track)
-            checkpoint.check_unchanged()
             _write_sides(checkpoint, plan, layout, folder)
+            if exact:
+                digests |= write_exact(checkpoint, folder, track=track)
+            checkpoint.check_unchanged()
             options = {
                 "format": whole.format,
                 "budget": plan.asked,
                 "bits_per_weight": plan.budget,
                 "plan_sha256": sha256_file(file),
                 "calibration": dict(whole.calibration),
+                "exact": exact,
             }
             write_manifest(folder, checkpoint, options, records, digests)
             return Quantised(
@@ -130,6 +138,7 @@ def execute_plan(
                 source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
                 model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
                 adapter_bytes=sum(p.stat().st_size for p in folder.glob(f"{FOLDER}/{FILE}")),
+                exact_bytes=sum(p.stat().st_size for p in folder.glob(EXACT)),
             )
 
 

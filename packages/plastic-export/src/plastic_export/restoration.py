@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from plastic_runtime.files import (
+    AtomicFile,
     FormatError,
     OpenFile,
     TensorSpec,
@@ -18,6 +19,7 @@ from plastic_runtime.files import (
     write_json,
 )
 
+from plastic_export.exactness import EXACT, Exact
 from plastic_export.execute import METADATA, wake
 from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.matrices import COMPANIONS, module_path
@@ -36,17 +38,21 @@ class Restored:
         dest: The folder that was written.
         exact: Names of the tensors whose bits are those of the source.
         bounds: Relative Frobenius error of every other tensor, by name.
+        proved: Whether every tensor was compared with the SHA-256 that it had in the source.
     """
 
     dest: Path
     exact: tuple[str, ...]
     bounds: dict[str, float]
+    proved: bool = False
 
 
 def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> Restored:
     """Write the dense checkpoint that ``out`` was made from, with every component awake.
 
-    Tensors that were not factored come back bit for bit. A factored matrix comes back as the sum
+    If ``out`` was compressed with ``exact``, every tensor comes back with the bits it had, of a
+    plan's output too, and is compared with the digest taken then; so does ``config.json``. Else
+    tensors that were not factored come back bit for bit. A factored matrix comes back as the sum
     of all its components, rounded to the storage type; how far that is from the source was
     measured when it was compressed, and is returned. A matrix that was quantised in the source
     comes back dense.
@@ -57,18 +63,22 @@ def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> R
         track: Wraps the long loops.
 
     Raises:
-        FormatError: If ``out`` is damaged, or was written by a plan, so that nothing of it sleeps.
+        FormatError: If ``out`` is damaged, or was written by a plan without ``exact``, so that
+            nothing of it sleeps.
         OSError: If writing fails. Nothing is left behind.
     """
     folder = Path(out)
     manifest = read_manifest(folder)
-    if manifest.quantised:
-        reason = "it was written by a plan, and nothing of it was parked"
+    exactly = EXACT in manifest.files
+    if manifest.quantised and not exactly:
+        reason = "it was written by a plan without --exact, and nothing of it was parked"
         remedy = f"take its source again, {manifest.source['name']!r}"
         raise FormatError.about(folder, reason, remedy)
     defects = verify(folder, track=track)
     if defects:
         raise FormatError(defects[0])
+    if exactly:
+        return _restore_exactly(folder, Path(dest), track)
     factored = {n: r for n, r in manifest.matrices.items() if r.choice == "factored"}
     specs = _specs(manifest, factored)
     with ExitStack() as stack:
@@ -88,6 +98,19 @@ def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> R
             shutil.copyfile(path, target / path.name)
     exact = tuple(spec.name for spec in specs if spec.name not in factored)
     return Restored(Path(dest), exact, {n: r.restored_error for n, r in factored.items()})
+
+
+def _restore_exactly(folder: Path, dest: Path, track: Track) -> Restored:
+    """Write every tensor of the source, each compared with its digest."""
+    with Exact(folder) as source, OutputFolder(dest, source=folder) as target:
+        with Shards(target, source.specs(), METADATA) as shards:
+            for name in track(list(source.kept), "restoring"):
+                shards.write(name, source.raw(name))
+        with AtomicFile(target / "config.json") as config:
+            config.write(source.config.encode())
+        for path in source.output.side_files():
+            shutil.copyfile(path, target / path.name)
+        return Restored(dest, tuple(source.kept), {}, proved=True)
 
 
 def _specs(manifest: Manifest, factored: dict[str, MatrixRecord]) -> list[TensorSpec]:

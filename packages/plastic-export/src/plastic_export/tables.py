@@ -38,6 +38,7 @@ def compressed_record(result: Compressed) -> dict[str, Any]:
         "source_bytes": result.source_bytes,
         "model_bytes": result.model_bytes,
         "sleep_bytes": result.sleep_bytes,
+        "exact_bytes": result.exact_bytes,
         "matrices": [asdict(r) for r in result.matrices],
     }
 
@@ -66,6 +67,8 @@ def compressed(result: Compressed, format: str) -> list[Table | str]:
         f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)} in "
         f"model files, {format_bytes(result.sleep_bytes)} asleep beside them",
     ]
+    if result.exact_bytes:
+        lines.append(exact_line(result.exact_bytes, result.source_bytes))
     if format == "dense":
         lines.append("dense format: the file is as large as the source, the rank is lower")
     else:
@@ -73,6 +76,14 @@ def compressed(result: Compressed, format: str) -> list[Table | str]:
             f"run it     mlx_lm.generate --model {result.out} --trust-remote-code --prompt ..."
         )
     return lines
+
+
+def exact_line(exact_bytes: int, source_bytes: int) -> str:
+    """What ``--exact`` costs."""
+    return (
+        f"exact      {format_bytes(exact_bytes)} beside them, {exact_bytes / source_bytes:.1%} of "
+        "the source: `plastic restore` gives back every bit of it"
+    )
 
 
 def evaluation_record(r: Evaluation) -> dict[str, Any]:
@@ -139,6 +150,8 @@ def restored(result: Restored) -> str:
     """What ``plastic restore`` prints."""
     worst = max(result.bounds.items(), key=lambda item: item[1], default=None)
     lines = [f"{result.dest}: {len(result.exact)} tensors bit for bit as in the source"]
+    if result.proved:
+        lines[0] += ", all of them: each has the SHA-256 it had there"
     if worst is not None:
         lines.append(
             f"{len(result.bounds)} matrices with every component awake: relative error at most "

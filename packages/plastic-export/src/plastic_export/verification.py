@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_runtime.files import FormatError, open_safetensors, sha256_file
+from plastic_runtime import is_store, verify_store
+from plastic_runtime.files import FormatError, TensorInfo, open_safetensors, sha256_file
 
 from plastic_export.manifest import MANIFEST, Manifest, read_manifest
+from plastic_export.rowchecks import damaged_rows
 from plastic_export.track import Track, untracked
 
 _REMEDY = "copy it again, or compress the source again"
 
 
 def verify(out: str | Path, *, track: Track = untracked) -> list[str]:
-    """Return what is wrong with a folder written by ``compress``.
+    """Return what is wrong with a folder written by ``compress``, or with a sleep store.
 
     Args:
         out: The folder.
@@ -28,12 +30,14 @@ def verify(out: str | Path, *, track: Track = untracked) -> list[str]:
         that bytes changed, not who wrote them.
 
     Raises:
-        FormatError: If there is no manifest that can be read.
+        FormatError: If there is no manifest that can be read, and no record of a store either.
 
     Cost:
         Reads every byte once, damaged files twice.
     """
     folder = Path(out)
+    if is_store(folder):
+        return verify_store(folder)
     manifest = read_manifest(folder)
     files = track(list(manifest.files), "verifying")
     defects = [defect for name in files for defect in _file(folder, name, manifest)]
@@ -61,16 +65,23 @@ def _tensors(path: Path, manifest: Manifest) -> list[FormatError]:
     """Which tensors of a damaged file differ; none where the damage is elsewhere."""
     if path.suffix != ".safetensors":
         return []
-    reason = "the bytes are not those that were written"
     try:
         with open_safetensors(path) as file:
             return [
-                FormatError.about(path, reason, _REMEDY, tensor=name)
+                FormatError.about(path, _reason(data, info, manifest), _REMEDY, tensor=name)
                 for name, info in file.header.tensors.items()
-                if _digest(file.read(info)) != manifest.tensors.get(name)
+                if _digest(data := file.read(info)) != manifest.tensors.get(name)
             ]
     except FormatError as error:
         return [error]
+
+
+def _reason(data: NDArray[np.uint8], info: TensorInfo, manifest: Manifest) -> str:
+    """What is wrong with a tensor; of components asleep, with which of them."""
+    rows = damaged_rows(data, info, manifest.rows)
+    named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    where = f"component {named} of {info.shape[0]} asleep: " if rows else ""
+    return f"{where}the bytes are not those that were written"
 
 
 def _digest(data: NDArray[np.uint8]) -> str:
