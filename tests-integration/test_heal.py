@@ -175,6 +175,19 @@ def test_the_manifest_tells_of_the_healing_and_its_errors_are_those_of_what_is_s
         assert np.linalg.norm(W - again) / np.linalg.norm(W) == pytest.approx(bound, rel=1e-3)
 
 
+def test_what_was_kept_exactly_is_kept_through_healing(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    out, few = tmp_path / "out", Calibration(calibration, window=64, windows=8)
+    compress(checkpoint, out, keep=0.6, exact=True)
+    heal(out, checkpoint, calibration=few, options=Healing(steps=1, batch=1))
+    assert verify(out) == []
+    restored = restore(out, tmp_path / "restored")
+    assert restored.proved
+    source, back = stored(checkpoint), stored(restored.dest)
+    assert all(np.array_equal(array_bytes(source[n]), array_bytes(back[n])) for n in source)
+
+
 @pytest.mark.parametrize("step", [1, 5])
 def test_a_cut_run_ends_bit_for_bit_like_one_that_was_not(
     compressed: Path, checkpoint: Path, text: Calibration, tmp_path: Path, step: int

@@ -233,7 +233,7 @@ def test_the_product_is_the_one_of_whole_numbers(
     assert np.array_equal(product, exact_product(V.T, U.T).T)
     for i in range(m):
         for j in range(n):
-            exact = sum((Fraction(float(U[i, k])) * Fraction(float(V[k, j])) for k in range(r)))
+            exact = sum(Fraction(float(U[i, k])) * Fraction(float(V[k, j])) for k in range(r))
             bound = (
                 2.0**-17 * r * float(np.abs(U[i]).max(initial=0) * np.abs(V[:, j]).max(initial=0))
             )
