@@ -85,8 +85,9 @@ def _replace(model: nn.Module, choose: Callable[[str, nn.Module], nn.Module | No
 
 def _stand_in(path: str, module: nn.Module, trained: Container[str]) -> nn.Module | None:
     """What computes in NumPy instead of a module; None for what stays."""
-    if f"{path}.scales" in trained or f"{path}.weight" in trained:
-        return _stand_ins()[type(module)](module)
+    kind = _stand_ins().get(type(module))
+    if kind is not None and (f"{path}.scales" in trained or f"{path}.weight" in trained):
+        return kind(module)
     if isinstance(module, REPLACED) and type(module) in REPLACED:
         return HostLinear(module)
     return HostEmbedding(module) if type(module) is nn.Embedding else None

@@ -82,9 +82,12 @@ class Offered(Candidate):
 
     Attributes:
         offers: By increasing bytes; the last one leaves it as it is.
+        price_factor: What the costs that the Grams predict were multiplied by: the measured
+            divergence of one change over its prediction.
     """
 
     offers: tuple[Offer, ...]
+    price_factor: float = 1.0
 
     def offer(self, bits: int | None, rank: int = 0, factor_bits: int = 0) -> Offer:
         """The offer of these bits, rank and bits of the factors.

@@ -149,6 +149,7 @@ def _matrix_record(m: Offered) -> dict[str, Any]:
         "dtype": m.dtype,
         "group_size": m.group_size,
         "source_bytes": m.source_bytes,
+        "price_factor": m.price_factor,
         "offers": [_offer_record(o) for o in m.offers],
     }
 
@@ -223,6 +224,7 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
         group_size=int(raw["group_size"]),
         source_bytes=int(raw["source_bytes"]),
         offers=tuple(_offer(o) for o in raw["offers"]),
+        price_factor=float(raw.get("price_factor", 1.0)),
     )
 
 

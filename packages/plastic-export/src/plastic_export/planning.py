@@ -14,6 +14,7 @@ from plastic_export.lossplan import Candidate, Format, Offered, plan_bits, total
 from plastic_export.matrices import ROUTERS, compressible, module_path
 from plastic_export.models import linear_paths
 from plastic_export.planfile import LossPlan, is_plan, source_identity, write_plan
+from plastic_export.priceprobe import PriceProbe
 from plastic_export.pricing import CHOICES, DAMPING, Choices, candidate, least_bytes, price
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.track import Track, untracked
@@ -41,7 +42,8 @@ def plan_checkpoint(
     The rise of the KL divergence to the source is predicted for every matrix and every way of
     storing it from the Grams of its inputs and output gradients: bits of a backbone under GPTQ's
     error feedback (``predicted_cost``), and ranks and bits of a correction beside it or alone
-    (``correction_costs``). One allocation per budget does the rest. The Grams stay beside the
+    (``correction_costs``). One measurement per matrix corrects its prices (``PriceProbe``), and one
+    allocation per budget does the rest. The Grams stay beside the
     plan, under its name with ``.grams.npz``: a run that was cut goes on from there, one for other
     budgets or formats finds them complete, and ``execute_plan`` needs them.
 
@@ -84,7 +86,8 @@ def plan_checkpoint(
         paths = [module_path(m.name) for m in wanted]
         with measure(checkpoint, calibration, paths, cache, track=track) as grams:
             run = [m for m in wanted if module_path(m.name) in grams]
-            offered = price(checkpoint, run, grams, offered_choices, track=track)
+            probe = PriceProbe.of(checkpoint, calibration)
+            offered = price(checkpoint, run, grams, offered_choices, probe=probe, track=track)
         plan = LossPlan(
             source=source_identity(checkpoint),
             calibration=calibration.record() | {"damping": DAMPING},

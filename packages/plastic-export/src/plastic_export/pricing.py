@@ -36,6 +36,7 @@ from plastic_export.lossplan import (
     packed_bytes,
 )
 from plastic_export.matrices import FLOATS, module_path, stored_parts
+from plastic_export.priceprobe import PriceProbe
 from plastic_export.reader import Checkpoint
 from plastic_export.track import Track, untracked
 
@@ -46,6 +47,7 @@ FEW = 4  # bits, up to which descent is worth its time (heuristic)
 CORRECTED = 4  # most bits of a backbone that is worth a correction (heuristic)
 WIDEST = 1.5  # most bits per weight of a correction beside a backbone (heuristic)
 STEPS = 24  # of the ranks that are offered
+PROBE = 3  # bits of the change that is measured, or the nearest ones on offer (heuristic)
 ADAPTER_RANKS = (4, 8, 16, 32, 64)
 
 
@@ -147,6 +149,7 @@ def price(
     grams: Mapping[str, LossGrams],
     choices: Choices = CHOICES["mixed"],
     *,
+    probe: PriceProbe | None = None,
     track: Track = untracked,
 ) -> tuple[Offered, ...]:
     """Store every matrix in every way on offer and predict what each costs.
@@ -158,6 +161,8 @@ def price(
         candidates: The matrices, each with Grams.
         grams: Both Grams by module path.
         choices: What to offer.
+        probe: Measures one change of every matrix; all its predictions are multiplied by what was
+            measured over what was predicted of that one.
         track: Wraps the loop over the matrices.
 
     Returns:
@@ -173,7 +178,7 @@ def price(
     for m in track(candidates, "pricing"):
         weight = checkpoint.matrix(m.name)
         with blaming(m.name):
-            found.append(_priced(weight, m, grams[module_path(m.name)], choices))
+            found.append(_priced(weight, m, grams[module_path(m.name)], choices, probe))
     return tuple(found)
 
 
@@ -187,14 +192,22 @@ def _change(weight: NDArray[np.float32], backbone: Backbone | None) -> Operator:
 
 
 def _priced(
-    weight: NDArray[np.float32], m: Candidate, grams: LossGrams, choices: Choices
+    weight: NDArray[np.float32],
+    m: Candidate,
+    grams: LossGrams,
+    choices: Choices,
+    probe: PriceProbe | None,
 ) -> Offered:
-    offers = list[Offer]()
+    offers, factor = list[Offer](), 1.0
     inputs, outputs = _roots(grams)
+    probed = min(choices.bits, key=lambda bits: abs(bits - PROBE))
     for bits in choices.bits:
         backbone = rounded(weight, bits, grams, m)
         change, nbytes = difference(weight, backbone), packed_bytes_of(m, bits)
         offers.append(Offer(bits, nbytes, predicted_cost(change, inputs=inputs, outputs=outputs)))
+        if probe is not None and bits == probed:
+            added = -change.rows(slice(None))
+            factor = probe.factor(module_path(m.name), added, offers[-1].cost)
         if bits <= CORRECTED:
             offers += _corrections(change, offers[-1], m, grams, (inputs, outputs), choices)
     if choices.bare:
@@ -203,7 +216,9 @@ def _priced(
     smaller = [offer for offer in offers if offer.nbytes < m.source_bytes]
     if not choices.ranks:  # of which only one will be allowed
         smaller = worthwhile(smaller)
-    return Offered(**asdict(m), offers=(*smaller, Offer(None, m.source_bytes, 0.0)))
+    priced = [offer._replace(cost=factor * offer.cost) for offer in smaller]
+    offers = [*priced, Offer(None, m.source_bytes, 0.0)]
+    return Offered(**asdict(m), offers=tuple(offers), price_factor=factor)
 
 
 def least_bytes(m: Candidate, choices: Choices) -> int:
