@@ -35,10 +35,16 @@ def balance(U: Float32, S: Float32, Vh: Float32) -> Arrays:
         Left vectors ``(m, r)`` with orthonormal columns, singular values ``(r,)``, non-negative
         and non-increasing, right vectors ``(r, n)`` with orthonormal rows. Costs
         ``O((m + n + r) r^2)``.
+
+    Raises:
+        ValueError: If a factor is not finite, or a singular value is beyond float32.
     """
     Qu, Ru = linalg.qr(U)
     Qv, Rv = linalg.qr(Vh.T)
+    (Ru, of_u), (S, of_s), (Rv, of_v) = (linalg.scaled(A) for A in (Ru, S, Rv))
     P, spectrum, Th = linalg.thin_svd((Ru * S) @ Rv.T)
+    with np.errstate(over="ignore"):
+        spectrum = linalg.checked(np.ldexp(spectrum, of_u + of_s + of_v))
     return Qu @ P, spectrum, Th @ Qv.T
 
 
@@ -49,7 +55,7 @@ def right_map(old: Float32, new: Float32) -> Float32:
     linearly independent and span those of ``new``.
     """
     P, s, Th = linalg.thin_svd(old)
-    safe = s > np.max(s, initial=0.0) * max(old.shape) * np.finfo(np.float32).eps
+    safe = s > float(s.max(initial=0.0)) * max(old.shape) * float(np.finfo(np.float32).eps)
     X: Float32 = (Th.T[:, safe] / s[safe]) @ (P.T[safe] @ new)
     return X
 

@@ -35,9 +35,10 @@ def check_factors(U: mx.array, S: mx.array, Vh: mx.array) -> None:
 
 def check_rank(rank: int, shape: tuple[int, ...]) -> None:
     """Raise ``ValueError`` unless ``0 <= rank <= min(out, in)``."""
-    if not 0 <= rank <= min(shape):
+    limit = min(shape, default=0)
+    if not 0 <= rank <= limit:
         raise ValueError(
-            f"`rank` must be between 0 and min(out, in) = {min(shape)} for a weight of shape "
+            f"`rank` must be between 0 and min(out, in) = {limit} for a weight of shape "
             f"{shape}, got {rank}."
         )
 
@@ -49,3 +50,16 @@ def check_indices(name: str, indices: Sequence[int], rank: int) -> None:
             f"`{name}` must hold distinct indices from 0 to rank - 1 = {rank - 1}, "
             f"got {list(indices)}."
         )
+
+
+def cast_factors(factors: Factors, dtypes: Sequence[mx.Dtype]) -> Factors:
+    """Cast U, S and Vh; raise ``ValueError`` where a number is beyond its new type."""
+    cast = [a.astype(dtype) for a, dtype in zip(factors, dtypes, strict=True)]
+    for name, array, old in zip(Factors._fields, cast, factors, strict=True):
+        if not bool(mx.isfinite(array).all()):
+            largest = mx.abs(old).max().item()
+            raise ValueError(
+                f"`{name}` reaches {largest:.3g}, which overflows {array.dtype}. Cast the layer to "
+                "float32 or bfloat16 first."
+            )
+    return Factors(*cast)

@@ -67,6 +67,7 @@ def descent_directions(U: Float32, Vh: Float32, k: int, G: Float32) -> tuple[Flo
         ``(out, k)`` with orthonormal columns and ``(k, in)`` with orthonormal rows, the steepest
         first, orthogonal to the present ones.
     """
+    G, _ = linalg.scaled(G)  # whose size does not matter, and must not overflow
     beyond = _project_out(_project_out(G, U).T, Vh.T).T
     P, Qh = leading_directions(beyond, k)
     return orthonormal_beyond(U, -P), orthonormal_beyond(Vh.T, Qh.T).T

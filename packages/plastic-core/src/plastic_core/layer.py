@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core.balance import as_arrays, balance, factor_norm, right_map
-from plastic_core.checks import check_factors, check_indices, check_rank, check_shape
+from plastic_core.checks import cast_factors, check_factors, check_indices, check_rank, check_shape
 from plastic_core.directions import descent_directions, random_directions
 from plastic_core.factored import FactoredLinear
 from plastic_core.factors import Factors
@@ -232,8 +232,7 @@ class RankLayer(FactoredLinear):
 
     def _stored(self, U: NDArray[Any], S: NDArray[Any], Vh: NDArray[Any]) -> Factors:
         """The factors as MLX arrays in the layer's dtypes."""
-        pairs = zip((U, S, Vh), self.factors(), strict=True)
-        return Factors(*(mx.array(new).astype(old.dtype) for new, old in pairs))
+        return cast_factors(Factors(*map(mx.array, (U, S, Vh))), [a.dtype for a in self.factors()])
 
     def _select(self, indices: Sequence[int]) -> Factors:
         """The components ``indices``, in that order."""
@@ -251,7 +250,7 @@ def _best_factors(W: mx.array, rank: int, gram: Matrix | None) -> Factors:
         A, U = as_matrix(W, "weight"), output_basis(W, gram=gram).U[:, :rank]
         P, S, Vh = thin_svd(U.T @ A)
         factors = Factors(mx.array(U @ P), mx.array(S), mx.array(Vh))
-    return Factors(*(a.astype(W.dtype) for a in factors))
+    return cast_factors(factors, 3 * [W.dtype])
 
 
 def _empty_factors(W: mx.array) -> Factors:

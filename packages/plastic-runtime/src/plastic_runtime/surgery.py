@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Factors, RankLayer
 
+from plastic_runtime.blame import blaming
 from plastic_runtime.moments import AXIS, LayerState, extend, take
 from plastic_runtime.sleep import SleepDict
 
@@ -40,7 +41,8 @@ def grow(
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
     state = LayerState(optimizer, path, layer)
-    layer.grow(k, gradient=gradient, key=key)
+    with blaming(path):
+        layer.grow(k, gradient=gradient, key=key)
     state.write(extend(state.moments(), k))
     mx.eval(layer.factors())
 
@@ -65,7 +67,8 @@ def rebalance(layer: RankLayer, *, path: str, optimizer: optim.Optimizer | None 
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
     state = LayerState(optimizer, path, layer)
-    new, left, right = layer.balanced()
+    with blaming(path):
+        new, left, right = layer.balanced()
     turned = state.turned(_bases(layer.factors(), new, left, right))
     layer.set_factors(*new)
     state.write(turned)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import RankLayer
 
+from plastic_runtime.blame import blaming
 from plastic_runtime.grams import Gram
 from plastic_runtime.probes import dense_gradient
 from plastic_runtime.scores import (
@@ -45,7 +46,8 @@ def survey(
     views = []
     for path, layer in rank_layers(model).items():
         gram = grams[path].matrix if path in grams else None
-        spectrum = plastic_spectrum(layer, gram=gram)
+        with blaming(path):
+            spectrum = plastic_spectrum(layer, gram=gram)
         own = scores.get(path, _evenness(spectrum))
         views.append(
             LayerView(

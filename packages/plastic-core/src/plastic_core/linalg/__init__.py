@@ -14,10 +14,11 @@ from plastic_core.linalg.arrays import (
     blocks,
     check_finite,
     generator,
+    scaled,
     to_numpy,
 )
 from plastic_core.linalg.device import on_gpu, place
-from plastic_core.linalg.lapack import cholesky, eigh, eigvalsh, solve_transposed
+from plastic_core.linalg.lapack import checked, cholesky, eigh, eigvalsh, solve_transposed
 from plastic_core.linalg.norms import (
     frobenius_norm,
     operator_norm,
@@ -37,6 +38,7 @@ __all__ = [
     "as_vector",
     "blocks",
     "check_finite",
+    "checked",
     "cholesky",
     "eigh",
     "eigvalsh",
@@ -49,6 +51,7 @@ __all__ = [
     "operator_norm",
     "place",
     "qr",
+    "scaled",
     "singular_values",
     "solve_transposed",
     "spectral_norm",

@@ -90,6 +90,16 @@ def _as_float32(array: Matrix, name: str, axes: int) -> Float32:
     return converted
 
 
+def scaled(A: Float32) -> tuple[Float32, int]:
+    """Return ``B`` and e with ``A = B * 2^e`` exactly and the largest entry of B in [0.5, 1).
+
+    What is smaller than ``2^-126`` of the largest entry may lose bits. Zero comes back with e = 0.
+    """
+    exponent = int(np.frexp(np.abs(A).max(initial=0.0))[1])
+    B: Float32 = np.ldexp(A, -exponent)
+    return B, exponent
+
+
 def blocks(count: int, width: int) -> Iterator[slice]:
     """Slices that cover ``range(count)``, each of at most 16 MiB in float64 at that width."""
     step = max(1, BLOCK // max(1, width))
