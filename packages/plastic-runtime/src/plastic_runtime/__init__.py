@@ -15,7 +15,9 @@ from plastic_runtime.events import (
     read_events,
 )
 from plastic_runtime.fisher import loss_grams
+from plastic_runtime.gauge import Gauge
 from plastic_runtime.generations import Generations
+from plastic_runtime.gradientfactors import GradientFactors, gradient_factors
 from plastic_runtime.gramfile import GramFile
 from plastic_runtime.grams import Gram, LossGrams
 from plastic_runtime.losses import LossRecord, append_loss, read_losses
@@ -26,6 +28,7 @@ from plastic_runtime.probes import (
     input_grams,
     jacobian_rank,
 )
+from plastic_runtime.schedule import Schedule
 from plastic_runtime.scores import (
     gradient_score,
     rank_layers,
@@ -42,7 +45,9 @@ __version__ = version("plastic-runtime")
 
 __all__ = [
     "EventLog",
+    "Gauge",
     "Generations",
+    "GradientFactors",
     "Gram",
     "GramFile",
     "JacobianRank",
@@ -53,6 +58,7 @@ __all__ = [
     "PlasticityEvent",
     "PlasticityManager",
     "ResumableBatches",
+    "Schedule",
     "Settings",
     "SleepDict",
     "SleepStore",
@@ -62,6 +68,7 @@ __all__ = [
     "dense_gradient",
     "events_table",
     "format_bytes",
+    "gradient_factors",
     "gradient_score",
     "grow",
     "input_grams",

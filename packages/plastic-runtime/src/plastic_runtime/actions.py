@@ -4,6 +4,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,7 +14,9 @@ from plastic_core import RankLayer
 
 from plastic_runtime import surgery
 from plastic_runtime.events import EventLog, PlasticityEvent
+from plastic_runtime.gauge import Gauge
 from plastic_runtime.probes import dense_gradient
+from plastic_runtime.reallocation import Inventory
 from plastic_runtime.scores import Loss, rank_layers
 from plastic_runtime.sleep import SleepDict
 from plastic_runtime.state import Change, Guard, State
@@ -42,16 +45,20 @@ class Actions:
     seed: int
     sleep: SleepDict = field(default_factory=SleepDict)
 
+    @cached_property
+    def layers(self) -> dict[str, RankLayer]:
+        """The layers by path; a walk over a large model is not free."""
+        return rank_layers(self.model)
+
     def layer(self, path: str) -> RankLayer:
         """Return the layer at a path.
 
         Raises:
             ValueError: If there is none; names those there are.
         """
-        layers = rank_layers(self.model)
-        if path not in layers:
-            raise ValueError(f"`path` must be one of {sorted(layers)}, got {path!r}.")
-        return layers[path]
+        if path not in self.layers:
+            raise ValueError(f"`path` must be one of {sorted(self.layers)}, got {path!r}.")
+        return self.layers[path]
 
     def grow(self, change: Change, state: State, score: float | None) -> PlasticityEvent:
         """Grow a layer to ``change.rank``, along the gradient or at random."""
@@ -105,6 +112,33 @@ class Actions:
         surgery.wake(layer, ids, path=path, optimizer=self.optimizer, sleep=self.sleep)
         return self.record("wake", state, path, before=before, why=why, score=score, guard=guard)
 
+    def settle(
+        self, path: str, rank: int, inventory: Inventory, gauge: Gauge, state: State
+    ) -> list[PlasticityEvent]:
+        """Bring a layer to a rank: its worst components sleep, its most useful sleepers wake."""
+        layer, before = self.layer(path), self.layer(path).rank
+        awake, ids = inventory.chosen(rank)
+        events = []
+        if awake < before:
+            surgery.cut(
+                layer,
+                inventory.components,
+                awake,
+                gauge=gauge,
+                path=path,
+                optimizer=self.optimizer,
+                sleep=self.sleep,
+            )
+            worth = float(np.square(inventory.components[1][awake:]).sum()) / 2
+            why = f"less per byte than elsewhere, worth {worth:.2g}"
+            events.append(self.record("shrink", state, path, before=before, why=why, score=worth))
+        if ids:
+            gain = sum(inventory.gains[inventory.asleep.index(i)] for i in ids)
+            why = f"more per byte than elsewhere, {len(ids)} wake"
+            events.append(self.wake(path, ids, state, why=why, score=gain))
+            surgery.regauge(layer, gauge, path=path, optimizer=self.optimizer)
+        return events
+
     def record(
         self,
         action: str,
@@ -120,7 +154,7 @@ class Actions:
 
         What judges a shrink names its guard: the event carries the loss before it and that now.
         """
-        layers = rank_layers(self.model)
+        layers = self.layers
         rank = layers[path].rank if path else sum(layer.rank for layer in layers.values())
         event = PlasticityEvent(
             time=time.time(),

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from plastic_core import Projection, RankLayer, projections
+from plastic_core import RankLayer, projections
+from plastic_core.stock import Linear, dense_weight
+
+from plastic_runtime.gauge import Gauge
+from plastic_runtime.intercept import modules_by_path
 
 
 def attach(
@@ -13,6 +17,8 @@ def attach(
     rank: int,
     *,
     keys: Sequence[str] | None = None,
+    also: Sequence[str] = (),
+    gauge: Gauge | None = None,
     dtype: mx.Dtype = mx.float32,
     seed: int = 0,
 ) -> dict[str, RankLayer]:
@@ -28,6 +34,9 @@ def attach(
         rank: Components per layer; a layer that has no room for as many gets its full rank.
         keys: Which layers: full paths, or their last parts such as ``"self_attn.q_proj"``; by
             default all.
+        also: Full paths of linear layers outside the blocks, such as ``"lm_head"``.
+        gauge: How the factors are written (``Gauge``): what Adam trains well. Give the same one
+            to the manager.
         dtype: Of the factors; their optimizer state has the same.
         seed: Of the directions.
 
@@ -35,34 +44,52 @@ def attach(
         The new layers by path.
 
     Raises:
-        ValueError: If ``rank`` is negative, a key names no layer, or there is no layer to adapt.
-            Nothing has changed then.
+        ValueError: If ``rank`` is negative, a key or path names no linear layer, or there is no
+            layer to adapt. Nothing has changed then.
     """
     if rank < 0:
         raise ValueError(f"`rank` must not be negative, got {rank}.")
-    chosen = _chosen(model, keys)
+    chosen = _chosen(model, keys) | _outside(model, also)
     model.freeze()
     pairs = zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True)
-    layers = {found.path: _layer(found, rank, dtype, key) for found, key in pairs}
+    layers = {path: _layer(chosen[path], rank, gauge, dtype, key) for path, key in pairs}
     model.update_modules(tree_unflatten(list(layers.items())))
     return layers
 
 
-def _chosen(model: nn.Module, keys: Sequence[str] | None) -> list[Projection]:
-    """The plain linear layers of the blocks that ``keys`` name."""
-    stock = (nn.Linear, nn.QuantizedLinear)
-    found = [p for p in projections(model) if p.experts is None and isinstance(p.module, stock)]
+def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
+    """The plain linear layers of the blocks that ``keys`` name, by path."""
+    found = {
+        p.path: p.module
+        for p in projections(model)
+        if p.experts is None and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
+    }
     if not found:
         raise ValueError(
             "`model` must have a linear layer in a numbered block (nn.Linear or "
             "nn.QuantizedLinear) that can be adapted, and has none."
         )
-    if keys is None:
-        return found
-    for key in keys:
-        if not any(_names(key, p.path) for p in found):
-            raise ValueError(f"`keys` must name layers such as '{found[0].path}', got '{key}'.")
-    return [p for p in found if any(_names(key, p.path) for key in keys)]
+    for key in keys or ():
+        if not any(_names(key, path) for path in found):
+            raise ValueError(f"`keys` must name layers such as '{min(found)}', got '{key}'.")
+    return {
+        path: module
+        for path, module in found.items()
+        if keys is None or any(_names(key, path) for key in keys)
+    }
+
+
+def _outside(model: nn.Module, paths: Sequence[str]) -> dict[str, Linear]:
+    """The linear layers at these paths."""
+    modules = modules_by_path(model)
+    found: dict[str, Linear] = {}
+    for path in paths:
+        module = modules.get(path)
+        if not isinstance(module, nn.Linear | nn.QuantizedLinear):
+            what = "has nothing there" if module is None else f"has a {type(module).__name__}"
+            raise ValueError(f"`also` must name linear layers; at '{path}' the model {what}.")
+        found[path] = module
+    return found
 
 
 def _names(key: str, path: str) -> bool:
@@ -70,10 +97,13 @@ def _names(key: str, path: str) -> bool:
     return f".{path}".endswith(f".{key}")
 
 
-def _layer(found: Projection, rank: int, dtype: mx.Dtype, key: mx.array) -> RankLayer:
-    (out, inner), base = found.shape, found.module
-    assert isinstance(base, nn.Linear | nn.QuantizedLinear)
+def _layer(
+    base: Linear, rank: int, gauge: Gauge | None, dtype: mx.Dtype, key: mx.array
+) -> RankLayer:
+    out, inner = dense_weight(base).shape
     empty = mx.zeros((out, 0), dtype), mx.zeros(0, dtype), mx.zeros((0, inner), dtype)
     layer = RankLayer(*empty, base=base)
     layer.grow(min(rank, layer.max_rank), key=key)
+    if gauge is not None:
+        layer.set_factors(*gauge.fresh(layer, layer.Vh, layer.rank))
     return layer

@@ -106,3 +106,4 @@ class PlasticityCallback:
         if self._waiting is not None:
             loss, self._waiting = self._waiting, None
             self.manager.step(loss)
+        self.manager.advance(done)

@@ -13,9 +13,12 @@ from plastic_core import RankLayer
 
 from plastic_runtime.actions import Actions
 from plastic_runtime.events import EventLog, PlasticityEvent
+from plastic_runtime.gauge import Gauge
 from plastic_runtime.grams import Gram
 from plastic_runtime.policy import changed, most_useful, plan, watch, woken
-from plastic_runtime.scores import Loss, rank_layers
+from plastic_runtime.reallocation import take_stock
+from plastic_runtime.schedule import Schedule, redistribute
+from plastic_runtime.scores import Loss
 from plastic_runtime.sleep import SleepDict
 from plastic_runtime.state import Change, Guard, Numbers, Settings, State
 from plastic_runtime.survey import SCORES, benefits, bytes_per_rank, survey
@@ -73,6 +76,8 @@ class PlasticityManager:
         log: str | os.PathLike[str] | EventLog | None = None,
         seed: int = 0,
         sleep: SleepDict | None = None,
+        schedule: Schedule | None = None,
+        gauge: Gauge | None = None,
         **numbers: Unpack[Numbers],
     ) -> None:
         self.settings = Settings(**numbers)
@@ -82,7 +87,10 @@ class PlasticityManager:
         log = log if isinstance(log, EventLog) else EventLog(log)
         sleep = SleepDict() if sleep is None else sleep
         self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep)
+        self.schedule = schedule
+        self.gauge = gauge or Gauge()
         self._state = State()
+        self._advanced = 0
         self._check()
 
     def step(self, val_loss: float | mx.array) -> list[PlasticityEvent]:
@@ -99,6 +107,8 @@ class PlasticityManager:
             return [self.report(f"the validation loss is {loss}: no change")]
         guard = self._state.guard
         verdict, self._state = watch(self.settings, self._state, loss)
+        if self.schedule is not None:
+            return []
         if verdict == "plateau":
             return self._change()
         if verdict == "wake" and guard is not None:
@@ -106,6 +116,54 @@ class PlasticityManager:
         if verdict == "keep" and guard is not None:
             return [self._keep(path, guard) for path in sorted(guard.parked)]
         return []
+
+    def advance(self, step: int) -> list[PlasticityEvent]:
+        """Follow the schedule: change ranks if a reallocation is due after ``step`` steps.
+
+        Call it between two updates, once for every number of steps; a number that was seen
+        before changes nothing. Without a schedule it does nothing.
+        """
+        schedule = self.schedule
+        if schedule is None or step <= self._advanced or not schedule.due(step):
+            return []
+        self._advanced = step
+        return self.reallocate(schedule.budget(step))
+
+    def reallocate(self, max_bytes: int) -> list[PlasticityEvent]:
+        """Keep awake, over all layers, what the loss can least do without in ``max_bytes``.
+
+        Every component is priced by what leaving it out is predicted to cost the loss on the
+        probe batch, every sleeper by what its waking would gain (``take_stock``); the budget is
+        then spent as well as can be. What leaves sleeps with its optimizer state. The layers
+        that change are written in ``gauge``. Every layer keeps one component.
+
+        Args:
+            max_bytes: For the factors of all layers together.
+
+        Returns:
+            One event per change; a single ``"keep"`` where the probe's loss or gradient is not
+            finite, and then nothing has changed.
+
+        Raises:
+            ValueError: If the manager has no ``loss``, or one component per layer takes more.
+        """
+        act = self._act
+        if act.loss is None:
+            raise ValueError("`loss` must be given to price components.")
+        try:
+            stock = take_stock(act.model, act.sleep, act.loss)
+        except ValueError as error:
+            return [self.report(f"{error}: no change")]
+        holdings = [own.holding(path, floor=1) for path, own in stock.items()]
+        ranks = redistribute(holdings, max_bytes)
+        events = [
+            event
+            for path, own in stock.items()
+            for event in act.settle(path, ranks[path], own, self.gauge, self._state)
+        ]
+        if events:
+            self._state = changed(self.settings, self._state)
+        return events
 
     def report(self, why: str) -> PlasticityEvent:
         """Log that no rank changes, and why; about the whole model."""
@@ -156,12 +214,12 @@ class PlasticityManager:
 
     def ranks(self) -> dict[str, int]:
         """Return the rank of every managed layer by path."""
-        return {path: layer.rank for path, layer in rank_layers(self._act.model).items()}
+        return {path: layer.rank for path, layer in self._act.layers.items()}
 
     @property
     def bytes_awake(self) -> int:
         """Bytes of the factors of all managed layers."""
-        return sum(layer.nbytes for layer in rank_layers(self._act.model).values())
+        return sum(layer.nbytes for layer in self._act.layers.values())
 
     @property
     def bytes_asleep(self) -> int:
@@ -188,7 +246,11 @@ class PlasticityManager:
 
         The factors, the optimizer's state and ``sleep_dict`` are not in it (``save_run``).
         """
-        return {"options": self._options(), "policy": self._state.as_dict()}
+        return {
+            "options": self._options(),
+            "policy": self._state.as_dict(),
+            "advanced": self._advanced,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`.
@@ -205,6 +267,7 @@ class PlasticityManager:
         if differing:
             raise ValueError(f"`state` comes from other options: {'; '.join(differing)}.")
         self._state = State.from_dict(state["policy"])
+        self._advanced = state["advanced"]
 
     def _options(self) -> dict[str, Any]:
         """All that decides besides model and data, in JSON's types."""
@@ -213,6 +276,8 @@ class PlasticityManager:
             "soft_threshold": self._act.soft_threshold,
             "seed": self._act.seed,
             "layers": sorted(self.ranks()),
+            "schedule": None if self.schedule is None else asdict(self.schedule),
+            "gauge": asdict(self.gauge),
         }
         return {**asdict(self.settings), **asdict(self.target), **own}
 
@@ -226,10 +291,24 @@ class PlasticityManager:
         missing = [path for path in paths if path not in self.grams]
         if missing and self.target.strategy == "activation":
             raise ValueError(f"`grams` must hold the input Gram of '{missing[0]}': input_grams.")
+        if self.schedule is not None:
+            self._check_schedule(self.schedule)
         ceiling = self.settings.max_bytes
         if ceiling is not None and self.bytes_awake > ceiling:
             raise ValueError(
                 f"`max_bytes` must be at least the {self.bytes_awake} bytes awake, got {ceiling}."
+            )
+
+    def _check_schedule(self, schedule: Schedule) -> None:
+        """Refuse a schedule that could not be followed."""
+        if self._act.loss is None:
+            raise ValueError("`loss` must be given with a `schedule`: it prices the components.")
+        layers = self._act.layers.values()
+        least = sum(bytes_per_rank(layer) for layer in layers)
+        if schedule.last < least:
+            raise ValueError(
+                f"`schedule` must end at {least} bytes or more, one component for each of the "
+                f"{len(layers)} layers, got {schedule.last}; raise it or adapt fewer layers."
             )
 
     def _change(self) -> list[PlasticityEvent]:

@@ -39,14 +39,14 @@ def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
     own = {path: layer.factors() for path, layer in layers.items()}
 
     def value(factors: dict[str, list[mx.array]]) -> mx.array:
-        _set_factors(layers, factors)
+        set_factors(layers, factors)
         return loss()
 
     try:
         gradients = mx.grad(value)({path: list(factors) for path, factors in own.items()})
         mx.eval(gradients)
     finally:
-        _set_factors(layers, own)
+        set_factors(layers, own)
     return {path: _norm(gradients[path]) for path in layers}
 
 
@@ -103,9 +103,10 @@ def sleeping_benefit(parked: Parked, G: mx.array) -> float:
     return abs(float(u.astype(np.float64) @ (linalg.to_numpy(G) @ v)))
 
 
-def _set_factors(
+def set_factors(
     layers: Mapping[str, RankLayer], factors: Mapping[str, Factors | list[mx.array]]
 ) -> None:
+    """Give every layer the factors of its path."""
     for path, layer in layers.items():
         layer.set_factors(*factors[path])
 

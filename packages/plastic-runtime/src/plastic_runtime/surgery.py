@@ -7,8 +7,11 @@ import mlx.optimizers as optim
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Factors, RankLayer
+from plastic_core.balance import Arrays, as_arrays, right_map
+from plastic_core.checks import cast_factors
 
 from plastic_runtime.blame import blaming
+from plastic_runtime.gauge import Gauge
 from plastic_runtime.moments import AXIS, LayerState, extend, take
 from plastic_runtime.sleep import SleepDict
 
@@ -73,6 +76,96 @@ def rebalance(layer: RankLayer, *, path: str, optimizer: optim.Optimizer | None 
     layer.set_factors(*new)
     state.write(turned)
     mx.eval(layer.factors())
+
+
+def rewrite(
+    layer: RankLayer, factors: Factors, *, path: str, optimizer: optim.Optimizer | None = None
+) -> None:
+    r"""Write the plastic part by other components; the optimizer's state follows.
+
+    With :math:`U' = U X`, :math:`V_h' = R V_h` the gradients become
+
+    .. math::
+
+        \partial U' = \partial U \, S^{-1} R^T S', \qquad
+        \partial V_h' = S' X^T S^{-1} \, \partial V_h, \qquad
+        \partial S'_i \approx \sum_j X_{ji} R_{ij} \, \partial S_j ,
+
+    and moments follow them as in :func:`rebalance`. Components with ``S = 0`` have no say.
+
+    Args:
+        layer: The layer, changed in place.
+        factors: The same weight, or what is to take its place; their sides lie in the span of
+            the present ones.
+        path: Path of the layer in the model.
+        optimizer: The one that trains the layer, its state changed in place.
+
+    Raises:
+        ValueError: If the factors do not fit the layer. Nothing has changed then.
+        TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
+    """
+    state = LayerState(optimizer, path, layer)
+    turned = state.turned(_mixed(layer.factors(), factors))
+    layer.set_factors(*factors)
+    state.write(turned)
+    mx.eval(layer.factors())
+
+
+def regauge(
+    layer: RankLayer, gauge: Gauge, *, path: str, optimizer: optim.Optimizer | None = None
+) -> None:
+    """Write the plastic part of a layer in a gauge; the optimizer's state follows as in `rewrite`.
+
+    Args:
+        layer: The layer, changed in place; its weight stays up to rounding.
+        gauge: How.
+        path: Path of the layer in the model.
+        optimizer: The one that trains the layer, its state changed in place.
+
+    Raises:
+        TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
+    """
+    with blaming(path):
+        written = gauge.written(as_arrays(layer.factors()))
+    rewrite(layer, _stored(layer, written), path=path, optimizer=optimizer)
+
+
+def cut(
+    layer: RankLayer,
+    components: Arrays,
+    rank: int,
+    *,
+    gauge: Gauge,
+    path: str,
+    optimizer: optim.Optimizer | None,
+    sleep: SleepDict,
+) -> tuple[int, ...]:
+    """Keep the first of these components awake, put the others to sleep, and write what stays.
+
+    Args:
+        layer: The layer, changed in place.
+        components: Whose sum is its plastic part, the most useful first, as ``loss_components``
+            returns them.
+        rank: How many stay.
+        gauge: How what stays is written.
+        path: Path of the layer in the model.
+        optimizer: The one that trains the layer, its state changed in place.
+        sleep: Where the others go.
+
+    Returns:
+        Their ids, the most useful first.
+
+    Raises:
+        ValueError: If ``rank`` is out of range, or is 0 under Muon or Adafactor. Nothing has
+            changed then.
+        TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
+    """
+    _check_target(layer, path, optimizer, rank, None)
+    rewrite(layer, _stored(layer, gauge.scaled(components)), path=path, optimizer=optimizer)
+    gone = range(rank, layer.rank)
+    ids = park_components(layer, gone, path=path, optimizer=optimizer, sleep=sleep)
+    regauge(layer, gauge, path=path, optimizer=optimizer)
+    return ids
 
 
 def park_components(
@@ -228,6 +321,20 @@ def _bases(
         "S": _numpy(left) * _numpy(right).T,
         "Vh": _numpy(old.Vh) @ _numpy(new.Vh).T,
     }
+
+
+def _mixed(old: Factors, new: Factors) -> dict[str, NDArray[np.float32]]:
+    """For each factor the matrix that takes its gradient from the old components to the new."""
+    U, S, Vh = (_numpy(part) for part in old)
+    X, R = right_map(U, _numpy(new.U)), right_map(Vh.T, _numpy(new.Vh).T).T
+    inverse = np.divide(1, S, out=np.zeros_like(S), where=S != 0)[:, None]
+    weights = _numpy(new.S)
+    return {"U": inverse * R.T * weights, "S": X * R.T, "Vh": inverse * X * weights}
+
+
+def _stored(layer: RankLayer, factors: Arrays) -> Factors:
+    """Arrays as factors in the layer's own types."""
+    return cast_factors(Factors(*map(mx.array, factors)), [a.dtype for a in layer.factors()])
 
 
 def _take_factors(layer: RankLayer, indices: Sequence[int]) -> Factors:
