@@ -146,11 +146,15 @@ def planned(format: Format) -> Method:
 
 
 def healed(bench: Bench, out: Path, budget: float) -> Written:
-    """Ours in the format of bits and ranks, after a distillation as long as that of DWQ."""
+    """Ours in the format of bits and ranks, after a distillation as long as that of DWQ.
+
+    On as many windows of the text as DWQ may read.
+    """
     folder = out.with_name(f"{out.name}-unhealed")
     unhealed = planned("corrected")(bench, folder, budget)
-    options, text = Healing(steps=bench.options.steps), bench.task.calibration
-    heal(folder, bench.task.source, out, calibration=text, options=options)
+    steps = bench.options.steps
+    text = replace(bench.task.calibration, windows=steps * quantisers.BATCH + quantisers.HELD_OUT)
+    heal(folder, bench.task.source, out, calibration=text, options=Healing(steps=steps))
     return weigh(out, unhealed.predicted)
 
 

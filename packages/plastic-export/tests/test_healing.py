@@ -397,7 +397,7 @@ def test_numpy_and_mlx_agree_on_the_divergence_of_a_model_and_its_gradients(
 ) -> None:
     tokens = mx.random.randint(0, 80, (8, 12), key=mx.random.key(1))
     names = list(trainable(tiny_llama()))
-    assert len(names) == 2 * (7 * 2 + 2)
+    assert len(names) == 2 * (7 * 2 + 2) + 2 * 2 + 1  # and the normalisations
     parameters = dict(tree_flatten(tiny_llama().parameters()))  # type: ignore[no-untyped-call]
     values = {n: parameters[n] * (1.05 if n.endswith("scales") else 1) for n in names}
     found = []

@@ -24,7 +24,7 @@ _DEFAULT = Healing()
 @click.option("--calibration", type=TEXT, required=True, help="Text to learn from.")
 @click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
 @window_option
-@click.option("--windows", type=click.IntRange(8), default=128, show_default=True, help="At most.")
+@click.option("--windows", type=click.IntRange(8), default=512, show_default=True, help="At most.")
 @click.option(
     "--batch", type=click.IntRange(1), default=_DEFAULT.batch, show_default=True, help="Windows."
 )
@@ -53,11 +53,11 @@ def heal(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Train scales, biases and factors of the compressed FOLDER towards the original.
+    """Train what the compressed FOLDER stores in floating point towards the original.
 
-    Sizes and codes stay as they are. What is written is never worse than FOLDER on held-out
-    windows of the text. A run that was cut goes on when it is started again: its state is beside
-    the output, in NEW.heal.safetensors.
+    Scales, biases, factors, normalisations; sizes and codes stay as they are. What is written is
+    never worse than FOLDER on held-out windows of the text. A run that was cut goes on when it is
+    started again: its state is beside the output, in NEW.heal.safetensors.
     """
     output = Output(as_json)
     result = heal_checkpoint(

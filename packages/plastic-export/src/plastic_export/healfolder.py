@@ -81,11 +81,12 @@ def heal(
 ) -> Healed:
     """Train what is stored in floating point of a compressed checkpoint, and write the result.
 
-    These are the scales and biases of every affine-quantised layer, backbone or factor, and the
-    low-rank factors that are not packed, also those of its adapter. Codes never change, so no
-    tensor changes its size, and every other tensor keeps its bits. What is lowered is KL(reference
-    || model) over the full vocabulary on windows of a text; every eighth window is held out, and
-    the values written are those that did best on these, the ones of the start included.
+    These are the scales and biases of every affine-quantised layer, backbone or factor, the
+    low-rank factors that are not packed, also those of its adapter, and the normalisations. Codes
+    never change, so no tensor changes its size, and every other tensor keeps its bits. What is
+    lowered is KL(reference || model) over the full vocabulary on windows of a text; every eighth
+    window is held out, and the values written are those that did best on these, the ones of the
+    start included.
 
     A run that was cut goes on where it was when it is started again with the same arguments: its
     state is in ``<out>.heal.safetensors`` beside the output until that is complete. On a CPU the

@@ -22,6 +22,7 @@ from plastic_export.healed import (
 from plastic_export.host import REPLACED, HostLinear
 
 _PLAIN = 0.5  # for a factor without codes; chosen with the learning rate
+_NORM = 2.0**-4  # for the weights of a normalisation; at a quarter the divergence rises at first
 
 
 class Trained(NamedTuple):
@@ -39,7 +40,8 @@ class Trained(NamedTuple):
 def trainable(model: nn.Module) -> dict[str, Trained]:
     """What healing trains, of a model as mlx-lm builds it, by the name of the parameter.
 
-    Scales and biases of every affine-quantised layer, and low-rank factors that are not packed.
+    Scales and biases of every affine-quantised layer, and low-rank factors that are not packed;
+    where there are any, the weights and biases of normalisations as well.
     """
     from plastic_export.factored.plastic_model import CorrectedLinear, FactorLinear
 
@@ -57,7 +59,25 @@ def trainable(model: nn.Module) -> dict[str, Trained]:
             factors = [f"{path}.lora_{side}" for side in "ab"]
             found |= {name: Trained(name, _PLAIN) for name in factors}
             wrapped.append(f"{path}.linear")  # which comes after it
-    return found
+    return found | _of_normalisations(model) if found else found
+
+
+def _of_normalisations(model: nn.Module) -> dict[str, Trained]:
+    """The parameters of every module whose weight is a vector."""
+    names = [
+        f"{path}.{leaf}"
+        for path, module in modules_by_path(model).items()
+        if _is_vector(module.get("weight"))
+        for leaf in ("weight", "bias")
+        if _is_vector(module.get(leaf))
+    ]
+    return {name: Trained(name, _NORM) for name in names}
+
+
+def _is_vector(value: object) -> bool:
+    if not isinstance(value, mx.array):
+        return False
+    return value.ndim == 1 and mx.issubdtype(value.dtype, mx.floating)
 
 
 def _is_plain(factor: nn.Module) -> bool:
