@@ -4,11 +4,19 @@
 pytest in the root, where ``testpaths`` names every package. A package that cannot be imported is
 left out, and so is ``tests-integration`` unless all can be. An environment that holds more than
 the package asked for runs more than its tests, and nothing in them fails for it.
+
+No test may reach beyond this machine. What tries to is stopped, and its test fails, even if the
+code under test swallows the error.
 """
 
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent
@@ -29,3 +37,54 @@ def pytest_report_header() -> list[str]:
     if not MISSING:
         return []
     return [f"not installed: {', '.join(MISSING)}; so not collected: {', '.join(LEFT_OUT)}"]
+
+
+reached: list[str] = []
+"""What tests tried to reach beyond this machine; a test that means to clears it."""
+
+WATCHED = {
+    "socket.connect": 1,
+    "socket.sendto": 1,
+    "socket.sendmsg": 1,
+    "socket.getaddrinfo": 0,
+    "socket.gethostbyname": 0,
+}
+"""Events of Python's audit hooks (PEP 578), and which of their arguments holds the address."""
+
+
+def stop_at_the_border(event: str, arguments: tuple[Any, ...]) -> None:
+    """Raise where an address is not of this machine; an audit hook, so nothing goes around it."""
+    if event in WATCHED and not is_local(arguments[WATCHED[event]]):
+        reached.append(f"{event} {arguments[WATCHED[event]]!r}")
+        raise ConnectionRefusedError(f"a test may not reach {arguments[WATCHED[event]]!r}")
+
+
+def is_local(address: Any) -> bool:
+    """Whether a socket address, or a host name, is of this machine."""
+    host = address[0] if isinstance(address, tuple) else address
+    if not isinstance(address, tuple) and isinstance(host, str | bytes) and "/" in str(host):
+        return True  # a socket of Unix
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    try:
+        return ip_address(host.decode() if isinstance(host, bytes) else host).is_loopback
+    except ValueError:
+        return False
+
+
+sys.addaudithook(stop_at_the_border)
+
+
+@pytest.fixture(autouse=True)
+def _on_this_machine_alone() -> Iterator[None]:
+    """Fail a test that tried to reach beyond this machine."""
+    reached.clear()
+    yield
+    if reached:
+        pytest.fail(f"reached beyond this machine: {', '.join(reached)}")
+
+
+@pytest.fixture(name="reached")
+def _reached() -> list[str]:
+    """What this test tried to reach beyond this machine."""
+    return reached
