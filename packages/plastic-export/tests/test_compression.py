@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,3 +220,22 @@ def test_a_packed_matrix_leaves_none_of_its_parts_behind(
     back = restore(tmp_path / "out", tmp_path / "dest")
     assert back.bounds.keys() == {NAME}
     assert read(tmp_path / "dest").keys() == tiny_weights.keys()
+
+
+def test_three_hundred_shards_are_compressed_and_restored_under_a_limit_of_64_open_files(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    values = low_rank((8, 12), 2).astype(mx.bfloat16)
+    weights = {f"model.layers.{i}.x.weight": values + i for i in range(300)}
+    source = make_checkpoint("source", shards=300, weights=weights)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        result = compress(source, tmp_path / "out", keep=0.5, format="dense", exact=True)
+        assert len(result.matrices) == 300
+        assert verify(tmp_path / "out") == []
+        assert restore(tmp_path / "out", tmp_path / "dest").proved
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    back = read(tmp_path / "dest")
+    assert all(same_bits(back[name], array) for name, array in weights.items())
