@@ -134,3 +134,46 @@ def test_an_output_gram_that_does_not_fit_or_is_not_finite_is_refused() -> None:
         error_feedback(W, 4, R, output_gram=np.full((6, 6), np.nan))
     with pytest.raises(ValueError, match="nothing was measured"):
         error_feedback(W, 4, R, output_gram=np.zeros((6, 6)))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_parts_that_share_no_block_are_rounded_by_themselves(bits: int) -> None:
+    W = weight(12, 256)
+    R = np.stack([correlated(128, seed=i) for i in range(2)])
+    C = np.stack([correlated(4, seed=i) for i in range(3)])
+    both = error_feedback(W, bits, R, output_gram=C).dequantized()
+    for i, block in enumerate(R):
+        for j, outputs in enumerate(C):
+            rows, columns = slice(4 * j, 4 * j + 4), slice(128 * i, 128 * i + 128)
+            # Damping goes by the mean of all blocks, so it is given as part of them here.
+            H = block + 1e-2 * np.trace(R, axis1=1, axis2=2).sum() / 256 * np.eye(128)
+            G = outputs + 0.1 * np.trace(C, axis1=1, axis2=2).sum() / 12 * np.eye(4)
+            R_part, C_part = undamped(H, 1e-2), undamped(G, 0.1)
+            part = error_feedback(W[rows, columns], bits, R_part, output_gram=C_part)
+            np.testing.assert_array_equal(both[rows, columns], part.dequantized())
+
+
+def undamped(H: Float64, damping: float) -> Float64:
+    """The matrix that damping turns into ``H``."""
+    mean = np.trace(H) / len(H) / (1 + damping)
+    found: Float64 = H - damping * mean * np.eye(len(H))
+    return found
+
+
+def test_under_a_diagonal_of_outputs_every_row_is_rounded_by_itself() -> None:
+    W, R = weight(5, 128), correlated(128)
+    alone = error_feedback(W, 3, R)
+    weighed = error_feedback(W, 3, R, output_gram=np.arange(1.0, 6.0).reshape(5, 1, 1))
+    np.testing.assert_array_equal(weighed.dequantized(), alone.dequantized())
+
+
+def test_a_diagonal_of_inputs_is_its_own_blocks() -> None:
+    W, power = weight(5, 128), np.random.default_rng(0).uniform(0.1, 2.0, 128)
+    diagonal = error_feedback(W, 3, power.reshape(128, 1, 1))
+    groups = error_feedback(W, 3, power.reshape(2, 64, 1) * np.eye(64))
+    np.testing.assert_array_equal(diagonal.dequantized(), groups.dequantized())
+
+
+def test_blocks_that_cut_a_group_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"whole groups of 64, or of 1, got \(4, 32, 32\)"):
+        error_feedback(weight(5, 128), 3, np.stack([correlated(32)] * 4))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plastic_core import Factors, difference, linalg, output_basis
-from plastic_core.gramroot import GramRoot
+from plastic_core.gramroot import GramRoot, block_side
 from plastic_core.linalg import Float32, Float64, lapack
 from plastic_core.loss import loss_factors, loss_spectrum, predicted_cost
 from plastic_core.testing import (
@@ -358,7 +358,7 @@ def test_a_matrix_or_rank_out_of_range_is_refused() -> None:
 @pytest.mark.parametrize(
     ("gram", "message"),
     [
-        (np.ones((2, 3)), r"`gram` must be a square matrix, got .* \(2, 3\)"),
+        (np.ones((2, 3)), r"`gram` must be a square matrix, or blocks of one, got .* \(2, 3\)"),
         (np.ones(3), r"`gram` must be a square matrix"),
         (np.diag([1.0, np.nan]), r"`gram` must be finite .* the first at \(1, 1\)"),
         (np.zeros((2, 2)), r"`gram` must have a positive trace, got 0: nothing was measured"),
@@ -386,3 +386,45 @@ def test_a_singular_gram_needs_damping() -> None:
     with pytest.raises(ValueError, match="increase `damping`"):
         GramRoot.of(gram, damping=0.0)
     assert GramRoot.of(gram, damping=1e-3).size == 2
+
+
+def in_blocks(n: int, side: int, *, seed: int = 0) -> tuple[Float64, Float64]:
+    """A block-diagonal Gram: its blocks, and the whole matrix."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n // side, 2 * side, side)) * rng.uniform(0.1, 2.0, (n // side, 1, 1))
+    blocks = np.einsum("kti,ktj->kij", X, X)
+    whole = np.zeros((n, n))
+    for i, block in enumerate(blocks):
+        part = slice(i * side, (i + 1) * side)
+        whole[part, part] = block
+    return blocks, whole
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 4), (3, 1), (6, 2), (1, 1)])
+def test_blocks_of_grams_are_the_matrices_that_they_are_the_blocks_of(m: int, n: int) -> None:
+    (C, C_whole), (R, R_whole) = in_blocks(12, m), in_blocks(20, n, seed=1)
+    D = np.random.default_rng(2).standard_normal((12, 20)).astype(np.float32)
+    blocks = {"inputs": GramRoot.of(R, damping=0.01), "outputs": GramRoot.of(C, damping=0.01)}
+    whole = {
+        "inputs": GramRoot.of(R_whole, damping=0.01),
+        "outputs": GramRoot.of(C_whole, damping=0.01),
+    }
+    assert (blocks["inputs"].size, blocks["outputs"].size) == (20, 12)
+    cost = predicted_cost(D, **whole)
+    assert predicted_cost(D, **blocks) == pytest.approx(cost, rel=1e-12)
+    found, wanted = (dense(loss_factors(D, 4, **roots)) for roots in (blocks, whole))
+    assert np.abs(found - wanted).max() <= tolerance(wanted, D.shape) / 0.01
+    for own, other in zip(blocks.values(), whole.values(), strict=True):
+        A = np.random.default_rng(3).standard_normal((3, own.size or 0))
+        np.testing.assert_allclose(own.times_root(A), other.times_root(A), atol=1e-10)
+        np.testing.assert_allclose(
+            own.times_inverse_root(A), other.times_inverse_root(A), atol=1e-10
+        )
+
+
+@pytest.mark.parametrize(
+    ("n", "side"),
+    [(28672, 1024), (11008, 256), (50257, 1), (32000, 640), (128256, 768), (96, 96), (97, 1)],
+)
+def test_blocks_divide_a_side_and_hold_whole_groups(n: int, side: int) -> None:
+    assert block_side(n) == side

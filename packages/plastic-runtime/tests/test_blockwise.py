@@ -104,7 +104,16 @@ class Half(Model):
         self.set_dtype(mx.bfloat16)
 
 
-CHAINS = [Model, WithTokens, Half]
+class Early(Model):
+    """A layer that is wanted runs before the blocks."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        h = self.before(self.embed(tokens))
+        y: mx.array = self.head(self.through(h, tokens))
+        return y
+
+
+CHAINS = [Model, WithTokens, Half, Early]
 
 
 class Scaled(Model):
@@ -146,15 +155,6 @@ class Reversed(Model):
         for number, layer in enumerate(self.layers[::-1]):
             h = layer(h, mask(tokens, number))
         return h
-
-
-class Early(Model):
-    """A layer that is wanted runs before the blocks."""
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        h = self.before(self.embed(tokens))
-        y: mx.array = self.head(self.through(h, tokens))
-        return y
 
 
 class Paired(nn.Module):
@@ -205,7 +205,7 @@ class Plain(nn.Module):
         return y
 
 
-OTHERS = [Scaled, Skipping, Collecting, Reversed, Early, Pairs, Shared, Plain]
+OTHERS = [Scaled, Skipping, Collecting, Reversed, Pairs, Shared, Plain]
 
 
 def tokens(*shape: int, seed: int = 0) -> mx.array:
@@ -279,6 +279,49 @@ def test_a_layer_before_the_blocks_is_no_hindrance_unless_wanted(tmp_path: Path)
         assert_close(grams, loss_grams(model, BATCHES, paths=paths))
 
 
+class Tied(Model):
+    """The head is the embedding, and what enters the blocks is scaled."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        y: mx.array = self.embed.as_linear(self.through(3.0 * self.embed(tokens), tokens))
+        return y
+
+
+class Skipped(Model):
+    """The head sees the embedding itself."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        embedded = self.embed(tokens)
+        y: mx.array = self.head(self.through(embedded, tokens) + embedded)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_chain"),
+    [(Model, True), (Tied, True), (Early, True), (WithTokens, False), (Skipped, False)],
+)
+def test_embeddings_are_measured_last(kind: type[Model], is_chain: bool, tmp_path: Path) -> None:
+    model, paths = kind(), ["embed", "before", "layers.0.q", "layers.2.down"]
+    linears, wanted = linear_layers(model, paths)
+    assert (Chain.of(model, linears, wanted, BATCHES[0][:1]) is not None) == is_chain
+    before = picture(model)
+    with measure_grams(model, BATCHES, tmp_path / "grams", paths=paths) as grams:
+        assert_close(grams, loss_grams(model, BATCHES, paths=paths))
+        assert ("embed.as_linear" in grams) == (kind is Tied)
+        assert grams["embed"].input.matrix.shape == (VOCABULARY, 1, 1)
+    assert picture(model) == before
+
+
+def test_wide_sides_are_kept_in_blocks(tmp_path: Path) -> None:
+    with measure_grams(Model(), BATCHES, tmp_path / "grams", widest=WIDTH) as grams:
+        assert_close(grams, loss_grams(Model(), BATCHES, widest=WIDTH))
+        assert grams["layers.0.q"].input.matrix.shape == (WIDTH, WIDTH)
+        assert grams["layers.0.down"].input.matrix.shape == (HIDDEN, 1, 1)
+        assert grams["head"].output.matrix.shape == (VOCABULARY, 1, 1)
+    with pytest.raises(ValueError, match="but its widest differs; delete it"):
+        measure_grams(Model(), BATCHES, tmp_path / "grams")
+
+
 def test_each_block_is_run_twice_per_batch_and_twice_for_trial(tmp_path: Path) -> None:
     Block.calls = 0
     measured(tmp_path / "grams")
@@ -337,7 +380,7 @@ def test_numpy_reads_the_file(tmp_path: Path) -> None:
     file = tmp_path / "grams.npz"
     with measure_grams(Model(), BATCHES, file) as grams, np.load(file) as content:
         header = json.loads(content["header"].tobytes())
-        assert header["version"] == 2
+        assert header["version"] == 3
         C = grams["head"].output.matrix
         assert np.array_equal(content["output.head"], C[np.tril_indices(VOCABULARY)])
         assert content["input.head"].dtype == np.float32
@@ -467,7 +510,7 @@ def test_the_layout_before_this_one_is_refused_with_the_remedy(tmp_path: Path) -
     header = json.dumps({"made_for": {"version": 1}, "done": {}, "meta": {}}).encode()
     with file.open("wb") as stream:
         np.savez(stream, header=np.frombuffer(header, np.uint8))
-    with pytest.raises(ValueError, match=r"layout of version 1, not 2; delete it and calibrate"):
+    with pytest.raises(ValueError, match=r"layout of version 1, not 3; delete it and calibrate"):
         GramFile(file)
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -7,6 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 from plastic_core import RankLayer
+from plastic_core.stock import linear_from
 from plastic_core.testing import bits, tolerance
 from plastic_runtime import LossGrams, input_grams, loss_grams
 from plastic_runtime import grams as grams_module
@@ -300,7 +301,7 @@ def test_a_layer_that_no_gradient_reaches_is_named() -> None:
     assert loss_grams(Severed(), BATCHES, paths=["head", "left"]).keys() == {"head"}
 
 
-@pytest.mark.parametrize("path", ["nowhere", "embed"])
+@pytest.mark.parametrize("path", ["nowhere", ""])
 def test_what_is_no_linear_layer_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=f"`paths` must be .* got '{path}'"):
         loss_grams(Model(), BATCHES, paths=["left", path])
@@ -326,3 +327,151 @@ def test_a_sum_wider_than_a_panel_is_that_of_all_its_rows(monkeypatch: pytest.Mo
             assert gram.tokens == 13
             assert bits(gram.matrix) == bits(gram.matrix.T)
             assert np.abs(gram.matrix - wanted).max() <= tolerance(wanted, (13, 7))
+
+
+class OneHot(Model):
+    """The embedding as the linear layer that it is."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.lookup: nn.Module = linear_from(self.embed.weight.T, None)
+        self.tied = tied
+        if tied:
+            self.head = linear_from(self.embed.weight, None)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self.rest(self.lookup(mx.eye(VOCABULARY)[tokens]))
+
+    def rest(self, x: mx.array) -> mx.array:
+        if self.tied:
+            return self.output(mx.tanh(x))
+        y: mx.array = self.head(mx.cumsum(mx.tanh(self.left(x)) * self.right(x), axis=1))
+        return y
+
+    def output(self, h: mx.array) -> mx.array:
+        y: mx.array = self.head(h)
+        return y
+
+
+class LookedUp(OneHot):
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self.rest(self.embed(tokens))
+
+    def output(self, h: mx.array) -> mx.array:
+        return self.embed.as_linear(h)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_is_a_linear_layer_of_rows_of_the_identity(tied: bool) -> None:
+    found = loss_grams(LookedUp(tied), BATCHES, paths=["embed"])
+    paths = {"embed": "lookup"} | ({"embed.as_linear": "head"} if tied else {})
+    wanted = loss_grams(OneHot(tied), BATCHES, paths=[*paths.values()])
+    assert found.keys() == paths.keys()
+    for path, linear_path in paths.items():
+        own, other = found[path], wanted[linear_path]
+        assert own.input.tokens == other.input.tokens
+        close(own.output.matrix, other.output.matrix)
+        R = own.input.matrix
+        close(np.diag(R[:, 0, 0]) if R.ndim == 3 else R, other.input.matrix)
+
+
+def close(A: Float64, B: Float64) -> None:
+    assert np.abs(A - B).max() <= tolerance(B, B.shape)
+
+
+EXPERTS = 3
+
+
+class Stack(nn.Module):
+    """A linear layer per expert, as mlx-lm's SwitchLinear has them."""
+
+    def __init__(self, rng: np.random.Generator, out: int, inner: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weight = array(rng, EXPERTS, out, inner)
+        self.num_experts, self.output_dims, self.input_dims = EXPERTS, out, inner
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        return mx.gather_mm(
+            x, self.weight.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_indices
+        )
+
+
+class Mixture(Model):
+    """Two experts of three for every token; ``sort`` brings equal experts together."""
+
+    def __init__(self, sort: bool = False) -> None:
+        super().__init__()
+        rng = np.random.default_rng(5)
+        self.up, self.down = Stack(rng, HIDDEN, WIDTH), Stack(rng, HIDDEN, HIDDEN)
+        self.sort = sort
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        y: mx.array = self.head(self.mixed(self.embed(tokens), routes(tokens)).sum(axis=-2))
+        return y
+
+    def mixed(self, x: mx.array, routes: mx.array) -> mx.array:
+        if not self.sort:
+            inner = mx.tanh(self.up(x[..., None, None, :], routes))
+            return self.down(inner, routes).squeeze(-2)
+        order = mx.argsort(routes.flatten())
+        rows = x.reshape(-1, 1, WIDTH)[order // 2]
+        chosen = routes.flatten()[order]
+        inner = mx.tanh(self.up(rows, chosen, sorted_indices=True))
+        y = self.down(inner, chosen, sorted_indices=True)[mx.argsort(order)]
+        return y.reshape(*routes.shape, HIDDEN)
+
+
+class Masked(Mixture):
+    """The same, every expert run on every token, its output masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ups = [linear_from(W, None) for W in self.up.weight]
+        self.downs = [linear_from(W, None) for W in self.down.weight]
+
+    def mixed(self, x: mx.array, routes: mx.array) -> mx.array:
+        found = []
+        for e, (up, down) in enumerate(zip(self.ups, self.downs, strict=True)):
+            mask = (routes == e).any(axis=-1, keepdims=True)
+            found.append(down(mx.tanh(up(mask * x) * mask)) * mask)
+        return mx.stack(found, axis=-2)
+
+
+def routes(tokens: mx.array) -> mx.array:
+    """Expert 0, and another one."""
+    first = mx.zeros_like(tokens)
+    return mx.stack([first, mx.where(tokens < 3, first + 1, first + 2)], axis=-1)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_experts_have_grams_of_their_own(sort: bool) -> None:
+    batches = [tokens(2, 5), tokens(3, 4, seed=1)]
+    found = loss_grams(Mixture(sort), batches, paths=["up", "down"])
+    singles = [f"{name}s.{e}" for name in ("up", "down") for e in range(EXPERTS)]
+    wanted = loss_grams(Masked(), batches, paths=singles)
+    everything = mx.concatenate([b.flatten() for b in batches])
+    counts = [int((routes(everything) == e).sum()) for e in range(EXPERTS)]
+    assert min(counts) > 0
+    for path in singles:
+        name, _, e = path.partition("s.")
+        own, other = found[f"{name}.{e}"], wanted[path]
+        assert own.input.tokens == counts[int(e)]
+        close(own.output.matrix, other.output.matrix)
+        sums = (gram.matrix * gram.tokens for gram in (own.input, other.input))
+        close(*sums)
+
+
+def test_experts_that_would_take_too_much_room_share_their_grams() -> None:
+    apart = loss_grams(Mixture(), BATCHES, paths=["up"], widest=100)
+    narrow = HIDDEN + 1  # three of HIDDEN take more than one of this
+    shared = loss_grams(Mixture(), BATCHES, paths=["up"], widest=narrow)
+    assert shared.keys() == {"up"}
+    assert apart.keys() == {f"up.{e}" for e in range(EXPERTS)}
+    close(shared["up"].output.matrix, sum_of(g.output.matrix for g in apart.values()))
+    sums = (g.input.matrix * g.input.tokens for g in apart.values())
+    close(shared["up"].input.matrix * shared["up"].input.tokens, sum_of(sums))
+
+
+def sum_of(matrices: Iterable[Float64]) -> Float64:
+    found: Float64 = np.sum([*matrices], axis=0)
+    return found

@@ -7,7 +7,7 @@ from plastic_core.block import PlasticBlock
 from plastic_core.certificate import certify
 from plastic_core.correction import Correction, correction_costs, factor_group
 from plastic_core.factors import Certificate, Factors
-from plastic_core.gramroot import GramRoot
+from plastic_core.gramroot import GramRoot, block_side
 from plastic_core.isolated import WorkerError, run_isolated
 from plastic_core.layer import RankLayer
 from plastic_core.loss import loss_factors, loss_spectrum, predicted_cost
@@ -40,6 +40,7 @@ __all__ = [
     "RankLayer",
     "WorkerError",
     "add_factors",
+    "block_side",
     "certify",
     "correction_costs",
     "dequantize_factors",

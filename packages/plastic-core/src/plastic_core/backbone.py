@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 import numpy as np
@@ -118,10 +118,11 @@ def error_feedback(
         W: Weight of shape ``(out, in)``, NumPy or MLX, any floating dtype.
         bits: 2, 3, 4, 5, 6 or 8.
         gram: R, the mean of ``x x^T`` over the inputs, symmetric positive semidefinite of shape
-            ``(in, in)``.
+            ``(in, in)``; or the blocks of a block-diagonal one, ``(in / b, b, b)``, each of whole
+            groups or of one input: parts that share no block are rounded by themselves.
         output_gram: C, the mean of ``g g^T`` over the gradients at the outputs, symmetric positive
-            semidefinite of shape ``(out, out)``; None for the identity. A tenth of the mean of its
-            diagonal is added to it (heuristic: 1e-2 leaves 2 to 20 percent more).
+            semidefinite of shape ``(out, out)`` or in blocks; None for the identity. A tenth of the
+            mean of its diagonal is added to it (heuristic: 1e-2 leaves 2 to 20 percent more).
         group_size: 32, 64 or 128, a divisor of ``in``.
         dtype: Of the scales and biases: bfloat16, float16 or float32.
         damping: Fraction of the mean of the diagonal of R that is added to it; positive where R is
@@ -149,25 +150,64 @@ def error_feedback(
         rounding*, arXiv 2505.22988.
     """
     A = _checked(W, bits, group_size, dtype)
-    _check_feedback(A, gram, output_gram, sweeps)
-    H = damped_gram(gram, damping)
+    _check_feedback(A, gram, output_gram, group_size, sweeps)
+    inputs = _in_groups(damped_gram(gram, damping), group_size)
+    outputs = None if output_gram is None else _coupled(damped_gram(output_gram, OUTPUT_DAMPING))
+    packed = Codes.empty(A.shape[0], A.shape[1], group_size)
+    for columns, R in inputs:
+        for rows, C in [(slice(None), None)] if outputs is None else outputs:
+            found = _round(A[rows, columns], R, C, bits, group_size, dtype, sweeps)
+            packed.put(found, rows, columns)
+    return packed.backbone(bits, group_size, dtype)
+
+
+def _round(
+    A: Float32,
+    H: Float64,
+    output: Float64 | None,
+    bits: int,
+    group_size: int,
+    dtype: mx.Dtype,
+    sweeps: int,
+) -> Placed:
+    """Round a part of a weight whose Grams couple it with no other part."""
     order = _by_power(np.diagonal(H), group_size)
     R = _normalised(H, order)
-    if output_gram is None:
+    if output is None:
         found = round_with_feedback(np.ascontiguousarray(A.T[order]), R, bits, group_size, dtype)
         narrow = R.astype(np.float32)
         for _ in range(sweeps):
             descend(found, narrow)
-        return _packed(found, order, np.arange(len(A)), bits)
-    H = damped_gram(output_gram, OUTPUT_DAMPING)
-    rows = np.argsort(-np.diagonal(H), kind="stable")
-    C = _normalised(H, rows)
+        return Placed(found, order, np.arange(len(A)))
+    rows = np.argsort(-np.diagonal(output), kind="stable")
+    C = _normalised(output, rows)
     W = np.ascontiguousarray(A.T[np.ix_(order, rows)])
     found = round_both_ways(W, R, C, bits, group_size, dtype)
     narrow, outputs = R.astype(np.float32), C.astype(np.float32)
     for _ in range(sweeps):
         descend_both_ways(found, narrow, outputs)
-    return _packed(found, order, rows, bits)
+    return Placed(found, order, rows)
+
+
+def _in_groups(H: Float64, group_size: int) -> list[tuple[slice, Float64]]:
+    """The blocks of the Gram of the inputs, each of whole groups, and the inputs of each."""
+    if H.ndim == 2:
+        return [(slice(None), H)]
+    if H.shape[1] == 1:
+        H = H.reshape(-1, group_size, 1) * np.eye(group_size)
+    return list(zip(_slices(H), H, strict=True))
+
+
+def _coupled(H: Float64) -> list[tuple[slice, Float64]] | None:
+    """The same of the Gram of the outputs; None for a diagonal, under which no row minds another"""
+    if H.ndim == 2:
+        return [(slice(None), H)]
+    return None if H.shape[1] == 1 else list(zip(_slices(H), H, strict=True))
+
+
+def _slices(H: Float64) -> list[slice]:
+    count, side = H.shape[:2]
+    return [slice(start, start + side) for start in range(0, count * side, side)]
 
 
 def _normalised(H: Float64, order: NDArray[np.int64]) -> Float64:
@@ -194,15 +234,25 @@ def _checked(W: Matrix, bits: int, group_size: int, dtype: mx.Dtype) -> Float32:
     return A
 
 
-def _check_feedback(A: Float32, gram: Matrix, output_gram: Matrix | None, sweeps: int) -> None:
+def _check_feedback(
+    A: Float32, gram: Matrix, output_gram: Matrix | None, group_size: int, sweeps: int
+) -> None:
     for name, given, side, what in (
         ("gram", gram, A.shape[1], "columns"),
         ("output_gram", output_gram, A.shape[0], "rows"),
     ):
-        if given is not None and np.shape(given) != (side, side):
+        if given is None:
+            continue
+        shape = np.shape(given)
+        blocks = len(shape) == 3 and shape[1] == shape[2] and shape[0] * shape[1] == side
+        if shape != (side, side) and not blocks:
             raise ValueError(
                 f"`{name}` must have shape {(side, side)} for a matrix of {side} {what}, "
-                f"got {np.shape(given)}."
+                f"got {shape}, which are no blocks of it either."
+            )
+        if name == "gram" and blocks and shape[1] != 1 and shape[1] % group_size:
+            raise ValueError(
+                f"`gram` must have blocks of whole groups of {group_size}, or of 1, got {shape}."
             )
     if sweeps < 0:
         raise ValueError(f"`sweeps` must not be negative, got {sweeps}.")
@@ -221,19 +271,43 @@ def _by_power(power: Float64, group_size: int) -> NDArray[np.int64]:
     return np.take_along_axis(groups, inner, axis=1).ravel()
 
 
-def _packed(
-    found: Rounded, order: NDArray[np.int64], rows: NDArray[np.int64], bits: int
-) -> Backbone:
-    codes: NDArray[np.uint8] = np.empty(found.codes.shape[::-1], np.uint8)
-    codes[np.ix_(rows, order)] = found.codes.T
-    groups = order[:: found.group_size] // found.group_size
-    levels = np.empty((2, len(codes), len(groups)), np.float32)
-    for group, grid in zip(groups, found.grids, strict=True):
-        levels[:, rows, group] = grid.step, grid.start
-    scales, biases = (mx.array(a).astype(found.dtype, stream=mx.cpu) for a in levels)
-    packed = np.concatenate([_pack(codes[part], bits) for part in blocks(*codes.shape)])
-    shape = codes.shape[0], codes.shape[1]
-    return Backbone(mx.array(packed), scales, biases, bits, found.group_size, shape)
+class Placed(NamedTuple):
+    """What was found for a part of a weight, and the places of its inputs and outputs there."""
+
+    found: Rounded
+    order: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+class Codes(NamedTuple):
+    """The codes of a weight ``(out, in)``, and its levels ``(2, out, groups)``."""
+
+    codes: NDArray[np.uint8]
+    levels: Float32
+
+    @classmethod
+    def empty(cls, out: int, inputs: int, group_size: int) -> Self:
+        """To be filled part by part."""
+        levels = np.empty((2, out, inputs // group_size), np.float32)
+        return cls(np.empty((out, inputs), np.uint8), levels)
+
+    def put(self, part: Placed, rows: slice, columns: slice) -> None:
+        """Fill the part of these rows and columns."""
+        found, order, outputs = part
+        self.codes[rows, columns][np.ix_(outputs, order)] = found.codes.T
+        size = found.group_size
+        first = (columns.start or 0) // size
+        for group, grid in zip(order[::size] // size, found.grids, strict=True):
+            levels = self.levels[:, rows, first + group]
+            levels[:, outputs] = grid.step, grid.start
+
+    def backbone(self, bits: int, group_size: int, dtype: mx.Dtype) -> Backbone:
+        """As MLX stores them."""
+        codes = self.codes
+        scales, biases = (mx.array(a).astype(dtype, stream=mx.cpu) for a in self.levels)
+        packed = np.concatenate([_pack(codes[part], bits) for part in blocks(*codes.shape)])
+        shape = codes.shape[0], codes.shape[1]
+        return Backbone(mx.array(packed), scales, biases, bits, group_size, shape)
 
 
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:

@@ -17,7 +17,7 @@ from plastic_runtime.chain import Chain
 from plastic_runtime.gramcache import check_same, identity
 from plastic_runtime.gramfile import GramFile
 from plastic_runtime.gramparts import GramParts, discard_parts
-from plastic_runtime.grams import GramRecorder
+from plastic_runtime.grams import WIDEST, GramRecorder
 from plastic_runtime.intercept import intercepted
 from plastic_runtime.labels import keys
 from plastic_runtime.spool import put, take, written
@@ -39,6 +39,7 @@ def measure_grams(
     *,
     seed: int = 0,
     paths: Sequence[str] | None = None,
+    widest: int = WIDEST,
     track: Track = untracked,
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
@@ -46,9 +47,10 @@ def measure_grams(
     The blocks are the items of ``model.layers``. One pass runs them forwards, keeps what enters
     each of them on disk and takes the gradient at the output of the last one. Then, from the last
     block to the first, each is run once more, forwards and backwards, on what was kept: its Grams
-    are complete and are written. Labels are those of ``loss_grams`` and so are the Grams, up to
-    the rounding of float32. A model whose ``layers`` do not feed one another, or that has a wanted
-    layer before them, is one block: its Grams are all in memory, and a cut run begins again.
+    are complete and are written; last come layers before the blocks, such as embeddings. Labels are
+    those of ``loss_grams`` and so are the Grams, up to the rounding of float32. A model whose
+    ``layers`` do not feed one another, or are given something else by a wanted layer before them,
+    is one block: its Grams are all in memory, and a cut run begins again.
 
     What is not finished waits in the folder ``<file>.parts``. A later call with the same model,
     seed, paths and batches goes on after its last finished block, to bit for bit the same file,
@@ -61,6 +63,7 @@ def measure_grams(
         file: File to write. Its folder exists.
         seed: Decides the labels.
         paths: As for ``loss_grams``.
+        widest: As for ``loss_grams``.
         track: Wraps the loops over the batches and over the blocks, with what they do.
 
     Returns:
@@ -83,12 +86,12 @@ def measure_grams(
     if not batches:
         raise ValueError("`batches` must hold at least one batch.")
     linears, wanted = linear_layers(model, paths)
-    made_for = identity(model, batches, seed, wanted)
+    made_for = identity(model, batches, seed, wanted, widest)
     if not file.exists():
         parts = GramParts(file, made_for)
         try:
             with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
-                _Run(model, linears, wanted, batches, seed, parts, track).measure()
+                _Run(model, linears, wanted, widest, batches, seed, parts, track).measure()
         except BaseException:
             if not parts.finished:
                 discard_parts(file)
@@ -106,11 +109,15 @@ def measure_grams(
 
 @dataclass(frozen=True)
 class _Run:
-    """One measurement: part 0 is what follows the blocks, part i the i-th block from the end."""
+    """One measurement: part 0 is what follows the blocks, part i the i-th block from the end.
+
+    One more, if there is something to be measured before the blocks, is that.
+    """
 
     model: nn.Module
     linears: Modules
     wanted: Sequence[str]
+    widest: int
     batches: Sequence[mx.array]
     seed: int
     parts: GramParts
@@ -125,9 +132,13 @@ class _Run:
             return
         if not self.parts.finished:
             self._forwards(chain)
-        left = range(len(chain.blocks) - self.parts.finished, -1, -1)
+        last = -1 if chain.early else 0
+        left = range(len(chain.blocks) - self.parts.finished, last - 1, -1)
         for number in self.track(left, "calibrating, block by block"):
-            self._backwards(chain, number)
+            if number < 0:
+                self._before(chain)
+            else:
+                self._backwards(chain, number)
 
     def _draws(self) -> Iterable[tuple[mx.array, mx.array]]:
         """The batches, each with its key."""
@@ -135,15 +146,16 @@ class _Run:
 
     def _at_once(self) -> None:
         """The whole model as one part."""
-        recorder = LossRecorder(self.linears, self.wanted)
+        recorder = LossRecorder(self.linears, self.wanted, widest=self.widest)
         for batch, key in self._draws():
             recorder.pull_back_model(self.model, batch, key)
         self.parts.finish(recorder, recorder.tokens)
 
     def _recorder(self, chain: Chain, block: str | None) -> LossRecorder:
-        """For the layers of one block, or for those outside the blocks."""
+        """For the layers of one block, or for those after the blocks."""
         linears = {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
-        return LossRecorder(linears, [p for p in self.wanted if p in linears])
+        wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
+        return LossRecorder(linears, wanted, widest=self.widest)
 
     def _forwards(self, chain: Chain) -> None:
         """Keep the input of every block and the gradient at the output of the last one."""
@@ -195,6 +207,21 @@ class _Run:
         self.parts.finish(recorder, self.parts.tokens)
         self._input(number).unlink()
         self._gradient(number + 1).unlink()
+
+    def _before(self, chain: Chain) -> None:
+        """The Grams of what is wanted before the blocks."""
+        linears = {p: m for p, m in self.linears.items() if p in chain.early}
+        recorder = LossRecorder(linears, chain.early, widest=self.widest)
+        with self._gradient(0).open("rb") as gradients:
+            for batch in self.batches:
+                gradient = take(gradients, chain.entry(batch)[0])
+                entry = partial(self._entry, chain, batch)
+                recorder.pull_back(entry, mx.array(0.0), gradient)
+        self.parts.finish(recorder, self.parts.tokens)
+        self._gradient(0).unlink()
+
+    def _entry(self, chain: Chain, batch: mx.array, _: mx.array) -> mx.array:
+        return chain.entry(batch)[0]
 
     def _input(self, number: int) -> Path:
         return self.parts.folder / f"input.{number}"

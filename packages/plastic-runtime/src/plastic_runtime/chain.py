@@ -22,11 +22,15 @@ class Chain:
     Args:
         model: The model.
         blocks: Its blocks by path, in the order in which they run; known to be a chain.
+
+    Attributes:
+        early: The wanted paths of what runs before the blocks.
     """
 
     def __init__(self, model: nn.Module, blocks: Modules) -> None:
         self.model = model
         self.blocks = blocks
+        self.early: list[str] = []
 
     @classmethod
     def of(
@@ -37,13 +41,14 @@ class Chain:
         Told by a pass over ``batch``: every block must run once, in order, on the very array
         that the block before it returned; whatever else it is given must not depend on the
         blocks; what follows must depend on the last one alone; and a wanted layer must run inside
-        one block or after all of them.
+        one block, after all of them, or before, if nothing but the input of the first one depends
+        on it.
 
         Args:
             model: The model.
             linears: Its linear layers by path.
             wanted: Those to be measured.
-            batch: A few of its inputs; run three times through the blocks.
+            batch: A few of its inputs; run three or four times through the blocks.
         """
         blocks = _blocks(model)
         if not blocks or _entangled(linears, blocks):
@@ -51,7 +56,7 @@ class Chain:
         chain = cls(model, blocks)
         outside = {p: m for p, m in linears.items() if p in wanted and chain.block_of(p) is None}
         with hosted(linears):
-            return chain if chain._holds(batch, outside) else None
+            return chain if chain._holds(batch, outside, wanted) else None
 
     def block_of(self, path: str) -> str | None:
         """The block that a module is in."""
@@ -80,21 +85,30 @@ class Chain:
         with intercepted(self.blocks, lambda path, call, x: y if path == last else x):
             return cast(mx.array, self.model(batch))
 
-    def _holds(self, batch: mx.array, outside: Modules) -> bool:
-        steps, logits, early = self._watched(batch, outside)
-        if early or not _linked(steps, list(self.blocks)):
+    def _holds(self, batch: mx.array, outside: Modules, wanted: Collection[str]) -> bool:
+        steps, logits, early, late = self._watched(batch, outside)
+        if early & late or not _linked(steps, list(self.blocks)):
             return False
+        self.early = [path for path in wanted if path in early]
         x, calls = self.entry(batch)
+        if self.early:  # with other results of theirs, the rest must be the same
+            with intercepted(outside, self._halved):
+                calls = self.entry(batch)[1]
+                if not _close(self.rest(batch, steps[-1].output), logits):
+                    return False
         for call in calls:
             x = call(x)
         return _close(x, steps[-1].output) and _close(self.rest(batch, x), logits)
 
+    def _halved(self, path: str, call: Call, x: mx.array) -> mx.array:
+        return 0.5 * call(x) if path in self.early else call(x)
+
     def _watched(
         self, batch: mx.array, outside: Modules
-    ) -> tuple[list[_Step], mx.array, list[str]]:
-        """An ordinary pass: the steps, the logits, and the layers that ran before the last one."""
+    ) -> tuple[list[_Step], mx.array, set[str], set[str]]:
+        """An ordinary pass: steps, logits, and the layers that ran before and after the last."""
         steps: list[_Step] = []
-        early: list[str] = []
+        early, late = set[str](), set[str]()
 
         def step(path: str, call: Call, x: mx.array) -> mx.array:
             y = call(x)
@@ -102,13 +116,12 @@ class Chain:
             return y
 
         def elsewhere(path: str, call: Call, x: mx.array) -> mx.array:
-            if len(steps) < len(self.blocks):
-                early.append(path)
+            (early if len(steps) < len(self.blocks) else late).add(path)
             return call(x)
 
         with intercepted(self.blocks, step), intercepted(outside, elsewhere):
             logits = self.model(batch)
-        return steps, logits, early
+        return steps, logits, early, late
 
 
 class _Step(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from plastic_runtime.grams import LossGrams
+from plastic_runtime.grams import WIDEST, LossGrams
 from plastic_runtime.labels import keys
 from plastic_runtime.taps import LossRecorder, linear_layers
 
@@ -16,6 +16,7 @@ def loss_grams(
     *,
     seed: int = 0,
     paths: Sequence[str] | None = None,
+    widest: int = WIDEST,
 ) -> dict[str, LossGrams]:
     r"""Run a language model forwards and backwards and accumulate the Grams of its linear layers.
 
@@ -31,12 +32,18 @@ def loss_grams(
         model: Maps tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``.
         batches: Its inputs. One batch is held with all its activations.
         seed: Decides the labels.
-        paths: Paths of the layers wanted, each an ``nn.Linear``, ``nn.QuantizedLinear`` or
-            ``RankLayer``; by default all of them. Stacks of experts are not measured.
+        paths: Paths of the layers wanted: ``nn.Linear``, ``nn.QuantizedLinear`` and ``RankLayer``,
+            by default all of these; embeddings and stacks of experts.
+        widest: The longest side of a dense Gram. Of a wider one only the blocks along the diagonal
+            are measured (``plastic_core.block_side``).
 
     Returns:
         Both Grams, float64, of every layer that was run, by path. Layers that one and the same
-        array enters, as the query, key and value projections do, share one input Gram.
+        array enters, as the query, key and value projections do, share one input Gram. The input
+        Gram of an embedding, for which a token is a row of the identity, is a diagonal; where it is
+        the output layer too, it has Grams of that under its path with ``.as_linear``. The experts
+        of a stack have their own, under its path and their number, ``mlp.up_proj.3``, unless they
+        would take more room than one dense Gram may: then one, under its path, is that of all.
 
     Raises:
         ValueError: If a path is not that of a linear layer, ``batches`` is empty, an input or a
@@ -56,7 +63,7 @@ def loss_grams(
         ``nn.QuantizedLinear`` run in NumPy, forwards and backwards.
     """
     linears, wanted = linear_layers(model, paths)
-    recorder = LossRecorder(linears, wanted)
+    recorder = LossRecorder(linears, wanted, widest=widest)
     for batch, key in zip(batches, keys(seed), strict=False):
         recorder.pull_back_model(model, batch, key)
     if not recorder.tokens:

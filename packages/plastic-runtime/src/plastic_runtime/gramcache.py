@@ -13,13 +13,19 @@ from mlx.utils import tree_flatten
 
 
 def identity(
-    model: nn.Module, batches: Sequence[mx.array], seed: int, layers: Sequence[str]
+    model: nn.Module, batches: Sequence[mx.array], seed: int, layers: Sequence[str], widest: int
 ) -> dict[str, Any]:
     """What the Grams depend on, as JSON holds it: parameters, their types and shapes included."""
     parameters = model.parameters()  # type: ignore[no-untyped-call]
     named = sorted(dict(tree_flatten(parameters)).items())
     text = (("batch", batch) for batch in batches)
-    return {"model": _digest(named), "seed": seed, "layers": list(layers), "text": _digest(text)}
+    return {
+        "model": _digest(named),
+        "seed": seed,
+        "layers": list(layers),
+        "text": _digest(text),
+        "widest": widest,
+    }
 
 
 def check_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -31,8 +37,8 @@ def check_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{os.fspath(where)}: the Grams in it must be of the same model, seed, layers and "
-                f"text, but its {name} differs; delete it or name another file."
+                f"{os.fspath(where)}: the Grams in it must be of the same model, seed, layers, "
+                f"text and widest side, but its {name} differs; delete it or name another file."
             )
 
 

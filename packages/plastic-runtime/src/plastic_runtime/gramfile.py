@@ -15,7 +15,7 @@ from plastic_runtime.closing import Closing
 from plastic_runtime.files import FormatError, check_memory, open_regular, parse_object, sync
 from plastic_runtime.grams import Gram, LossGrams, mirror
 
-VERSION = 2
+VERSION = 3
 HEADER = "header"
 _REMEDY = "delete it or name another file"
 
@@ -28,7 +28,9 @@ class GramFile(Closing, Mapping[str, LossGrams]):
     Gram is kept.
 
     The file is an archive of NumPy arrays (``np.load`` opens it): for every layer the lower
-    triangle of each mean, row by row, in float32, and under ``header`` a JSON text in bytes.
+    triangle of each mean, row by row, in float32 (of a block-diagonal one, a row for each block),
+    and under ``header`` a JSON text in bytes. The experts of a stack at ``P`` are the layers
+    ``P.0``, ``P.1``, ... or, where they share their Grams, ``P``.
 
     Args:
         file: The file.
@@ -131,7 +133,10 @@ class GramFile(Closing, Mapping[str, LossGrams]):
 
 
 class Sum(NamedTuple):
-    """An entry to write: the mean ``total / tokens``, of whose total the lower triangle counts."""
+    """An entry to write: the mean ``total / tokens``, of whose total the lower triangle counts.
+
+    A stack of blocks is written block by block.
+    """
 
     name: str
     total: NDArray[np.float64]
@@ -189,22 +194,27 @@ def _write(stream: IO[bytes], entry: Sum | bytes) -> None:
     if isinstance(entry, bytes):
         np.lib.format.write_array(stream, np.frombuffer(entry, np.uint8))
         return
-    size = len(entry.total)
+    size, tokens = entry.total.shape[-1], max(entry.tokens, 1)
+    if entry.total.ndim == 3:
+        triangles = entry.total[:, *np.tril_indices(size)] / tokens
+        np.lib.format.write_array(stream, triangles.astype("<f4"))
+        return
     kind = {"descr": "<f4", "fortran_order": False, "shape": (size * (size + 1) // 2,)}
     np.lib.format.write_array_header_1_0(stream, kind)
     for i, row in enumerate(entry.total):
-        stream.write((row[: i + 1] / max(entry.tokens, 1)).astype("<f4").tobytes())
+        stream.write((row[: i + 1] / tokens).astype("<f4").tobytes())
 
 
-def _square(triangle: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The symmetric matrix of a lower triangle."""
-    size = (isqrt(8 * triangle.size + 1) - 1) // 2
-    if size * (size + 1) // 2 != triangle.size:
-        raise ValueError(f"{triangle.size} values are no triangle")
-    A = np.empty((size, size))
+def _square(triangles: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The symmetric matrix of a lower triangle, or those of a stack of them."""
+    values = triangles.shape[-1]
+    size = (isqrt(8 * values + 1) - 1) // 2
+    if size * (size + 1) // 2 != values:
+        raise ValueError(f"{values} values are no triangle")
+    A = np.empty((*triangles.shape[:-1], size, size))
     start = 0
     for i in range(size):
-        A[i, : i + 1] = triangle[start : start + i + 1]
+        A[..., i, : i + 1] = triangles[..., start : start + i + 1]
         start += i + 1
     mirror(A)
     return A

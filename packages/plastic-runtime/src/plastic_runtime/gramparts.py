@@ -56,10 +56,10 @@ class GramParts:
         Raises:
             OSError: If it cannot be written.
         """
-        sites = recorder.inputs.sites
+        sites, gradients = recorder.sums()
         first = {id(site): path for path, site in reversed(sites.items())}
         inputs = [Sum(f"input.{p}", sites[p].total, sites[p].tokens) for p in first.values()]
-        outputs = [Sum(f"output.{p}", s.total, tokens) for p, s in recorder.gradients.items()]
+        outputs = [Sum(f"output.{p}", s.total, tokens) for p, s in gradients.items()]
         self._mark = append(self._archive, [*inputs, *outputs], self._mark)
         self._sites |= {path: first[id(site)] for path, site in sites.items()}
         self._counts |= {path: sites[path].tokens for path in first.values()}

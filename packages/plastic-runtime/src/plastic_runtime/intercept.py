@@ -7,7 +7,34 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-Around = Callable[[str, Callable[..., mx.array], mx.array], mx.array]
+AS_LINEAR = "as_linear"
+"""The method by which an embedding is the output layer too; also the last part of its path there"""
+
+
+class Bound:
+    """What a module computes, with all that it is given beside its input.
+
+    Attributes:
+        args: What it is given by place.
+        kwargs: And by name.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._function, self._module = function, module
+        self.args, self.kwargs = args, kwargs
+
+    def __call__(self, x: mx.array) -> Any:
+        """Compute it of an input."""
+        return self._function(self._module, x, *self.args, **self.kwargs)
+
+
+Around = Callable[[str, Bound, mx.array], mx.array]
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
@@ -19,9 +46,11 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
 def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[None]:
     """Replace every call ``module(x)`` by ``around(path, call, x)``, then put all back.
 
-    ``call(x)`` is the module's own computation. Only the class of each module changes, to a
-    subclass of its own one, so attributes, ``isinstance``, parameters and paths stay what they
-    are inside the block, and the very same classes are back after it, also on an exception.
+    ``call(x)`` is the module's own computation, a `Bound`. What an embedding computes as the output
+    layer of tied weights goes by its path with ``.as_linear``. Only the class of each module
+    changes, to a subclass of its own one, so attributes, ``isinstance``, parameters and paths stay
+    what they are inside the block, and the very same classes are back after it, also on an
+    exception.
     A module under two paths goes by the first.
     """
     own = {id(module): (module, type(module)) for module in modules.values()}
@@ -36,16 +65,23 @@ def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[No
         for module, kind in own.values():
             _set_class(module, kind)
         for watcher in watching:  # a class lives until it is collected; what it watched need not
-            delattr(watcher, "__call__")
+            for name in {"__call__", AS_LINEAR} & vars(watcher).keys():
+                delattr(watcher, name)
 
 
 def _watching(kind: type[nn.Module], path: str, around: Around) -> type[nn.Module]:
     """A subclass of ``kind`` that computes through ``around``."""
 
     def __call__(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return around(path, lambda x: kind.__call__(self, x, *args, **kwargs), x)
+        return around(path, Bound(kind.__call__, self, args, kwargs), x)
 
-    return type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
+    def as_linear(self: nn.Module, x: mx.array) -> mx.array:
+        return around(f"{path}.{AS_LINEAR}", Bound(getattr(kind, AS_LINEAR), self, (), {}), x)
+
+    members: dict[str, Any] = {"__call__": __call__, "__module__": kind.__module__}
+    if hasattr(kind, AS_LINEAR):
+        members[AS_LINEAR] = as_linear
+    return type(kind.__name__, (kind,), members)
 
 
 def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import RankLayer, linalg, projections
 
-from plastic_runtime.grams import Gram, GramRecorder
+from plastic_runtime.grams import Gram, GramRecorder, flat_sites
 from plastic_runtime.intercept import intercepted, modules_by_path
 
 LINEARS = (nn.Linear, nn.QuantizedLinear, RankLayer)
@@ -49,8 +49,9 @@ def input_grams(
             model(batch)
     if not recorder.passes:
         raise ValueError("`batches` must hold at least one batch.")
-    grams = {id(site): site.gram() for site in recorder.sites.values()}
-    return {path: grams[id(site)] for path, site in recorder.sites.items()}
+    sites = flat_sites(recorder.sites)
+    grams = {id(site): site.gram() for site in sites.values()}
+    return {path: grams[id(site)] for path, site in sites.items()}
 
 
 def dense_gradient(model: nn.Module, path: str, loss: Callable[[], mx.array]) -> mx.array:

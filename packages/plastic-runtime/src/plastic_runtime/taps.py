@@ -8,14 +8,25 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_core.stock import Linear
+from plastic_core.stock import Linear, linear_from
 
-from plastic_runtime.grams import GramRecorder, LossGrams, Site
+from plastic_runtime.grams import (
+    WIDEST,
+    AnySite,
+    GramRecorder,
+    LossGrams,
+    RoutedSite,
+    Site,
+    TokenSite,
+    flat_sites,
+    is_dense,
+)
 from plastic_runtime.host import host_product
-from plastic_runtime.intercept import intercepted, modules_by_path
+from plastic_runtime.intercept import AS_LINEAR, Bound, intercepted, modules_by_path
 from plastic_runtime.labels import sampled_loss
 from plastic_runtime.probes import LINEARS
 
+EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 Call = Callable[[mx.array], mx.array]
 Modules = Mapping[str, nn.Module]
 
@@ -24,9 +35,12 @@ class LossRecorder:
     """Adds up the inputs and the output gradients of layers while parts of a model run.
 
     Args:
-        linears: The linear layers that may run, by path. Where MLX computes on the CPU, products
-            of the unsubclassed ones among them run in NumPy.
-        wanted: Which of them to record.
+        linears: The layers that may run, by path: linear ones, embeddings, stacks of experts.
+            Where MLX computes on the CPU, products of the unsubclassed ones among them run in NumPy
+            (not those of experts).
+        wanted: The paths to record. An embedding has two: its own, where it looks tokens up, and
+            that with ``.as_linear``, where it is the output layer too.
+        widest: The longest side of a dense Gram.
 
     Attributes:
         inputs: The inputs, by path; layers that one array enters share a site.
@@ -34,9 +48,9 @@ class LossRecorder:
         tokens: Number of labels drawn.
     """
 
-    def __init__(self, linears: Modules, wanted: Collection[str]) -> None:
-        self.inputs = GramRecorder()
-        self.gradients: dict[str, Site] = {}
+    def __init__(self, linears: Modules, wanted: Collection[str], *, widest: int = WIDEST) -> None:
+        self.inputs = GramRecorder(widest)
+        self.gradients: dict[str, AnySite] = {}
         self.tokens = 0
         self._awaited: set[str] = set()
         self._linears = linears
@@ -85,60 +99,117 @@ class LossRecorder:
 
     def grams(self) -> dict[str, LossGrams]:
         """The means; the sums are used up."""
-        sites = self.inputs.sites
+        sites, gradients = self.sums()
         once = {id(site): site for site in sites.values()}
         means = {name: site.mean(site.tokens) for name, site in once.items()}
         return {
             path: LossGrams(means[id(sites[path])], site.mean(self.tokens))
-            for path, site in self.gradients.items()
+            for path, site in gradients.items()
         }
 
-    def _around(self, probe: mx.array, path: str, call: Call, x: mx.array) -> mx.array:
+    def sums(self) -> tuple[dict[str, Site], dict[str, Site]]:
+        """The sums of inputs and of gradients by path; experts by `flat_sites`."""
+        return flat_sites(self.inputs.sites), flat_sites(self.gradients)
+
+    def _around(self, probe: mx.array, path: str, bound: Bound, x: mx.array) -> mx.array:
+        call: Call = bound
         if path in self._on_host:
             call = partial(host_product, linear=self._on_host[path])
         if path not in self._wanted:
             return call(x)
         self._awaited.add(path)
-        y = self.inputs.around(path, call, x)
-        return cast(mx.array, _tapped(y, probe, partial(self._record, path)))
+        module, experts = self._linears.get(path), self._experts(path)
+        more = [chosen_experts(bound)] if experts else []
+        if isinstance(module, EMBEDDINGS):
+            size = len(module.weight)
+            self.inputs.record(path, f"of {size} tokens", partial(TokenSite, size), x)
+        else:
+            make = partial(self._site, x.shape[-1], experts)
+            self.inputs.record(path, f"for {experts} experts", make, x, *more)
+        y = call(x)
+        return cast(mx.array, _tapped(y, probe, partial(self._record, path, more)))
 
-    def _record(self, path: str, gradient: mx.array) -> None:
+    def _experts(self, path: str) -> int:
+        """How many sums a stack of experts needs; 0 for what is none."""
+        module = self._linears.get(path)
+        if module is None or not is_stack(module):
+            return 0
+        side, count = max(module.input_dims, module.output_dims), module.num_experts
+        return count if is_dense(side, self.inputs.widest, count=count) else 1
+
+    def _site(self, size: int, experts: int) -> AnySite:
+        """A new site for vectors of a layer, or of so many experts."""
+        widest = self.inputs.widest
+        return RoutedSite(size, experts, widest) if experts else Site(size, widest)
+
+    def _record(self, path: str, more: list[mx.array], gradient: mx.array) -> None:
+        if path not in self.gradients:
+            self.gradients[path] = self._site(gradient.shape[-1], self._experts(path))
+        site: Any = self.gradients[path]
         try:
-            self.gradients.setdefault(path, Site(gradient.shape[-1])).add(gradient)
+            site.add(gradient, *more)
         except ValueError as error:
             error.add_note(f"while measuring the gradients of layer '{path}'")
             raise
         self._awaited.discard(path)
 
 
+def is_stack(module: object) -> bool:
+    """Whether a module is a stack of experts, such as mlx-lm's ``SwitchLinear``, packed or not."""
+    return all(hasattr(module, name) for name in ("num_experts", "output_dims", "input_dims"))
+
+
+def chosen_experts(bound: Bound) -> mx.array:
+    """The experts that a call of a stack names beside its input."""
+    return cast(mx.array, bound.args[0] if bound.args else bound.kwargs["indices"])
+
+
 def linear_layers(
     model: nn.Module, paths: Sequence[str] | None
 ) -> tuple[dict[str, nn.Module], list[str]]:
-    """All linear layers by path, and the paths among them that are wanted, in the same order.
+    """All layers with Grams by path, and the paths that are wanted, in the same order.
+
+    These are linear layers and, if their paths are given, stacks of experts and embeddings; the
+    path of an embedding stands for both its uses: see `LossRecorder`.
 
     Raises:
-        ValueError: If a path is not that of a linear layer.
+        ValueError: If a path is not that of such a layer.
     """
     modules = modules_by_path(model)
-    linears = {path: modules[path] for path in modules if isinstance(modules[path], LINEARS)}
+    kinds = (*LINEARS, *EMBEDDINGS)
+    linears = {p: m for p, m in modules.items() if isinstance(m, kinds) or is_stack(m)}
     for path in paths or ():
         if path not in linears:
             raise ValueError(f"`paths` must be those of linear layers in the model, got '{path}'.")
-    return linears, [path for path in linears if paths is None or path in paths]
+    wanted = list[str]()
+    for path, module in linears.items():
+        if path in paths if paths is not None else isinstance(module, LINEARS):
+            wanted += [path, f"{path}.{AS_LINEAR}"] if isinstance(module, EMBEDDINGS) else [path]
+    return linears, wanted
 
 
 def on_host(linears: Modules) -> dict[str, Linear]:
-    """The layers whose products NumPy is to compute: stock ones, where MLX would on the CPU."""
+    """What NumPy is to compute, by path: products of stock layers, where MLX would on the CPU."""
     if mx.default_device() != mx.Device(mx.cpu):
         return {}
-    stock = (nn.Linear, nn.QuantizedLinear)
-    return {path: cast(Linear, m) for path, m in linears.items() if type(m) in stock}
+    found: dict[str, Linear] = {}
+    for path, module in linears.items():
+        if type(module) in (nn.Linear, nn.QuantizedLinear):
+            found[path] = cast(Linear, module)
+        elif type(module) is nn.Embedding:
+            found[f"{path}.{AS_LINEAR}"] = linear_from(module.weight, None)
+    return found
 
 
 def hosted(linears: Modules) -> AbstractContextManager[None]:
     """For the length of a block, products of the layers run in NumPy where that is quicker."""
     layers = on_host(linears)
-    return intercepted(layers, lambda path, call, x: host_product(x, layers[path]))
+
+    def around(path: str, call: Call, x: mx.array) -> mx.array:
+        return host_product(x, layers[path]) if path in layers else call(x)
+
+    owners = {path.removesuffix(f".{AS_LINEAR}") for path in layers}
+    return intercepted({path: linears[path] for path in owners}, around)
 
 
 def _tapped(
