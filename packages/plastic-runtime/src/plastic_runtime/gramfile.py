@@ -115,18 +115,19 @@ class GramFile(Closing, Mapping[str, LossGrams]):
             raise self._damaged() from error
 
     def _array(self, name: str, kind: str) -> NDArray[Any]:
-        """One entry: a flat array of this kind. What its header says is not trusted."""
+        """One entry: an array of this kind with one or two axes. Its header is not trusted."""
         entry = self._archive.getinfo(f"{name}.npy")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise ValueError("a compressed or encrypted entry")
         check_memory(3 * entry.file_size, self.file, name)
         with self._archive.open(entry) as stream:
             np.lib.format.read_magic(stream)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
             data = stream.read()
-        if dtype != np.dtype(kind) or shape != (len(data) // dtype.itemsize,):
+        fits = math.prod(shape) * dtype.itemsize == len(data) and len(shape) in (1, 2)
+        if dtype != np.dtype(kind) or fortran or not fits:
             raise ValueError(f"{dtype} {shape} in {len(data)} bytes")
-        return np.frombuffer(data, kind)
+        return np.frombuffer(data, kind).reshape(shape)
 
     def _damaged(self) -> FormatError:
         return FormatError.about(self.file, "damaged or no file of Grams", _REMEDY)
