@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -124,7 +124,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
             np.lib.format.read_magic(stream)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
             data = stream.read()
-        fits = math.prod(shape) * dtype.itemsize == len(data) and len(shape) in (1, 2)
+        fits = prod(shape) * dtype.itemsize == len(data) and len(shape) in (1, 2)
         if dtype != np.dtype(kind) or fortran or not fits:
             raise ValueError(f"{dtype} {shape} in {len(data)} bytes")
         return np.frombuffer(data, kind).reshape(shape)
