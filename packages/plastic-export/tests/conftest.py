@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_core import Backbone, Correction
+from plastic_export.layers import Layer
 from plastic_export.lossplan import (
     BitsPlan,
     Candidate,
@@ -31,6 +32,7 @@ from plastic_export.pricing import candidate, stored
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_runtime.files import sha256_file
 from plastic_runtime.gramfile import VERSION, GramFile, Sum, append
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -190,7 +192,9 @@ def candidates_of() -> Callable[[Checkpoint], list[Candidate]]:
 def linear_candidates(checkpoint: Checkpoint) -> list[Candidate]:
     paths = linear_paths(checkpoint.config)
     weights = [f"{path}.weight" for path in paths]
-    found = [candidate(checkpoint, n) for n in checkpoint.tensors if n in weights]
+    found = [
+        candidate(checkpoint, Layer(n, tensors=(n,))) for n in checkpoint.tensors if n in weights
+    ]
     return [m for m in found if m is not None]
 
 
@@ -277,3 +281,35 @@ def priced_parts(source: Path, plan: LossPlan, file: Path) -> dict[str, Priced]:
             )
             for m in plan.matrices
         }
+
+
+@pytest.fixture
+def readable(make_checkpoint: Callable[..., Path]) -> Path:
+    """A checkpoint with a tokenizer: one token per character."""
+    return with_tokenizer(make_checkpoint())
+
+
+def with_tokenizer(folder: Path) -> Path:
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    letters = [chr(code) for code in range(48, 126)]
+    vocabulary = {"<unk>": 0, "<s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def make_readable(make_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
+    """The same for any checkpoint: its arguments are those of ``make_checkpoint``."""
+    return lambda *args, **options: with_tokenizer(make_checkpoint(*args, **options))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    letters = np.random.default_rng(0).integers(48, 126, 2000)
+    file.write_text("".join(map(chr, letters)))
+    return file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from plastic_export.reader import open_checkpoint
 from plastic_runtime import LossGrams, loss_grams, measure_grams
 from plastic_runtime.chain import Chain
 from plastic_runtime.taps import linear_layers
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 Make = Callable[..., Path]
 
@@ -107,29 +105,6 @@ def test_weights_as_they_are_stored_count_as_if_they_were_widened(
     types = {name: a.dtype for name, a in parameters(stored).items()}
     if bits is None:
         assert types["lm_head.weight"] == mx.bfloat16
-
-
-@pytest.fixture
-def readable(make_checkpoint: Make) -> Path:
-    """A checkpoint with a tokenizer: one token per character."""
-    folder = make_checkpoint()
-    (folder / "tokenizer.model").unlink()
-    letters = [chr(code) for code in range(48, 126)]
-    vocabulary = {"<unk>": 0, "<s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    letters = np.random.default_rng(0).integers(48, 126, 2000)
-    file.write_text("".join(map(chr, letters)))
-    return file
 
 
 def test_a_text_is_measured_once_and_a_cut_run_goes_on(

@@ -292,7 +292,7 @@ def no_such_matrix(_: Path, file: Path) -> None:
 def matrix_without_grams(source: Path, file: Path) -> None:
     def change(raw: Any) -> None:
         name, like = "model.embed_tokens.weight", raw["matrices"]["lm_head.weight"]
-        raw["matrices"][name] = like
+        raw["matrices"][name] = like | {"kind": "embedding"}
         for budget in raw["budgets"]:
             budget["matrices"][name] = {"bits": 3}
 

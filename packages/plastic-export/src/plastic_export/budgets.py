@@ -16,7 +16,8 @@ class Totals(NamedTuple):
     Attributes:
         weights: Entries of all the matrices that are planned.
         source_bytes: Their bytes in the source.
-        left_bytes: Bytes of all other tensors of the source, which stay as they are.
+        left_bytes: Bytes of all else that a budget for the whole checkpoint counts: the other
+            tensors of the source, which stay as they are, and what is the same in all headers.
     """
 
     weights: int
@@ -28,14 +29,19 @@ class Budget(NamedTuple):
     """One budget.
 
     Attributes:
-        kind: ``"bits_per_weight"`` of the matrices, scales and factors counted; ``"size"`` of all
-            tensors of the checkpoint, in bytes; ``"keep"``, the fraction of the matrices' bytes in
-            the source.
+        kind: ``"bits_per_weight"`` of the matrices that are planned, scales and factors counted;
+            ``"size"`` of the model files, headers and an adapter counted, in bytes; ``"keep"``, the
+            fraction of the matrices' bytes in the source.
         value: The number.
     """
 
     kind: Literal["bits_per_weight", "size", "keep"]
     value: float
+
+    @property
+    def counts_headers(self) -> bool:
+        """Whether it is for whole files, whose headers count."""
+        return self.kind == "size"
 
     def nbytes(self, totals: Totals) -> int:
         """Bytes that the matrices may take."""

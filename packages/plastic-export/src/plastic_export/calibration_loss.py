@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from plastic_runtime import GramFile, measure_grams
+from plastic_runtime.grams import WIDEST
+from plastic_runtime.intercept import modules_by_path
+from plastic_runtime.taps import is_stack
 
 from plastic_export.calibrate import Calibration
 from plastic_export.models import load_model, load_tokenizer, read_text, text_windows
@@ -24,6 +28,7 @@ def measure(
     paths: Sequence[str],
     file: Path,
     *,
+    widest: int = WIDEST,
     track: Track = untracked,
 ) -> GramFile:
     """Run the text through the model, forwards and backwards, and keep the Grams in a file.
@@ -34,9 +39,10 @@ def measure(
         checkpoint: The open source. Its whole model is loaded for this step; all activations are
             float32.
         calibration: The text and how much of it.
-        paths: Module paths of the linear layers to measure.
+        paths: Module paths of the linear layers, embeddings and stacks of experts to measure.
         file: File for the Grams: a run that was cut goes on from what is in its folder
             ``<file>.parts``, one that was finished is not repeated.
+        widest: The longest side of a dense Gram.
         track: Wraps the loops over the batches of windows and over the blocks.
 
     Returns:
@@ -50,9 +56,24 @@ def measure(
     tokens = _tokens(checkpoint, calibration)
     model = load_model(checkpoint.folder)
     use_float32(model)
-    sides = [side for path in paths for side in checkpoint.shape(f"{path}.weight")]
+    sides = _sides(model, checkpoint.config, paths)
     batches = in_batches(tokens, max([_vocabulary(model, tokens), *sides]))
-    return measure_grams(model, batches, file, paths=paths, track=track)
+    return measure_grams(model, batches, file, paths=paths, widest=widest, track=track)
+
+
+def _sides(model: nn.Module, config: Mapping[str, Any], paths: Sequence[str]) -> list[int]:
+    """Entries per token of what enters and leaves the layers."""
+    modules, sides = modules_by_path(model), list[int]()
+    for path in paths:
+        module = modules[path]
+        if is_stack(module):
+            widest = max(module.input_dims, module.output_dims)
+            sides.append(widest * int(config.get("num_experts_per_tok", 1)))
+        elif isinstance(module, nn.QuantizedLinear):
+            sides += [len(module.weight), module.scales.shape[-1] * module.group_size]
+        elif isinstance(module, nn.Linear):
+            sides += module.weight.shape
+    return sides
 
 
 def in_batches(tokens: mx.array, widest: int) -> list[mx.array]:
@@ -70,10 +91,11 @@ def use_float32(model: nn.Module) -> None:
     """Make all activations float32, without a copy of the large weights.
 
     The product of a float32 input with a weight of any type is that with the weight widened, so
-    dense linear layers keep theirs; all other parameters are widened.
+    dense linear layers and experts keep theirs; all other parameters are widened.
     """
     for module in model.modules():  # type: ignore[no-untyped-call]
-        kept = ("weight",) if isinstance(module, nn.Linear) else ()
+        is_large = isinstance(module, nn.Linear) or is_stack(module)
+        kept = ("weight",) if is_large else ()
         own = {n: a for n, a in module.items() if n not in kept and _is_float(a)}
         module.update({n: a.astype(mx.float32) for n, a in own.items()})
 

@@ -42,7 +42,8 @@ def quantised_config(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, parts in layout.parts.items():
         entries |= {part.path: part.packing for part in parts.in_model if part.bits}
-        if not any(parts) and not is_packed(name, checkpoint.tensors):
+        is_there = name in checkpoint.tensors
+        if not any(parts) and not (is_there and is_packed(name, checkpoint.tensors)):
             entries[module_path(name)] = False
     stored_anew = {module_path(name) for name, parts in layout.parts.items() if parts.in_model}
     config = without_quantization(checkpoint.config, stored_anew)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from plastic_core import factor_group
@@ -16,6 +16,9 @@ from plastic_select import Option, allocate
 from plastic_export.budgets import Budget, Totals, check_budget
 
 Format = Literal["mixed", "corrected", "adapter"]
+Kind = Literal["linear", "embedding", "experts"]
+Overhead = Callable[["Candidate", "Offer"], int]
+"""Bytes that an offer takes in the headers of the files, beside its own."""
 
 
 class Offer(NamedTuple):
@@ -54,14 +57,16 @@ Choice = tuple[int | None, int, int]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A matrix of the source that can be quantised.
+    """A matrix of the source that can be quantised, or a stack of them that share their bits.
 
     Attributes:
-        name: Tensor name.
-        shape: ``(out, in)`` of the dense weight.
+        name: Tensor name; of a stack, that of the tensor that mlx-lm makes of it.
+        shape: ``(out, in)`` of the dense weight, ``(tokens, width)`` of an embedding.
         dtype: Storage type of the scales: the weight's own, or its scales' where it is packed.
         group_size: Neighbouring inputs that share a scale.
         source_bytes: Bytes in the source, scales and offsets counted.
+        kind: What layer it is the weight of.
+        experts: How many matrices are stacked; 0 for a single one.
     """
 
     name: str
@@ -69,11 +74,18 @@ class Candidate:
     dtype: str
     group_size: int
     source_bytes: int
+    kind: Kind = field(default="linear", kw_only=True)
+    experts: int = field(default=0, kw_only=True)
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it is."""
+        return max(1, self.experts)
 
     @property
     def weights(self) -> int:
         """Entries of the dense weight."""
-        return math.prod(self.shape)
+        return self.matrices * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,7 @@ def plan_bits(
     *,
     left_bytes: int = 0,
     format: Format = "mixed",
+    overhead: Overhead | None = None,
 ) -> tuple[BitsPlan, ...]:
     """Choose how to store every matrix so that the predicted divergence is least.
 
@@ -190,8 +203,11 @@ def plan_bits(
         matrices: What each matrix offers.
         budgets: One per plan wanted; a plain number is bits per weight: bytes of all the matrices
             on disk, scales and factors counted, times 8, over their entries.
-        left_bytes: Bytes of all other tensors, which a budget for the whole checkpoint counts.
+        left_bytes: Bytes of all other tensors and of what is fixed in the headers of the files,
+            which a budget for the whole checkpoint counts.
         format: ``"adapter"``: all corrections have one rank, the best of those on offer.
+        overhead: What an offer adds to the headers, which a budget for the whole checkpoint counts
+            too; nothing by default.
 
     Returns:
         One plan per budget, in that order, never over it. None depends on the others.
@@ -202,22 +218,46 @@ def plan_bits(
     """
     if not matrices:
         raise ValueError("no matrix can be quantised; drop an --exclude")
-    totals = totals_of(matrices, left_bytes)
     stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
-    least = sum(min(o.nbytes for o in m.offers) for m in matrices)
-    for budget in stated:
+    plans: dict[int, BitsPlan] = {}
+    for counted in (False, True):
+        places = [i for i, budget in enumerate(stated) if budget.counts_headers == counted]
+        extra = overhead if overhead and counted else _nothing
+        found = _planned(matrices, [stated[i] for i in places], left_bytes, format, extra)
+        plans |= zip(places, found, strict=True)
+    return tuple(plans[i] for i in range(len(stated)))
+
+
+def _planned(
+    matrices: Sequence[Offered],
+    budgets: Sequence[Budget],
+    left_bytes: int,
+    format: Format,
+    overhead: Overhead,
+) -> tuple[BitsPlan, ...]:
+    """The plans of budgets that all count headers, or all do not."""
+    totals = totals_of(matrices, left_bytes, overhead)
+    least = sum(min(o.nbytes + overhead(m, o) for o in m.offers) for m in matrices)
+    for budget in budgets:
         check_budget(budget, least, totals)
     if format != "adapter":
-        return _allocated(matrices, stated, totals)
+        return _allocated(matrices, budgets, totals, overhead)
     ranks = sorted({o.rank for m in matrices for o in m.offers if o.rank})
-    candidates = [_allocated(_of_rank(matrices, r), stated, totals) for r in (0, *ranks)]
+    candidates = [_allocated(_of_rank(matrices, r), budgets, totals, overhead) for r in (0, *ranks)]
     return tuple(min(plans, key=lambda plan: plan.cost) for plans in zip(*candidates, strict=True))
 
 
-def totals_of(matrices: Sequence[Candidate], left_bytes: int) -> Totals:
+def _nothing(m: Candidate, offer: Offer) -> int:
+    return 0
+
+
+def totals_of(
+    matrices: Sequence[Candidate], left_bytes: int, overhead: Overhead = _nothing
+) -> Totals:
     """What budgets for these matrices are measured against."""
-    weights, nbytes = (sum(m.weights for m in matrices), sum(m.source_bytes for m in matrices))
-    return Totals(weights, nbytes, left_bytes)
+    weights = sum(m.weights for m in matrices)
+    whole = sum(m.source_bytes + overhead(m, Offer(None, m.source_bytes, 0.0)) for m in matrices)
+    return Totals(weights, whole, left_bytes)
 
 
 def _of_rank(matrices: Sequence[Offered], rank: int) -> list[Offered]:
@@ -226,9 +266,11 @@ def _of_rank(matrices: Sequence[Offered], rank: int) -> list[Offered]:
 
 
 def _allocated(
-    matrices: Sequence[Offered], budgets: Sequence[Budget], totals: Totals
+    matrices: Sequence[Offered], budgets: Sequence[Budget], totals: Totals, overhead: Overhead
 ) -> tuple[BitsPlan, ...]:
-    offers = {m.name: [Option(o.nbytes, o.cost, o) for o in m.offers] for m in matrices}
+    offers = {
+        m.name: [Option(o.nbytes + overhead(m, o), o.cost, o) for o in m.offers] for m in matrices
+    }
     allowed = [budget.nbytes(totals) for budget in budgets]
     return tuple(
         BitsPlan(

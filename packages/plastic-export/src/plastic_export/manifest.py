@@ -106,6 +106,8 @@ class QuantisedRecord:
         factor_bits: Of the entries of the correction's factors; 16: in ``dtype``.
         factor_group_sizes: Neighbouring entries of a factor that share a scale, along the outputs
             and along the inputs; 0 where the factors are not packed.
+        experts: How many matrices of this shape are stacked; 0 for a single one. The relative error
+            is that of the stack as one matrix, the spectral error that of the worst expert.
     """
 
     name: str
@@ -121,6 +123,7 @@ class QuantisedRecord:
     rank: int = 0
     factor_bits: int = 0
     factor_group_sizes: tuple[int, int] = (0, 0)
+    experts: int = 0
 
 
 R = TypeVar("R", MatrixRecord, QuantisedRecord)

@@ -33,11 +33,17 @@ def stored_parts(name: str, tensors: Mapping[str, TensorInfo]) -> list[TensorInf
     return [tensors[part] for part in parts if part in tensors]
 
 
-def is_matrix(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the tensor is a weight of two dimensions, floating or MLX-quantised."""
+def is_weight(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the tensor is a matrix or a stack of them, floating or MLX-quantised."""
     info = tensors[name]
     stored = info.dtype in FLOATS or is_packed(name, tensors)
-    return name.endswith(".weight") and len(info.shape) == 2 and min(info.shape) > 1 and stored
+    return name.endswith(".weight") and len(info.shape) in (2, 3) and stored
+
+
+def is_matrix(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the tensor is a weight of two dimensions, floating or MLX-quantised."""
+    shape = tensors[name].shape
+    return is_weight(name, tensors) and len(shape) == 2 and min(shape) > 1
 
 
 def compressible(
@@ -64,9 +70,28 @@ def compressible(
         ValueError: If a pattern matches no matrix, or if nothing is left to compress.
     """
     matrices = [name for name in tensors if is_matrix(name, tensors)]
+    inside = [name for name in matrices if _inside(name)]
+    return chosen_names(matrices, default=inside, include=include, exclude=exclude)
+
+
+def chosen_names(
+    matrices: Sequence[str],
+    *,
+    default: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> list[str]:
+    """Those of some matrices that patterns name; see `compressible`.
+
+    Args:
+        matrices: The names of all.
+        default: Those to take without ``include``.
+        include: Glob patterns.
+        exclude: Glob patterns.
+    """
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         _check_patterns(option, patterns, matrices)
-    wanted = [name for name in matrices if (_matches(name, include) if include else _inside(name))]
+    wanted = [n for n in matrices if _matches(n, include)] if include else default
     chosen = [name for name in wanted if not _matches(name, exclude)]
     if not chosen:
         raise ValueError(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from plastic_runtime.files import FormatError, read_header, read_json
+from plastic_runtime.taps import is_stack
 
 from plastic_export.adapterfile import adapter_of
 from plastic_export.host import use_host_products
+from plastic_export.lossplan import Kind
 from plastic_export.merging import merge_corrections
 
 MODEL_FILE = "plastic_model.py"
@@ -88,6 +90,45 @@ def load_for_inference(folder: str | Path) -> nn.Module:
     return model
 
 
+class StockModel(NamedTuple):
+    """mlx-lm's model of a configuration, its weights never computed.
+
+    Attributes:
+        module: The model.
+        kinds: Path, kind and number of experts of every linear layer, embedding and stack.
+    """
+
+    module: nn.Module
+    kinds: list[tuple[str, Kind, int]]
+
+
+def stock_model(config: dict[str, Any]) -> StockModel:
+    """Build mlx-lm's model of a configuration and find the layers that can be quantised.
+
+    Args:
+        config: Content of config.json.
+
+    Raises:
+        FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
+        ModuleNotFoundError: If mlx-lm is not installed.
+    """
+    model_class, args_class = _stock_classes(config, "config.json")
+    try:
+        model = model_class(args_class.from_dict(config))
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {_brief(error)}"
+        raise FormatError.about("config.json", reason, "correct the configuration") from error
+    found = StockModel(model, [])
+    for path, module in model.named_modules():
+        if type(module) is nn.Linear:
+            found.kinds.append((path, "linear", 0))
+        elif type(module) is nn.Embedding:
+            found.kinds.append((path, "embedding", 0))
+        elif is_stack(module) and hasattr(module, "to_quantized"):
+            found.kinds.append((path, "experts", module.num_experts))
+    return found
+
+
 def linear_paths(config: dict[str, Any]) -> set[str]:
     """Return the paths of the ``nn.Linear`` layers of mlx-lm's model of this configuration.
 
@@ -100,16 +141,9 @@ def linear_paths(config: dict[str, Any]) -> set[str]:
         Module paths such as ``"model.layers.0.self_attn.q_proj"``.
 
     Raises:
-        FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
-        ModuleNotFoundError: If mlx-lm is not installed.
+        FormatError, ModuleNotFoundError: As `stock_model` does.
     """
-    model_class, args_class = _stock_classes(config, "config.json")
-    try:
-        model = model_class(args_class.from_dict(config))
-    except (ValueError, TypeError, KeyError) as error:
-        reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {_brief(error)}"
-        raise FormatError.about("config.json", reason, "correct the configuration") from error
-    return {path for path, module in model.named_modules() if type(module) is nn.Linear}
+    return {path for path, kind, _ in stock_model(config).kinds if kind == "linear"}
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -9,12 +9,15 @@ from typing import NamedTuple
 import mlx.core as mx
 from plastic_core import Backbone, Correction, factor_group
 from plastic_core.correction import UNPACKED
-from plastic_runtime.files import TensorSpec
+from plastic_runtime.files import ITEM_BYTES, TensorSpec
 
+from plastic_export.layers import Layer, layers_of, stored_apart
 from plastic_export.lossplan import BitsPlan, Candidate, Format, Offer
 from plastic_export.matrices import COMPANIONS, module_path
 from plastic_export.planfile import LossPlan
 from plastic_export.reader import Checkpoint
+
+Stored = Backbone | list[Backbone] | mx.array
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Part:
         group_size: Neighbouring columns that share a scale; 0 where it is a plain tensor.
         transposed: Whether the plain tensor holds the columns as rows.
         in_adapter: Whether it goes to the adapter and not to the model files.
+        experts: How many of it are stacked along a first axis; 0 for a single one.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Part:
     group_size: int = 0
     transposed: bool = False
     in_adapter: bool = False
+    experts: int = 0
 
     @property
     def path(self) -> str:
@@ -48,12 +53,13 @@ class Part:
     def specs(self) -> list[TensorSpec]:
         """Its tensors: one, or the codes (uint32, rows x columns * bits / 32), scales, biases."""
         rows, columns = self.shape
+        stack = (self.experts,) if self.experts else ()
         if self.bits is None:
             shape = (columns, rows) if self.transposed else self.shape
             return [TensorSpec(self.name, self.dtype, shape)]
-        groups = (rows, columns // self.group_size)
+        groups = (*stack, rows, columns // self.group_size)
         return [
-            TensorSpec(self.name, "U32", (rows, columns * self.bits // 32)),
+            TensorSpec(self.name, "U32", (*stack, rows, columns * self.bits // 32)),
             TensorSpec(f"{self.path}.scales", self.dtype, groups),
             TensorSpec(f"{self.path}.biases", self.dtype, groups),
         ]
@@ -63,9 +69,13 @@ class Part:
         """What mlx-lm needs to know of it where it is packed."""
         return {"group_size": self.group_size, "bits": self.bits or 0}
 
-    def tensors(self, stored: Backbone | mx.array) -> Iterator[tuple[str, mx.array]]:
-        """The arrays of ``specs``, by name."""
-        if isinstance(stored, Backbone):
+    def tensors(self, stored: Stored) -> Iterator[tuple[str, mx.array]]:
+        """The arrays of ``specs``, by name; of a stack, from the backbones of its experts."""
+        if isinstance(stored, list):
+            leaves = [backbone.arrays() for backbone in stored]
+            for leaf in leaves[0]:
+                yield f"{self.path}.{leaf}", mx.stack([own.pop(leaf) for own in leaves])
+        elif isinstance(stored, Backbone):
             yield from ((f"{self.path}.{leaf}", a) for leaf, a in stored.arrays().items())
         else:
             yield self.name, stored.T if self.transposed else stored
@@ -96,8 +106,8 @@ class Parts(NamedTuple):
         return u, v
 
     def paired(
-        self, backbone: Backbone | None, correction: Correction | None
-    ) -> list[tuple[Part, Backbone | mx.array]]:
+        self, backbone: Backbone | list[Backbone] | None, correction: Correction | None
+    ) -> list[tuple[Part, Stored]]:
         """Every part with what is stored in it."""
         factors = (None, None) if correction is None else (correction.V, correction.Ut)
         pairs = zip(self, (backbone, *factors), strict=True)
@@ -152,7 +162,16 @@ def bias_name(name: str, offer: Offer, format: Format) -> str:
 def _backbone(m: Candidate, offer: Offer, path: str) -> Part | None:
     if offer.bits is None:
         return None
-    return Part(f"{path}.weight", m.shape, m.dtype, offer.bits, m.group_size)
+    name = f"{path}.weight"
+    return Part(name, m.shape, m.dtype, offer.bits, m.group_size, experts=m.experts)
+
+
+def whole_specs(m: Candidate) -> list[TensorSpec]:
+    """The tensors of a matrix that stays as it is: one, or three where it is packed."""
+    if m.source_bytes == m.weights * ITEM_BYTES[m.dtype]:
+        stack = (m.experts,) if m.experts else ()
+        return [TensorSpec(m.name, m.dtype, (*stack, *m.shape))]
+    return Part(m.name, m.shape, m.dtype, 8, m.group_size, experts=m.experts).specs
 
 
 def _factor(
@@ -175,6 +194,8 @@ class Layout:
         model: Specs of the model files, in the order of the source.
         adapter: Specs of the adapter; none without one.
         copied: Source name to new name, of the tensors whose bytes do not change.
+        stacks: Stacks of experts that the source stores one by one: by the first of their tensors
+            where they are written.
     """
 
     format: Format
@@ -183,15 +204,32 @@ class Layout:
     model: list[TensorSpec] = field(default_factory=list)
     adapter: list[TensorSpec] = field(default_factory=list)
     copied: dict[str, str] = field(default_factory=dict)
+    stacks: dict[str, Layer] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, whole: LossPlan, plan: BitsPlan) -> Layout:
         """Decide it, from the headers alone."""
         parts = {m.name: parts_of(m, plan.chosen[m.name], whole.format) for m in whole.matrices}
         result = cls(whole.format, plan.chosen, parts)
+        apart = stored_apart(layers_of(checkpoint))
         for name in checkpoint.tensors:
-            result._place(name, checkpoint)
+            if name in apart:
+                result._place_expert(name, apart[name], checkpoint)
+            else:
+                result._place(name, checkpoint)
         return result
+
+    def _place_expert(self, name: str, stack: Layer, checkpoint: Checkpoint) -> None:
+        """Add the specs of a stack where the first of its experts is met."""
+        if stack in self.stacks.values():
+            return
+        self.stacks[name] = stack
+        there = [part for part in self.parts.get(stack.name, ()) if part is not None]
+        for part in there:
+            self.model.extend(part.specs)
+        if not there:
+            info = checkpoint.tensors[name]
+            self.model.append(TensorSpec(stack.name, info.dtype, (stack.experts, *info.shape)))
 
     def _place(self, name: str, checkpoint: Checkpoint) -> None:
         """Add the specs of one tensor of the source, or of what it becomes."""

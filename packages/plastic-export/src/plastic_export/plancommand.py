@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from plastic_core.correction import UNPACKED
 from plastic_core.quantize import BITS
 from plastic_runtime.files import FormatError
+from plastic_runtime.grams import WIDEST
 
 from plastic_export import losstables, planning, planplot, quantised
 from plastic_export.budgets import Budget, parse_size
@@ -92,6 +93,16 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--windows", type=click.IntRange(1), default=128, show_default=True, help="At most.")
 @include_option
 @exclude_option
+@click.option(
+    "--embeddings/--no-embeddings", default=True, show_default=True, help="Plan them too."
+)
+@click.option(
+    "--widest",
+    type=click.IntRange(1),
+    default=WIDEST,
+    show_default=True,
+    help="Longest side with a whole Gram; along longer ones, blocks.",
+)
 @click.option("--force", is_flag=True, help="Replace the plan if it exists.")
 @revision_option
 @json_option
@@ -109,6 +120,8 @@ def plan(
     windows: int,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    embeddings: bool,
+    widest: int,
     force: bool,
     revision: str | None,
     as_json: bool,
@@ -137,6 +150,8 @@ def plan(
         choices=_choices(format_, bits, factor_bits),
         include=include,
         exclude=exclude,
+        embeddings=embeddings,
+        widest=widest,
         revision=revision,
         force=force,
         track=output.track,

@@ -11,11 +11,11 @@ from typing import Any, cast, get_args
 
 from plastic_runtime.files import FormatError, read_json, sha256_file, write_json
 
-from plastic_export.lossplan import BitsPlan, Choice, Format, Offer, Offered
+from plastic_export.lossplan import BitsPlan, Choice, Format, Kind, Offer, Offered
 from plastic_export.manifest import source_record
 from plastic_export.reader import Checkpoint
 
-SCHEMA = 2
+SCHEMA = 3
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
 
 
@@ -28,7 +28,8 @@ class LossPlan:
         calibration: The options of the calibration.
         grams: Name of the file of Grams beside the plan, and its SHA-256.
         matrices: What each matrix offers, in the order of the checkpoint.
-        left: Names of the matrices that are left as they are whatever the budget.
+        left: Names of the weights of two and more axes that are left as they are whatever the
+            budget.
         left_bytes: Bytes of all tensors of the source but ``matrices``.
         budgets: The plans.
         format: What they are written as: ``"mixed"``, ``"corrected"`` or ``"adapter"``.
@@ -150,6 +151,8 @@ def _matrix_record(m: Offered) -> dict[str, Any]:
         "group_size": m.group_size,
         "source_bytes": m.source_bytes,
         "price_factor": m.price_factor,
+        "kind": m.kind,
+        "experts": m.experts,
         "offers": [_offer_record(o) for o in m.offers],
     }
 
@@ -223,6 +226,8 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
         dtype=str(raw["dtype"]),
         group_size=int(raw["group_size"]),
         source_bytes=int(raw["source_bytes"]),
+        kind=_kind(raw["kind"]),
+        experts=int(raw["experts"]),
         offers=tuple(_offer(o) for o in raw["offers"]),
         price_factor=float(raw.get("price_factor", 1.0)),
     )
@@ -236,6 +241,13 @@ def _offer(raw: Mapping[str, Any]) -> Offer:
 def _choice(raw: Mapping[str, Any]) -> Choice:
     rank = raw.get("rank", 0)
     return raw["bits"], rank, raw.get("factor_bits", 0) if rank else 0
+
+
+def _kind(raw: Any) -> Kind:
+    for kind in get_args(Kind):
+        if raw == kind:
+            return cast(Kind, kind)
+    raise ValueError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {raw!r}")
 
 
 def _format(raw: Any) -> Format:

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from plastic_runtime.files import FormatError, sha256_file
+from plastic_runtime import GramFile
+from plastic_runtime.files import FormatError, TensorSpec, sha256_file
+from plastic_runtime.grams import WIDEST
 
 from plastic_export.budgets import Budget, check_budget
 from plastic_export.calibrate import Calibration
 from plastic_export.calibration_loss import measure
+from plastic_export.headers import fixed_bytes, overhead_of
+from plastic_export.layers import layers_of, stored_apart
 from plastic_export.lossplan import Candidate, Format, Offered, plan_bits, totals_of
-from plastic_export.matrices import ROUTERS, compressible, module_path
-from plastic_export.models import linear_paths
+from plastic_export.matrices import (
+    ROUTERS,
+    chosen_names,
+    is_matrix,
+    is_weight,
+    module_path,
+)
 from plastic_export.planfile import LossPlan, is_plan, source_identity, write_plan
 from plastic_export.priceprobe import PriceProbe
-from plastic_export.pricing import CHOICES, DAMPING, Choices, candidate, least_bytes, price
+from plastic_export.pricing import CHOICES, DAMPING, Choices, candidate, price, smallest
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.track import Track, untracked
-
-WIDEST = 16_384
-"""Matrices with a longer side stay as they are: such a Gram would take over 2 GiB."""
+from plastic_export.uses import is_measured
 
 
 def plan_checkpoint(
@@ -33,33 +40,40 @@ def plan_checkpoint(
     choices: Choices | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    embeddings: bool = True,
+    widest: int = WIDEST,
     revision: str | None = None,
     force: bool = False,
     track: Track = untracked,
 ) -> LossPlan:
-    """Choose how to store every linear layer by the predicted effect on the loss.
+    """Choose how to store every linear layer and embedding by the predicted effect on the loss.
 
     The rise of the KL divergence to the source is predicted for every matrix and every way of
     storing it from the Grams of its inputs and output gradients: bits of a backbone under GPTQ's
     error feedback (``predicted_cost``), and ranks and bits of a correction beside it or alone
-    (``correction_costs``). One measurement per matrix corrects its prices (``PriceProbe``), and one
-    allocation per budget does the rest. The Grams stay beside the
-    plan, under its name with ``.grams.npz``: a run that was cut goes on from there, one for other
-    budgets or formats finds them complete, and ``execute_plan`` needs them.
+    (``correction_costs``). Embeddings, whose inputs are tokens, and stacks of experts, of one width
+    each, are offered bits alone; of tied weights the costs of both uses are added. One measurement
+    per matrix corrects its prices (``PriceProbe``), and one allocation per budget does the rest.
+    The Grams stay beside the plan, under its name with ``.grams.npz``: a run that was cut goes on
+    from there, one for other budgets or formats finds them complete, and ``execute_plan`` needs
+    them.
 
     Args:
         source: Folder, or Hub id, of a checkpoint that mlx-lm can run.
         file: JSON file to write.
         calibration: Text and amount.
-        budgets: Plain numbers are bits on disk per entry of the matrices, scales and factors
-            counted.
+        budgets: Plain numbers are bits on disk per entry of the planned matrices, embeddings and
+            experts among them, scales and factors counted.
         format: What is to be written: ``"mixed"``, bits per matrix, which everything built on
             mlx-lm loads; ``"corrected"``, bits and ranks, with a model file beside the weights;
             ``"adapter"``, bits and a stock adapter of one rank.
         choices: What to offer for each matrix; by default all that the format allows.
         include: Glob patterns of the matrices to take; by default every linear layer, the output
-            head included, but no router. Embeddings are never taken.
+            head included, every embedding and stack of experts, but no router.
         exclude: Glob patterns of matrices to leave alone.
+        embeddings: Whether embeddings are among them.
+        widest: The longest side of a dense Gram; along longer ones blocks are measured (see
+            ``measure_grams``).
         revision: Commit or branch, for a Hub id.
         force: Replace ``file`` where it exists.
         track: Wraps every long loop.
@@ -79,24 +93,30 @@ def plan_checkpoint(
     cache = file.with_suffix(".grams.npz")
     offered_choices = CHOICES[format] if choices is None else choices
     with open_checkpoint(source, revision=revision) as checkpoint:
-        wanted = plannable(checkpoint, include, exclude)
+        wanted = plannable(checkpoint, include, exclude, embeddings=embeddings)
         stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
-        _check_budgets(checkpoint, wanted, stated, offered_choices)
+        _check_budgets(checkpoint, wanted, stated, offered_choices, format)
         file.parent.mkdir(parents=True, exist_ok=True)
         paths = [module_path(m.name) for m in wanted]
-        with measure(checkpoint, calibration, paths, cache, track=track) as grams:
-            run = [m for m in wanted if module_path(m.name) in grams]
+        with measure(checkpoint, calibration, paths, cache, widest=widest, track=track) as grams:
+            run = [m for m in wanted if is_measured(m, grams)]
+            unreached = unreached_experts(run, grams)
             probe = PriceProbe.of(checkpoint, calibration)
             offered = price(checkpoint, run, grams, offered_choices, probe=probe, track=track)
         plan = LossPlan(
             source=source_identity(checkpoint),
-            calibration=calibration.record() | {"damping": DAMPING},
+            calibration=calibration.record()
+            | {"damping": DAMPING, "widest": widest, "unreached_experts": unreached},
             grams=(cache.name, sha256_file(cache)),
             matrices=offered,
             left=_left(checkpoint, offered),
             left_bytes=_left_bytes(checkpoint, offered),
             budgets=plan_bits(
-                offered, stated, left_bytes=_left_bytes(checkpoint, offered), format=format
+                offered,
+                stated,
+                left_bytes=_left_bytes(checkpoint, offered) + _left_headers(checkpoint, offered),
+                format=format,
+                overhead=overhead_of(format),
             ),
             format=format,
         )
@@ -106,7 +126,13 @@ def plan_checkpoint(
 
 
 def _check_place(file: Path, force: bool) -> None:
-    """Refuse before the work what could not or must not be replaced after it."""
+    """Refuse before the work what could not or must not be replaced after it.
+
+    Files beside the plan have its name with other endings: ``plan.v1`` would share them with
+    ``plan.v2``.
+    """
+    if file.suffix != ".json":
+        raise FormatError.about(file, "the name of a plan ends in .json", "choose such a name")
     if file.is_symlink() or (file.exists() and not file.is_file()):
         raise FormatError.about(file, "it is a link or a folder", "choose another file")
     if file.exists() and not force:
@@ -116,30 +142,47 @@ def _check_place(file: Path, force: bool) -> None:
 
 
 def plannable(
-    checkpoint: Checkpoint, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    embeddings: bool = True,
 ) -> list[Candidate]:
-    """The linear layers of the model that a number of bits can be chosen for, routers left out.
+    """The weights of the model that a number of bits can be chosen for, routers left out.
 
     Args:
         checkpoint: The open source.
         include: Glob patterns, see `plan_checkpoint`.
         exclude: Glob patterns.
+        embeddings: Whether embeddings are among them.
 
     Raises:
         ValueError: If there are none.
     """
-    names = compressible(checkpoint.tensors, include=include or ("*",), exclude=exclude)
-    linears = linear_paths(checkpoint.config)
+    layers = layers_of(checkpoint)
+    apart = stored_apart(layers)
+    places = {name: i for i, name in enumerate(checkpoint.tensors)}
+    stored = [m for m in layers.values() if is_weight(m.tensors[0], checkpoint.tensors)]
+    stored.sort(key=lambda m: min(places[name] for name in m.tensors))
+    matrices = [n for n in checkpoint.tensors if is_matrix(n, checkpoint.tensors)]
+    known = dict.fromkeys([*(n for n in matrices if n not in apart), *(m.name for m in stored)])
+    chosen = {*chosen_names([*known], include=include or ("*",), exclude=exclude)}
     found = []
-    for name in names:
-        path = module_path(name)
-        is_router = not include and path.rpartition(".")[2] in ROUTERS
-        if path in linears and not is_router and max(checkpoint.shape(name)) <= WIDEST:
-            found.append(candidate(checkpoint, name))
+    for layer in stored:
+        is_router = not include and module_path(layer.name).rpartition(".")[2] in ROUTERS
+        is_left = is_router or (layer.kind == "embedding" and not embeddings)
+        if layer.name in chosen and not is_left:
+            found.append(candidate(checkpoint, layer))
     kept = [m for m in found if m is not None]
     if not kept:
-        raise ValueError("no linear layer is left to quantise; name some with --include")
+        raise ValueError("no layer is left to quantise; name some with --include")
     return kept
+
+
+def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:
+    """How many experts no token of the text reached: they are given the Grams of the others."""
+    paths = (f"{module_path(m.name)}.{e}" for m in planned for e in range(m.experts))
+    return sum(path in grams and grams.count(path) == 0 for path in paths)
 
 
 def _check_budgets(
@@ -147,12 +190,25 @@ def _check_budgets(
     candidates: Sequence[Candidate],
     budgets: Sequence[Budget],
     choices: Choices,
+    format: Format,
 ) -> None:
     """Refuse before the work what `plan_bits` would refuse after it."""
-    totals = totals_of(candidates, _left_bytes(checkpoint, candidates))
-    least = sum(least_bytes(m, choices) for m in candidates)
+    overhead, left = overhead_of(format), _left_bytes(checkpoint, candidates)
     for budget in budgets:
-        check_budget(budget, least, totals)
+        counted = budget.counts_headers
+        extra = overhead if counted else lambda m, offer: 0
+        fixed = _left_headers(checkpoint, candidates) if counted else 0
+        totals = totals_of(candidates, left + fixed, extra)
+        least = [min(o.nbytes + extra(m, o) for o in smallest(m, choices)) for m in candidates]
+        check_budget(budget, sum(least), totals)
+
+
+def _left_headers(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
+    """What all but the planned matrices takes in the headers of the files."""
+    names, everything = {m.name for m in planned}, checkpoint.tensors.values()
+    left = [t for t in everything if t.name not in names]
+    specs = [TensorSpec(t.name, t.dtype, t.shape) for t in left]
+    return fixed_bytes(specs, sum(t.nbytes for t in everything))
 
 
 def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
@@ -161,6 +217,8 @@ def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
 
 
 def _left(checkpoint: Checkpoint, offered: Sequence[Offered]) -> tuple[str, ...]:
+    apart = stored_apart(layers_of(checkpoint))
     names = {m.name for m in offered}
+    names |= {tensor for tensor, stack in apart.items() if stack.name in names}
     weights = (t for t in checkpoint.tensors.values() if t.name.endswith(".weight"))
     return tuple(t.name for t in weights if len(t.shape) > 1 and t.name not in names)

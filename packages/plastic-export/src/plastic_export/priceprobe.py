@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.stock import linear_from
 from plastic_runtime.host import host_product
-from plastic_runtime.intercept import Around, intercepted, modules_by_path
-from plastic_runtime.taps import hosted, linear_layers
+from plastic_runtime.intercept import Around, Bound, intercepted, modules_by_path
+from plastic_runtime.taps import chosen_experts, hosted, is_stack, linear_layers
 
 from plastic_export.calibrate import Calibration
 from plastic_export.calibration_loss import use_float32
@@ -67,19 +65,24 @@ class PriceProbe:
         use_float32(model)
         return cls(model, everything[rows])
 
-    def divergence(self, path: str, change: NDArray[np.float32]) -> float:
+    def divergence(self, path: str, change: NDArray[np.float32], *, expert: int = 0) -> float:
         """KL(model || model with ``change`` added to the weight of the layer), nats per token.
 
         Args:
-            path: Path of a linear layer.
-            change: Shape ``(out, in)``.
+            path: Path of a linear layer, an embedding or a stack of experts.
+            change: Shape ``(out, in)``, of an embedding ``(tokens, width)``.
+            expert: Whose weight is changed, in a stack.
         """
-        with intercepted({path: self._modules[path]}, _plus(mx.array(change))):
+        module = self._modules[path]
+        chosen = expert if is_stack(module) else None
+        with intercepted({path: module}, _plus(mx.array(change), chosen)):
             return self._measured()
 
-    def factor(self, path: str, change: NDArray[np.float32], predicted: float) -> float:
+    def factor(
+        self, path: str, change: NDArray[np.float32], predicted: float, *, expert: int = 0
+    ) -> float:
         """The measured divergence over the predicted one; 1 where neither can be told from 0."""
-        measured = max(self.divergence(path, change), 0.0)
+        measured = max(self.divergence(path, change, expert=expert), 0.0)
         return (measured + RESOLVED) / (predicted + RESOLVED)
 
     def _measured(self) -> float:
@@ -88,15 +91,22 @@ class PriceProbe:
         return float(measured[1].mean())
 
 
-def _plus(change: mx.array) -> Around:
-    """Adds ``x @ change.T`` to what a layer computes of ``x``."""
+def _plus(change: mx.array, expert: int | None) -> Around:
+    """Adds ``x @ change.T`` to what a layer, or one expert of a stack, computes of ``x``.
+
+    For an embedding, where tokens are looked up, adds their rows of the change.
+    """
     linear = linear_from(change, None)
     on_host = mx.default_device() == mx.Device(mx.cpu)
 
-    def around(path: str, call: Callable[..., mx.array], x: mx.array) -> mx.array:
+    def around(path: str, call: Bound, x: mx.array) -> mx.array:
+        y: mx.array = call(x)
+        if not mx.issubdtype(x.dtype, mx.floating):
+            return y + change[x].astype(y.dtype)
         wide = x.astype(mx.float32)
         added: mx.array = host_product(wide, linear) if on_host else linear(wide)
-        y = call(x)
+        if expert is not None:
+            added = mx.where((chosen_experts(call) == expert)[..., None, None], added, 0.0)
         return y + added.astype(y.dtype)
 
     return around

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +29,10 @@ from plastic_core.quantize import BITS
 from plastic_runtime import LossGrams
 from plastic_runtime.files import MLX_DTYPES
 
+from plastic_export.layers import Layer, layers_of
 from plastic_export.lossplan import (
     Candidate,
+    Choice,
     Format,
     Offer,
     Offered,
@@ -39,6 +43,7 @@ from plastic_export.matrices import FLOATS, module_path, stored_parts
 from plastic_export.priceprobe import PriceProbe
 from plastic_export.reader import Checkpoint
 from plastic_export.track import Track, untracked
+from plastic_export.uses import probed_expert, together, uses_of
 
 GROUP_SIZES = (64, 32)  # the first one that divides the inputs
 DAMPING = 1e-2
@@ -75,21 +80,42 @@ CHOICES: Mapping[Format, Choices] = {
 }
 
 
-def candidate(checkpoint: Checkpoint, name: str) -> Candidate | None:
-    """The matrix ``name`` as a candidate; None if no group size divides its inputs."""
-    out, in_ = checkpoint.shape(name)
+def candidate(checkpoint: Checkpoint, layer: Layer) -> Candidate | None:
+    """The weight of a layer as a candidate; None if no group size divides its inputs."""
+    first = layer.tensors[0]
+    out, in_ = checkpoint.shape(first)[-2:]
     group_size = next((g for g in GROUP_SIZES if in_ % g == 0), None)
     if group_size is None:
         return None
-    stored = stored_parts(name, checkpoint.tensors)
+    stored = [info for name in layer.tensors for info in stored_parts(name, checkpoint.tensors)]
     return Candidate(
-        name=name,
+        name=layer.name,
         shape=(out, in_),
         # The scales' type where the weight is packed; those of the mx and nv modes are no floats.
         dtype=next((t.dtype for t in stored if t.dtype in FLOATS), "BF16"),
         group_size=group_size,
         source_bytes=sum(t.nbytes for t in stored),
+        kind=layer.kind,
+        experts=layer.experts,
     )
+
+
+def weights_of(checkpoint: Checkpoint, layer: Layer) -> Iterator[NDArray[np.float32]]:
+    """The matrix of a layer, or those of its experts one after the other, each read when it is due.
+
+    Raises:
+        FormatError: If one cannot be read or is not finite.
+    """
+    for expert in range(max(1, layer.experts)):
+        if layer.is_apart:
+            yield checkpoint.matrix(layer.tensors[expert])
+        else:
+            yield checkpoint.matrix(layer.name, expert if layer.experts else None)
+
+
+def choices_for(m: Candidate, choices: Choices) -> Choices:
+    """What is offered for a matrix: bits alone for what is no linear layer."""
+    return choices if m.kind == "linear" else Choices(bits=choices.bits)
 
 
 def rounded(weight: NDArray[np.float32], bits: int, grams: LossGrams, m: Candidate) -> Backbone:
@@ -120,7 +146,7 @@ def corrected(factors: Factors, bits: int, grams: LossGrams, m: Candidate) -> Co
 def stored(
     weight: NDArray[np.float32], offer: Offer, grams: LossGrams, m: Candidate
 ) -> tuple[Backbone | None, Correction | None]:
-    """The backbone and the correction of an offer; None for what it does without."""
+    """The backbone and the correction of an offer of one matrix; None for what it does without."""
     with blaming(m.name):
         backbone = None
         if offer.bits is not None:
@@ -174,15 +200,54 @@ def price(
         FormatError: If a weight cannot be read or is not finite.
         ValueError: If a weight cannot be quantised, or nothing was measured at its layer.
     """
-    found = []
+    found, layers = [], layers_of(checkpoint)
     for m in track(candidates, "pricing"):
-        weight = checkpoint.matrix(m.name)
         with blaming(m.name):
-            found.append(_priced(weight, m, grams[module_path(m.name)], choices, probe))
+            found.append(_offered(checkpoint, layers[m.name], m, grams, choices, probe))
     return tuple(found)
 
 
-def _roots(grams: LossGrams) -> tuple[GramRoot, GramRoot]:
+def _offered(
+    checkpoint: Checkpoint,
+    layer: Layer,
+    m: Candidate,
+    grams: Mapping[str, LossGrams],
+    choices: Choices,
+    probe: PriceProbe | None,
+) -> Offered:
+    """The ways of storing a matrix, or a stack: the costs of its experts are added."""
+    choices, totals, factor = choices_for(m, choices), dict[Choice, Offer](), 1.0
+    probed = probed_expert(m, grams)
+    for expert, weight in enumerate(weights_of(checkpoint, layer)):
+        measure = None
+        if probe is not None and expert == probed:
+            measure = partial(probe.factor, module_path(m.name), expert=expert)
+        priced = offers_of(weight, m, uses_of(m, grams, expert), choices, measure)
+        factor = priced.factor if measure else factor
+        for offer in priced.offers:
+            before = totals.get(offer.choice, Offer(None, 0, 0.0))
+            cost = before.cost + offer.cost
+            totals[offer.choice] = offer._replace(nbytes=before.nbytes + offer.nbytes, cost=cost)
+    smaller = [offer for offer in totals.values() if offer.nbytes < m.source_bytes]
+    if not choices.ranks:  # of which only one will be allowed
+        smaller = worthwhile(smaller)
+    corrected = [offer._replace(cost=factor * offer.cost) for offer in smaller]
+    offers = (*corrected, Offer(None, m.source_bytes, 0.0))
+    return Offered(**asdict(m), offers=offers, price_factor=factor)
+
+
+class Priced(NamedTuple):
+    """What one matrix offers, and the measured cost of one change over the predicted one."""
+
+    offers: list[Offer]
+    factor: float
+
+
+Probe = Callable[[NDArray[np.float32], float], float]
+Roots = tuple[GramRoot, GramRoot]
+
+
+def _roots(grams: LossGrams) -> Roots:
     input, output = grams.input.matrix, grams.output.matrix
     return GramRoot.of(input, damping=DAMPING), GramRoot.of(output, damping=DAMPING)
 
@@ -194,45 +259,49 @@ def _change(weight: NDArray[np.float32], backbone: Backbone | None) -> Operator:
 def _priced(
     weight: NDArray[np.float32],
     m: Candidate,
-    grams: LossGrams,
+    uses: tuple[LossGrams, ...],
     choices: Choices,
-    probe: PriceProbe | None,
-) -> Offered:
-    offers, factor = list[Offer](), 1.0
-    inputs, outputs = _roots(grams)
+    probe: Probe | None = None,
+) -> Priced:
+    """The ways of storing one matrix, unsorted, and what to multiply their costs by.
+
+    Args:
+        weight: The matrix.
+        m: What it is, or is one of.
+        uses: See `uses_of`.
+        choices: What to offer.
+        probe: Gives the factor of a change of the weight and its predicted cost.
+    """
+    offers, grams, factor = list[Offer](), together(uses), 1.0
+    all_roots = [_roots(use) for use in uses]
+    roots = all_roots[0]  # a correction is for weights of one use
     probed = min(choices.bits, key=lambda bits: abs(bits - PROBE))
     for bits in choices.bits:
-        backbone = rounded(weight, bits, grams, m)
-        change, nbytes = difference(weight, backbone), packed_bytes_of(m, bits)
-        offers.append(Offer(bits, nbytes, predicted_cost(change, inputs=inputs, outputs=outputs)))
+        change = difference(weight, rounded(weight, bits, grams, m))
+        costs = [predicted_cost(change, inputs=R, outputs=C) for R, C in all_roots]
+        nbytes = packed_bytes(m.shape, bits, m.group_size, m.dtype)
+        offers.append(Offer(bits, nbytes, sum(costs)))
         if probe is not None and bits == probed:
-            added = -change.rows(slice(None))
-            factor = probe.factor(module_path(m.name), added, offers[-1].cost)
+            factor = probe(-change.rows(slice(None)), offers[-1].cost)
         if bits <= CORRECTED:
-            offers += _corrections(change, offers[-1], m, grams, (inputs, outputs), choices)
+            offers += _corrections(change, offers[-1], m, grams, roots, choices)
     if choices.bare:
         nothing = Offer(None, 0, 0.0)
-        offers += _corrections(as_operator(weight), nothing, m, grams, (inputs, outputs), choices)
-    smaller = [offer for offer in offers if offer.nbytes < m.source_bytes]
-    if not choices.ranks:  # of which only one will be allowed
-        smaller = worthwhile(smaller)
-    priced = [offer._replace(cost=factor * offer.cost) for offer in smaller]
-    offers = [*priced, Offer(None, m.source_bytes, 0.0)]
-    return Offered(**asdict(m), offers=tuple(offers), price_factor=factor)
+        offers += _corrections(as_operator(weight), nothing, m, grams, roots, choices)
+    return Priced(offers, factor)
 
 
-def least_bytes(m: Candidate, choices: Choices) -> int:
-    """Bytes of the smallest way of storing the matrix that is on offer."""
-    found = [m.source_bytes, *(packed_bytes_of(m, bits) for bits in choices.bits)]
+def smallest(m: Candidate, choices: Choices) -> list[Offer]:
+    """The ways of storing a matrix among which the smallest one is, their costs unknown."""
+    choices = choices_for(m, choices)
+    found = [Offer(None, m.source_bytes, 0.0)]
+    for bits in choices.bits:
+        nbytes = m.matrices * packed_bytes(m.shape, bits, m.group_size, m.dtype)
+        found.append(Offer(bits, nbytes, 0.0))
     for bits in choices.factor_bits if choices.bare else ():
         ranks = offered_ranks(m, Offer(None, 0, 0.0), bits, choices)
-        found += [factor_bytes(m.shape, rank, bits, m.dtype) for rank in ranks[:1]]
-    return min(found)
-
-
-def packed_bytes_of(m: Candidate, bits: int) -> int:
-    """Bytes of the matrix as a backbone."""
-    return packed_bytes(m.shape, bits, m.group_size, m.dtype)
+        found += [_with_rank(Offer(None, 0, 0.0), m, rank, bits, 0.0) for rank in ranks[:1]]
+    return found
 
 
 def _corrections(
@@ -240,7 +309,7 @@ def _corrections(
     base: Offer,
     m: Candidate,
     grams: LossGrams,
-    roots: tuple[GramRoot, GramRoot],
+    roots: Roots,
     choices: Choices,
 ) -> list[Offer]:
     """A backbone with corrections of many ranks, their costs as they are stored."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Backbone, Certificate, Correction, certify
+from plastic_core.linalg import frobenius_norm
 from plastic_runtime import GramFile, LossGrams
 from plastic_runtime.files import FormatError, sha256_file
 
@@ -24,16 +26,17 @@ from plastic_export.compression import check_room, no_cache
 from plastic_export.corrected import write_config
 from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import METADATA, dense_certificate
+from plastic_export.layers import Layer, layers_of
 from plastic_export.lossplan import BitsPlan, Candidate, Format, Offered
 from plastic_export.manifest import QuantisedRecord, write_manifest
-from plastic_export.matrices import module_path
 from plastic_export.output import OutputFolder
 from plastic_export.parts import Layout
 from plastic_export.planfile import LossPlan, check_source, grams_file, read_plan
-from plastic_export.pricing import candidate, stored
+from plastic_export.pricing import blaming, candidate, stored, weights_of
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards
 from plastic_export.track import Track, untracked
+from plastic_export.uses import is_measured, together, uses_of
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,11 @@ def execute_plan(
 
 def _check_matrices(whole: LossPlan, checkpoint: Checkpoint, file: Path) -> None:
     """Refuse matrices that are not as the source has them."""
+    layers = layers_of(checkpoint)
     for m in whole.matrices:
-        there = candidate(checkpoint, m.name) if m.name in checkpoint.tensors else None
-        stated = Candidate(m.name, m.shape, m.dtype, m.group_size, m.source_bytes)
-        if there != stated:
+        there = candidate(checkpoint, layers[m.name]) if m.name in layers else None
+        stated = {f.name: getattr(m, f.name) for f in fields(Candidate)}
+        if there != Candidate(**stated):
             reason = f"{m.name!r} is not described as the source has it"
             remedy = "edit nothing but its bits and ranks, or plan again"
             raise FormatError.about(file, reason, remedy)
@@ -155,7 +159,7 @@ def _check_matrices(whole: LossPlan, checkpoint: Checkpoint, file: Path) -> None
 
 def _check_measured(whole: LossPlan, grams: GramFile, file: Path) -> None:
     for m in whole.matrices:
-        if module_path(m.name) not in grams:
+        if not is_measured(m, grams):
             reason = f"nothing was measured at {m.name!r}, which the plan names"
             raise FormatError.about(file, reason, "remove it, or plan again")
 
@@ -176,29 +180,65 @@ def _write(
         adapter_shards(folder, layout.adapter) as adapter,
     ):
         for name in track(list(checkpoint.tensors), "quantising"):
+            layer = layout.stacks.get(name, Layer(name, tensors=(name,)))
+            m = matrices.get(layer.name)
             if name in layout.copied:
                 model.write(layout.copied[name], checkpoint.raw(name))
-            elif name in matrices:
-                m, weight = matrices[name], checkpoint.matrix(name)
-                certificate = _stream(m, weight, layout, grams[module_path(name)], model, adapter)
-                records[name] = _record(m, layout, certificate)
+            elif m is None or not any(layout.parts[m.name]):
+                if name in layout.stacks:
+                    model.write(layer.name, _stacked(checkpoint, layer))
+            else:
+                certificate = _stream(checkpoint, layer, m, layout, grams, model, adapter)
+                records[m.name] = _record(m, layout, certificate)
     return tuple(records.values()), model.digests | adapter.digests
 
 
+def _stacked(checkpoint: Checkpoint, stack: Layer) -> NDArray[np.uint8]:
+    """The bytes of a stack that is copied from tensors of its experts."""
+    return np.concatenate([checkpoint.raw(name) for name in stack.tensors])
+
+
 def _stream(
+    checkpoint: Checkpoint,
+    layer: Layer,
     m: Offered,
-    weight: NDArray[np.float32],
     layout: Layout,
-    grams: LossGrams,
+    grams: Mapping[str, LossGrams],
     model: Shards,
     adapter: Shards,
 ) -> Certificate:
-    """Write what one matrix becomes, and return the errors of what it stands for."""
-    backbone, correction = stored(weight, layout.chosen[m.name], grams, m)
-    for part, array in layout.parts[m.name].paired(backbone, correction):
+    """Write what one matrix or stack becomes, and return the errors of what it stands for."""
+    backbones, errors, correction = list[Backbone](), list[_Errors](), None
+    for expert, weight in enumerate(weights_of(checkpoint, replace(layer, experts=m.experts))):
+        with blaming(m.name):
+            uses = together(uses_of(m, grams, expert))
+        backbone, correction = stored(weight, layout.chosen[m.name], uses, m)
+        backbones += [backbone] if backbone is not None else []
+        certificate = _certificate(weight, backbone, correction)
+        errors.append(_Errors(frobenius_norm(weight), certificate))
+    whole = backbones if m.experts else next(iter(backbones), None)
+    for part, array in layout.parts[m.name].paired(whole, correction):
         for name, tensor in part.tensors(array):
             (adapter if part.in_adapter else model).write(name, tensor)
-    return _certificate(weight, backbone, correction)
+    return _Errors.together(errors)
+
+
+class _Errors(NamedTuple):
+    """The norm of a matrix, and the errors of what is stored of it."""
+
+    norm: float
+    certificate: Certificate
+
+    @staticmethod
+    def together(errors: list[_Errors]) -> Certificate:
+        """The relative Frobenius error of a stack as one matrix, and its worst spectral error."""
+        if len(errors) == 1:
+            return errors[0].certificate
+        norms = np.array([e.norm for e in errors])
+        relative = np.array([e.certificate.relative_error for e in errors])
+        total = float(np.linalg.norm(norms)) or 1.0
+        spectral = max(e.certificate.spectral_error for e in errors)
+        return Certificate(float(np.linalg.norm(relative * norms)) / total, spectral)
 
 
 def _certificate(
@@ -239,4 +279,5 @@ def _record(m: Offered, layout: Layout, certificate: Certificate) -> QuantisedRe
         predicted_kl=offer.cost,
         relative_error=certificate.relative_error,
         spectral_error=certificate.spectral_error,
+        experts=m.experts,
     )

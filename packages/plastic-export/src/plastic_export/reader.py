@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,12 @@ class Checkpoint(Closing):
         self._fingerprints = weights.fingerprints
         self._open: OpenFile | None = None
 
-    def raw(self, name: str) -> NDArray[np.uint8]:
+    def raw(self, name: str, index: int | None = None) -> NDArray[np.uint8]:
         """Return the bytes of a tensor, exactly as they are stored.
 
         Args:
             name: A key of ``tensors``.
+            index: Along the first axis, for a part of the tensor.
 
         Returns:
             A new flat array.
@@ -82,19 +84,20 @@ class Checkpoint(Closing):
                 changed since the checkpoint was opened.
             OSError: If the system refuses.
         """
-        info = self._info(name)
+        info = _part(self._info(name), index)
         return self._file(info.file).read(info)
 
-    def read(self, name: str) -> mx.array:
+    def read(self, name: str, index: int | None = None) -> mx.array:
         """Return a tensor in its stored dtype, no bit changed; see `raw` for the errors."""
-        info = self._info(name)
-        return array_from_bytes(self.raw(name), info.dtype, info.shape)
+        info = _part(self._info(name), index)
+        return array_from_bytes(self.raw(name, index), info.dtype, info.shape)
 
-    def matrix(self, name: str) -> NDArray[np.float32]:
+    def matrix(self, name: str, index: int | None = None) -> NDArray[np.float32]:
         """Return a weight in float32, dequantised where it is packed.
 
         Args:
             name: A key of ``tensors``, of a floating dtype or packed by MLX.
+            index: Along the first axis, for one matrix of a stack.
 
         Returns:
             A new array of shape ``shape(name)``, every value finite. float16 and bfloat16
@@ -104,12 +107,13 @@ class Checkpoint(Closing):
             FormatError: If it is neither, if a value is NaN or infinite, or for the reasons
                 of `raw`.
         """
-        info, packing = self._info(name), self.packing(name)
-        check_memory(info.nbytes + 4 * math.prod(self.shape(name)), info.file, name)
+        info, packing = _part(self._info(name), index), self.packing(name)
+        shape = self.shape(name) if index is None else self.shape(name)[1:]
+        check_memory(info.nbytes + 4 * math.prod(shape), info.file, name)
         if packing is not None:
-            values = self._unpacked(module_path(name), packing)
+            values = self._unpacked(module_path(name), packing, index)
         elif info.dtype in FLOATS:
-            values = _as_float32(self.raw(name), info.dtype).reshape(info.shape)
+            values = _as_float32(self.raw(name, index), info.dtype).reshape(info.shape)
         else:
             reason = f"it holds {info.dtype}, and a weight is F32, F16, BF16 or packed by MLX"
             raise FormatError.about(info.file, reason, "exclude it", tensor=name)
@@ -177,15 +181,24 @@ class Checkpoint(Closing):
             self._open = open_safetensors(path, expected=self._fingerprints[path])
         return self._open
 
-    def _unpacked(self, path: str, packing: Packing) -> NDArray[np.float32]:
+    def _unpacked(self, path: str, packing: Packing, index: int | None) -> NDArray[np.float32]:
         optional = (f"{path}.global_scale",) if packing.mode == "nvfp4" else ()
         return unpacked(
-            self.read(f"{path}.weight"),
-            self.read(f"{path}.scales"),
-            self.read(f"{path}.biases") if packing.mode == "affine" else None,
+            self.read(f"{path}.weight", index),
+            self.read(f"{path}.scales", index),
+            self.read(f"{path}.biases", index) if packing.mode == "affine" else None,
             packing,
-            global_scale=next((self.read(n) for n in optional if n in self.tensors), None),
+            global_scale=next((self.read(n, index) for n in optional if n in self.tensors), None),
         )
+
+
+def _part(info: TensorInfo, index: int | None) -> TensorInfo:
+    """A tensor, or one item along its first axis."""
+    if index is None:
+        return info
+    size = info.nbytes // info.shape[0]
+    start = info.start + index * size
+    return replace(info, shape=info.shape[1:], start=start, stop=start + size)
 
 
 def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:

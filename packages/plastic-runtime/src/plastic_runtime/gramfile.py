@@ -82,6 +82,10 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         """The sum of ``g g^T`` at the outputs of a layer over the tokens, (out, out), float64."""
         return self._gram(f"output.{path}", self.tokens)
 
+    def count(self, path: str) -> int:
+        """How many inputs a layer had; its Grams are not read."""
+        return self._counts[self.sites[path]]
+
     def close(self) -> None:
         """Close the file and let the latest Gram go; a second call does nothing."""
         self._latest = None

@@ -1,0 +1,45 @@
+"""What tensors take in the headers of safetensors files, before these are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from plastic_runtime.files import TensorSpec
+
+from plastic_export.lossplan import Candidate, Format, Offer, Overhead
+from plastic_export.parts import parts_of, whole_specs
+from plastic_export.shards import SHARD_BYTES
+
+OFFSET = 10**10 - 1  # no number of a file of at most `SHARD_BYTES` has more digits
+FILE = 8 + 8 + 64  # length, padding, braces and metadata
+
+
+def entry_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Bytes of their entries in a header, at most."""
+    entries = (
+        {s.name: {"dtype": s.dtype, "shape": [*s.shape], "data_offsets": [OFFSET, OFFSET]}}
+        for s in specs
+    )
+    return sum(
+        len(json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()) - 1
+        for entry in entries
+    )
+
+
+def overhead_of(format: Format) -> Overhead:
+    """What an offer adds to the headers of a format."""
+
+    def overhead(m: Candidate, offer: Offer) -> int:
+        there = [part for part in parts_of(m, offer, format) if part is not None]
+        return entry_bytes(s for part in there for s in part.specs) or entry_bytes(whole_specs(m))
+
+    return overhead
+
+
+def fixed_bytes(left: Iterable[TensorSpec], nbytes: int) -> int:
+    """What all other tensors and the files themselves add, for a checkpoint of so many bytes.
+
+    Counts a file more than ``SHARD_BYTES`` asks for, since none is filled, and one of an adapter.
+    """
+    return entry_bytes(left) + FILE * (3 + 2 * (nbytes // SHARD_BYTES))
