@@ -3,6 +3,7 @@
     uv run tools/bench/quality.py                   the checkpoint that the repository ships
     uv run tools/bench/quality.py SRC --calibration FILE --text FILE --text FILE
     uv run tools/bench/quality.py --table bits --method gptq mixed --bits 3.5    two rows, quickly
+    uv run tools/bench/quality.py --table bits --embeddings                      embeddings too
 
 Three tables: bits per weight of the matrices, scales counted; fractions of their bytes kept by
 16-bit factors alone; a quantised backbone with factors of so many bits per weight. The same
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import lowrankers
-import mlx.nn as nn
 import quantisers
 from lowrankers import Study, Written
 from mlx_lm import convert
@@ -62,7 +62,8 @@ class Bench:
         self.options = options
         self.folder = folder
         self.checkpoint = checkpoint
-        self.matrices = tuple(plannable(checkpoint, exclude=options.exclude))
+        exclude, embeddings = options.exclude, options.embeddings
+        self.matrices = tuple(plannable(checkpoint, exclude=exclude, embeddings=embeddings))
         paths = frozenset(module_path(m.name) for m in self.matrices)
         calibration = Calibration(options.calibration, 256, options.windows)
         self.task = Task(options.source, paths, calibration, options.steps, tuple(options.rates))
@@ -86,6 +87,7 @@ class Bench:
                 budgets=self.options.bits,
                 format=format,
                 exclude=self.options.exclude,
+                embeddings=self.options.embeddings,
             )
         return file
 
@@ -117,7 +119,7 @@ def round_to_nearest(bench: Bench, out: Path, budget: float) -> Written:
             quantize=True,
             q_bits=whole_bits(budget),
             q_group_size=quantisers.GROUP,
-            quant_predicate=lambda path, module: path in paths and isinstance(module, nn.Linear),
+            quant_predicate=lambda path, module: path in paths,
         )
     return weigh(out)
 
@@ -259,6 +261,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rank", type=float, nargs="+", default=[0.8, 0.6, 0.4])
     parser.add_argument("--correction", type=correction, nargs="+", default=[(2, 0.25), (3, 0.5)])
     parser.add_argument("--exclude", action="append", default=[], help="for example lm_head")
+    parser.add_argument("--embeddings", action="store_true", help="take them too (bits only)")
     parser.add_argument("--windows", type=int, default=128, help="of 256 tokens to calibrate (128)")
     parser.add_argument("--measured", type=int, default=24, help="windows per text (24)")
     parser.add_argument("--steps", type=int, default=200, help="of DWQ (200)")

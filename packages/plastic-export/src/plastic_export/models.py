@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_runtime.files import FormatError, read_header, read_json
+from plastic_runtime.files import FormatError, read_header, read_json, sha256_file
 from plastic_runtime.taps import is_stack
 
 from plastic_export.adapterfile import adapter_of
 from plastic_export.host import use_host_products
 from plastic_export.lossplan import Kind
+from plastic_export.manifest import MANIFEST, read_manifest
 from plastic_export.merging import merge_corrections
 
 MODEL_FILE = "plastic_model.py"
@@ -26,9 +27,10 @@ _MESSAGE = 200  # characters of a foreign error that are worth repeating
 def load_model(folder: str | Path) -> nn.Module:
     """Load a checkpoint as mlx-lm would, every format that this package writes included.
 
-    Code in the folder never runs: a factored checkpoint is built by this package's own model
-    file, and a folder that names any other is refused. The adapter of a checkpoint that this
-    package wrote with one is laid over it, as ``--adapter-path`` does.
+    Code in the folder never runs: a factored checkpoint is built by this package's own model file.
+    A folder that names any other is refused, and one whose own is not that of its manifest. The
+    adapter of a checkpoint that this package wrote with one is laid over it, as ``--adapter-path``
+    does.
 
     Args:
         folder: Folder in Hugging Face or mlx-community form.
@@ -46,7 +48,10 @@ def load_model(folder: str | Path) -> nn.Module:
     folder, utils = Path(folder), _mlx_lm()
     file = folder / "config.json"
     config = read_json(file)
-    classes = _factored_classes() if _is_factored(config, file) else _stock_classes(config, file)
+    is_factored = _is_factored(config, file)
+    if is_factored:
+        _check_model_file(folder)
+    classes = _factored_classes() if is_factored else _stock_classes(config, file)
     _check_weights(folder)
     adapter = adapter_of(folder)
     try:
@@ -246,6 +251,18 @@ def _is_factored(config: dict[str, Any], file: Path) -> bool:
         remedy = "take a checkpoint of an architecture that mlx-lm knows by itself"
         raise FormatError.about(file, reason, remedy)
     return model_file is not None
+
+
+def _check_model_file(folder: Path) -> None:
+    """Refuse a folder whose model file, which mlx-lm would run, is not the one of its manifest."""
+    file = folder / MODEL_FILE
+    stated = read_manifest(folder).files if (folder / MANIFEST).is_file() else {}
+    if MODEL_FILE not in stated:
+        return
+    if not file.is_file() or sha256_file(file) != stated[MODEL_FILE]["sha256"]:
+        reason = "not the model file that was written with it" if file.is_file() else "missing"
+        remedy = "do not run it; `plastic verify` lists what else has changed"
+        raise FormatError.about(file, reason, remedy)
 
 
 def _factored_classes() -> tuple[Any, Any]:

@@ -73,7 +73,7 @@ class Part:
         """The arrays of ``specs``, by name; of a stack, from the backbones of its experts."""
         if isinstance(stored, list):
             leaves = [backbone.arrays() for backbone in stored]
-            for leaf in leaves[0]:
+            for leaf in list(leaves[0]):
                 yield f"{self.path}.{leaf}", mx.stack([own.pop(leaf) for own in leaves])
         elif isinstance(stored, Backbone):
             yield from ((f"{self.path}.{leaf}", a) for leaf, a in stored.arrays().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
@@ -16,7 +17,13 @@ from plastic_select import (
     stable_rank_of_spectrum,
 )
 
-from plastic_export.matrices import compressible, module_path
+from plastic_export.matrices import (
+    COMPANIONS,
+    compressible,
+    is_packed,
+    module_path,
+    stored_parts,
+)
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.track import Track, untracked
 
@@ -57,7 +64,7 @@ class Group:
 
     Attributes:
         name: Last two parts of the path, such as ``"mlp.up_proj"``.
-        shape: ``(out, in)``, as stored.
+        shape: ``(out, in)`` of the dense weight, packed or not.
         count: How many there are.
         nbytes: Bytes of all of them.
         break_even: Rank from which factors are as large as the dense matrix.
@@ -78,7 +85,7 @@ class Summary:
         name: Folder name or Hub id.
         model_type: As in its configuration.
         tensors: How many tensors.
-        parameters: How many stored values; a packed one counts the words that hold it.
+        parameters: How many entries all weights have; scales and offsets of packed ones are none.
         nbytes: Bytes of all tensors.
         dtypes: How many tensors of each type.
         groups: The matrices that ``compress`` would take.
@@ -120,7 +127,7 @@ def summarize(
             name=checkpoint.name,
             model_type=str(checkpoint.config.get("model_type", "unknown")),
             tensors=len(tensors),
-            parameters=sum(int(np.prod(t.shape)) for t in tensors.values()),
+            parameters=sum(_entries(checkpoint, name) for name in tensors),
             nbytes=sum(t.nbytes for t in tensors.values()),
             dtypes=dict(Counter(t.dtype for t in tensors.values())),
             groups=_groups(checkpoint, names),
@@ -131,6 +138,16 @@ def summarize(
         )
 
 
+def _entries(checkpoint: Checkpoint, name: str) -> int:
+    """Entries of the weight that a tensor holds; none for what is beside a packed one."""
+    path, _, leaf = name.rpartition(".")
+    weight = f"{path}.weight"
+    is_beside = leaf in COMPANIONS and weight in checkpoint.tensors
+    if is_beside and is_packed(weight, checkpoint.tensors):
+        return 0
+    return math.prod(checkpoint.shape(name))
+
+
 def _spectrum(checkpoint: Checkpoint, name: str) -> Spectrum:
     weight = checkpoint.matrix(name)
     return Spectrum.of(weighted_spectrum(weight), (weight.shape[0], weight.shape[1]))
@@ -139,9 +156,10 @@ def _spectrum(checkpoint: Checkpoint, name: str) -> Spectrum:
 def _groups(checkpoint: Checkpoint, names: list[str]) -> tuple[Group, ...]:
     sizes: dict[tuple[str, tuple[int, int]], list[int]] = defaultdict(list)
     for name in names:
-        info = checkpoint.tensors[name]
+        out, in_ = checkpoint.shape(name)
         short = ".".join(module_path(name).split(".")[-2:])
-        sizes[short, (info.shape[0], info.shape[1])].append(info.nbytes)
+        nbytes = sum(t.nbytes for t in stored_parts(name, checkpoint.tensors))
+        sizes[short, (out, in_)].append(nbytes)
     return tuple(
         Group(name, shape, len(nbytes), sum(nbytes), break_even_rank(shape))
         for (name, shape), nbytes in sizes.items()

@@ -121,7 +121,7 @@ def together(uses: tuple[LossGrams, ...]) -> LossGrams:
 
 def trace(A: Float64) -> float:
     """Of a matrix, or of blocks along the diagonal of one."""
-    return float(np.einsum("...ii->", A))
+    return float(np.einsum("...ii->...", A).sum())
 
 
 def total(parts: Iterable[Float64]) -> Float64:
