@@ -177,7 +177,8 @@ REFUSED = [
     (["--bits-per-weight", "three"], ["three", "3,3.5,4.5"]),
     (["--bits-per-weight", ","], ["','", "3,3.5,4.5"]),
     (["--exclude", "*"], ["no matrix is left"]),
-    (["--include", "model.embed_tokens"], ["no linear layer"]),
+    (["--include", "*layernorm"], ["matches no matrix"]),
+    (["--include", "model.embed_tokens", "--no-embeddings"], ["no layer is left"]),
     (["--window", "99999"], ["the text has", "window of 99999", "calibration.txt"]),
 ]
 

@@ -136,12 +136,11 @@ def price_one(shape: tuple[int, int], format: Format, widest: int) -> dict[str, 
     weight = rng.standard_normal(shape).astype(np.float32) / np.float32(in_**0.5)
     grams = LossGrams(gram(in_, widest, 1), gram(out, widest, 2))
     before = peak()
-    seconds, offers = timed(
-        lambda: offers_of(weight, matrix("m", shape), (grams,), CHOICES[format])
-    )
+    m, choices = matrix("m", shape), CHOICES[format]
+    seconds, found = timed(lambda: offers_of(weight, m, (grams,), choices))
     given = weight.nbytes + grams.input.matrix.nbytes + grams.output.matrix.nbytes
-    found = {"seconds": seconds, "offers": len(offers), "peak": peak(), "given": given}
-    return {**found, "added": peak() - before}
+    sizes = {"peak": peak(), "given": given, "added": peak() - before}
+    return {"seconds": seconds, "offers": len(found.offers), **sizes}
 
 
 def peak() -> int:

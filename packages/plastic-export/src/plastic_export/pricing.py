@@ -256,7 +256,7 @@ def _change(weight: NDArray[np.float32], backbone: Backbone | None) -> Operator:
     return as_operator(weight) if backbone is None else difference(weight, backbone)
 
 
-def _priced(
+def offers_of(
     weight: NDArray[np.float32],
     m: Candidate,
     uses: tuple[LossGrams, ...],
