@@ -310,6 +310,12 @@ def test_a_healthy_folder_verifies_has_nothing_to_restore_and_is_the_same_every_
     (a / "plastic_model.py").write_text("")
     (defect,) = verify(a)
     assert "plastic_model.py" in defect
+    load_model(b)
+    for folder, spoil in ((a, "not the model file"), (b, "missing")):
+        if folder is b:
+            (b / "plastic_model.py").unlink()
+        with pytest.raises(FormatError, match=rf"plastic_model\.py: {spoil}.*plastic verify"):
+            load_model(folder)
 
 
 def test_without_a_correction_no_model_file_is_needed(

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_adapters
 from mlx_lm.utils import load_model as stock_load
 from plastic_core.linalg import Float64
+from plastic_export import losstables
 from plastic_export.budgets import Budget
 from plastic_export.calibrate import Calibration
 from plastic_export.layers import layers_of
@@ -186,12 +187,7 @@ def mixture(family: str) -> dict[str, mx.array]:
     """The weights of a small random mixture of experts, as mlx-lm names them, in bfloat16."""
     kind, args = _get_classes({"model_type": family})
     model = kind(args.from_dict({"model_type": family} | SIZES))
-    weights = {}
-    for number, (name, like) in enumerate(sorted(arrays_of(model).items())):
-        noise = mx.random.normal(like.shape, key=mx.random.key(number))
-        scaled = noise * like.shape[-1] ** -0.5 if like.ndim > 1 else mx.ones(like.shape)
-        weights[name] = scaled.astype(mx.bfloat16)
-    return weights
+    return random_like(arrays_of(model))
 
 
 def one_by_one(weights: Mapping[str, mx.array], family: str) -> dict[str, mx.array]:
@@ -369,3 +365,49 @@ def test_plans_that_would_share_their_grams_are_refused(make_readable: Make, tex
         plan_checkpoint(
             make_readable(), text.with_name("plan.v1"), calibration=calibration, budgets=[3.5]
         )
+
+
+LFM2: dict[str, Any] = {
+    "model_type": "lfm2",
+    "vocab_size": 80,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "norm_eps": 1e-5,
+    "conv_bias": False,
+    "conv_L_cache": 3,
+    "block_dim": 64,
+    "block_multiple_of": 32,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False,
+    "block_ff_dim": 96,
+    "layer_types": ["conv", "full_attention"],
+}
+
+
+def test_a_layer_of_a_kind_that_is_not_understood_is_named_and_copied(
+    make_readable: Make, text: Path
+) -> None:
+    kind, args = _get_classes(LFM2)
+    weights = random_like(arrays_of(kind(args.from_dict(LFM2))))
+    plan = planned(make_readable("lfm2", weights=weights, **LFM2), text, budgets=[4])
+    convolution = "model.layers.0.conv.conv.weight"
+    assert plan.left == (convolution,)
+    _, _, *lines = losstables.planned(plan, Path("plan.json"), Path("plan.png"))
+    assert "1 left as they are: " + convolution in str(lines[0])
+    result = written(text.with_name("lfm2"), text)
+    after = load_safetensors(result.out / "model.safetensors")
+    assert mx.array_equal(after[convolution], weights[convolution]).item()
+    stock_load(result.out)
+
+
+def random_like(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Random bfloat16 weights that keep activations near one; ones for norms."""
+    found = {}
+    for number, (name, like) in enumerate(sorted(arrays.items())):
+        noise = mx.random.normal(like.shape, key=mx.random.key(number))
+        scaled = noise * like.shape[-1] ** -0.5 if like.ndim > 1 else mx.ones(like.shape)
+        found[name] = scaled.astype(mx.bfloat16)
+    return found

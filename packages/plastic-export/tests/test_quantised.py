@@ -22,6 +22,7 @@ from plastic_export.quantised import execute_plan
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.restoration import restore
 from plastic_export.shards import as_float32
+from plastic_export.summary import summarize
 from plastic_export.verification import verify
 from plastic_runtime import LossGrams
 from plastic_runtime.files import (
@@ -352,3 +353,18 @@ def test_one_of_several_budgets_must_be_named(
     with pytest.raises(ValueError, match=r"one of the plan's, 3\.5, 5, got 4"):
         plan.budget(4.0)
     assert plan.budget(5.0).budget == 5.0
+
+
+def test_a_packed_folder_is_inspected_as_the_dense_one_it_stands_for(
+    make_checkpoint: Make, planned: Planned, tmp_path: Path
+) -> None:
+    source, file, out = make_checkpoint(), tmp_path / "plan.json", tmp_path / "out"
+    planned(source, file)
+    result = execute_plan(source, out, file, budget=3.5)
+    dense, packed = (summarize(str(folder)) for folder in (source, out))
+    assert packed.parameters == dense.parameters
+    assert {(g.name, g.shape, g.count) for g in packed.groups} == {
+        (g.name, g.shape, g.count) for g in dense.groups
+    }
+    inside = [r for r in result.matrices if "layers" in r.name]
+    assert sum(g.nbytes for g in packed.groups) == sum(r.stored_bytes for r in inside)
