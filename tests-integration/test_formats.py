@@ -46,6 +46,7 @@ def outputs(
             budgets=[BUDGET],
             format=format,
             choices=FEW[format],
+            embeddings=False,  # which would be stored in two bits or not at all
             force=True,
         )
         written[format] = execute_plan(checkpoint, folder / format, file)
