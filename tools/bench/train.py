@@ -272,7 +272,7 @@ def plastic(bench: Bench, rank: int, seed: int) -> Result:
     """Ours: every layer and the head, from more bytes than allowed down to those of the rank."""
     o, model = bench.options, bench.base()
     last = budget(bench, rank)
-    also = [HEAD] if HEAD in model else []
+    also = {HEAD: o.start * o.head * rank} if HEAD in model else {}
     gauge = Gauge(SCALE / math.sqrt(3) * math.sqrt(8) / o.norm, o.norm)
     layers = attach(model, o.start * rank, also=also, gauge=gauge, seed=seed)
     optimizer = optim.Adam(bench.rate)
@@ -356,11 +356,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=128, help="tokens per window (128)")
-    parser.add_argument("--windows", type=int, default=48, help="per held-out text (48)")
+    parser.add_argument("--windows", type=int, default=32, help="per held-out text (32)")
     parser.add_argument("--rate", type=float, default=3e-4, help="largest learning rate (3e-4)")
     parser.add_argument("--warm", type=int, default=10, help="steps of its rise (10)")
     parser.add_argument("--probe", type=int, default=4, help="windows to price on (4)")
-    parser.add_argument("--start", type=int, default=2, help="times the rank at the start (2)")
+    parser.add_argument("--start", type=int, default=4, help="times the rank at the start (4)")
+    parser.add_argument("--head", type=int, default=3, help="that rank of the head over it (3)")
     parser.add_argument("--begin", type=int, default=20, help="steps to the first change (20)")
     parser.add_argument("--end", type=int, default=20, help="steps to the last change (20)")
     parser.add_argument("--every", type=int, default=10, help="steps between changes (10)")

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,13 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from plastic_core import RankLayer
+from plastic_core import Factors, RankLayer
 
 from plastic_runtime import surgery
 from plastic_runtime.events import EventLog, PlasticityEvent
 from plastic_runtime.gauge import Gauge
-from plastic_runtime.probes import dense_gradient
-from plastic_runtime.reallocation import Inventory
+from plastic_runtime.gradientfactors import GradientFactors, gradient_factors
+from plastic_runtime.growth import Directions, steepest_directions
+from plastic_runtime.reallocation import Inventory, finite
 from plastic_runtime.scores import Loss, rank_layers
 from plastic_runtime.sleep import SleepDict
 from plastic_runtime.state import Change, Guard, State
@@ -35,6 +36,7 @@ class Actions:
         soft_threshold: Shrink by soft-thresholding instead of truncating.
         seed: Of random growth.
         sleep: Where parked components are.
+        gauge: How new components are written; None for ``S = 0``.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Actions:
     soft_threshold: bool
     seed: int
     sleep: SleepDict = field(default_factory=SleepDict)
+    gauge: Gauge | None = None
 
     @cached_property
     def layers(self) -> dict[str, RankLayer]:
@@ -60,21 +63,33 @@ class Actions:
             raise ValueError(f"`path` must be one of {sorted(self.layers)}, got {path!r}.")
         return self.layers[path]
 
-    def grow(self, change: Change, state: State, score: float | None) -> PlasticityEvent:
-        """Grow a layer to ``change.rank``, along the gradient or at random."""
+    def passed(self) -> dict[str, GradientFactors]:
+        """What passes the layers on the probe batch; nothing without one.
+
+        Raises:
+            ValueError: If it is not finite; names the layer.
+        """
+        found = {} if self.loss is None else gradient_factors(self.model, self.loss)
+        return {path: finite(path, found) for path in found}
+
+    def grow(
+        self,
+        change: Change,
+        state: State,
+        score: float | None,
+        passed: Mapping[str, GradientFactors],
+    ) -> PlasticityEvent:
+        """Grow a layer to ``change.rank``, along the gradient or, without one, at random."""
         path, layer = change.path, self.layer(change.path)
-        before = layer.rank
-        gradient = None if self.loss is None else dense_gradient(self.model, path, self.loss)
-        entropy = [self.seed, state.step, before, zlib.crc32(path.encode())]
-        key = mx.random.key(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        surgery.grow(
-            layer,
-            change.rank - before,
-            path=path,
-            optimizer=self.optimizer,
-            gradient=gradient,
-            key=key,
-        )
+        before, k = layer.rank, change.rank - layer.rank
+        if path in passed and 0 <= k <= layer.max_rank - before:
+            directions = steepest_directions(layer, passed[path], k)
+            fresh = self._fresh(layer, directions, change.rank)
+            surgery.extend(layer, fresh, path=path, optimizer=self.optimizer)
+        else:
+            entropy = [self.seed, state.step, before, zlib.crc32(path.encode())]
+            key = mx.random.key(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            surgery.grow(layer, k, path=path, optimizer=self.optimizer, key=key)
         return self.record("grow", state, path, before=before, why=change.why, score=score)
 
     def park(
@@ -111,6 +126,13 @@ class Actions:
         before = layer.rank
         surgery.wake(layer, ids, path=path, optimizer=self.optimizer, sleep=self.sleep)
         return self.record("wake", state, path, before=before, why=why, score=score, guard=guard)
+
+    def _fresh(self, layer: RankLayer, directions: Directions, rank: int) -> Factors:
+        """Components that change nothing yet, written in the gauge if there is one."""
+        U, Vh = (mx.array(part).astype(layer.U.dtype) for part in directions)
+        if self.gauge is not None:
+            return self.gauge.fresh(layer, Vh, rank)
+        return Factors(U, mx.zeros(len(Vh), layer.S.dtype), Vh)
 
     def settle(
         self, path: str, rank: int, inventory: Inventory, gauge: Gauge, state: State

@@ -1,6 +1,6 @@
 """A plastic part beside the linear layers of a model, whose own weights stay as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +17,7 @@ def attach(
     rank: int,
     *,
     keys: Sequence[str] | None = None,
-    also: Sequence[str] = (),
+    also: Mapping[str, int] | None = None,
     gauge: Gauge | None = None,
     dtype: mx.Dtype = mx.float32,
     seed: int = 0,
@@ -34,7 +34,7 @@ def attach(
         rank: Components per layer; a layer that has no room for as many gets its full rank.
         keys: Which layers: full paths, or their last parts such as ``"self_attn.q_proj"``; by
             default all.
-        also: Full paths of linear layers outside the blocks, such as ``"lm_head"``.
+        also: Ranks of linear layers outside the blocks, by full path, such as ``"lm_head"``.
         gauge: How the factors are written (``Gauge``): what Adam trains well. Give the same one
             to the manager.
         dtype: Of the factors; their optimizer state has the same.
@@ -47,12 +47,16 @@ def attach(
         ValueError: If ``rank`` is negative, a key or path names no linear layer, or there is no
             layer to adapt. Nothing has changed then.
     """
-    if rank < 0:
-        raise ValueError(f"`rank` must not be negative, got {rank}.")
+    also = also or {}
+    for r in (rank, *also.values()):
+        if r < 0:
+            raise ValueError(f"`rank` must not be negative, got {r}.")
     chosen = _chosen(model, keys) | _outside(model, also)
     model.freeze()
     pairs = zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True)
-    layers = {path: _layer(chosen[path], rank, gauge, dtype, key) for path, key in pairs}
+    layers = {
+        path: _layer(chosen[path], also.get(path, rank), gauge, dtype, key) for path, key in pairs
+    }
     model.update_modules(tree_unflatten(list(layers.items())))
     return layers
 
@@ -79,7 +83,7 @@ def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
     }
 
 
-def _outside(model: nn.Module, paths: Sequence[str]) -> dict[str, Linear]:
+def _outside(model: nn.Module, paths: Iterable[str]) -> dict[str, Linear]:
     """The linear layers at these paths."""
     modules = modules_by_path(model)
     found: dict[str, Linear] = {}

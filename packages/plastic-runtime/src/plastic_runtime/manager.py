@@ -43,13 +43,18 @@ class PlasticityManager:
             and the largest sleepers wake first.
         strategy: How a spectrum names a rank: ``"stable"``, ``"theorem"`` or ``"activation"``;
             or a ``Target`` with the numbers that belong to it.
-        score: ``"gradient"`` or ``"relevance"``: how ``loss`` scores layers.
+        score: How ``loss`` scores layers: ``"gradient"``, ``"relevance"``, or ``"descent"``, by
+            how much a new component is predicted to lower it.
         grams: Input Gram of every layer by path (``input_grams``), for ``"activation"``.
         soft_threshold: Shrink by soft-thresholding the spectrum, which also lowers what stays
             awake and so is not wholly undone by waking, instead of by truncating it.
         log: A file to append one JSON line per event to, or an ``EventLog``.
         seed: Of the random directions.
         sleep: Where components sleep: a ``SleepStore`` keeps them on disk.
+        schedule: Bytes that may be awake over the steps; then it alone changes ranks, in
+            :meth:`advance`, and validation losses are only kept on record.
+        gauge: How factors are written, the one that was given to ``attach``: new components and
+            reallocated layers follow it. By default new components enter with ``S = 0``.
         **numbers: ``delta``, ``gamma``, ``k``, ``window``, ``patience``, ``cooldown``, ``guard``,
             ``fraction``, ``max_bytes``: see ``Settings``, which has the defaults.
 
@@ -86,9 +91,9 @@ class PlasticityManager:
         self.grams = dict(grams or {}) if self.target.strategy == "activation" else {}
         log = log if isinstance(log, EventLog) else EventLog(log)
         sleep = SleepDict() if sleep is None else sleep
-        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep)
+        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep, gauge)
         self.schedule = schedule
-        self.gauge = gauge or Gauge()
+        self.gauge = gauge
         self._state = State()
         self._advanced = 0
         self._check()
@@ -155,11 +160,11 @@ class PlasticityManager:
         except ValueError as error:
             return [self.report(f"{error}: no change")]
         holdings = [own.holding(path, floor=1) for path, own in stock.items()]
-        ranks = redistribute(holdings, max_bytes)
+        ranks, gauge = redistribute(holdings, max_bytes), self.gauge or Gauge()
         events = [
             event
             for path, own in stock.items()
-            for event in act.settle(path, ranks[path], own, self.gauge, self._state)
+            for event in act.settle(path, ranks[path], own, gauge, self._state)
         ]
         if events:
             self._state = changed(self.settings, self._state)
@@ -178,7 +183,8 @@ class PlasticityManager:
         layer = self._act.layer(path)
         self._check_room(layer, k, "`k`")
         before = layer.rank
-        event = self._act.grow(Change("grow", path, before + k, "asked for"), self._state, None)
+        change = Change("grow", path, before + k, "asked for")
+        event = self._act.grow(change, self._state, None, self._act.passed())
         self._state = changed(self.settings, self._state, grown={path: before})
         return event
 
@@ -277,7 +283,7 @@ class PlasticityManager:
             "seed": self._act.seed,
             "layers": sorted(self.ranks()),
             "schedule": None if self.schedule is None else asdict(self.schedule),
-            "gauge": asdict(self.gauge),
+            "gauge": None if self.gauge is None else asdict(self.gauge),
         }
         return {**asdict(self.settings), **asdict(self.target), **own}
 
@@ -314,6 +320,10 @@ class PlasticityManager:
     def _change(self) -> list[PlasticityEvent]:
         """Carry out the plan for a plateau."""
         act, settled = self._act, self._state.settled
+        try:
+            passed = act.passed()
+        except ValueError as error:
+            return [self.report(f"{error}: no change")]
         layers = survey(
             act.model, target=self.target, score=self.score, loss=act.loss, grams=self.grams
         )
@@ -323,7 +333,7 @@ class PlasticityManager:
         events, grown, parked = [], {}, {}
         for change in changes:
             if change.action == "grow":
-                event = act.grow(change, self._state, scores[change.path])
+                event = act.grow(change, self._state, scores[change.path], passed)
                 grown[change.path] = ranks[change.path]
             else:
                 event, parked[change.path] = act.park(change, self._state, scores[change.path])

@@ -141,7 +141,7 @@ def take(moments: Moments, indices: Sequence[int]) -> Moments:
     return _map(moments, lambda name, leaf, a: mx.take(a, chosen, axis=_axis(name, a)))
 
 
-def extend(moments: Moments, k: int, tail: Moments | None = None) -> Moments:
+def extended(moments: Moments, k: int, tail: Moments | None = None) -> Moments:
     """Append ``k`` components: those of ``tail`` leaf by leaf, zero where it has no such leaf."""
 
     def appended(name: str, leaf: str, array: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ from plastic_core.checks import cast_factors
 
 from plastic_runtime.blame import blaming
 from plastic_runtime.gauge import Gauge
-from plastic_runtime.moments import AXIS, LayerState, extend, take
+from plastic_runtime.moments import AXIS, LayerState, extended, take
 from plastic_runtime.sleep import SleepDict
 
 
@@ -46,7 +46,34 @@ def grow(
     state = LayerState(optimizer, path, layer)
     with blaming(path):
         layer.grow(k, gradient=gradient, key=key)
-    state.write(extend(state.moments(), k))
+    state.write(extended(state.moments(), k))
+    mx.eval(layer.factors())
+
+
+def extend(
+    layer: RankLayer,
+    factors: Factors,
+    *,
+    path: str,
+    optimizer: optim.Optimizer | None = None,
+) -> None:
+    """Append components; their optimizer state starts at zero, as in :func:`grow`.
+
+    Args:
+        layer: The layer, changed in place.
+        factors: The components, of the layer's dtypes; with ``U`` or ``S`` zero they change
+            nothing.
+        path: Path of the layer in the model.
+        optimizer: The one that trains the layer, its state changed in place.
+
+    Raises:
+        ValueError: If they do not fit the layer. Nothing has changed then.
+        TypeError: If they have other dtypes, or the state of the optimizer cannot follow. Nothing
+            has changed then.
+    """
+    state = LayerState(optimizer, path, layer)
+    layer.wake(factors)
+    state.write(extended(state.moments(), factors.rank))
     mx.eval(layer.factors())
 
 
@@ -280,9 +307,9 @@ def wake(
     """
     state = LayerState(optimizer, path, layer)
     factors, moments = sleep.read(path, ids)
-    extended = extend(state.moments(), factors.rank, moments)
+    moments = extended(state.moments(), factors.rank, moments)
     layer.wake(factors)
-    state.write(extended)
+    state.write(moments)
     mx.eval(layer.factors())
     sleep.take(path, ids)
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from plastic_core import RankLayer
 
 from plastic_runtime.blame import blaming
+from plastic_runtime.gradientfactors import gradient_factors
 from plastic_runtime.grams import Gram
-from plastic_runtime.probes import dense_gradient
+from plastic_runtime.growth import descent_score
 from plastic_runtime.scores import (
     Loss,
     gradient_score,
@@ -23,7 +24,11 @@ from plastic_runtime.sleep import SleepDict
 from plastic_runtime.state import LayerView
 from plastic_runtime.targets import Target, plastic_spectrum
 
-SCORES = {"gradient": gradient_score, "relevance": relevance_score}
+SCORES = {
+    "descent": descent_score,
+    "gradient": gradient_score,
+    "relevance": relevance_score,
+}
 
 
 def survey(
@@ -75,9 +80,10 @@ def benefits(
             the benefit is the size ``|S|`` of the component.
     """
     found = {}
+    passed = {} if loss is None else gradient_factors(model, loss)
     for path, own in ids.items():
-        G = None if loss is None else dense_gradient(model, path, loss)
-        if G is not None and bool(mx.isfinite(G).all()):
+        if path in passed and passed[path].finite:
+            G = mx.array(passed[path].dense())
             found.update({i: sleeping_benefit(sleep.get(i), G) for i in own})
         else:
             found.update({i: abs(float(sleep.get(i).S)) for i in own})
