@@ -86,3 +86,13 @@ def test_directions_follow_the_seed() -> None:
     first, same, other = (attach(Net(), 2, seed=seed)["layers.0.up_proj"] for seed in (1, 1, 2))
     assert mx.array_equal(first.U, same.U)
     assert not mx.array_equal(first.U, other.U)
+
+
+def test_layers_outside_the_blocks_are_named_and_may_have_their_own_rank() -> None:
+    model = Net()
+    assert attach(model, 2, also={"head": 3})["head"].rank == 3
+    assert attach(Net(), 2, also=["head"])["head"].rank == 2
+    with pytest.raises(ValueError, match=r"`also` must name linear layers; at 'tail' .* nothing"):
+        attach(Net(), 2, also=["tail"])
+    with pytest.raises(ValueError, match=r"at .layers.0. the model has a Block"):
+        attach(Net(), 2, also=["layers.0"])

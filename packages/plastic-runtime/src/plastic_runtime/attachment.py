@@ -17,7 +17,7 @@ def attach(
     rank: int,
     *,
     keys: Sequence[str] | None = None,
-    also: Mapping[str, int] | None = None,
+    also: Mapping[str, int] | Iterable[str] = (),
     gauge: Gauge | None = None,
     dtype: mx.Dtype = mx.float32,
     seed: int = 0,
@@ -34,7 +34,8 @@ def attach(
         rank: Components per layer; a layer that has no room for as many gets its full rank.
         keys: Which layers: full paths, or their last parts such as ``"self_attn.q_proj"``; by
             default all.
-        also: Ranks of linear layers outside the blocks, by full path, such as ``"lm_head"``.
+        also: Linear layers outside the blocks, such as ``"lm_head"``: full paths, or ranks of
+            their own by full path.
         gauge: How the factors are written (``Gauge``): what Adam trains well. Give the same one
             to the manager.
         dtype: Of the factors; their optimizer state has the same.
@@ -47,7 +48,7 @@ def attach(
         ValueError: If ``rank`` is negative, a key or path names no linear layer, or there is no
             layer to adapt. Nothing has changed then.
     """
-    also = also or {}
+    also = also if isinstance(also, Mapping) else dict.fromkeys(also, rank)
     for r in (rank, *also.values()):
         if r < 0:
             raise ValueError(f"`rank` must not be negative, got {r}.")
