@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from plastic_core.isolated import WorkerError, run_isolated
+from plastic_core.isolated import Worker, WorkerError, run_isolated
 from plastic_core.linalg import thin_svd
 from plastic_core.testing import bits
 
@@ -153,6 +153,36 @@ def test_an_exception_that_cannot_be_pickled_arrives_as_a_worker_error(
 def test_a_result_that_cannot_be_pickled_is_an_error(provocations: ModuleType) -> None:
     with pytest.raises((AttributeError, pickle.PicklingError), match="return_a_function"):
         run_isolated(provocations.return_a_function, timeout=AMPLE)
+
+
+def test_a_worker_serves_many_calls_and_starts_anew_after_one_that_failed(
+    provocations: ModuleType, started: list[Started]
+) -> None:
+    with Worker() as worker:
+        first = worker.call(os.getpid, timeout=AMPLE)
+        assert worker.call(os.getpid, timeout=AMPLE) == first != os.getpid()
+        with pytest.raises(ValueError, match="must be finite"):
+            worker.call(provocations.raise_value_error, "A", timeout=AMPLE)
+        assert worker.call(os.getpid, timeout=AMPLE) == first
+        for name, arguments in (("exit_at_once", [0]), ("signal_itself", [signal.SIGSEGV])):
+            with pytest.raises(WorkerError, match=f"`{name}`"):
+                worker.call(getattr(provocations, name), *arguments, timeout=AMPLE)
+        with pytest.raises(WorkerError, match="missed its deadline"):
+            worker.call(provocations.sleep, timeout=SHORT)
+        assert worker.call(os.getpid, timeout=AMPLE) != first
+    assert len(started) == 4
+    worker.close()
+
+
+def test_a_worker_is_not_shared_with_a_fork() -> None:
+    with Worker() as worker:
+        first = worker.call(os.getpid, timeout=AMPLE)
+        if (child := os.fork()) == 0:
+            own = worker.call(os.getpid, timeout=AMPLE)
+            worker.close()
+            os._exit(int(own == first))
+        assert os.waitpid(child, 0)[1] == 0
+        assert worker.call(os.getpid, timeout=AMPLE) == first
 
 
 @pytest.fixture

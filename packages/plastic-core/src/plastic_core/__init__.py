@@ -8,7 +8,7 @@ from plastic_core.certificate import certify
 from plastic_core.correction import Correction, correction_costs, factor_group
 from plastic_core.factors import Certificate, Factors
 from plastic_core.gramroot import GramRoot, block_side
-from plastic_core.isolated import WorkerError, run_isolated
+from plastic_core.isolated import Worker, WorkerError, run_isolated
 from plastic_core.layer import RankLayer
 from plastic_core.loss import loss_factors, loss_spectrum, predicted_cost
 from plastic_core.lowrank import factorized_lowrank, svd_lowrank
@@ -38,6 +38,7 @@ __all__ = [
     "Projection",
     "QuantizedFactors",
     "RankLayer",
+    "Worker",
     "WorkerError",
     "add_factors",
     "block_side",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from plastic_core import WorkerError
 from plastic_runtime.files import FormatError
 from plastic_select import STRATEGIES
 
@@ -31,13 +32,14 @@ from plastic_export.reader import open_checkpoint
 from plastic_export.reportcommand import report
 from plastic_export.summary import summarize
 
-BAD_INPUT, IO_ERROR, INTERRUPTED = 2, 3, 5
+DEFECT, BAD_INPUT, IO_ERROR, INTERRUPTED = 1, 2, 3, 5
 
 EXPECTED = (
     click.ClickException,
     ValueError,
     OSError,
     ModuleNotFoundError,  # an extra is missing
+    WorkerError,
     click.Abort,
     KeyboardInterrupt,
 )
@@ -198,6 +200,8 @@ def _report(error: BaseException) -> int:
         return INTERRUPTED
     for line in _message(error).splitlines():
         click.echo(f"error: {line}", err=True)
+    if isinstance(error, WorkerError):
+        return DEFECT
     return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
 
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 from plastic_core import weighted_spectrum
 from plastic_runtime.files import write_json
 
+from plastic_export.apart import apart
 from plastic_export.calibrate import Calibration, Grams, calibrate
 from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import Format, execute
@@ -187,7 +188,8 @@ def _survey(checkpoint: Checkpoint, name: str, grams: Grams) -> Surveyed:
     weight = checkpoint.matrix(name)
     stored = stored_parts(name, checkpoint.tensors)
     try:
-        spectrum = weighted_spectrum(weight, gram=grams.get(module_path(name)))
+        gram = grams.get(module_path(name))
+        spectrum = apart(weighted_spectrum, weight, gram=gram, name=name, shape=weight.shape)
     except ValueError as error:
         error.add_note(f"while reading the spectrum of {name!r}")
         raise

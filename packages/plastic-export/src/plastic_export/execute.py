@@ -15,6 +15,7 @@ from plastic_core import Certificate, certify, output_basis
 from plastic_core.linalg import blocks, frobenius_norm, spectral_norm
 from plastic_runtime.files import TensorSpec
 
+from plastic_export.apart import apart
 from plastic_export.calibrate import Grams
 from plastic_export.manifest import MatrixRecord
 from plastic_export.matrices import COMPANIONS, module_path
@@ -125,9 +126,10 @@ def execute(
                 model.write(there.copied[name], checkpoint.raw(name))
             elif name in there.factored:
                 p, gram = there.factored[name], grams.get(module_path(name))
-                records[name] = _stream(
-                    _factor(checkpoint.matrix(name), p, gram, format), p, model, sleep
+                parts = apart(
+                    _factor, checkpoint.matrix(name), p, gram, format, name=name, shape=p.shape
                 )
+                records[name] = _stream(parts, p, model, sleep)
     everything = tuple(records.get(p.name, MatrixRecord.untouched(p)) for p in plan.matrices)
     return everything, model.digests | sleep.digests
 

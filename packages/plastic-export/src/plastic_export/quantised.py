@@ -22,6 +22,7 @@ from plastic_export.adapterfile import (
     check_adapter,
     write_adapter_config,
 )
+from plastic_export.apart import apart
 from plastic_export.compression import check_room, no_cache
 from plastic_export.corrected import write_config
 from plastic_export.exactness import EXACT, write_exact
@@ -212,7 +213,8 @@ def _stream(
     for expert, weight in enumerate(weights_of(checkpoint, replace(layer, experts=m.experts))):
         with blaming(m.name):
             uses = together(uses_of(m, grams, expert))
-        backbone, correction = stored(weight, layout.chosen[m.name], uses, m)
+        offer, shape = layout.chosen[m.name], weight.shape
+        backbone, correction = apart(stored, weight, offer, uses, m, name=m.name, shape=shape)
         backbones += [backbone] if backbone is not None else []
         certificate = _certificate(weight, backbone, correction)
         errors.append(_Errors(frobenius_norm(weight), certificate))

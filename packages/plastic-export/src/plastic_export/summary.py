@@ -17,6 +17,7 @@ from plastic_select import (
     stable_rank_of_spectrum,
 )
 
+from plastic_export.apart import apart
 from plastic_export.matrices import (
     COMPANIONS,
     compressible,
@@ -150,7 +151,10 @@ def _entries(checkpoint: Checkpoint, name: str) -> int:
 
 def _spectrum(checkpoint: Checkpoint, name: str) -> Spectrum:
     weight = checkpoint.matrix(name)
-    return Spectrum.of(weighted_spectrum(weight), (weight.shape[0], weight.shape[1]))
+    return Spectrum.of(
+        apart(weighted_spectrum, weight, name=name, shape=weight.shape),
+        (weight.shape[0], weight.shape[1]),
+    )
 
 
 def _groups(checkpoint: Checkpoint, names: list[str]) -> tuple[Group, ...]:
