@@ -22,6 +22,8 @@ from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.restoration import Restored, restore
 from plastic_export.runreport import Report, report
 from plastic_export.summary import Summary, summarize
+from plastic_export.training import DivergedError, Trained, train
+from plastic_export.trainsettings import Training
 from plastic_export.verification import verify
 
 __version__ = version("plastic-export")
@@ -32,6 +34,7 @@ __all__ = [
     "Checkpoint",
     "Compressed",
     "Difference",
+    "DivergedError",
     "Evaluation",
     "FormatError",
     "Healed",
@@ -46,6 +49,8 @@ __all__ = [
     "Restored",
     "Summary",
     "Surveyed",
+    "Trained",
+    "Training",
     "compare",
     "compress",
     "evaluate",
@@ -66,5 +71,6 @@ __all__ = [
     "restore",
     "summarize",
     "text_windows",
+    "train",
     "verify",
 ]

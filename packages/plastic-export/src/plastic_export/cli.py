@@ -31,6 +31,7 @@ from plastic_export.plancommand import asked, carry_out_plan, plan
 from plastic_export.reader import open_checkpoint
 from plastic_export.reportcommand import report
 from plastic_export.summary import summarize
+from plastic_export.traincommand import train
 
 DEFECT, BAD_INPUT, IO_ERROR, INTERRUPTED = 1, 2, 3, 5
 
@@ -176,6 +177,7 @@ plastic.add_command(evaluate)
 plastic.add_command(heal)
 plastic.add_command(plan)
 plastic.add_command(report)
+plastic.add_command(train)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from plastic_runtime.files import FormatError, read_json, write_json
+from plastic_runtime.generations import check_identity
 
 RUN = "plastic-run.json"
 EVENTS = "events.jsonl"
@@ -59,3 +61,22 @@ def read_run_file(path: Path) -> RunFile:
     if not sound:
         raise FormatError.about(path, "a field is missing or of the wrong type", "delete the run")
     return RunFile(**fields)
+
+
+def claim(out: Path, run: RunFile) -> None:
+    """Make the folder of a run, or make sure that it is that of this very run.
+
+    Raises:
+        FormatError: If it is a file, holds something else, or another run: the difference is named.
+        OSError: If the system refuses.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise FormatError.about(out, "it is a link or a file", "choose another folder")
+    if (out / RUN).is_file():
+        check_identity(out / RUN, read_run_file(out / RUN).identity, run.identity)
+        return
+    if out.exists() and os.listdir(out):
+        reason = f"the folder is not empty and holds no {RUN}"
+        raise FormatError.about(out, reason, "choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    run.write(out / RUN)
