@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.decorators import FC
 
 from plastic_export.budgets import parse_size
 from plastic_export.console import (
@@ -33,11 +35,10 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(str(error)) from None
 
 
-def _number(flag: str, type: Any, help: str | None = None, name: str | None = None) -> Any:
+def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]:
     """An option whose default is that of `Training`."""
-    name = name or flag.strip("-").replace("-", "_")
-    default = getattr(_DEFAULT, name)
-    return click.option(flag, name, type=type, default=default, show_default=True, help=help)
+    default = getattr(_DEFAULT, flag.strip("-").replace("-", "_"))
+    return click.option(flag, type=type, default=default, show_default=True, help=help)
 
 
 @click.command()
