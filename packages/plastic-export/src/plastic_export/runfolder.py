@@ -64,7 +64,7 @@ def read_run_file(path: Path) -> RunFile:
 
 
 def claim(out: Path, run: RunFile) -> None:
-    """Make the folder of a run, or make sure that it is that of this very run.
+    """Make the folder of a run, or make sure that it is that of this very run, and sweep it.
 
     Raises:
         FormatError: If it is a file, holds something else, or another run: the difference is named.
@@ -74,6 +74,8 @@ def claim(out: Path, run: RunFile) -> None:
         raise FormatError.about(out, "it is a link or a file", "choose another folder")
     if (out / RUN).is_file():
         check_identity(out / RUN, read_run_file(out / RUN).identity, run.identity)
+        for stray in out.rglob(".*.tmp"):  # what a kill left half-written
+            stray.unlink(missing_ok=True)
         return
     if out.exists() and os.listdir(out):
         reason = f"the folder is not empty and holds no {RUN}"

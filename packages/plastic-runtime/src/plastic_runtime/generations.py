@@ -14,7 +14,7 @@ from plastic_runtime.files import FormatError
 from plastic_runtime.manager import PlasticityManager
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
-_TEMPORARY = re.compile(r"\.step-\d{9}\.safetensors\..*\.tmp")
+_TEMPORARY = re.compile(r"\.step-\d{9}\.safetensors\.(.*\.)?tmp")
 
 
 class Generations:

@@ -1,0 +1,295 @@
+"""``plastic train``: mlx-lm's own trainer, ranks that change in it, runs that are cut and go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+import numpy as np
+import pytest
+from plastic_core import RankLayer
+from plastic_export import DivergedError, FormatError, Trained, Training, load_model, report, train
+from plastic_runtime import Generations, PlasticityManager, attach
+from plastic_runtime.files import load_safetensors, read_json
+
+TOOLS = Path(__file__).parents[1] / "tools" / "bench"
+SHORT = Training(steps=8, batch=2, window=32, rank=2, evaluate_every=4, evaluate_batches=2)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The random Llama and the rows that the benchmarks of cut runs train on."""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        from tinyrun import TinyRun
+    finally:
+        sys.path.remove(str(TOOLS))
+    folder = tmp_path_factory.mktemp("tiny")
+    made = TinyRun(folder / "base", folder / "data")
+    made.write()
+    return made
+
+
+@pytest.fixture(scope="module")
+def adapted(
+    checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """The trained checkpoint, over-trained on two rows: its validation loss falls, then rises."""
+    folder = tmp_path_factory.mktemp("adapted")
+    write_rows(folder / "data", calibration.read_text())
+    restless = {"patience": 1, "window": 1, "cooldown": 0, "delta": 10.0, "gamma": 1e-4}
+    training = Training(
+        steps=24,
+        batch=2,
+        window=48,
+        rank=3,
+        learning_rate=2e-2,
+        decay=False,
+        evaluate_every=2,
+        evaluate_batches=2,
+        plasticity=restless | {"guard": 100},
+    )
+    blocks = ["*.2.self_attn.*", "*.3.mlp.*"]
+    return train(checkpoint, folder / "data", folder / "run", training, include=blocks)
+
+
+def write_rows(folder: Path, text: str) -> None:
+    folder.mkdir()
+    rows = [{"text": text[i : i + 120]} for i in range(0, 960, 120)]
+    for name, own in (("train", rows[:2]), ("valid", rows[2:])):
+        lines = (json.dumps(row) + "\n" for row in own)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_in_mlx_lms_trainer_shows_growth_shrink_and_waking_in_its_report(
+    adapted: Trained,
+) -> None:
+    page = report(adapted.out).page.read_text()
+    actions = {e.action for _, e in adapted.history.events}
+    assert actions == {"grow", "shrink", "wake"}
+    for action in actions:
+        assert f"<td>{action}</td>" in page
+    assert len({layer.last for layer in adapted.history.layers}) > 1
+    losses = [loss for _, loss in adapted.history.train]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_stock_mlx_lm_gives_the_same_logits_with_the_adapter(
+    adapted: Trained, checkpoint: Path
+) -> None:
+    stock, tokenizer = mlx_lm.load(str(checkpoint), adapter_path=str(adapted.adapter))
+    base, _ = mlx_lm.load(str(checkpoint))
+    ours = restored(adapted, checkpoint)
+    tokens = mx.array([tokenizer.encode("def read(self):\n    return")])
+    for model in (stock, base):
+        model.set_dtype(mx.float32)
+    logits = ours(tokens)
+    slack = 100 * np.finfo(np.float32).eps * float(mx.abs(logits).max())
+    assert float(mx.abs(stock(tokens) - logits).max()) <= slack
+    assert float(mx.abs(base(tokens) - logits).max()) > 1e6 * slack / 100
+
+
+def test_the_exact_form_has_every_rank_and_the_same_weights(
+    adapted: Trained, checkpoint: Path
+) -> None:
+    config = read_json(adapted.peft / "adapter_config.json")
+    tensors = load_safetensors(adapted.peft / "adapter_model.safetensors")
+    layers = plastic_layers(restored(adapted, checkpoint))
+    ranks = {layer.path: layer.last for layer in adapted.history.layers if layer.last}
+    assert config["rank_pattern"] == config["alpha_pattern"] == ranks
+    assert sorted(config["target_modules"]) == sorted(ranks)
+    for path, rank in ranks.items():
+        A = tensors.pop(f"base_model.model.{path}.lora_A.weight")
+        B = tensors.pop(f"base_model.model.{path}.lora_B.weight")
+        assert A.shape[0] == B.shape[1] == rank
+        dense = layers[path].factors().dense()
+        assert float(mx.abs(B @ A - dense).max()) <= 1e-6 * float(mx.abs(dense).max() + 1)
+    assert not tensors
+
+
+def restored(run: Trained, checkpoint: Path) -> nn.Module:
+    """The model in training, made again from the newest state alone."""
+    model = load_model(checkpoint)
+    model.set_dtype(mx.float32)
+    record = read_json(run.out / "plastic-run.json")
+    attach(model, 1, keys=[*record["ranks"]], also=[p for p in record["ranks"] if "." not in p])
+    generations = Generations(run.out / "generations", record["identity"])
+    options = record["identity"]["option plasticity"]
+    training = Training(learning_rate=1.0, plasticity=options)
+    optimizer = training.build_optimizer()
+    assert generations.load(model, optimizer, PlasticityManager(model, optimizer, **options))
+    return model.eval()
+
+
+def plastic_layers(model: nn.Module) -> dict[str, RankLayer]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, RankLayer)}
+
+
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_an_undisturbed_one() -> None:
+    words = [sys.executable, str(TOOLS / "kills.py"), "--kills", "20"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {line[:34].strip(): int(line[34:]) for line in done.stdout.splitlines()}
+    assert found["kills at a drawn moment"] + found["kills after a drawn time"] == 20
+    assert found["runs completed and compared"] >= 1
+    assert found["differing bits"] == found["other differences"] == 0
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_quantised_bases_accumulation_and_checkpointing(
+    tiny: Any, tmp_path: Path, bits: int | None
+) -> None:
+    base = tiny.base
+    if bits is not None:
+        base = tmp_path / "quantised"
+        mlx_lm.convert(str(tiny.base), str(base), quantize=True, q_bits=bits, q_group_size=32)
+    training = replace(SHORT, accumulate=2, warmup=1, steps=16, learning_rate=3e-2)
+    plain = train(base, tiny.data, tmp_path / "plain", training)
+    done = train(base, tiny.data, tmp_path / "run", replace(training, grad_checkpoint=True))
+    losses = np.array([loss for _, loss in done.history.valid])
+    assert losses[-1] < losses[0] - 0.05
+    np.testing.assert_allclose(losses, [loss for _, loss in plain.history.valid], rtol=1e-5)
+    mlx_lm.load(str(base), adapter_path=str(done.adapter))
+
+
+def test_rows_with_prompts_are_learnt_with_the_chat_template(tiny: Any, tmp_path: Path) -> None:
+    base, data = shutil.copytree(tiny.base, tmp_path / "base"), tmp_path / "data"
+    config = base / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    data.mkdir()
+    row = json.dumps({"prompt": "import", "completion": "os"})
+    for name in ("train", "valid"):
+        (data / f"{name}.jsonl").write_text(f"{row}\n" * 4)
+    train(base, data, tmp_path / "run", replace(SHORT, steps=4, mask_prompt=True))
+
+
+def test_a_finished_run_started_again_changes_nothing(tiny: Any, tmp_path: Path) -> None:
+    train(tiny.base, tiny.data, tmp_path / "run", SHORT)
+    before = snapshot(tmp_path / "run")
+    assert train(tiny.base, tiny.data, tmp_path / "run", SHORT).resumed == SHORT.steps
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny.base, tiny.data, out, SHORT)
+    before = snapshot(out)
+    other = shutil.copytree(tiny.base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
+    more = shutil.copytree(tiny.data, tmp_path / "more")
+    with (more / "train.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    cases: list[tuple[str, Path, Path, Training]] = [
+        ("base was", other, tiny.data, SHORT),
+        ("train data was", tiny.base, more, SHORT),
+        ("option steps was 8, is 12", tiny.base, tiny.data, replace(SHORT, steps=12)),
+        ("option seed was 0, is 1", tiny.base, tiny.data, replace(SHORT, seed=1)),
+        ("option optimizer was 'adamw'", tiny.base, tiny.data, replace(SHORT, optimizer="sgd")),
+    ]
+    for difference, base, data, training in cases:
+        with pytest.raises(FormatError, match=difference):
+            train(base, data, out, training)
+    assert snapshot(out) == before
+
+
+def test_a_damaged_state_is_refused_and_the_one_before_goes_on(tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny.base, tiny.data, out, SHORT)
+    whole = snapshot(out)
+    newest = out / "generations" / "step-000000008.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(FormatError, match="step-000000008") as refused:
+        train(tiny.base, tiny.data, out, SHORT)
+    assert refused.value.__notes__[-1] == "delete it to go on from step 4"
+    newest.unlink()
+    assert train(tiny.base, tiny.data, out, SHORT).resumed == 4
+    assert snapshot(out)["losses.jsonl"] == whole["losses.jsonl"]
+    adapter = "adapters/adapters.safetensors"
+    assert snapshot(out)[adapter] == whole[adapter]
+
+
+def test_a_loss_that_is_not_finite_changes_no_rank_and_costs_no_state(
+    tiny: Any, tmp_path: Path
+) -> None:
+    out, wild = tmp_path / "run", replace(SHORT, learning_rate=1e30, steps=16)
+    with pytest.raises(DivergedError, match=r"loss is nan at step \d+: no rank was changed"):
+        train(tiny.base, tiny.data, out, wild)
+    states = sorted(p.name for p in (out / "generations").iterdir())
+    assert states == ["step-000000000.safetensors"]
+    for array in load_safetensors(out / "generations" / states[0]).values():
+        assert bool(mx.isfinite(array).all()) if array.dtype == mx.float32 else True
+    assert not (out / "adapters").exists()
+    assert report(out).history.events == ()
+
+
+def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
+    texts = {
+        "empty": "",
+        "json": '{"text": "a"}\n{"text": \n',
+        "keys": '{"words": "a"}\n',
+        "late": '{"text": "one"}\n\n{"text": "two"}\n{"prompt": "three"}\n',
+        "chat": '{"messages": [{"role": "user", "content": "hello"}]}\n',
+        "few": '{"text": "a b c"}\n',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(text * 4 if name == "chat" else text)
+        shutil.copy(tiny.data / "valid.jsonl", tmp_path / name)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    headless = tmp_path / "headless"
+    shutil.copytree(tiny.base, headless)
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("no such folder", {"--data": tmp_path / "nowhere"}),
+        ("train.jsonl: there is no such file", {"--data": tmp_path}),
+        ("train.jsonl: 0 rows, and a batch takes 2", {"--data": tmp_path / "empty"}),
+        ("train.jsonl: line 2: not valid JSON", {"--data": tmp_path / "json"}),
+        ("train.jsonl: 1 rows, and a batch takes 2", {"--data": tmp_path / "few"}),
+        ("line 1: Unsupported data format", {"--data": tmp_path / "keys", "--batch": 1}),
+        ("train.jsonl: line 4: cannot be read: no 'text'", {"--data": tmp_path / "late"}),
+        ("train.jsonl: line 1: cannot be read", {"--data": tmp_path / "chat"}),
+        ("the folder is not empty and holds no plastic-run.json", {"--out": tmp_path / "taken"}),
+        ("no matrix of the checkpoint", {"--include": "*.nothing"}),
+        ("no matrix is left to adapt", {"--exclude": "*"}),
+        ("one component for each of the", {"--max-size": "100"}),
+        ("`steps` must be a multiple of `accumulate` = 3", {"--accumulate": 3}),
+        ("a size must be a number of bytes", {"--max-size": "much"}),
+    ]
+    for reason, changed in cases:
+        words = {"--data": tiny.data, "--out": tmp_path / "out", "--batch": 2, "--steps": 4}
+        options = [str(w) for pair in (words | changed).items() for w in pair]
+        code, _, err = run("train", tiny.base, *options)
+        assert code == 2, err
+        assert reason in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+
+
+def test_the_command_prints_what_came_of_it(tiny: Any, tmp_path: Path, run: Run) -> None:
+    words = ["--data", tiny.data, "--out", tmp_path / "run", "--steps", 4, "--batch", 2]
+    code, out, err = run("train", tiny.base, *words, "--window", 32, "--rank", 2)
+    assert code == 0, err
+    assert "step 0/4" in err
+    assert "--adapter-path" in out
+    assert "training steps" in out
+    record = json.loads(run("train", tiny.base, *words, "--window", 32, "--rank", 2, "--json")[1])
+    assert record["adapter"] == str(tmp_path / "run" / "adapters")
