@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from plastic_core import RankLayer
 from plastic_export import DivergedError, FormatError, Trained, Training, load_model, report, train
+from plastic_export.trainsettings import GAUGE
 from plastic_runtime import Generations, PlasticityManager, attach
 from plastic_runtime.files import load_safetensors, read_json
 
@@ -53,7 +54,7 @@ def adapted(
         batch=2,
         window=48,
         rank=3,
-        learning_rate=2e-2,
+        learning_rate=3e-4,
         decay=False,
         evaluate_every=2,
         evaluate_batches=2,
@@ -131,7 +132,8 @@ def restored(run: Trained, checkpoint: Path) -> nn.Module:
     options = record["identity"]["option plasticity"]
     training = Training(learning_rate=1.0, plasticity=options)
     optimizer = training.build_optimizer()
-    assert generations.load(model, optimizer, PlasticityManager(model, optimizer, **options))
+    manager = PlasticityManager(model, optimizer, gauge=GAUGE, **options)
+    assert generations.load(model, optimizer, manager)
     return model.eval()
 
 
@@ -157,7 +159,7 @@ def test_quantised_bases_accumulation_and_checkpointing(
     if bits is not None:
         base = tmp_path / "quantised"
         mlx_lm.convert(str(tiny.base), str(base), quantize=True, q_bits=bits, q_group_size=32)
-    training = replace(SHORT, accumulate=2, warmup=1, steps=16, learning_rate=3e-2)
+    training = replace(SHORT, accumulate=2, warmup=1, steps=16, learning_rate=1e-3)
     plain = train(base, tiny.data, tmp_path / "plain", training)
     done = train(base, tiny.data, tmp_path / "run", replace(training, grad_checkpoint=True))
     losses = np.array([loss for _, loss in done.history.valid])
@@ -176,6 +178,17 @@ def test_rows_with_prompts_are_learnt_with_the_chat_template(tiny: Any, tmp_path
     for name in ("train", "valid"):
         (data / f"{name}.jsonl").write_text(f"{row}\n" * 4)
     train(base, data, tmp_path / "run", replace(SHORT, steps=4, mask_prompt=True))
+
+
+def test_a_run_that_follows_a_budget_ends_in_its_bytes(tiny: Any, tmp_path: Path) -> None:
+    training = replace(SHORT, steps=16, rank=None, max_bytes=24_000)
+    done = train(tiny.base, tiny.data, tmp_path / "run", training)
+    assert done.history.awake[0][1] > 3 * 24_000
+    assert 23_000 < done.history.awake[-1][1] <= 24_000
+    assert {e.action for _, e in done.history.events} == {"shrink"}
+    assert {step for step, _ in done.history.events} == {4}
+    assert "lm_head" in {layer.path for layer in done.history.layers}
+    mlx_lm.load(str(tiny.base), adapter_path=str(done.adapter))
 
 
 def test_a_finished_run_started_again_changes_nothing(tiny: Any, tmp_path: Path) -> None:
@@ -268,8 +281,12 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         ("train.jsonl: line 1: cannot be read", {"--data": tmp_path / "chat"}),
         ("the folder is not empty and holds no plastic-run.json", {"--out": tmp_path / "taken"}),
         ("no matrix of the checkpoint", {"--include": "*.nothing"}),
-        ("no matrix is left to adapt", {"--exclude": "*"}),
-        ("one component for each of the", {"--max-size": "100"}),
+        ("no matrix is left; name some", {"--exclude": "*"}),
+        ("one component for each of the", {"--max-size": "100", "--evaluate-every": 2}),
+        ("`rank` must be at most", {"--max-size": "20KB", "--follow": "loss", "--rank": 32}),
+        ("must be below the", {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2}),
+        ("`max_bytes` must be given", {"--follow": "budget"}),
+        ("`evaluate_every` must be below the 4 `steps`", {"--max-size": "20KB"}),
         ("`steps` must be a multiple of `accumulate` = 3", {"--accumulate": 3}),
         ("a size must be a number of bytes", {"--max-size": "much"}),
     ]

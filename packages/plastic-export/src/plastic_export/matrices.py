@@ -94,9 +94,7 @@ def chosen_names(
     wanted = [n for n in matrices if _matches(n, include)] if include else default
     chosen = [name for name in wanted if not _matches(name, exclude)]
     if not chosen:
-        raise ValueError(
-            "no matrix is left to compress; name some with --include, or drop an --exclude"
-        )
+        raise ValueError("no matrix is left; name some with --include, or drop an --exclude")
     return chosen
 
 

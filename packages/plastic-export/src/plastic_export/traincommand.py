@@ -45,8 +45,13 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.argument("src")
 @click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
 @click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
-@_number("--rank", _COUNT, "Components per layer at the start.")
-@click.option("--max-size", callback=_size, help="Ceiling on the factors awake, such as 3MB.")
+@click.option("--max-size", callback=_size, help="Bytes of the adapter at most, such as 3MB.")
+@click.option(
+    "--follow",
+    type=click.Choice(["loss", "budget"]),
+    help="Plateaus of the validation loss, or one cut to --max-size; the latter if that is given.",
+)
+@click.option("--rank", type=_COUNT, help="Per layer at the start; else 8, or 4 x --max-size.")
 @_number("--steps", _COUNT, "Batches to take.")
 @_number("--batch", _COUNT, "Rows in a batch.")
 @_number("--accumulate", _COUNT, "Batches whose gradients make one update.")

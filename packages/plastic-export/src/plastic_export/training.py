@@ -22,6 +22,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from plastic_core import RankLayer, projections
+from plastic_core.stock import dense_weight
 from plastic_runtime import (
     EventLog,
     Generations,
@@ -30,17 +31,18 @@ from plastic_runtime import (
     append_loss,
     attach,
     format_bytes,
+    rank_layers,
 )
 from plastic_runtime.files import FormatError, sha256_file, sync_path
 
 from plastic_export.history import History, read_history
-from plastic_export.matrices import check_patterns, matches
+from plastic_export.matrices import chosen_names
 from plastic_export.models import load_model, load_tokenizer
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.runfolder import EVENTS, GENERATIONS, LOSSES, RunFile, claim
 from plastic_export.trainadapters import write_adapter, write_peft
 from plastic_export.traindata import TrainingData, read_training_data
-from plastic_export.trainsettings import Training
+from plastic_export.trainsettings import GAUGE, Training
 
 DEFAULT = Training()
 Say = Callable[[str], None]
@@ -158,13 +160,17 @@ class _Run:
         self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
         self.optimizer = training.build_optimizer()
         probe = next(self.order(rows.train, training.batch, training.window))
+        layers = rank_layers(model).values()
+        schedule = training.schedule(sum(layer.nbytes for layer in layers))
         self.manager = PlasticityManager(
             model,
             self.optimizer,
             loss=lambda: trainer.default_loss(model, *probe)[0],
             log=EventLog(out / EVENTS),
             seed=training.seed,
-            max_bytes=training.max_bytes,
+            gauge=GAUGE,
+            schedule=schedule,
+            max_bytes=None if schedule else training.max_bytes,
             **training.plasticity,
         )
         self.generations = Generations(out / GENERATIONS, identity)
@@ -230,6 +236,7 @@ class _Run:
         append_loss(self.out / LOSSES, step, "valid", loss)
         if not last:
             self.manager.step(loss)
+            self.manager.advance(step)
         sizes = _synced_sizes(self.out)
         self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
         self.say(self._line(step, loss))
@@ -268,38 +275,55 @@ def _plastic_model(
     model = load_model(checkpoint.folder)
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
-    keys = None
-    if include or exclude:
-        keys = _chosen([p.path for p in projections(model)], include, exclude)
-    layers = attach(model, training.rank, keys=keys, seed=training.seed)
+    sizes = _candidates(model)
+    names = list(sizes)
+    chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
+    inside = [path for path in chosen if not _is_head(path)]
+    head = [path for path in chosen if _is_head(path)]
+    rank = training.start_rank(sum(sizes[path] for path in chosen) or 1)
+    layers = attach(model, rank, keys=inside, also=head, gauge=GAUGE, seed=training.seed)
     _check_ceiling(layers, training)
     return model, layers
 
 
-def _chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
-        check_patterns(option, patterns, paths)
-    chosen = [p for p in paths if matches(p, include or ("*",)) and not matches(p, exclude)]
-    if not chosen:
-        raise ValueError("no matrix is left to adapt; drop an --exclude")
-    return chosen
+def _candidates(model: nn.Module) -> dict[str, int]:
+    """Path and bytes of one component of every layer that can be adapted, an untied head too."""
+    inside = {p.path: p.shape for p in projections(model) if p.experts is None}
+    modules: list[tuple[str, nn.Module]] = model.named_modules()  # type: ignore[no-untyped-call]
+    head = {
+        path: dense_weight(module).shape
+        for path, module in modules
+        if _is_head(path) and isinstance(module, nn.Linear | nn.QuantizedLinear)
+    }
+    factor = mx.float32.size
+    return {path: factor * (sum(shape) + 1) for path, shape in (inside | head).items()}
+
+
+def _is_head(path: str) -> bool:
+    return path.rpartition(".")[2] == "lm_head"
 
 
 def _check_ceiling(layers: Mapping[str, RankLayer], training: Training) -> None:
-    """Refuse a ceiling below one component per layer, and a start above it."""
-    if training.max_bytes is None:
+    """Refuse a ceiling below one component per layer, and a start on the wrong side of it."""
+    ceiling = training.max_bytes
+    if ceiling is None:
         return
-    each = [layer.nbytes // layer.rank for layer in layers.values()]
-    if training.max_bytes < sum(each):
+    each = sum(layer.nbytes // layer.rank for layer in layers.values())
+    if ceiling < each:
         raise ValueError(
-            f"`max_bytes` must be at least {sum(each)}, one component for each of the "
-            f"{len(each)} layers, got {training.max_bytes}."
+            f"`max_bytes` must be at least {each}, one component for each of the {len(layers)} "
+            f"layers, got {ceiling}."
         )
     awake = sum(layer.nbytes for layer in layers.values())
-    if awake > training.max_bytes:
+    if training.by_budget and awake <= ceiling:
         raise ValueError(
-            f"`rank` must be at most {training.max_bytes // sum(each)} to begin below "
-            f"{training.max_bytes} bytes, got {training.rank}, which takes {awake}."
+            f"`max_bytes` must be below the {awake} bytes that a run which follows the budget "
+            f"begins with, got {ceiling}; give a higher `rank`, or follow the loss."
+        )
+    if awake > ceiling and not training.by_budget:
+        raise ValueError(
+            f"`rank` must be at most {ceiling // each} to begin below {ceiling} bytes, got "
+            f"{training.rank}, which takes {awake}."
         )
 
 
