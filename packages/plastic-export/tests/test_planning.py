@@ -18,15 +18,15 @@ from plastic_core.linalg import Float64
 from plastic_export import losstables
 from plastic_export.budgets import Budget
 from plastic_export.calibrate import Calibration
-from plastic_export.layers import layers_of
-from plastic_export.lossplan import Format
+from plastic_export.layers import is_router, layers_of
+from plastic_export.lossplan import Format, Kind
 from plastic_export.models import load_model
 from plastic_export.planfile import LossPlan, read_plan
 from plastic_export.planning import plan_checkpoint, plannable
 from plastic_export.pricing import Choices, rounded, weights_of
 from plastic_export.quantised import Quantised, execute_plan
 from plastic_export.reader import Checkpoint, open_checkpoint
-from plastic_export.uses import smoothed, together, uses_of
+from plastic_export.uses import Uses, smoothed, together
 from plastic_export.verification import verify
 from plastic_runtime import GramFile
 from plastic_runtime.files import load_safetensors
@@ -101,7 +101,7 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
     m = next(m for m in plan.matrices if m.kind == "embedding")
     with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
         E = checkpoint.matrix(m.name)
-        uses, lookup = uses_of(m, grams), grams[EMBEDDING]
+        uses, lookup = Uses(m, grams).of(), grams[EMBEDDING]
         assert len(uses) == (2 if kind == "tied" else 1)
         counts = np.rint(lookup.input.matrix[:, 0, 0] * TOKENS)
         assert counts.sum() == TOKENS
@@ -266,7 +266,7 @@ def test_every_expert_is_rounded_under_its_own_grams_and_stock_mlx_lm_loads_them
             if offer.bits is None:
                 continue
             for e, W in enumerate(weights_of(checkpoint, layers[m.name])):
-                expected = rounded(W, offer.bits, uses_of(m, grams, e)[0], m)
+                expected = rounded(W, offer.bits, Uses(m, grams).of(e)[0], m)
                 for leaf, array in expected.arrays().items():
                     there = after[f"{m.name.removesuffix('weight')}{leaf}"][e]
                     assert mx.array_equal(there, array).item()
@@ -306,6 +306,26 @@ def test_stacks_that_are_left_alone_are_copied_as_they_are(make_mixture: Make, t
     stock_load(result.out)
 
 
+STACK: list[tuple[str, Kind, int]] = [("model.layers.0.mlp.experts.up", "experts", 4)]
+
+
+@pytest.mark.parametrize(
+    ("path", "outputs", "scores"),
+    [
+        ("model.layers.0.mlp.gate", 64, True),  # by its name
+        ("model.layers.0.mlp.router.layer", 4, True),
+        ("model.layers.0.router.proj", 4, True),
+        ("model.layers.0.mlp.shared_gate", 1, True),
+        ("model.layers.0.self_attn.k_proj", 4, False),
+        ("model.layers.0.mlp.up_proj", 64, False),
+        ("model.layers.1.mlp.up_proj", 4, False),  # no experts there
+        ("lm_head", 4, False),
+    ],
+)
+def test_routers_are_known_by_what_they_do(path: str, outputs: int, scores: bool) -> None:
+    assert is_router(path, outputs, STACK) == scores
+
+
 def test_experts_that_no_token_reached_are_counted_and_given_the_grams_of_the_others(
     make_mixture: Make, text: Path
 ) -> None:
@@ -322,7 +342,7 @@ def test_experts_that_no_token_reached_are_counted_and_given_the_grams_of_the_ot
             R = sum(g.input.matrix * n for g, n in zip(own, counts, strict=True)) / 4
             C = sum(g.output.matrix for g in own) / 4
             for e in (e for e, count in enumerate(counts) if not count):
-                (found,) = uses_of(stack, grams, e)
+                (found,) = Uses(stack, grams).of(e)
                 np.testing.assert_allclose(found.input.matrix, R, atol=1e-12)
                 np.testing.assert_allclose(found.output.matrix, C, atol=1e-12)
                 unreached += 1

@@ -11,14 +11,14 @@ from plastic_export.lossplan import Candidate, Format, Offer, Overhead
 from plastic_export.parts import parts_of, whole_specs
 from plastic_export.shards import SHARD_BYTES
 
-OFFSET = 10**10 - 1  # no number of a file of at most `SHARD_BYTES` has more digits
 FILE = 8 + 8 + 64  # length, padding, braces and metadata
 
 
-def entry_bytes(specs: Iterable[TensorSpec]) -> int:
-    """Bytes of their entries in a header, at most."""
+def entry_bytes(specs: Iterable[TensorSpec], nbytes: int) -> int:
+    """Bytes of their entries in the header of a file of so many bytes, at most."""
+    last = 10 ** len(str(nbytes)) - 1  # no offset has more digits
     entries = (
-        {s.name: {"dtype": s.dtype, "shape": [*s.shape], "data_offsets": [OFFSET, OFFSET]}}
+        {s.name: {"dtype": s.dtype, "shape": [*s.shape], "data_offsets": [last, last]}}
         for s in specs
     )
     return sum(
@@ -27,19 +27,19 @@ def entry_bytes(specs: Iterable[TensorSpec]) -> int:
     )
 
 
-def overhead_of(format: Format) -> Overhead:
-    """What an offer adds to the headers of a format."""
+def overhead_of(format: Format, nbytes: int) -> Overhead:
+    """What an offer adds to the headers of a format, for a source of so many bytes."""
 
     def overhead(m: Candidate, offer: Offer) -> int:
         there = [part for part in parts_of(m, offer, format) if part is not None]
-        return entry_bytes(s for part in there for s in part.specs) or entry_bytes(whole_specs(m))
+        return entry_bytes([s for p in there for s in p.specs] or whole_specs(m), nbytes)
 
     return overhead
 
 
 def fixed_bytes(left: Iterable[TensorSpec], nbytes: int) -> int:
-    """What all other tensors and the files themselves add, for a checkpoint of so many bytes.
+    """What all other tensors and the files themselves add, for a source of so many bytes.
 
     Counts a file more than ``SHARD_BYTES`` asks for, since none is filled, and one of an adapter.
     """
-    return entry_bytes(left) + FILE * (3 + 2 * (nbytes // SHARD_BYTES))
+    return entry_bytes(left, nbytes) + FILE * (3 + 2 * (nbytes // SHARD_BYTES))

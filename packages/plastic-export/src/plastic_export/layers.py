@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,11 @@ import mlx.core as mx
 import numpy as np
 
 from plastic_export.lossplan import Kind
-from plastic_export.matrices import is_packed
+from plastic_export.matrices import ROUTERS, is_packed
 from plastic_export.models import stock_model
 from plastic_export.reader import Checkpoint
+
+_BLOCK = re.compile(r".*?\.\d+\.")  # "model.layers.3."
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Layer:
         kind: ``"experts"``: a stack of matrices, one per expert.
         experts: How many are stacked; 0 for a single matrix.
         tensors: The weight's own name, or where a stack is stored one by one, those of the experts.
+        is_router: Whether it scores experts: see `is_router`.
     """
 
     name: str
     kind: Kind = "linear"
     experts: int = 0
     tensors: tuple[str, ...] = ()
+    is_router: bool = False
 
     @property
     def is_apart(self) -> bool:
@@ -53,7 +58,9 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Layer]:
     for path, kind, experts in model.kinds:
         name = f"{path}.weight"
         if name in checkpoint.tensors:
-            found[name] = Layer(name, kind, experts, (name,))
+            outputs = checkpoint.shape(name)[0]
+            scores = kind == "linear" and is_router(path, outputs, model.kinds)
+            found[name] = Layer(name, kind, experts, (name,), scores)
         elif kind == "experts":
             if stacked is None:
                 stacked = _stacked(checkpoint, model.module)
@@ -61,6 +68,26 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Layer]:
             if len(members) == experts:
                 found[name] = Layer(name, kind, experts, members)
     return found
+
+
+def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -> bool:
+    """Whether a linear layer scores the experts of its block rather than transforms what they see.
+
+    It does if its last part says so, or if it has one output, or as many as a stack in the same
+    numbered block has experts, and is no part of the attention.
+
+    Args:
+        path: Of the layer.
+        outputs: How many it has.
+        kinds: Of all layers of the model.
+    """
+    block = _BLOCK.match(path)
+    if path.rpartition(".")[2] in ROUTERS:
+        return True
+    if block is None or "att" in path[block.end() :]:
+        return False
+    here = {experts for other, _, experts in kinds if experts and other.startswith(block[0])}
+    return bool(here) and outputs in here | {1}
 
 
 def stored_apart(layers: Mapping[str, Layer]) -> dict[str, Layer]:

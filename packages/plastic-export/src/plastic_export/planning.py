@@ -16,7 +16,6 @@ from plastic_export.headers import fixed_bytes, overhead_of
 from plastic_export.layers import layers_of, stored_apart
 from plastic_export.lossplan import Candidate, Format, Offered, plan_bits, totals_of
 from plastic_export.matrices import (
-    ROUTERS,
     chosen_names,
     is_matrix,
     is_weight,
@@ -116,7 +115,7 @@ def plan_checkpoint(
                 stated,
                 left_bytes=_left_bytes(checkpoint, offered) + _left_headers(checkpoint, offered),
                 format=format,
-                overhead=overhead_of(format),
+                overhead=overhead_of(format, _nbytes(checkpoint)),
             ),
             format=format,
         )
@@ -169,7 +168,7 @@ def plannable(
     chosen = {*chosen_names([*known], include=include or ("*",), exclude=exclude)}
     found = []
     for layer in stored:
-        is_router = not include and module_path(layer.name).rpartition(".")[2] in ROUTERS
+        is_router = layer.is_router and not include
         is_left = is_router or (layer.kind == "embedding" and not embeddings)
         if layer.name in chosen and not is_left:
             found.append(candidate(checkpoint, layer))
@@ -193,7 +192,7 @@ def _check_budgets(
     format: Format,
 ) -> None:
     """Refuse before the work what `plan_bits` would refuse after it."""
-    overhead, left = overhead_of(format), _left_bytes(checkpoint, candidates)
+    overhead, left = overhead_of(format, _nbytes(checkpoint)), _left_bytes(checkpoint, candidates)
     for budget in budgets:
         counted = budget.counts_headers
         extra = overhead if counted else lambda m, offer: 0
@@ -205,15 +204,18 @@ def _check_budgets(
 
 def _left_headers(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
     """What all but the planned matrices takes in the headers of the files."""
-    names, everything = {m.name for m in planned}, checkpoint.tensors.values()
-    left = [t for t in everything if t.name not in names]
+    names = {m.name for m in planned}
+    left = [t for t in checkpoint.tensors.values() if t.name not in names]
     specs = [TensorSpec(t.name, t.dtype, t.shape) for t in left]
-    return fixed_bytes(specs, sum(t.nbytes for t in everything))
+    return fixed_bytes(specs, _nbytes(checkpoint))
+
+
+def _nbytes(checkpoint: Checkpoint) -> int:
+    return sum(t.nbytes for t in checkpoint.tensors.values())
 
 
 def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
-    everything = sum(t.nbytes for t in checkpoint.tensors.values())
-    return everything - sum(m.source_bytes for m in planned)
+    return _nbytes(checkpoint) - sum(m.source_bytes for m in planned)
 
 
 def _left(checkpoint: Checkpoint, offered: Sequence[Offered]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ from plastic_export.matrices import FLOATS, module_path, stored_parts
 from plastic_export.priceprobe import PriceProbe
 from plastic_export.reader import Checkpoint
 from plastic_export.track import Track, untracked
-from plastic_export.uses import probed_expert, together, uses_of
+from plastic_export.uses import Uses, together
 
 GROUP_SIZES = (64, 32)  # the first one that divides the inputs
 DAMPING = 1e-2
@@ -217,12 +217,12 @@ def _offered(
 ) -> Offered:
     """The ways of storing a matrix, or a stack: the costs of its experts are added."""
     choices, totals, factor = choices_for(m, choices), dict[Choice, Offer](), 1.0
-    probed = probed_expert(m, grams)
+    uses = Uses(m, grams)
     for expert, weight in enumerate(weights_of(checkpoint, layer)):
         measure = None
-        if probe is not None and expert == probed:
+        if probe is not None and expert == uses.busiest:
             measure = partial(probe.factor, module_path(m.name), expert=expert)
-        priced = offers_of(weight, m, uses_of(m, grams, expert), choices, measure)
+        priced = offers_of(weight, m, uses.of(expert), choices, measure)
         factor = priced.factor if measure else factor
         for offer in priced.offers:
             before = totals.get(offer.choice, Offer(None, 0, 0.0))
@@ -268,7 +268,7 @@ def offers_of(
     Args:
         weight: The matrix.
         m: What it is, or is one of.
-        uses: See `uses_of`.
+        uses: The Grams of its uses: see `Uses`.
         choices: What to offer.
         probe: Gives the factor of a change of the weight and its predicted cost.
     """

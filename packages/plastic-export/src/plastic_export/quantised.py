@@ -37,7 +37,7 @@ from plastic_export.pricing import blaming, candidate, stored, weights_of
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards
 from plastic_export.track import Track, untracked
-from plastic_export.uses import is_measured, together, uses_of
+from plastic_export.uses import Uses, is_measured, together
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,12 @@ def _stream(
 ) -> Certificate:
     """Write what one matrix or stack becomes, and return the errors of what it stands for."""
     backbones, errors, correction = list[Backbone](), list[_Errors](), None
+    uses = Uses(m, grams)
     for expert, weight in enumerate(weights_of(checkpoint, replace(layer, experts=m.experts))):
         with blaming(m.name):
-            uses = together(uses_of(m, grams, expert))
+            both = together(uses.of(expert))
         offer, shape = layout.chosen[m.name], weight.shape
-        backbone, correction = apart(stored, weight, offer, uses, m, name=m.name, shape=shape)
+        backbone, correction = apart(stored, weight, offer, both, m, name=m.name, shape=shape)
         backbones += [backbone] if backbone is not None else []
         certificate = _certificate(weight, backbone, correction)
         errors.append(_Errors(frobenius_norm(weight), certificate))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.linalg import Float64
-from plastic_runtime import Gram, LossGrams
+from plastic_runtime import Gram, GramFile, LossGrams
 from plastic_runtime.intercept import AS_LINEAR
 
 from plastic_export.lossplan import Candidate
@@ -20,47 +21,74 @@ def is_measured(m: Candidate, grams: Container[str]) -> bool:
     return path in grams or (m.kind == "experts" and f"{path}.0" in grams)
 
 
-def uses_of(m: Candidate, grams: Mapping[str, LossGrams], expert: int = 0) -> tuple[LossGrams, ...]:
+class Uses:
     """The Grams of every use of a weight, each as of a linear layer with that weight.
 
     An embedding E looks tokens up: as a linear layer with the weight ``E.T`` its inputs are rows of
     the identity and its outputs have width entries, so for E itself the two Grams change places;
     tokens that did not come are given some probability (`smoothed`). Tied weights are the output
     layer too: a second use, whose cost is added. Experts of a stack have their own Grams; one that
-    no token reached, those of the others (`shared`).
+    no token reached is given those of the others, as if one token had reached it.
 
     Args:
         m: The weight.
-        grams: Both Grams by path.
-        expert: Which of a stack.
-
-    Raises:
-        ValueError: If no token reached any expert.
+        grams: Both Grams by path; one pair is in memory at a time, or two, and those of the others.
     """
-    path = module_path(m.name)
-    if m.kind == "experts":
-        if path in grams:
-            return (evenly(grams[path], m.matrices),)
-        own = grams[f"{path}.{expert}"]
-        return (own if own.input.tokens else shared(m, grams),)
-    if m.kind == "linear":
-        return (grams[path],)
-    lookup = grams[path]
-    counts = np.rint(lookup.input.matrix[:, 0, 0] * lookup.input.tokens)
-    tokens = Gram(smoothed(counts).reshape(-1, 1, 1), lookup.input.tokens)
-    head = f"{path}.{AS_LINEAR}"
-    own = LossGrams(lookup.output, tokens)
-    return (own, grams[head]) if head in grams else (own,)
+
+    def __init__(self, m: Candidate, grams: Mapping[str, LossGrams]) -> None:
+        self._m, self._grams, self._path = m, grams, module_path(m.name)
+
+    def of(self, expert: int = 0) -> tuple[LossGrams, ...]:
+        """Those of the matrix, or of one of a stack.
+
+        Raises:
+            ValueError: If no token reached any expert.
+        """
+        if self._m.kind == "embedding":
+            return self._of_embedding()
+        if self._m.kind == "linear":
+            return (self._grams[self._path],)
+        if self._path in self._grams:  # all experts together
+            R, C = self._grams[self._path]
+            return (LossGrams(R, Gram(C.matrix / self._m.matrices, C.tokens)),)
+        own = self._grams[f"{self._path}.{expert}"]
+        return (own if own.input.tokens else self._of_others,)
+
+    @cached_property
+    def busiest(self) -> int:
+        """The expert that most tokens reached, 0 for a single matrix; -1 where it is not known."""
+        if self._m.kind != "experts":
+            return 0
+        return -1 if self._path in self._grams else int(np.argmax(self._counts))
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        paths = [f"{self._path}.{expert}" for expert in range(self._m.matrices)]
+        if isinstance(self._grams, GramFile):
+            return [self._grams.count(path) for path in paths]
+        return [self._grams[path].input.tokens for path in paths]
+
+    def _of_embedding(self) -> tuple[LossGrams, ...]:
+        lookup, head = self._grams[self._path], f"{self._path}.{AS_LINEAR}"
+        counts = np.rint(lookup.input.matrix[:, 0, 0] * lookup.input.tokens)
+        tokens = Gram(smoothed(counts).reshape(-1, 1, 1), lookup.input.tokens)
+        own = LossGrams(lookup.output, tokens)
+        return (own, self._grams[head]) if head in self._grams else (own,)
+
+    @cached_property
+    def _of_others(self) -> LossGrams:
+        passed = sum(self._counts)
+        if not passed:
+            raise ValueError("no token reached its experts; take a longer text, or exclude it")
+        R, C = Zero, Zero
+        for expert, count in enumerate(self._counts):
+            if count:
+                input, output = self._grams[f"{self._path}.{expert}"]
+                R, C = R + input.matrix * count, C + output.matrix
+        return LossGrams(Gram(R / passed, 0), Gram(C / passed, 0))
 
 
-def probed_expert(m: Candidate, grams: Mapping[str, LossGrams]) -> int:
-    """The expert that most tokens reached, to measure a change of; -1 where that is not known."""
-    path = module_path(m.name)
-    if m.kind != "experts":
-        return 0
-    if path in grams:
-        return -1
-    return int(np.argmax([grams[f"{path}.{e}"].input.tokens for e in range(m.matrices)]))
+Zero: Float64 = np.zeros(())
 
 
 def smoothed(counts: NDArray[np.float64]) -> Float64:
@@ -77,30 +105,6 @@ def smoothed(counts: NDArray[np.float64]) -> Float64:
     share = T / max(1, unseen.sum())
     found: Float64 = np.where(unseen, share, counts) / (N + T * unseen.any())
     return found
-
-
-def shared(m: Candidate, grams: Mapping[str, LossGrams]) -> LossGrams:
-    """Grams for an expert that no token reached: those of all others, as if one token had.
-
-    One stack's Grams are read one after the other.
-    """
-    R: Float64 | None = None
-    C: Float64 | None = None
-    passed = 0
-    for expert in range(m.matrices):
-        input, output = grams[f"{module_path(m.name)}.{expert}"]
-        if input.tokens:
-            passed += input.tokens
-            R = input.matrix * input.tokens + (0.0 if R is None else R)
-            C = output.matrix + (0.0 if C is None else C)
-    if R is None or C is None:
-        raise ValueError("no token reached any of its experts; take a longer text, or exclude it")
-    return LossGrams(Gram(R / passed, 0), Gram(C / passed, 0))
-
-
-def evenly(grams: LossGrams, experts: int) -> LossGrams:
-    """Grams of one expert where only those of all together were kept."""
-    return LossGrams(grams.input, Gram(grams.output.matrix / experts, grams.output.tokens))
 
 
 def together(uses: tuple[LossGrams, ...]) -> LossGrams:
