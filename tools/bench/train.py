@@ -2,23 +2,28 @@
 
     uv run tools/bench/train.py                        the checkpoint that the repository ships
     uv run tools/bench/train.py SRC --train FILE --valid FILE --old FILE --old FILE
+    uv run tools/bench/train.py --memory               what a smaller rank frees, nothing else
 
 Every method sees the same steps, batches, learning rates and optimizer (Adam, a linear rise and
 half a cosine) on the same frozen base in float32. Bytes are those of the factors awake at the end,
 all counted. ``lora`` is mlx-lm's own, on the layers it takes by default; ``lora+head`` has the
-output head too; ``adalora`` is the published rule. Ours starts with more bytes than it ends with,
-which its step time shows. ``old`` texts are of the kind the base was trained on: what is forgotten.
+output head too; ``adalora`` is the published rule. Ours starts with more bytes than it ends with
+and gives the head more of them than the other layers. ``old`` texts are of the kind the base was
+trained on: what is forgotten.
 
-Results are kept, line by line, in ``--results``: a run that is there already is not made again. On
-Linux ``LD_PRELOAD=libopenblas.so.0`` makes this many times faster.
+Results are kept, line by line, in ``--results``: a run that is there already is not made again, and
+``--report`` prints the tables of what is there. On Linux ``LD_PRELOAD=libopenblas.so.0`` makes
+this many times faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +42,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from plastic_core import projections
 from plastic_export import load_model, load_tokenizer, text_windows
-from plastic_runtime import Gauge, PlasticityManager, Schedule, attach
+from plastic_runtime import Gauge, PlasticityManager, Schedule, SleepStore, attach
 from rich.console import Console
 from rich.table import Table
 
@@ -127,6 +132,11 @@ class Bench:
         rng = np.random.default_rng([seed, 1])
         chosen = rng.choice(len(self.texts.train), self.options.probe, replace=False)
         return mx.array(self.texts.train[chosen])
+
+    def gauge(self) -> Gauge:
+        """Of ours: at rank 8 a step of ``U`` is that of mlx-lm's LoRA."""
+        length = self.options.norm
+        return Gauge(SCALE * math.sqrt(8 / 3) / length, length)
 
     def measure(self, model: nn.Module, windows: np.ndarray) -> float:
         """Mean loss over windows, eight at a time."""
@@ -273,7 +283,7 @@ def plastic(bench: Bench, rank: int, seed: int) -> Result:
     o, model = bench.options, bench.base()
     last = budget(bench, rank)
     also = {HEAD: o.start * o.head * rank} if HEAD in model else {}
-    gauge = Gauge(SCALE / math.sqrt(3) * math.sqrt(8) / o.norm, o.norm)
+    gauge = bench.gauge()
     layers = attach(model, o.start * rank, also=also, gauge=gauge, seed=seed)
     optimizer = optim.Adam(bench.rate)
     first = sum(layer.nbytes for layer in layers.values())
@@ -321,8 +331,7 @@ def measured(bench: Bench) -> list[Result]:
     """Make all runs that are not on file yet."""
     options = bench.options
     file: Path | None = options.results
-    known = [] if file is None or not file.exists() else file.read_text().splitlines()
-    found = {(r.method, r.rank, r.seed): r for r in (Result(**json.loads(x)) for x in known)}
+    found = on_file(file)
     for key in runs(options):
         if key in found:
             continue
@@ -334,6 +343,12 @@ def measured(bench: Bench) -> list[Result]:
             with file.open("a") as opened:
                 opened.write(line + "\n")
     return [found[key] for key in runs(options)]
+
+
+def on_file(file: Path | None) -> dict[tuple[str, int, int], Result]:
+    """Finished runs by method, rank and seed."""
+    lines = [] if file is None or not file.exists() else file.read_text().splitlines()
+    return {(r.method, r.rank, r.seed): r for r in (Result(**json.loads(x)) for x in lines)}
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
@@ -366,7 +381,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--end", type=int, default=20, help="steps to the last change (20)")
     parser.add_argument("--every", type=int, default=10, help="steps between changes (10)")
     parser.add_argument("--norm", type=float, default=0.3, help="length of the rows of Vh (0.3)")
-    parser.add_argument("--adalora-scale", type=float, default=100.0)
+    parser.add_argument("--adalora-scale", type=float, default=1000.0)
+    parser.add_argument("--report", action="store_true", help="print what is on file")
+    parser.add_argument("--memory", action="store_true", help="measure memory alone")
     parser.add_argument("--results", type=Path, help="file of finished runs, to go on from")
     parser.add_argument("--verbose", action="store_true", help="print final ranks")
     return parser.parse_args()
@@ -375,28 +392,119 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Print one row per method and size."""
     options = parsed()
-    bench = Bench(options)
-    results = measured(bench)
-    Console(width=140).print(table(results))
+    console = Console(width=140)
+    if options.memory:
+        console.print(memory(Bench(options)))
+        return
+    if options.report:
+        results = list(on_file(options.results).values())
+    else:
+        results = measured(Bench(options))
+    console.print(table(results), "")
+    console.print(aims(results))
 
 
 def table(results: list[Result]) -> Table:
-    """One row per size and method."""
-    rows = Table("bytes of rank", "method", "bytes", "loss", "old", "step", box=None)
+    """One row per size and method; the step is over that of the fixed rank."""
+    columns = ("bytes of rank", "method", "seeds", "bytes", "at the start", "loss", "old", "step")
+    rows = Table(*columns, title="Training", box=None)
     for rank in sorted({r.rank for r in results}):
-        for method in dict.fromkeys(r.method for r in results):
+        fixed = [r.step for r in results if (r.method, r.rank) == ("lora", rank)]
+        for method in METHODS:
             own = [r for r in results if (r.method, r.rank) == (method, rank)]
             if own:
                 old = " / ".join(f"{mean(x):.3f}" for x in zip(*(r.old for r in own), strict=True))
+                step = median(r.step for r in own)
                 rows.add_row(
                     str(rank),
                     method,
+                    str(len(own)),
                     f"{own[0].nbytes:,}",
+                    f"{own[0].most:,}",
                     spread([r.loss for r in own]),
                     old,
-                    f"{median(r.step for r in own):.3f}",
+                    f"{step / median(fixed):.2f}" if fixed else "",
                 )
     return rows
+
+
+def aims(results: list[Result]) -> Table:
+    """What is aimed at, and what this run shows."""
+    rows = Table("what", "target", "measured", "met", title="Targets", box=None)
+
+    def row(what: str, target: str, measured: str, met: bool) -> None:
+        rows.add_row(what, target, measured, "yes" if met else "no")
+
+    losses: dict[tuple[str, int], list[float]] = {}
+    old: dict[tuple[str, int], float] = {}
+    for r in results:
+        losses.setdefault((r.method, r.rank), []).append(r.loss)
+    for key in losses:
+        old[key] = mean(mean(r.old) for r in results if (r.method, r.rank) == key)
+    for rank in sorted({r.rank for r in results}):
+        fixed, ours = losses.get(("lora", rank)), losses.get(("plastic", rank))
+        if fixed and ours:
+            gap = mean(fixed) - mean(ours)
+            noise = sum(stdev(x) if len(x) > 1 else 0.0 for x in (fixed, ours))
+            what = f"loss below fixed rank {rank}, nats"
+            row(what, "> spread", f"{gap:.3f} (spread {noise:.3f})", gap > noise)
+            more = old["plastic", rank] - old["lora", rank]
+            row(f"old texts above fixed rank {rank}, nats", "<= 0", f"{more:.3f}", more <= 0)
+    share, where = bytes_to_reach(results, 16)
+    row(f"bytes to reach the loss of rank 16 ({where})", "<= 60%", f"{share:.0%}", share <= 0.6)
+    mine = [r for r in results if r.method == "plastic"]
+    between, change = (max(r.between for r in mine), median(r.change for r in mine))
+    row("time between changes, over a step", "<= 2%", f"{between:.2%}", between <= 0.02)
+    row("time of a change, in steps", "<= 3", f"{change:.1f}", change <= 3)
+    return rows
+
+
+def bytes_to_reach(results: list[Result], rank: int) -> tuple[float, str]:
+    """The fewest of our bytes whose loss is that of a fixed rank or less, over its bytes."""
+    fixed = [r for r in results if (r.method, r.rank) == ("lora", rank)]
+    goal = mean(r.loss for r in fixed) if fixed else -math.inf
+    for own in sorted({r.rank for r in results if r.method == "plastic"}):
+        ours = [r for r in results if (r.method, r.rank) == ("plastic", own)]
+        if mean(r.loss for r in ours) <= goal:
+            return ours[0].nbytes / fixed[0].nbytes, f"the bytes of rank {own}"
+    return math.inf, "never"
+
+
+def memory(bench: Bench) -> Table:
+    """Active memory after a fall in bytes, over that of a run built at the ranks it ends with."""
+    rank = bench.options.ranks[0]
+    last = budget(bench, rank)
+    rows = Table("run", "bytes awake", "active memory", title="Memory", box=None)
+    with tempfile.TemporaryDirectory() as folder, SleepStore(folder) as sleep:
+        model, gauge = bench.base(), bench.gauge()
+        layers = attach(model, 4 * rank, also={HEAD: 12 * rank}, gauge=gauge)
+        optimizer, probe = optim.Adam(bench.rate), bench.probe(0)
+        manager = PlasticityManager(
+            model, optimizer, loss=lambda: loss(model, probe), gauge=gauge, sleep=sleep
+        )
+        before = settled(bench, model, optimizer)
+        rows.add_row("before", f"{manager.bytes_awake:,}", f"{before:,}")
+        manager.reallocate(last)
+        after = settled(bench, model, optimizer)
+        ranks = manager.ranks()
+        rows.add_row("after", f"{manager.bytes_awake:,}", f"{after:,}")
+        del manager, model, layers, optimizer
+    model = bench.base()
+    layers = attach(model, 0, also=[HEAD])
+    for path, layer in layers.items():
+        layer.grow(ranks[path], key=mx.random.key(0))
+    fresh = settled(bench, model, optim.Adam(bench.rate))
+    rows.add_row("built so", f"{sum(x.nbytes for x in layers.values()):,}", f"{fresh:,}")
+    rows.add_row("after / built so", "", f"{after / fresh:.4f}")
+    return rows
+
+
+def settled(bench: Bench, model: nn.Module, optimizer: optim.Optimizer) -> int:
+    """Active memory in bytes after a few steps."""
+    bench.train(model, optimizer, 0)
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory()
 
 
 if __name__ == "__main__":
