@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import TrainingArgs, iterate_batches, train
 from plastic_core import projections
 from plastic_export import load_model, load_tokenizer, text_windows
-from plastic_runtime import PlasticityCallback, PlasticityManager, attach
+from plastic_runtime import Gauge, PlasticityCallback, PlasticityManager, Schedule, attach
 
 LENGTH = 24
 KEYS = ["mlp.up_proj", "mlp.down_proj", "self_attn.v_proj"]
@@ -94,3 +94,48 @@ def test_growth_shrink_and_waking(
     assert {name.rpartition(".")[0] for name in moments} == parameters.keys()
     assert all(state[name].shape == parameters[name.rpartition(".")[0]].shape for name in moments)
     assert all(p.module.rank >= 2 for p in projections(model) if p.path in manager.ranks())
+
+
+def test_bytes_fall_along_a_schedule_inside_the_compiled_step(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    model = load_model(checkpoint)
+    model.set_dtype(mx.float32)
+    gauge = Gauge()
+    layers = attach(model, 4, also={"lm_head": 6}, gauge=gauge)
+    first = sum(layer.nbytes for layer in layers.values())
+    optimizer = optimizers.AdamW(learning_rate=3e-4)
+    rows = data(checkpoint, calibration)
+    probe = mx.array([row for row, _ in rows[:2]])
+
+    def loss() -> mx.array:
+        return nn.losses.cross_entropy(model(probe[:, :-1]), probe[:, 1:], reduction="mean")
+
+    schedule = Schedule(first, first // 3, begin=3, end=9, every=3)
+    manager = PlasticityManager(model, optimizer, loss=loss, schedule=schedule, gauge=gauge)
+    callback = PlasticityCallback(manager)
+    before = float(loss())
+    train(
+        model,
+        optimizer,
+        rows,
+        rows[:4],
+        args=TrainingArgs(
+            batch_size=2,
+            iters=14,
+            val_batches=1,
+            steps_per_report=5,
+            steps_per_eval=5,
+            max_seq_length=LENGTH,
+            adapter_file=str(tmp_path / "adapters.safetensors"),
+        ),
+        training_callback=callback,
+        iterate_batches=callback.between(iterate_batches),
+    )
+    assert first // 4 < manager.bytes_awake <= first // 3
+    assert manager.bytes_awake + manager.bytes_asleep == first
+    assert len(set(manager.ranks().values())) > 1
+    assert float(loss()) < before
+    state = dict(tree_flatten(optimizer.state))
+    for name, parameter in tree_flatten(model.trainable_parameters()):
+        assert state[f"{name}.m"].shape == state[f"{name}.v"].shape == parameter.shape

@@ -63,7 +63,8 @@ def dense_gradient(model: nn.Module, path: str, loss: Callable[[], mx.array]) ->
         model: The model that ``loss`` runs.
         path: Path of an ``nn.Linear``, ``nn.QuantizedLinear`` or ``RankLayer`` in it.
         loss: Evaluates the model on a probe batch, returns a scalar. Not compiled: a compiled
-            function would not see the change.
+            function would not see the change, and neither does a checkpointed block: where
+            ``mx.checkpoint`` is in force, ``gradient_factors`` has the gradients.
 
     Returns:
         Matrix of shape ``(out, in)`` in float32, evaluated.
