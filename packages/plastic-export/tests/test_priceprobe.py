@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
+from mlx_lm.models.mixtral import Model as Mixtral
+from mlx_lm.models.mixtral import ModelArgs as MixtralArgs
 from plastic_export.priceprobe import PROBED, PriceProbe, probed_rows
 
 PATH = "model.layers.1.mlp.up_proj"
@@ -94,3 +96,56 @@ def test_windows_that_are_not_calibrated_on_come_first(windows: int, calibrated:
     assert all(0 <= row < windows for row in rows)
     assert list(rows) == sorted(rows)
     assert taken == windows or used.isdisjoint(rows)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_change_of_an_embedding_is_seen_in_all_its_uses(tokens: mx.array, tied: bool) -> None:
+    mx.random.seed(1)
+    model = Model(
+        ModelArgs(
+            model_type="llama",
+            hidden_size=32,
+            num_hidden_layers=1,
+            intermediate_size=64,
+            num_attention_heads=4,
+            rms_norm_eps=1e-6,
+            vocab_size=40,
+            tie_word_embeddings=tied,
+        )
+    )
+    model.eval()
+    layer = model.model.embed_tokens
+    change = 0.05 * mx.random.normal(layer.weight.shape, key=mx.random.key(2))
+    found = PriceProbe(model, tokens).divergence("model.embed_tokens", np.asarray(change))
+    log_q = log_softmax(model(tokens[:, :-1]))
+    layer.weight = layer.weight + change
+    log_p = log_softmax(model(tokens[:, :-1]))
+    wanted = (np.exp(log_q) * (log_q - log_p)).sum(axis=-1).mean()
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_change_of_one_expert_is_that_expert_s_alone(tokens: mx.array) -> None:
+    mx.random.seed(1)
+    args = MixtralArgs(
+        model_type="mixtral",
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+    )
+    model = Mixtral(args)
+    model.eval()
+    path = "model.layers.0.block_sparse_moe.switch_mlp.down_proj"
+    layer = model.model.layers[0].block_sparse_moe.switch_mlp.down_proj
+    change = 0.2 * mx.random.normal(layer.weight.shape[1:], key=mx.random.key(2))
+    found = PriceProbe(model, tokens).divergence(path, np.asarray(change), expert=1)
+    log_q = log_softmax(model(tokens[:, :-1]))
+    layer.weight = mx.stack([layer.weight[0], layer.weight[1] + change, layer.weight[2]])
+    log_p = log_softmax(model(tokens[:, :-1]))
+    wanted = (np.exp(log_q) * (log_q - log_p)).sum(axis=-1).mean()
+    assert wanted > 1e-5
+    assert found == pytest.approx(wanted, rel=1e-2)
