@@ -3,6 +3,7 @@
     uv run tools/bench/train.py                        the checkpoint that the repository ships
     uv run tools/bench/train.py SRC --train FILE --valid FILE --old FILE --old FILE
     uv run tools/bench/train.py --memory               what a smaller rank frees, nothing else
+    uv run tools/bench/train.py --dial                 what is forgotten, by a factor on every S
 
 Every method sees the same steps, batches, learning rates and optimizer (Adam, a linear rise and
 half a cosine) on the same frozen base in float32. Bytes are those of the factors awake at the end,
@@ -42,7 +43,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from plastic_core import projections
 from plastic_export import load_model, load_tokenizer, text_windows
-from plastic_runtime import Gauge, PlasticityManager, Schedule, SleepStore, attach
+from plastic_runtime import Gauge, PlasticityManager, Schedule, SleepStore, attach, rank_layers
 from rich.console import Console
 from rich.table import Table
 
@@ -278,7 +279,9 @@ def adalora(bench: Bench, rank: int, seed: int) -> Result:
     return bench.result("adalora", rank, seed, model, allocator.nbytes, allocator.first, times)
 
 
-def plastic(bench: Bench, rank: int, seed: int) -> Result:
+def plastic(
+    bench: Bench, rank: int, seed: int, then: Callable[[nn.Module], None] = lambda model: None
+) -> Result:
     """Ours: every layer and the head, from more bytes than allowed down to those of the rank."""
     o, model = bench.options, bench.base()
     last = budget(bench, rank)
@@ -295,6 +298,7 @@ def plastic(bench: Bench, rank: int, seed: int) -> Result:
     times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
     if o.verbose:
         print(manager.ranks(), file=sys.stderr)
+    then(model)
     return bench.result("plastic", rank, seed, model, manager.bytes_awake, first, times)
 
 
@@ -383,6 +387,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--norm", type=float, default=0.3, help="length of the rows of Vh (0.3)")
     parser.add_argument("--adalora-scale", type=float, default=1000.0)
     parser.add_argument("--report", action="store_true", help="print what is on file")
+    parser.add_argument("--dial", action="store_true", help="turn every S down, nothing else")
     parser.add_argument("--memory", action="store_true", help="measure memory alone")
     parser.add_argument("--results", type=Path, help="file of finished runs, to go on from")
     parser.add_argument("--verbose", action="store_true", help="print final ranks")
@@ -395,6 +400,9 @@ def main() -> None:
     console = Console(width=140)
     if options.memory:
         console.print(memory(Bench(options)))
+        return
+    if options.dial:
+        console.print(dial(Bench(options)))
         return
     if options.report:
         results = list(on_file(options.results).values())
@@ -496,6 +504,24 @@ def memory(bench: Bench) -> Table:
     fresh = settled(bench, model, optim.Adam(bench.rate))
     rows.add_row("built so", f"{sum(x.nbytes for x in layers.values()):,}", f"{fresh:,}")
     rows.add_row("after / built so", "", f"{after / fresh:.4f}")
+    return rows
+
+
+def dial(bench: Bench) -> Table:
+    """Loss and what is forgotten as every S of one run of ours is turned down."""
+    rows = Table("factor", "loss", "old", title=f"Bytes of rank {bench.options.ranks[0]}", box=None)
+
+    def turn(model: nn.Module) -> None:
+        layers = rank_layers(model)
+        own = {path: layer.S for path, layer in layers.items()}
+        for factor in (1.0, 0.9, 0.8, 0.7, 0.6):
+            for path, layer in layers.items():
+                layer.set_factors(layer.U, factor * own[path], layer.Vh)
+            old = [f"{bench.measure(model, windows):.3f}" for windows in bench.texts.old]
+            value = bench.measure(model, bench.texts.valid)
+            rows.add_row(f"{factor:g}", f"{value:.4f}", " / ".join(old))
+
+    plastic(bench, bench.options.ranks[0], 0, turn)
     return rows
 
 
