@@ -20,7 +20,7 @@ from plastic_core import Backbone, Correction
 from plastic_core.linalg import to_numpy
 from plastic_export.lossplan import Choice
 from plastic_export.losstables import quantised, quantised_record
-from plastic_export.manifest import read_manifest
+from plastic_export.manifest import read_manifest, sealed
 from plastic_export.matrices import module_path
 from plastic_export.models import load_for_inference, load_model
 from plastic_export.planfile import LossPlan
@@ -245,5 +245,5 @@ def test_a_manifest_that_names_a_file_outside_is_refused(
     raw = json.loads((out / "plastic.json").read_text())
     for name in ("../tiny/config.json", str(file), "adapters/../../plan.json"):
         raw["files"] = {name: {"bytes": 1, "sha256": ""}}
-        (out / "plastic.json").write_text(json.dumps(raw))
+        (out / "plastic.json").write_text(json.dumps(sealed(raw)))
         assert any("not in the folder" in defect for defect in verify(out))

@@ -24,7 +24,7 @@ from plastic_core.linalg import to_numpy
 from plastic_core.quantize import BITS
 from plastic_export.factored import plastic_model
 from plastic_export.lossplan import Choice
-from plastic_export.manifest import read_manifest
+from plastic_export.manifest import read_manifest, sealed
 from plastic_export.matrices import module_path
 from plastic_export.models import load_for_inference, load_model
 from plastic_export.planfile import LossPlan
@@ -409,6 +409,6 @@ def test_a_manifest_of_an_earlier_version_is_read(
     raw["options"]["format"] = "quantised"
     later = {"rank", "factor_bits", "factor_group_sizes"}
     raw["matrices"] = [{k: v for k, v in r.items() if k not in later} for r in raw["matrices"]]
-    (out / "plastic.json").write_text(json.dumps(raw))
+    (out / "plastic.json").write_text(json.dumps(sealed(raw)))
     read = read_manifest(out).quantised.values()
     assert [asdict(r) for r in read] == [asdict(r) for r in result.matrices]

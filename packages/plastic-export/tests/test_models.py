@@ -466,3 +466,17 @@ def test_text_that_is_not_utf_8_is_refused_with_the_place(tmp_path: Path) -> Non
     path.write_bytes("naïve".encode("latin-1"))
     with pytest.raises(FormatError, match=r"latin\.txt: not UTF-8 text at byte 2"):
         read_text(path)
+
+
+def test_weights_exchanged_while_mlx_lm_opens_them_are_noticed(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        path = checkpoint_folder / "model.safetensors"
+        (checkpoint_folder / "other").write_bytes(path.read_bytes())
+        (checkpoint_folder / "other").replace(path)
+        return stock_load(*arguments, **options)
+
+    monkeypatch.setattr("mlx_lm.utils.load_model", slow)
+    with pytest.raises(FormatError, match="it changed while it was being read"):
+        load_model(checkpoint_folder)

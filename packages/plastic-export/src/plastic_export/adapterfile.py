@@ -37,12 +37,12 @@ def check_adapter(plan: BitsPlan, file: Path) -> None:
             raise FormatError.about(file, reason, remedy)
 
 
-def adapter_shards(folder: Path, specs: Sequence[TensorSpec]) -> Shards:
+def adapter_shards(folder: Path, specs: Sequence[TensorSpec], *, keep: bool = False) -> Shards:
     """The file of the adapter's tensors, to be written one by one; no specs, no file."""
     if specs:
-        (folder / FOLDER).mkdir()
+        (folder / FOLDER).mkdir(exist_ok=True)
     stem = Path(FILE).stem
-    return Shards(folder / FOLDER, specs, _METADATA, stem=stem, limit=2**63)
+    return Shards(folder / FOLDER, specs, _METADATA, stem=stem, limit=2**63, keep=keep)
 
 
 def write_adapter_config(folder: Path, plan: BitsPlan) -> None:

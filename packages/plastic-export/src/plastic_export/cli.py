@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from plastic_core import WorkerError
-from plastic_runtime.files import FormatError
+from plastic_runtime.files import BusyError, FormatError
 from plastic_select import STRATEGIES
 
 from plastic_export import compression, restoration, tables, verification
@@ -33,7 +35,7 @@ from plastic_export.reportcommand import report
 from plastic_export.summary import summarize
 from plastic_export.traincommand import train
 
-DEFECT, BAD_INPUT, IO_ERROR, INTERRUPTED = 1, 2, 3, 5
+DEFECT, BAD_INPUT, IO_ERROR, BUSY, INTERRUPTED = 1, 2, 3, 4, 5
 
 EXPECTED = (
     click.ClickException,
@@ -81,6 +83,7 @@ def inspect(src: str, spectra: bool, revision: str | None, as_json: bool) -> Non
 @exclude_option
 @click.option("--force", is_flag=True, help="Replace OUT if it is an earlier output.")
 @click.option("--exact", is_flag=True, help="Keep what `plastic restore` needs for every bit.")
+@click.option("--resume", is_flag=True, help="Go on where the same command was cut.")
 @revision_option
 @json_option
 def compress(
@@ -99,12 +102,14 @@ def compress(
     exclude: tuple[str, ...],
     force: bool,
     exact: bool,
+    resume: bool,
     revision: str | None,
     as_json: bool,
 ) -> None:
     """Write a compressed copy of the checkpoint SRC to the folder OUT.
 
-    By rank with --keep; in bits and ranks that are worth their bytes with --plan.
+    By rank with --keep; in bits and ranks that are worth their bytes with --plan. What a run has
+    finished when it is stopped is kept: --resume goes on with it, to the same bytes.
     """
     output = Output(as_json)
     if plan_file is not None:
@@ -116,6 +121,7 @@ def compress(
             revision=revision,
             force=force,
             exact=exact,
+            resume=resume,
             output=output,
         )
         return
@@ -133,6 +139,7 @@ def compress(
         revision=revision,
         force=force,
         exact=exact,
+        resume=resume,
         track=output.track,
     )
     output.show(tables.compressed_record(result), *tables.compressed(result, format_))
@@ -184,33 +191,48 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake is one line on standard error and an exit status.
 
     Exit status: 0 done, 1 a defect of this program (with its traceback), 2 bad input, 3 input or
-    output failed, 5 interrupted.
+    output failed, 4 another process is writing there, 5 interrupted.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = plastic.main(words, prog_name="plastic", standalone_mode=False)
     except EXPECTED as error:
         if "--debug" in words[:1]:
             raise
         code = _report(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def _report(error: BaseException) -> int:
-    if isinstance(error, click.Abort | KeyboardInterrupt):
-        click.echo("error: interrupted; no output was written", err=True)
-        return INTERRUPTED
     for line in _message(error).splitlines():
         click.echo(f"error: {line}", err=True)
     if isinstance(error, WorkerError):
         return DEFECT
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, BusyError):
+        return BUSY
     return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
 
 
 def _message(error: BaseException) -> str:
+    # click turns KeyboardInterrupt into Abort, whose cause or context has the notes
+    notes = getattr(error.__cause__ or error.__context__ or error, "__notes__", ())
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return f"interrupted; {'; '.join(notes) or 'no output was written'}"
+    notes = getattr(error, "__notes__", ())
+    remarks = "".join(f" ({note})" for note in notes)
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " ")
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'input or output'}: {error.strerror}"
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return f"{error}{notes}"
+        known = errno.errorcode.get(error.errno or 0)
+        name = f" ({known})" if known and not isinstance(error, BusyError) else ""
+        return f"{error.filename or 'input or output'}: {error.strerror}{name}{remarks}"
+    return f"{error}{remarks}"

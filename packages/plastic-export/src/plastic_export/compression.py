@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from plastic_core import weighted_spectrum
-from plastic_runtime.files import write_json
+from plastic_runtime.files import copy_file, write_json
 
-from plastic_export.apart import apart
-from plastic_export.calibrate import Calibration, Grams, calibrate
+from plastic_export.calibrate import Calibration
 from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import Format, execute
-from plastic_export.manifest import MatrixRecord, write_manifest
-from plastic_export.matrices import FLOATS, compressible, module_path, stored_parts
+from plastic_export.manifest import MatrixRecord, read_manifest, run_identity, write_manifest
+from plastic_export.matrices import compressible, module_path
 from plastic_export.models import linear_paths
 from plastic_export.output import OutputFolder
-from plastic_export.plan import Plan, Surveyed, check_keep, plan_ranks
+from plastic_export.plan import Plan, check_keep, plan_ranks
 from plastic_export.reader import Checkpoint, open_checkpoint
+from plastic_export.survey import measured_grams, survey
 from plastic_export.track import Track, untracked
 
 MODEL_FILE = Path(__file__).parent / "factored" / "plastic_model.py"
@@ -65,6 +64,7 @@ def compress(
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
+    resume: bool = False,
     track: Track = untracked,
 ) -> Compressed:
     """Write a compressed copy of a checkpoint that stock mlx-lm loads.
@@ -77,6 +77,10 @@ def compress(
     One matrix is in memory at a time, besides the Grams of a calibration. Nothing appears at
     ``out`` before everything is written and synced. Cost: two symmetric eigendecompositions of
     size ``min(out, in)`` per matrix, the first for the values alone.
+
+    What a run finished before it was killed, interrupted or refused by the system waits in
+    ``.<out>.partial``. With ``resume`` the next one goes on with it, to the same bytes; without,
+    it begins anew.
 
     Args:
         source: Folder, or Hub id, of a Hugging Face or mlx-community checkpoint.
@@ -92,12 +96,16 @@ def compress(
         revision: Commit or branch, for a Hub id.
         force: Replace ``out`` where it is an earlier output of this function.
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
+        resume: Go on where an earlier run with the same arguments was cut, if there is one; do
+            nothing where it had finished.
         track: Wraps every long loop, to show progress.
 
     Raises:
-        FormatError: If a file of the source is damaged, or a weight is not finite.
+        FormatError: If a file of the source is damaged, or a weight is not finite; if the run that
+            was cut had other options, versions or another source (the difference is named).
         ValueError: If an argument is out of range, or the strategy lacks its calibration.
-        OSError: If writing fails. Nothing is left behind.
+        BusyError: If another process is writing ``out``.
+        OSError: If reading or writing fails. What is finished is kept for ``resume``.
     """
     check_keep(keep)
     _check_calibration(strategy, calibration)
@@ -105,35 +113,49 @@ def compress(
         names = compressible(checkpoint.tensors, include=include, exclude=exclude)
         if format == "factored":
             names = _factorable(checkpoint, names, required=bool(include))
-        check_room(checkpoint, Path(out), exact=exact)
-        with OutputFolder(out, force=force, source=checkpoint.folder) as folder, no_cache():
-            grams = calibrate(checkpoint, calibration, track=track) if calibration else {}
-            surveyed = [_survey(checkpoint, n, grams) for n in track(names, "reading spectra")]
-            plan = plan_ranks(surveyed, keep, strategy)
-            records, digests = execute(checkpoint, plan, grams, format, folder, track=track)
-            _write_sides(checkpoint, plan, format, folder)
-            if exact:
-                digests |= write_exact(checkpoint, folder, track=track)
-            checkpoint.check_unchanged()
-            options = {
-                "keep": keep,
-                "strategy": strategy,
-                "format": format,
-                "include": list(include),
-                "exclude": list(exclude),
-                "calibration": calibration.record() if calibration else None,
-                "exact": exact,
-            }
-            write_manifest(folder, checkpoint, options, records, digests)
-            return Compressed(
-                out=Path(out),
-                plan=plan,
-                matrices=records,
-                source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
-                model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
-                sleep_bytes=sum(p.stat().st_size for p in folder.glob("sleep.safetensors")),
-                exact_bytes=sum(p.stat().st_size for p in folder.glob(EXACT)),
-            )
+        options = {
+            "keep": keep,
+            "strategy": strategy,
+            "format": format,
+            "include": list(include),
+            "exclude": list(exclude),
+            "calibration": calibration.record() if calibration else None,
+            "exact": exact,
+        }
+        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=resume)
+        check_room(checkpoint, output, exact=exact)
+        with output as folder, no_cache():
+            identity = run_identity(checkpoint, options)
+            if output.begin(identity):
+                journal = output.started
+                grams = measured_grams(checkpoint, calibration, journal, track)
+                surveyed = survey(checkpoint, names, grams, journal, track)
+                plan = plan_ranks(surveyed, keep, strategy)
+                records, digests = execute(
+                    checkpoint, plan, grams, format, folder, journal, track=track
+                )
+                _write_sides(checkpoint, plan, format, folder)
+                if exact:
+                    digests |= write_exact(checkpoint, folder, track=track)
+                checkpoint.check_unchanged()
+                write_manifest(folder, identity, records, digests)
+        return _compressed(output.path, Path(out), keep, strategy, checkpoint)
+
+
+def _compressed(
+    folder: Path, out: Path, keep: float, strategy: str, checkpoint: Checkpoint
+) -> Compressed:
+    """What was done, from the manifest of the finished folder."""
+    records = tuple(read_manifest(folder).matrices.values())
+    return Compressed(
+        out=out,
+        plan=Plan(keep, strategy, tuple(r.plan for r in records)),
+        matrices=records,
+        source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
+        model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
+        sleep_bytes=sum(p.stat().st_size for p in folder.glob("sleep.safetensors")),
+        exact_bytes=sum(p.stat().st_size for p in folder.glob(EXACT)),
+    )
 
 
 @contextmanager
@@ -158,17 +180,18 @@ def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
         )
 
 
-def check_room(checkpoint: Checkpoint, out: Path, *, exact: bool = False) -> None:
+def check_room(checkpoint: Checkpoint, output: OutputFolder, *, exact: bool = False) -> None:
     """Refuse before the work: awake and asleep together may take three times the source.
 
     What ``exact`` keeps may take the source once more, and as much again while it is written.
     """
-    parent = next(p for p in out.absolute().parents if p.exists())
+    parent = next(p for p in output.path.parents if p.exists())
     needed = (5 if exact else 3) * sum(p.stat().st_size for p in checkpoint.weight_files)
+    needed -= output.left_bytes()
     free = shutil.disk_usage(parent).free
     if free < needed:
         reason = f"{needed} bytes may be needed and {free} are free; choose another disk"
-        raise OSError(errno.ENOSPC, reason, str(out))
+        raise OSError(errno.ENOSPC, reason, str(output.path))
 
 
 def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool) -> list[str]:
@@ -184,35 +207,15 @@ def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool)
     return kept
 
 
-def _survey(checkpoint: Checkpoint, name: str, grams: Grams) -> Surveyed:
-    weight = checkpoint.matrix(name)
-    stored = stored_parts(name, checkpoint.tensors)
-    try:
-        gram = grams.get(module_path(name))
-        spectrum = apart(weighted_spectrum, weight, gram=gram, name=name, shape=weight.shape)
-    except ValueError as error:
-        error.add_note(f"while reading the spectrum of {name!r}")
-        raise
-    return Surveyed(
-        name=name,
-        shape=(weight.shape[0], weight.shape[1]),
-        # The scales' type where the weight is packed; those of the mx and nv modes are no floats.
-        dtype=next((t.dtype for t in stored if t.dtype in FLOATS), "BF16"),
-        source_bytes=sum(t.nbytes for t in stored),
-        spectrum=spectrum,
-    )
-
-
 def _write_sides(checkpoint: Checkpoint, plan: Plan, format: Format, folder: Path) -> None:
     """The configuration, the model file, and the tokenizer's files unchanged."""
     factored = {module_path(p.name): p.rank for p in plan.matrices if p.choice == "factored"}
     config = without_quantization(checkpoint.config, factored)
     if format == "factored" and factored:
         config |= {"model_file": MODEL_FILE.name, "plastic": {"version": 1, "ranks": factored}}
-        shutil.copyfile(MODEL_FILE, folder / MODEL_FILE.name)
+        copy_file(MODEL_FILE, folder / MODEL_FILE.name)
     write_json(folder / "config.json", config)
-    for path in checkpoint.side_files():
-        shutil.copyfile(path, folder / path.name)
+    checkpoint.copy_side_files(folder)
 
 
 def without_quantization(config: dict[str, Any], paths: Container[str]) -> dict[str, Any]:

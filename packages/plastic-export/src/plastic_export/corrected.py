@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from plastic_runtime.files import write_json
+from plastic_runtime.files import copy_file, write_json
 
 from plastic_export.compression import MODEL_FILE, without_quantization
 from plastic_export.lossplan import Offer
@@ -30,7 +29,7 @@ def write_config(folder: Path, checkpoint: Checkpoint, layout: Layout) -> None:
     own = own_layers(checkpoint, layout)
     if own["ranks"] or own["corrected"]:
         config |= {"model_file": MODEL_FILE.name, "plastic": {"version": VERSION, **own}}
-        shutil.copyfile(MODEL_FILE, folder / MODEL_FILE.name)
+        copy_file(MODEL_FILE, folder / MODEL_FILE.name)
     write_json(folder / "config.json", config)
 
 

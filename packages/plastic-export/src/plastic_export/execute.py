@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Certificate, certify, output_basis
 from plastic_core.linalg import blocks, frobenius_norm, spectral_norm
-from plastic_runtime.files import TensorSpec
+from plastic_runtime.files import Journal, TensorSpec
 
 from plastic_export.apart import apart
 from plastic_export.calibrate import Grams
-from plastic_export.manifest import MatrixRecord
+from plastic_export.manifest import MatrixRecord, record_of
 from plastic_export.matrices import COMPANIONS, module_path
 from plastic_export.plan import MatrixPlan, Plan
 from plastic_export.reader import Checkpoint
 from plastic_export.shards import Shards, as_float32, as_stored
+from plastic_export.steps import Steps
 from plastic_export.track import Track, untracked
 
 Format = Literal["factored", "dense"]
@@ -94,6 +95,7 @@ def execute(
     grams: Grams,
     format: Format,
     folder: Path,
+    journal: Journal,
     *,
     track: Track = untracked,
 ) -> tuple[tuple[MatrixRecord, ...], dict[str, str]]:
@@ -104,7 +106,8 @@ def execute(
         plan: What becomes of each matrix.
         grams: Input Gram by module path, for the matrices that have one.
         format: ``"factored"`` or ``"dense"``.
-        folder: Existing folder.
+        folder: Existing folder; tensors that a run which was cut wrote there are passed over.
+        journal: Of the run.
         track: Wraps the loop over the tensors.
 
     Returns:
@@ -118,20 +121,38 @@ def execute(
     records: dict[str, MatrixRecord] = {}
     there = layout(checkpoint, plan, format)
     with (
-        Shards(folder, there.awake, METADATA) as model,
-        Shards(folder, there.asleep, METADATA, stem="sleep", limit=2**63) as sleep,
+        Shards(folder, there.awake, METADATA, keep=True) as model,
+        Shards(folder, there.asleep, METADATA, stem="sleep", limit=2**63, keep=True) as sleep,
     ):
-        for name in track(list(checkpoint.tensors), "factoring"):
-            if name in there.copied:
-                model.write(there.copied[name], checkpoint.raw(name))
-            elif name in there.factored:
-                p, gram = there.factored[name], grams.get(module_path(name))
-                parts = apart(
-                    _factor, checkpoint.matrix(name), p, gram, format, name=name, shape=p.shape
-                )
-                records[name] = _stream(parts, p, model, sleep)
+        steps = Steps(journal, model, sleep)
+        taken = [n for n in checkpoint.tensors if n in there.copied or n in there.factored]
+        for name in track(taken, "factoring"):
+            if (found := steps.finished(name)) is None:
+                found = _step(name, checkpoint, there, grams, format, model, sleep)
+                steps.add(name, found)
+            if name in there.factored:
+                records[name] = record_of(MatrixRecord, found)
     everything = tuple(records.get(p.name, MatrixRecord.untouched(p)) for p in plan.matrices)
     return everything, model.digests | sleep.digests
+
+
+def _step(
+    name: str,
+    checkpoint: Checkpoint,
+    there: Layout,
+    grams: Grams,
+    format: Format,
+    model: Shards,
+    sleep: Shards,
+) -> Mapping[str, Any]:
+    """Write what becomes of one tensor of the source; the record of a matrix, else nothing."""
+    if name in there.copied:
+        model.write(there.copied[name], checkpoint.raw(name))
+        return {}
+    p, gram = there.factored[name], grams.get(module_path(name))
+    weight = checkpoint.matrix(name)
+    parts = apart(_factor, weight, p, gram, format, name=name, shape=p.shape)
+    return asdict(_stream(parts, p, model, sleep))
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _place(
     for source in read:
         target = checkpoint.folder if out is None else out
         place = OutputFolder(target, force=force or out is None, source=source)
-    check_room(checkpoint, place.path)
+    check_room(checkpoint, place)
     place.path.parent.mkdir(parents=True, exist_ok=True)
     return place
 

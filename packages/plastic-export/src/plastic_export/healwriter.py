@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +16,7 @@ from plastic_runtime.files import (
     TensorInfo,
     TensorSpec,
     array_from_bytes,
+    copy_file,
     open_safetensors,
     read_header,
 )
@@ -33,6 +33,7 @@ from plastic_export.manifest import (
     MatrixRecord,
     QuantisedRecord,
     read_manifest,
+    run_identity,
     source_record,
     write_manifest,
 )
@@ -108,7 +109,8 @@ def write_healed(
         known = (old.matrices | old.quantised).values()
         records = _records(list(known), values, folder, reference, track)
         digests = old.tensors | digests
-    write_manifest(folder, reference, {**options, "heal": dict(record)}, records, digests)
+    identity = run_identity(reference, {**options, "heal": dict(record)})
+    write_manifest(folder, identity, records, digests)
 
 
 def _specs(infos: Any) -> list[TensorSpec]:
@@ -127,17 +129,18 @@ def _write_adapter(
         with adapter_shards(folder, _specs(infos.values())) as shards:
             for name, info in infos.items():
                 shards.write(name, values[name] if name in values else file.read(info))
-    shutil.copyfile(adapter / ADAPTER_CONFIG, folder / FOLDER / ADAPTER_CONFIG)
+    copy_file(adapter / ADAPTER_CONFIG, folder / FOLDER / ADAPTER_CONFIG)
     return shards.digests
 
 
 def _copy_sides(checkpoint: Checkpoint, folder: Path) -> None:
     """Configuration, tokenizer, what sleeps; and the model file, of which only ours is known."""
     own = [checkpoint.folder / name for name in ("config.json", SLEEP)]
-    for path in (*filter(Path.is_file, own), *checkpoint.side_files()):
-        shutil.copyfile(path, folder / path.name)
+    for path in filter(Path.is_file, own):
+        copy_file(path, folder / path.name, home=checkpoint.folder)
+    checkpoint.copy_side_files(folder)
     if "model_file" in checkpoint.config:
-        shutil.copyfile(MODEL_FILE, folder / MODEL_FILE.name)
+        copy_file(MODEL_FILE, folder / MODEL_FILE.name)
 
 
 def _records(

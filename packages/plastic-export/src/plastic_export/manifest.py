@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -18,7 +20,8 @@ from plastic_export.rowchecks import row_checks
 
 MANIFEST = "plastic.json"
 SLEEP = "sleep.safetensors"
-SCHEMA = 1
+SCHEMA = 2
+"""The first schema had no digest of the manifest itself; it is still read."""
 PLANNED = ("mixed", "corrected", "adapter", "quantised")
 """Formats whose matrices have `QuantisedRecord`; the last was once the name of the first."""
 
@@ -77,6 +80,20 @@ class MatrixRecord:
             spectral_error=certificate.spectral_error,
             restored_error=restored_error,
             why=p.why,
+        )
+
+    @property
+    def plan(self) -> MatrixPlan:
+        """The plan that was executed."""
+        return MatrixPlan(
+            name=self.name,
+            shape=self.shape,
+            dtype=self.dtype,
+            source_bytes=self.source_bytes,
+            choice=self.choice,
+            rank=self.rank,
+            retained_energy=self.retained_energy,
+            why=self.why,
         )
 
     @classmethod
@@ -139,10 +156,29 @@ def source_record(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def run_identity(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the output of a run depends on: two runs of one identity write the same bytes.
+
+    Args:
+        checkpoint: The source, of which every file is read once.
+        options: The options of the run.
+
+    Returns:
+        Three entries of the manifest: ``options``, ``versions`` and ``source``.
+    """
+    sides = [checkpoint.folder / "config.json", *checkpoint.side_files()]
+    return {
+        "options": dict(options),
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "source": source_record(checkpoint)
+        | {"side_files": {p.name: _file_record(p) for p in sides}},
+    }
+
+
 def write_manifest(
     folder: Path,
-    checkpoint: Checkpoint,
-    options: Mapping[str, Any],
+    identity: Mapping[str, Any],
     records: Sequence[MatrixRecord] | Sequence[QuantisedRecord],
     digests: Mapping[str, str],
 ) -> None:
@@ -150,27 +186,30 @@ def write_manifest(
 
     Args:
         folder: The finished folder.
-        checkpoint: The source.
-        options: The options of the run.
+        identity: Of the run, from `run_identity`.
         records: One record per matrix.
         digests: SHA-256 of every tensor written, by name.
     """
     manifest = {
         "schema": SCHEMA,
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
-        "options": dict(options),
-        "source": source_record(checkpoint),
+        **identity,
         "matrices": [asdict(r) for r in records],
         "tensors": dict(digests),
         "rows": row_checks(folder / SLEEP),
         "files": {
             p.relative_to(folder).as_posix(): _file_record(p)
             for p in sorted(folder.rglob("*"))
-            if p.is_file()
+            if p.is_file() and not p.name.startswith(".")
         },
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, sealed(manifest))
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the digest of all that is in it, whatever the layout of the text."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return rest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _file_record(path: Path) -> dict[str, Any]:
@@ -210,13 +249,16 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise FormatError.about(path, "missing", "name a folder that `plastic compress` wrote")
     raw = read_json(path)
-    if raw.get("schema") != SCHEMA:
+    if raw.get("schema") not in (1, SCHEMA):
         reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
         raise FormatError.about(path, reason, "use the version of plastic-export that wrote it")
+    if raw["schema"] == SCHEMA and raw != sealed(raw):
+        reason = "its content is not what was written"
+        raise FormatError.about(path, reason, "copy it again, or compress the source again")
     try:
         planned = raw["options"].get("format") in PLANNED
-        kept = {r["name"]: _record(MatrixRecord, r) for r in raw["matrices"] if not planned}
-        bits = {r["name"]: _record(QuantisedRecord, r) for r in raw["matrices"] if planned}
+        kept = {r["name"]: record_of(MatrixRecord, r) for r in raw["matrices"] if not planned}
+        bits = {r["name"]: record_of(QuantisedRecord, r) for r in raw["matrices"] if planned}
         return Manifest(
             options=dict(raw["options"]),
             source={k: raw["source"][k] for k in ("name", "revision", "files", "tensors")},
@@ -232,7 +274,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise FormatError.about(path, f"damaged ({error!r})", "compress again") from error
 
 
-def _record(kind: type[R], raw: Mapping[str, Any]) -> R:
+def record_of(kind: type[R], raw: Mapping[str, Any]) -> R:
     """The record; a field that an older version did not write has its default."""
     wanted = [f.name for f in fields(kind) if f.name in raw or f.default is MISSING]
     values = {name: raw[name] for name in wanted}

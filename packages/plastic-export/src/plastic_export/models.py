@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_runtime.files import FormatError, read_header, read_json, sha256_file
+from plastic_runtime.files import (
+    Fingerprint,
+    FormatError,
+    changed,
+    open_safetensors,
+    read_json,
+    sha256_file,
+)
 from plastic_runtime.taps import is_stack
 
 from plastic_export.adapterfile import adapter_of
@@ -52,7 +59,7 @@ def load_model(folder: str | Path) -> nn.Module:
     if is_factored:
         _check_model_file(folder)
     classes = _factored_classes() if is_factored else _stock_classes(config, file)
-    _check_weights(folder)
+    checked = _check_weights(folder)
     adapter = adapter_of(folder)
     try:
         # model_file is withheld, so that mlx-lm asks for the classes instead of running it
@@ -64,6 +71,10 @@ def load_model(folder: str | Path) -> nn.Module:
         )
         if adapter is not None:
             utils.load_adapters(model, adapter).eval()
+        if _check_weights(folder) != checked:  # by name: mlx-lm opened them in between
+            raise changed(folder)
+    except FormatError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built from it: {_brief(error)}"
         remedy = "check that config.json and the weights belong together"
@@ -285,14 +296,17 @@ def _stock_classes(config: dict[str, Any], file: str | Path) -> tuple[Any, Any]:
     return model_class, args_class
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path) -> dict[str, Fingerprint]:
     """mlx-lm reads every model*.safetensors of a folder, trusting their headers."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         reason = "no weights: mlx-lm reads model*.safetensors and there is none"
         raise FormatError.about(folder, reason, "name the folder of a checkpoint")
-    for file in files:
-        read_header(file)
+    found = {}
+    for path in files:
+        with open_safetensors(path, home=folder) as file:
+            found[path.name] = file.fingerprint
+    return found
 
 
 def _brief(error: Exception) -> str:

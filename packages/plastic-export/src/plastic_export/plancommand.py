@@ -202,6 +202,7 @@ def carry_out_plan(
     revision: str | None,
     force: bool,
     exact: bool,
+    resume: bool,
     output: Output,
 ) -> None:
     """What ``plastic compress --plan`` does."""
@@ -214,6 +215,7 @@ def carry_out_plan(
         revision=revision,
         force=force,
         exact=exact,
+        resume=resume,
         track=output.track,
     )
     output.show(losstables.quantised_record(result), *losstables.quantised(result))
@@ -232,6 +234,7 @@ def _check_decided_by_plan() -> None:
         "revision",
         "force",
         "exact",
+        "resume",
         "as_json",
     }
     for parameter in context.command.params:

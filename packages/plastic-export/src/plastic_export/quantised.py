@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from plastic_core import Backbone, Certificate, Correction, certify
 from plastic_core.linalg import frobenius_norm
 from plastic_runtime import GramFile, LossGrams
-from plastic_runtime.files import FormatError, sha256_file
+from plastic_runtime.files import FormatError, Journal, sha256_file
 
 from plastic_export.adapterfile import (
     FILE,
@@ -29,13 +28,14 @@ from plastic_export.exactness import EXACT, write_exact
 from plastic_export.execute import METADATA, dense_certificate
 from plastic_export.layers import Layer, layers_of
 from plastic_export.lossplan import BitsPlan, Candidate, Format, Offered
-from plastic_export.manifest import QuantisedRecord, write_manifest
+from plastic_export.manifest import QuantisedRecord, read_manifest, run_identity, write_manifest
 from plastic_export.output import OutputFolder
 from plastic_export.parts import Layout
 from plastic_export.planfile import LossPlan, check_source, grams_file, read_plan
 from plastic_export.pricing import blaming, candidate, stored, weights_of
 from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.shards import Shards
+from plastic_export.steps import Steps
 from plastic_export.track import Track, untracked
 from plastic_export.uses import Uses, is_measured, together
 
@@ -79,6 +79,7 @@ def execute_plan(
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
+    resume: bool = False,
     track: Track = untracked,
 ) -> Quantised:
     """Write the checkpoint that a plan describes, in a format that stock mlx-lm loads.
@@ -97,14 +98,18 @@ def execute_plan(
         revision: Commit or branch, for a Hub id.
         force: Replace ``out`` where it is an earlier output.
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
+        resume: Go on where an earlier run with the same arguments was cut, to the same bytes; see
+            `compress`.
         track: Wraps the loop over the tensors.
 
     Raises:
         FormatError: If the plan is damaged or of another source (the difference is named), its
             Grams are missing or others, a file of the source is damaged, or an adapter cannot
             hold the plan's corrections.
+            With ``resume``, if the run that was cut had other options, versions or another source.
         ValueError: If the plan does not hold the budget.
-        OSError: If writing fails. Nothing is left behind.
+        BusyError: If another process is writing ``out``.
+        OSError: If reading or writing fails. What is finished is kept for ``resume``.
     """
     file = Path(plan_file)
     whole = read_plan(file)
@@ -115,35 +120,41 @@ def execute_plan(
         check_source(whole, checkpoint, file)
         _check_matrices(whole, checkpoint, file)
         grams_path = grams_file(whole, file)
-        check_room(checkpoint, Path(out), exact=exact)
-        with OutputFolder(out, force=force, source=checkpoint.folder) as folder, no_cache():
-            layout = Layout.of(checkpoint, whole, plan)
-            with GramFile(grams_path) as grams:
-                _check_measured(whole, grams, file)
-                records, digests = _write(checkpoint, whole, layout, grams, folder, track)
-            _write_sides(checkpoint, plan, layout, folder)
-            if exact:
-                digests |= write_exact(checkpoint, folder, track=track)
-            checkpoint.check_unchanged()
-            options = {
-                "format": whole.format,
-                "budget": plan.asked,
-                "bits_per_weight": plan.budget,
-                "plan_sha256": sha256_file(file),
-                "calibration": dict(whole.calibration),
-                "exact": exact,
-            }
-            write_manifest(folder, checkpoint, options, records, digests)
-            return Quantised(
-                out=Path(out),
-                format=whole.format,
-                plan=plan,
-                matrices=records,
-                source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
-                model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
-                adapter_bytes=sum(p.stat().st_size for p in folder.glob(f"{FOLDER}/{FILE}")),
-                exact_bytes=sum(p.stat().st_size for p in folder.glob(EXACT)),
-            )
+        layout = Layout.of(checkpoint, whole, plan)
+        options = {
+            "format": whole.format,
+            "budget": plan.asked,
+            "bits_per_weight": plan.budget,
+            "plan_sha256": sha256_file(file),
+            "calibration": dict(whole.calibration),
+            "exact": exact,
+        }
+        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=resume)
+        check_room(checkpoint, output, exact=exact)
+        with output as folder, no_cache():
+            identity = run_identity(checkpoint, options)
+            if output.begin(identity):
+                with GramFile(grams_path) as grams:
+                    _check_measured(whole, grams, file)
+                    records, digests = _write(
+                        checkpoint, whole, layout, grams, folder, output.started, track
+                    )
+                _write_sides(checkpoint, plan, layout, folder)
+                if exact:
+                    digests |= write_exact(checkpoint, folder, track=track)
+                checkpoint.check_unchanged()
+                write_manifest(folder, identity, records, digests)
+        done = output.path
+        return Quantised(
+            out=Path(out),
+            format=whole.format,
+            plan=plan,
+            matrices=tuple(read_manifest(done).quantised.values()),
+            source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
+            model_bytes=sum(p.stat().st_size for p in done.glob("model*.safetensors")),
+            adapter_bytes=sum(p.stat().st_size for p in done.glob(f"{FOLDER}/{FILE}")),
+            exact_bytes=sum(p.stat().st_size for p in done.glob(EXACT)),
+        )
 
 
 def _check_matrices(whole: LossPlan, checkpoint: Checkpoint, file: Path) -> None:
@@ -171,27 +182,52 @@ def _write(
     layout: Layout,
     grams: Mapping[str, LossGrams],
     folder: Path,
+    journal: Journal,
     track: Track,
 ) -> tuple[tuple[QuantisedRecord, ...], dict[str, str]]:
     """Stream every tensor to its new place; the records, and the digest of each tensor."""
     matrices = {m.name: m for m in whole.matrices}
     records = {m.name: _record(m, layout, Certificate(0.0, 0.0)) for m in whole.matrices}
+    taken = [n for n in checkpoint.tensors if n in layout.copied | layout.stacks or n in matrices]
     with (
-        Shards(folder, layout.model, METADATA) as model,
-        adapter_shards(folder, layout.adapter) as adapter,
+        Shards(folder, layout.model, METADATA, keep=True) as model,
+        adapter_shards(folder, layout.adapter, keep=True) as adapter,
     ):
-        for name in track(list(checkpoint.tensors), "quantising"):
-            layer = layout.stacks.get(name, Layer(name, tensors=(name,)))
-            m = matrices.get(layer.name)
-            if name in layout.copied:
-                model.write(layout.copied[name], checkpoint.raw(name))
-            elif m is None or not any(layout.parts[m.name]):
-                if name in layout.stacks:
-                    model.write(layer.name, _stacked(checkpoint, layer))
-            else:
-                certificate = _stream(checkpoint, layer, m, layout, grams, model, adapter)
-                records[m.name] = _record(m, layout, certificate)
+        steps = Steps(journal, model, adapter)
+        for name in track(taken, "quantising"):
+            if (found := steps.finished(name)) is None:
+                found = _step(name, checkpoint, matrices, layout, grams, model, adapter)
+                steps.add(name, found)
+            if found:
+                m = matrices[_layer_at(name, layout).name]
+                records[m.name] = _record(m, layout, Certificate(**found))
     return tuple(records.values()), model.digests | adapter.digests
+
+
+def _layer_at(name: str, layout: Layout) -> Layer:
+    """The layer whose turn comes at a tensor of the source."""
+    return layout.stacks.get(name, Layer(name, tensors=(name,)))
+
+
+def _step(
+    name: str,
+    checkpoint: Checkpoint,
+    matrices: Mapping[str, Offered],
+    layout: Layout,
+    grams: Mapping[str, LossGrams],
+    model: Shards,
+    adapter: Shards,
+) -> Mapping[str, float]:
+    """Write what becomes of one tensor of the source; the errors of a matrix, else nothing."""
+    layer = _layer_at(name, layout)
+    m = matrices.get(layer.name)
+    if name in layout.copied:
+        model.write(layout.copied[name], checkpoint.raw(name))
+    elif m is not None and any(layout.parts[m.name]):
+        return _stream(checkpoint, layer, m, layout, grams, model, adapter)._asdict()
+    elif name in layout.stacks:
+        model.write(layer.name, _stacked(checkpoint, layer))
+    return {}
 
 
 def _stacked(checkpoint: Checkpoint, stack: Layer) -> NDArray[np.uint8]:
@@ -262,8 +298,7 @@ def _write_sides(checkpoint: Checkpoint, plan: BitsPlan, layout: Layout, folder:
     write_config(folder, checkpoint, layout)
     if layout.adapter:
         write_adapter_config(folder, plan)
-    for path in checkpoint.side_files():
-        shutil.copyfile(path, folder / path.name)
+    checkpoint.copy_side_files(folder)
 
 
 def _record(m: Offered, layout: Layout, certificate: Certificate) -> QuantisedRecord:

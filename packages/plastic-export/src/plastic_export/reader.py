@@ -24,6 +24,7 @@ from plastic_runtime.files import (
     array_from_bytes,
     changed,
     check_memory,
+    copy_file,
     fingerprint,
     hub_identity,
     member,
@@ -153,6 +154,11 @@ class Checkpoint(Closing):
         names = [n for n in sorted(os.listdir(self.folder)) if _is_side_file(n)]
         return [self.folder / name for name in names if member(self.folder, name)]
 
+    def copy_side_files(self, folder: Path) -> None:
+        """Copy `side_files` into a folder, byte for byte; see there for the errors."""
+        for path in self.side_files():
+            copy_file(path, folder / path.name, home=self.folder)
+
     def check_unchanged(self) -> None:
         """Make sure that nobody wrote to the weight files since they were opened.
 
@@ -241,7 +247,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if member(folder, CONFIG) is None:
         remedy = "name the folder of a checkpoint, or download it again"
         raise FormatError.about(folder, f"it holds no {CONFIG}", remedy)
-    return read_json(folder / CONFIG)
+    return read_json(folder / CONFIG, home=folder)
 
 
 def _as_float32(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +93,7 @@ def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> R
                     shards.write(spec.name, awake.raw(_stored_name(spec.name, awake)))
         config = {k: v for k, v in awake.config.items() if k not in ("model_file", "plastic")}
         write_json(target / "config.json", config)
-        for path in awake.side_files():
-            shutil.copyfile(path, target / path.name)
+        awake.copy_side_files(target)
     exact = tuple(spec.name for spec in specs if spec.name not in factored)
     return Restored(Path(dest), exact, {n: r.restored_error for n, r in factored.items()})
 
@@ -108,8 +106,7 @@ def _restore_exactly(folder: Path, dest: Path, track: Track) -> Restored:
                 shards.write(name, source.raw(name))
         with AtomicFile(target / "config.json") as config:
             config.write(source.config.encode())
-        for path in source.output.side_files():
-            shutil.copyfile(path, target / path.name)
+        source.output.copy_side_files(target)
         return Restored(dest, tuple(source.kept), {}, proved=True)
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from plastic_runtime.files import MLX_DTYPES, SafetensorsWriter, TensorSpec, array_bytes, write_json
+from plastic_runtime.files import (
+    MLX_DTYPES,
+    SafetensorsWriter,
+    TensorSpec,
+    array_bytes,
+    sha256_file,
+    temporary_name,
+    tensor_spans,
+    write_json,
+)
 
 SHARD_BYTES = 5_000_000_000  # what mlx-lm writes
 
@@ -27,6 +36,7 @@ class Shards:
         metadata: Text to text, for the header of every file.
         stem: File name without number and suffix.
         limit: Bytes of tensors per file; a file holds at least one tensor.
+        keep: Leave what was written behind after an exception, for `holds` and `skip`.
 
     Attributes:
         digests: SHA-256 of the bytes of every tensor written so far, by name.
@@ -40,6 +50,7 @@ class Shards:
         *,
         stem: str = "model",
         limit: int = SHARD_BYTES,
+        keep: bool = False,
     ) -> None:
         self.folder = folder
         self.metadata = dict(metadata)
@@ -49,9 +60,11 @@ class Shards:
         names = [f"{stem}-{i:05d}-of-{count:05d}" for i in range(1, count + 1)]
         self.files = [f"{n}.safetensors" for n in (names if count > 1 else [stem])]
         self._stem = stem
+        self._keep = keep
         self._groups = groups
         self._owner = {spec.name: i for i, group in enumerate(groups) for spec in group}
         self._open: tuple[int, SafetensorsWriter] | None = None
+        self._spans: dict[int, dict[str, tuple[int, int]]] = {}
 
     def write(self, name: str, data: mx.array | NDArray[Any]) -> None:
         """Append the next tensor: an array of the declared type and shape, or its raw bytes."""
@@ -59,12 +72,37 @@ class Shards:
         self.digests[name] = hashlib.sha256(raw.data).hexdigest()
         self._writer(self._owner[name]).write(name, raw)
 
+    def holds(self, digests: Mapping[str, str]) -> bool:
+        """Whether an earlier process wrote these tensors to the folder, with these digests."""
+        return all(self._stored_digest(name) == digest for name, digest in digests.items())
+
+    def skip(self, digests: Mapping[str, str]) -> None:
+        """Pass over the next tensors, which `holds` has found."""
+        for name, digest in digests.items():
+            self._writer(self._owner[name]).skip(name)
+            self.digests[name] = digest
+
+    def _stored_digest(self, name: str) -> str | None:
+        """The digest of what stands where a tensor belongs; None if there is no such tensor."""
+        if name not in self._owner:
+            return None
+        index = self._owner[name]
+        path = self.folder / self.files[index]
+        there = path if path.exists() else temporary_name(path)
+        if index not in self._spans:
+            self._spans[index] = tensor_spans(self._groups[index], self.metadata)
+        start, stop = self._spans[index][name]
+        return sha256_file(there, start, stop) if there.exists() else None
+
     def _writer(self, index: int) -> SafetensorsWriter:
         if self._open is None or self._open[0] != index:
             if self._open is not None:
                 self._open[1].close()
             path = self.folder / self.files[index]
-            self._open = (index, SafetensorsWriter(path, self._groups[index], self.metadata))
+            self._open = (
+                index,
+                SafetensorsWriter(path, self._groups[index], self.metadata, keep=self._keep),
+            )
         return self._open[1]
 
     def _write_index(self) -> None:

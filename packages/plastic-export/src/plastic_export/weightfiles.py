@@ -53,7 +53,7 @@ def survey(folder: Path) -> WeightFiles:
             there or leaves one out; if a tensor is in two files; if a file is damaged or
             a link that leaves the folder.
     """
-    index = read_index(folder / INDEX) if member(folder, INDEX) else None
+    index = read_index(folder / INDEX, home=folder) if member(folder, INDEX) else None
     present = sorted(name for name in os.listdir(folder) if fnmatchcase(name, PATTERN))
     names = sorted(set(index.values())) if index else present
     if not names:
@@ -61,7 +61,7 @@ def survey(folder: Path) -> WeightFiles:
     _check_presence(folder, names, present)
     found = WeightFiles({}, {})
     for name in names:
-        _add(folder / name, found)
+        _add(folder, name, found)
     if index:
         _check_index(folder / INDEX, index, found.tensors)
     return found
@@ -89,8 +89,9 @@ def _missing_numbers(names: list[str]) -> list[str]:
     return []
 
 
-def _add(path: Path, found: WeightFiles) -> None:
-    with open_safetensors(path) as file:
+def _add(folder: Path, name: str, found: WeightFiles) -> None:
+    path = folder / name
+    with open_safetensors(path, home=folder) as file:
         found.fingerprints[path] = file.fingerprint
         for info in sorted(file.header.tensors.values(), key=lambda info: info.start):
             if (other := found.tensors.setdefault(info.name, info)) is not info:

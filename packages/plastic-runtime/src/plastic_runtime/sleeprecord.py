@@ -32,7 +32,7 @@ from plastic_runtime.files.writer import encode_header
 
 KEY = "plastic_sleep"
 VERSION = 1
-TEMPORARY = re.compile(r"\.\d{8}-[0-9a-f]{16}\.safetensors\.[0-9a-f]{8}\.tmp")
+TEMPORARY = re.compile(r"\.\d{8}-[0-9a-f]{16}\.safetensors\.tmp")
 
 _NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.safetensors")
 _REMEDY = "put back a copy of this file"

@@ -7,12 +7,23 @@ from plastic_runtime.files.arrays import (
     array_from_bytes,
     dtype_name,
 )
-from plastic_runtime.files.atomic import AtomicFile, sha256_file, sync, sync_path, write_json
+from plastic_runtime.files.atomic import (
+    AtomicFile,
+    copy_file,
+    naming,
+    sha256_file,
+    sync,
+    sync_path,
+    temporary_name,
+    write_json,
+)
 from plastic_runtime.files.errors import FormatError
 from plastic_runtime.files.foreign import Foreign, recognise_name
 from plastic_runtime.files.header import ITEM_BYTES, Header, TensorInfo
+from plastic_runtime.files.journal import Journal, check_same
+from plastic_runtime.files.lock import HOLDER, BusyError, FolderLock
 from plastic_runtime.files.memory import check_memory
-from plastic_runtime.files.paths import hub_identity, member, open_regular
+from plastic_runtime.files.paths import hub_identity, in_hub_cache, member, open_regular
 from plastic_runtime.files.strictjson import parse_object
 from plastic_runtime.files.validate import (
     Fingerprint,
@@ -30,17 +41,21 @@ from plastic_runtime.files.weights import (
     read_arrays,
     write_arrays,
 )
-from plastic_runtime.files.writer import SafetensorsWriter, TensorSpec
+from plastic_runtime.files.writer import SafetensorsWriter, TensorSpec, tensor_spans
 
 __all__ = [
+    "HOLDER",
     "ITEM_BYTES",
     "MLX_DTYPES",
     "Array",
     "AtomicFile",
+    "BusyError",
     "Fingerprint",
+    "FolderLock",
     "Foreign",
     "FormatError",
     "Header",
+    "Journal",
     "OpenFile",
     "SafetensorsWriter",
     "TensorInfo",
@@ -49,12 +64,16 @@ __all__ = [
     "array_from_bytes",
     "changed",
     "check_memory",
+    "check_same",
+    "copy_file",
     "dtype_name",
     "export_safetensors",
     "fingerprint",
     "hub_identity",
+    "in_hub_cache",
     "load_safetensors",
     "member",
+    "naming",
     "open_regular",
     "open_safetensors",
     "parse_object",
@@ -66,6 +85,8 @@ __all__ = [
     "sha256_file",
     "sync",
     "sync_path",
+    "temporary_name",
+    "tensor_spans",
     "write_arrays",
     "write_json",
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 from pathlib import Path
 
 from plastic_runtime.files.errors import FormatError
 
+_CACHED = re.compile(r"(models|datasets|spaces)--")
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -19,30 +21,37 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path) -> io.FileIO:
+def open_regular(path: Path, *, home: Path | None = None) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
 
     A pipe, socket, device or directory is refused, and opening it does not wait.
 
     Args:
-        path: File to open. A link is followed: see `member` for where it may lead.
+        path: File to open. A link is followed.
+        home: Folder of the file, where no link may leave it; see `member`.
 
     Returns:
         The open file. What it is was checked on the descriptor, not on the name.
 
     Raises:
-        FormatError: If it is not a regular file, or a link to nothing.
+        FormatError: If it is not a regular file, a link to nothing or, with ``home``, one that
+            leaves the folder.
         OSError: If it does not exist or cannot be opened.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _explained(path, error) from None
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise _not_regular(path, mode)
+        if home is not None:
+            _check_home(home, path, descriptor)
         return io.FileIO(descriptor, "rb")
-    os.close(descriptor)
-    raise _not_regular(path, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def member(folder: Path, name: str) -> Path | None:
@@ -79,6 +88,12 @@ def member(folder: Path, name: str) -> Path | None:
     return target
 
 
+def in_hub_cache(path: Path) -> bool:
+    """Whether a path, every link in it resolved, lies in a repository of a Hub cache."""
+    real = Path(os.path.realpath(path))
+    return any(_CACHED.match(parent.name) for parent in real.parents)
+
+
 def hub_identity(folder: Path) -> tuple[str, str] | None:
     """Return the repository and commit of a snapshot folder in the Hub cache, else None."""
     home = folder.resolve()
@@ -86,6 +101,13 @@ def hub_identity(folder: Path) -> tuple[str, str] | None:
     if home.parent.name != "snapshots" or not repository.startswith("models--"):
         return None
     return repository.removeprefix("models--").replace("--", "/"), home.name
+
+
+def _check_home(home: Path, path: Path, descriptor: int) -> None:
+    """Compare what was opened with what `member` approves: nobody may put another in between."""
+    target = member(home, path.name)
+    if target is None or not os.path.samestat(os.stat(target), os.fstat(descriptor)):
+        raise FormatError.about(path, "exchanged while it was being opened", "start again")
 
 
 def _explained(path: Path, error: OSError) -> OSError | FormatError:

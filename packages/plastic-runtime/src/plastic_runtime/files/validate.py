@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_runtime.closing import Closing
+from plastic_runtime.files.atomic import naming
 from plastic_runtime.files.errors import FormatError
 from plastic_runtime.files.foreign import recognise
 from plastic_runtime.files.header import LARGEST_HEADER, Header, TensorInfo, check_header
@@ -78,7 +79,10 @@ class OpenFile(Closing):
 
 
 def open_safetensors(
-    path: str | os.PathLike[str], *, expected: Fingerprint | None = None
+    path: str | os.PathLike[str],
+    *,
+    expected: Fingerprint | None = None,
+    home: Path | None = None,
 ) -> OpenFile:
     """Open a safetensors file and check its header in full.
 
@@ -87,6 +91,7 @@ def open_safetensors(
     Args:
         path: Path of the file.
         expected: What the file was when it was opened before.
+        home: Folder of the file, where no link may leave it; see `member`.
 
     Returns:
         The open file, to be closed by the caller (``with`` does).
@@ -98,7 +103,7 @@ def open_safetensors(
         OSError: If it does not exist or cannot be read.
     """
     file = Path(path)
-    stream = open_regular(file)
+    stream = open_regular(file, home=home)
     try:
         opened = OpenFile(file, stream)
         if expected is not None and opened.fingerprint != expected:
@@ -115,12 +120,15 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return file.header
 
 
-def read_json(path: str | os.PathLike[str], *, limit: int = 64 * 2**20) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike[str], *, limit: int = 64 * 2**20, home: Path | None = None
+) -> dict[str, Any]:
     """Read a JSON object from a file, refusing what two readers could understand differently.
 
     Args:
         path: Path of the file.
         limit: Largest size in bytes that is read at all.
+        home: Folder of the file, where no link may leave it; see `member`.
 
     Returns:
         The object.
@@ -131,7 +139,7 @@ def read_json(path: str | os.PathLike[str], *, limit: int = 64 * 2**20) -> dict[
         OSError: If it does not exist or cannot be read.
     """
     file = Path(path)
-    with open_regular(file) as stream:
+    with open_regular(file, home=home) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
             reason = f"{size} bytes are too many for a JSON file (at most {limit})"
@@ -140,11 +148,12 @@ def read_json(path: str | os.PathLike[str], *, limit: int = 64 * 2**20) -> dict[
     return parse_object(text, file, "correct it or download it again")
 
 
-def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_index(path: str | os.PathLike[str], *, home: Path | None = None) -> dict[str, str]:
     """Read the index of a sharded checkpoint.
 
     Args:
         path: Path of the file, usually ``model.safetensors.index.json``.
+        home: Folder of the file, where no link may leave it; see `member`.
 
     Returns:
         The shard of each tensor. Every shard is the plain name of a ``.safetensors`` file:
@@ -155,7 +164,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
         OSError: If it does not exist or cannot be read.
     """
     file = Path(path)
-    weight_map = read_json(file).get("weight_map")
+    weight_map = read_json(file, home=home).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError.about(file, "'weight_map' is missing or empty", _DOWNLOAD)
     for tensor, shard in weight_map.items():
@@ -201,11 +210,11 @@ def _read(start: int, count: int, file: Path, stream: io.FileIO) -> bytes:
 
 
 def _read_into(target: memoryview, start: int, file: Path, stream: io.FileIO) -> None:
-    stream.seek(start)
-    while target:
-        if not (count := stream.readinto(target)):
-            raise changed(file)
-        target = target[count:]
+    with naming(file):
+        while target:
+            if not (count := os.preadv(stream.fileno(), [target], start)):
+                raise changed(file)
+            target, start = target[count:], start + count
 
 
 def changed(file: Path) -> FormatError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -48,10 +48,13 @@ class SafetensorsWriter:
         path: Name of the file; see `AtomicFile`.
         specs: Every tensor, in the order in which they will be written.
         metadata: Strings to store beside them.
+        keep: Leave what was written behind after an exception; what an earlier process left, with
+            the same specs, can then be passed over with `skip`.
 
     Raises:
         ValueError: If a name is given twice or not allowed, or a dtype unknown.
         TypeError: If the metadata are not strings.
+        BusyError: If another process is writing the file.
         OSError: If the file cannot be created.
     """
 
@@ -60,16 +63,32 @@ class SafetensorsWriter:
         path: str | os.PathLike[str],
         specs: Iterable[TensorSpec],
         metadata: Mapping[str, str] | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         self._specs = list(specs)
         self._written = 0
         header = encode_header(self._specs, metadata or {})
-        self._file = AtomicFile(path)
+        self._stop = len(header)  # of what counts; what an earlier process left may go on
+        self._file = AtomicFile(path, keep=keep)
         try:
-            self._file.write(header)
+            if self._file.read(0, len(header)) != header:
+                self._file.rewind(0)
+                self._file.write(header)
         except BaseException:
             self._file.abandon()
             raise
+
+    def skip(self, name: str) -> None:
+        """Pass over the next tensor, which an earlier process has written.
+
+        Raises:
+            ValueError: If it is not the next tensor, or the file ends before it does.
+        """
+        spec = self._next(name)
+        if self._stop + spec.nbytes > self._file.size:
+            raise ValueError(f"the tensor {name!r} is not in what an earlier process left.")
+        self._advance(spec)
 
     def write(self, name: str, data: Array | bytes) -> None:
         """Write the next tensor.
@@ -83,12 +102,12 @@ class SafetensorsWriter:
             ValueError: If it is not the next tensor, or not what its spec announced.
             OSError: If the system refuses, a full disk for example.
         """
-        following = self._specs[self._written :][:1]
-        if not following or following[0].name != name:
-            turn = repr(following[0].name) if following else "none: all are written"
-            raise ValueError(f"`name` must be the next tensor of the specs ({turn}), got {name!r}.")
-        self._file.write(_payload(following[0], data))
-        self._written += 1
+        spec = self._next(name)
+        payload = _payload(spec, data)
+        if self._file.size > self._stop:
+            self._file.rewind(self._stop)
+        self._file.write(payload)
+        self._advance(spec)
 
     def close(self) -> None:
         """Force the file to the disk and give it its name. A second call does nothing.
@@ -100,13 +119,26 @@ class SafetensorsWriter:
         if self._file.closed:
             return
         with self._file:
+            if self._file.size > self._stop:
+                self._file.rewind(self._stop)
             if self._written < len(self._specs):
                 missing = self._specs[self._written].name
                 raise ValueError(f"the tensor {missing!r} of the specs was not written.")
 
     def abandon(self) -> None:
-        """Remove the file. After `close` this does nothing."""
+        """Remove the file, unless it is to be kept. After `close` this does nothing."""
         self._file.abandon()
+
+    def _next(self, name: str) -> TensorSpec:
+        following = self._specs[self._written :][:1]
+        if not following or following[0].name != name:
+            turn = repr(following[0].name) if following else "none: all are written"
+            raise ValueError(f"`name` must be the next tensor of the specs ({turn}), got {name!r}.")
+        return following[0]
+
+    def _advance(self, spec: TensorSpec) -> None:
+        self._stop += spec.nbytes
+        self._written += 1
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +186,18 @@ def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
             " Split them over several files."
         )
     return len(text).to_bytes(8, "little") + text
+
+
+def tensor_spans(
+    specs: Sequence[TensorSpec], metadata: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """Return the first byte of each tensor in the file, and the one after its last."""
+    start = len(encode_header(specs, metadata))
+    spans = {}
+    for spec in specs:
+        spans[spec.name] = start, start + spec.nbytes
+        start += spec.nbytes
+    return spans
 
 
 def _check_spec(spec: TensorSpec, entries: Mapping[str, object]) -> None:

@@ -1,0 +1,68 @@
+"""Provoke every fault that files can meet, for real, and print what happened.
+
+    uv run tools/bench/faults.py                       everything: half an hour on two cores
+    uv run tools/bench/faults.py --quick               a few of each, about a minute
+    uv run tools/bench/faults.py --rows fuzz,flips     these rows alone
+
+Exit status 1 if anything went otherwise than it must. Linux; what needs to mount a file system or
+to become another user is skipped, with a word, where that is not allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from provoked.calls import calls
+from provoked.disk import full, refused
+from provoked.flips import flips
+from provoked.fuzz import fuzz
+from provoked.kill import kill, stop
+from provoked.malformed import malformed, special
+from provoked.outcome import Outcome, show
+from provoked.powerloss import powerloss
+from provoked.shared import busy, changed
+
+Row = Callable[[bool, Path], list[Outcome]]
+
+ROWS: dict[str, Row] = {
+    row.__name__: row
+    for row in (
+        malformed, special, fuzz, kill, stop, powerloss, calls, full, refused, flips, busy, changed
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the rows that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", default=",".join(ROWS), help="Some of: %(default)s.")
+    parser.add_argument("--quick", action="store_true", help="A few of each.")
+    arguments = parser.parse_args()
+    names = arguments.rows.split(",")
+    if unknown := set(names) - ROWS.keys():
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    _prepare()
+    outcomes = []
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            os.chmod(folder, 0o755)  # some faults are met by another user
+            outcomes += ROWS[name](arguments.quick, Path(folder).resolve())
+        print(f"{name}: done", file=sys.stderr, flush=True)
+    show(outcomes)
+    sys.exit(any(o.right < o.tried for o in outcomes))
+
+
+def _prepare() -> None:
+    """Import what the children need, so that each need not; compute nothing, so that they may."""
+    for name in ("plastic_export.cli", "mlx_lm.utils", "mlx_lm.models.llama"):
+        importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    main()
