@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,16 +20,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forks import finished, one_thread, started
 from plastic_runtime.batches import ResumableBatches
 from runbits import compare
 from tinyrun import TinyRun
 
-ONE_THREAD = "OPENBLAS_NUM_THREADS"
 MOMENTS = 60  # a kill from inside comes after at most this many
 
 
@@ -57,9 +55,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if os.environ.get(ONE_THREAD) != "1":  # a copy of a process with threads may never wake up
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {ONE_THREAD: "1"})
-    started = time.perf_counter()
+    one_thread()
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         tally = kill_and_compare(Path(folder), options.kills, np.random.default_rng(options.seed))
     rows = {
@@ -72,25 +69,25 @@ def main() -> int:
     }
     for name, count in rows.items():
         print(f"{name:34}{count:8}")
-    print(f"{'seconds':34}{time.perf_counter() - started:8.0f}")
+    print(f"{'seconds':34}{time.perf_counter() - begun:8.0f}")
     return 1 if tally.bits or tally.other or not tally.runs else 0
 
 
 def kill_and_compare(folder: Path, kills: int, rng: np.random.Generator) -> Tally:
     """Do so until there were that many kills and the last run has been completed."""
     tiny = TinyRun(folder / "base", folder / "data")
-    _finished(_started(tiny.write))
-    started = time.perf_counter()
-    _finished(_started(tiny.train, folder / "whole"))
-    whole = time.perf_counter() - started
+    finished(started(tiny.write))
+    begun = time.perf_counter()
+    finished(started(tiny.train, folder / "whole"))
+    whole = time.perf_counter() - begun
     tally = Tally()
     while tally.kills < kills or (folder / "cut").exists():
         if tally.kills < kills and _cut(tiny, folder / "cut", tally, whole, rng):
             continue
         if tally.kills >= kills:
-            _finished(_started(tiny.train, folder / "cut"))
+            finished(started(tiny.train, folder / "cut"))
         tally.runs += 1
-        _finished(_started(write_difference, folder))
+        finished(started(write_difference, folder))
         bits, other = json.loads((folder / "difference.json").read_text())
         tally.bits += bits
         tally.other += len(other)
@@ -118,9 +115,9 @@ def _cut(tiny: TinyRun, out: Path, tally: Tally, whole: float, rng: np.random.Ge
     moment, seconds = int(rng.integers(1, MOMENTS)), float(rng.uniform(0, 0.6 * whole))
     inside = tally.kills % 2 == 0
     if inside:
-        run = _started(train_until, tiny, out, moment)
+        run = started(train_until, tiny, out, moment)
     else:
-        run = _started(tiny.train, out)
+        run = started(tiny.train, out)
         run.join(seconds)
         run.kill()
     run.join()
@@ -128,26 +125,9 @@ def _cut(tiny: TinyRun, out: Path, tally: Tally, whole: float, rng: np.random.Ge
         tally.inside += inside
         tally.outside += not inside
         return True
-    _finished(run)
+    finished(run)
     tally.survived += 1
     return False
-
-
-def _started(work: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process at work: on Linux a copy of this one, in which MLX has not computed yet."""
-    process: BaseProcess
-    if sys.platform == "linux":
-        process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
-    else:
-        process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
-    process.start()
-    return process
-
-
-def _finished(process: BaseProcess) -> None:
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"a run failed with exit status {process.exitcode}; see above")
 
 
 def _kill_at(moment: int) -> None:

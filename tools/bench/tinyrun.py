@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -76,10 +76,10 @@ class TinyRun:
         _write_checkpoint(self.base)
         _write_rows(self.data)
 
-    def train(self, out: Path, *, seed: int = 0) -> Trained:
+    def train(self, out: Path, training: Training = TRAINING) -> Trained:
         """Train, or go on, with changes of rank by plan."""
         with patch("plastic_export.training.PlasticityManager", PlannedManager):
-            return train(self.base, self.data, out, replace(TRAINING, seed=seed))
+            return train(self.base, self.data, out, training)
 
 
 def _write_checkpoint(folder: Path) -> None:
