@@ -283,7 +283,10 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         ("no matrix of the checkpoint", {"--include": "*.nothing"}),
         ("no matrix is left; name some", {"--exclude": "*"}),
         ("one component for each of the", {"--max-size": "100", "--evaluate-every": 2}),
-        ("`rank` must be at most", {"--max-size": "20KB", "--follow": "loss", "--rank": 32}),
+        (
+            "`rank` must be lower to begin below",
+            {"--max-size": "20KB", "--follow": "loss", "--rank": 32},
+        ),
         ("must be below the", {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2}),
         ("`max_bytes` must be given", {"--follow": "budget"}),
         ("`evaluate_every` must be below the 4 `steps`", {"--max-size": "20KB"}),

@@ -51,7 +51,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
     type=click.Choice(["loss", "budget"]),
     help="Plateaus of the validation loss, or one cut to --max-size; the latter if that is given.",
 )
-@click.option("--rank", type=_COUNT, help="Per layer at the start; else 8, or 4 x --max-size.")
+@click.option("--rank", type=_COUNT, help="At the start, the head x 3; else 8, or 4 x --max-size.")
 @_number("--steps", _COUNT, "Batches to take.")
 @_number("--batch", _COUNT, "Rows in a batch.")
 @_number("--accumulate", _COUNT, "Batches whose gradients make one update.")

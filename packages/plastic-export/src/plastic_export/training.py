@@ -42,7 +42,7 @@ from plastic_export.reader import Checkpoint, open_checkpoint
 from plastic_export.runfolder import EVENTS, GENERATIONS, LOSSES, RunFile, claim
 from plastic_export.trainadapters import write_adapter, write_peft
 from plastic_export.traindata import TrainingData, read_training_data
-from plastic_export.trainsettings import GAUGE, Training
+from plastic_export.trainsettings import GAUGE, HEAD, PROBE, RANK, Training
 
 DEFAULT = Training()
 Say = Callable[[str], None]
@@ -159,7 +159,8 @@ class _Run:
         self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
         self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
         self.optimizer = training.build_optimizer()
-        probe = next(self.order(rows.train, training.batch, training.window))
+        probed = min(max(PROBE, training.batch), len(rows.train))
+        probe = next(self.order(rows.train, probed, training.window))
         layers = rank_layers(model).values()
         schedule = training.schedule(sum(layer.nbytes for layer in layers))
         self.manager = PlasticityManager(
@@ -280,8 +281,10 @@ def _plastic_model(
     chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
     inside = [path for path in chosen if not _is_head(path)]
     head = [path for path in chosen if _is_head(path)]
-    rank = training.start_rank(sum(sizes[path] for path in chosen) or 1)
-    layers = attach(model, rank, keys=inside, also=head, gauge=GAUGE, seed=training.seed)
+    each = sum(sizes[path] for path in inside) + HEAD * sum(sizes[path] for path in head)
+    rank = training.start_rank(max(1, each))
+    also = dict.fromkeys(head, HEAD * rank)
+    layers = attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
     _check_ceiling(layers, training)
     return model, layers
 
@@ -322,8 +325,8 @@ def _check_ceiling(layers: Mapping[str, RankLayer], training: Training) -> None:
         )
     if awake > ceiling and not training.by_budget:
         raise ValueError(
-            f"`rank` must be at most {ceiling // each} to begin below {ceiling} bytes, got "
-            f"{training.rank}, which takes {awake}."
+            f"`rank` must be lower to begin below {ceiling} bytes, got {training.rank or RANK}, "
+            f"which takes {awake}."
         )
 
 

@@ -26,6 +26,8 @@ OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
 REPORT = 10  # steps between training losses, at most
 GAUGE = Gauge(scale=20 * math.sqrt(8 / 3) / 0.3, length=0.3)  # as tools/bench/train.py found best
 RANK = 8
+HEAD = 3  # times the rank of the blocks, in the head
+PROBE = 4  # rows at least that components are priced on
 ROOM = 4  # times the final bytes, at the start of a run that ends at them
 FIRST_CUT = 0.13  # of the steps
 
@@ -50,8 +52,8 @@ class Training:
             after an eighth of the steps keeps awake what the loss can least do without in them.
             ``"loss"``: ranks grow, shrink and wake at plateaus of the validation loss, under
             ``max_bytes`` if given. By default the first where there is a ceiling.
-        rank: Components per layer at the start. By default 8, or as many as take four times
-            ``max_bytes`` where ranks follow the budget.
+        rank: Components per layer at the start, in the head three times as many. By default 8, or
+            as many as take four times ``max_bytes`` where ranks follow the budget.
         evaluate_every: Batches between two validations. After each of them ranks may change and
             the state of the run is saved.
         evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
@@ -126,7 +128,7 @@ class Training:
         """Return the rank to begin with.
 
         Args:
-            bytes_per_rank: Bytes of one component in every layer.
+            bytes_per_rank: Bytes of all layers per unit of it.
         """
         if self.rank is not None:
             return self.rank
