@@ -205,6 +205,7 @@ def test_names_lose_what_they_all_begin_with() -> None:
     assert short_names(["a.b.0.q", "a.b.1.q"]) == ["0.q", "1.q"]
     assert short_names(["a.b.q"]) == ["q"]
     assert short_names(["q", "a.q"]) == ["q", "a.q"]
+    assert short_names(["a.b.0.q", "a.b.1.q", "head"]) == ["0.q", "1.q", "head"]
 
 
 BROKEN: dict[str, tuple[str, str]] = {

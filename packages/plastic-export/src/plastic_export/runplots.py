@@ -136,12 +136,14 @@ def rendered(figure: Figure, format: str, *, dpi: int = 160) -> bytes:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Return the paths without the parts that all of them begin with."""
+    """Return the paths without the parts that all of those inside blocks begin with."""
     parts = [path.split(".") for path in paths]
+    inside = [p for p in parts if any(part.isdigit() for part in p)] or parts
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+    while all(len(p) > shared + 1 and p[shared] == inside[0][shared] for p in inside):
         shared += 1
-    return [".".join(p[shared:]) for p in parts]
+    prefix = inside[0][:shared]
+    return [".".join(p[shared:] if p[:shared] == prefix else p) for p in parts]
 
 
 def _figure(height: float) -> Figure:
