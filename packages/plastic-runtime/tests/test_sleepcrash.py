@@ -273,7 +273,7 @@ def test_every_prefix_of_what_reaches_the_disk_recovers(tmp_path: Path, power: b
                 disk.lose_unsynced()
             run.restart()
             run.check()
-            stray = [p for p in os.listdir(run.folder) if p.startswith(".") and p != ".lock"]
+            stray = [p for p in os.listdir(run.folder) if p.startswith(".") and p != ".holder.json"]
             assert not stray
             scenario(run)
             run.check()

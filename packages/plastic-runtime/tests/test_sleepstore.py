@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from plastic_core import Factors, RankLayer
 from plastic_core.testing import bits, repeatable
 from plastic_runtime import PlasticityManager, SleepDict, SleepStore, load_run, save_run
-from plastic_runtime.files import FormatError, TensorSpec
+from plastic_runtime.files import BusyError, FormatError, TensorSpec
 from plastic_runtime.files.writer import encode_header
 from plastic_runtime.sleep import Moments
 from plastic_runtime.sleepstore import verify_store
@@ -132,6 +132,17 @@ def test_what_was_taken_is_on_disk_until_it_is_released_and_compacted(tmp_path: 
         assert store.park("p", components(1)) == (2,)
     with SleepStore(tmp_path) as store:
         assert store.ids("p") == (1, 2)
+
+
+def test_one_process_at_a_time_has_it_open_and_the_other_hears_which(tmp_path: Path) -> None:
+    with SleepStore(tmp_path):
+        with pytest.raises(BusyError, match=f"in use by process {os.getpid()} on "):
+            SleepStore(tmp_path)
+        assert verify_store(tmp_path) == []
+    store = SleepStore(tmp_path)
+    store.close()
+    store.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
 def test_a_number_is_never_given_twice_not_even_after_everything_went(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from plastic_core import Factors
 from plastic_core.quantize import BITS
 
 from plastic_runtime.closing import Closing
-from plastic_runtime.files import FormatError, sync_path
+from plastic_runtime.files import FolderLock, FormatError, sync_path
 from plastic_runtime.sleep import Moments, Parked, SleepDict
 from plastic_runtime.sleepcoding import draft, load
 from plastic_runtime.sleeprecord import (
@@ -60,6 +60,7 @@ class SleepStore(SleepDict, Closing):
     Raises:
         ValueError: If ``bits`` is not offered.
         FormatError: If the folder is no store, or a record is damaged or missing.
+        BusyError: If another process has it open; names it.
         OSError: If the system refuses.
 
     Cost:
@@ -73,10 +74,15 @@ class SleepStore(SleepDict, Closing):
             raise ValueError(f"`bits` must be one of {BITS} or None, got {bits}.")
         self.folder = Path(folder)
         self.bits = bits
-        self._open()
+        make_folder(self.folder)
+        self._lock: FolderLock | None = FolderLock(self.folder)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
-        make_folder(self.folder)
         records = read_records(self.folder)
         self._base = max((r.base for r in records), default=1)
         self._sweep()
@@ -195,7 +201,11 @@ class SleepStore(SleepDict, Closing):
         self._asleep = {id: self._on_disk[id] for id in sorted(wanted)}
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let go of the folder. A second call does nothing."""
+        if self._lock is not None:
+            self._lock.unsign()
+            self._lock.release()
+            self._lock = None
 
     def _entries(self) -> Mapping[int, Entry]:
         return self._asleep
