@@ -16,6 +16,7 @@ ROWS = [
     "calls",
     "full,refused",
     "flips,busy,changed",
+    "asleep",
 ]
 
 

@@ -27,13 +27,15 @@ from provoked.malformed import malformed, special
 from provoked.outcome import Outcome, show
 from provoked.powerloss import powerloss
 from provoked.shared import busy, changed
+from provoked.sleeping import asleep
 
 Row = Callable[[bool, Path], list[Outcome]]
 
 ROWS: dict[str, Row] = {
     row.__name__: row
     for row in (
-        malformed, special, fuzz, kill, stop, powerloss, calls, full, refused, flips, busy, changed
+        malformed, special, fuzz, kill, stop, powerloss, calls, full, refused, flips, busy, changed,
+        asleep,
     )
 }  # fmt: skip
 
