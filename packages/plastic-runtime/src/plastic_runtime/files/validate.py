@@ -105,9 +105,9 @@ def open_safetensors(
     file = Path(path)
     stream = open_regular(file, home=home)
     try:
-        opened = OpenFile(file, stream)
-        if expected is not None and opened.fingerprint != expected:
+        if expected is not None and fingerprint(os.fstat(stream.fileno())) != expected:
             raise changed(file)
+        opened = OpenFile(file, stream)
     except BaseException:
         stream.close()
         raise
