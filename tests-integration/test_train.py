@@ -198,6 +198,15 @@ def test_a_finished_run_started_again_changes_nothing(tiny: Any, tmp_path: Path)
     assert snapshot(tmp_path / "run") == before
 
 
+def test_a_folder_that_was_just_begun_is_ours(tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".holder.json", ".plastic-run.json.tmp", ".plastic-run.json.1a2b3c4d.tmp"):
+        (out / name).write_text("half")
+    train(tiny.base, tiny.data, out, replace(SHORT, steps=4))
+    assert not [name for name in out.iterdir() if name.name.startswith(".")]
+
+
 def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(tiny.base, tiny.data, out, SHORT)
@@ -209,16 +218,35 @@ def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> No
     with (more / "train.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     cases: list[tuple[str, Path, Path, Training]] = [
-        ("base was", other, tiny.data, SHORT),
-        ("train data was", tiny.base, more, SHORT),
-        ("option steps was 8, is 12", tiny.base, tiny.data, replace(SHORT, steps=12)),
-        ("option seed was 0, is 1", tiny.base, tiny.data, replace(SHORT, seed=1)),
-        ("option optimizer was 'adamw'", tiny.base, tiny.data, replace(SHORT, optimizer="sgd")),
+        ("had base", other, tiny.data, SHORT),
+        ("had train data", tiny.base, more, SHORT),
+        ("had option steps 8, this one has 12", tiny.base, tiny.data, replace(SHORT, steps=12)),
+        ("had option seed 0, this one has 1", tiny.base, tiny.data, replace(SHORT, seed=1)),
+        ("had option optimizer 'adamw'", tiny.base, tiny.data, replace(SHORT, optimizer="sgd")),
     ]
     for difference, base, data, training in cases:
         with pytest.raises(FormatError, match=difference):
             train(base, data, out, training)
     assert snapshot(out) == before
+
+
+def test_one_process_trains_in_a_folder_and_may_be_interrupted(tiny: Any, tmp_path: Path) -> None:
+    words = ["--data", tiny.data, "--out", tmp_path / "run", "--steps", 100_000, "--batch", 2]
+    code = "from plastic_export.cli import main; main()"
+    start = [sys.executable, "-c", code, "train", tiny.base, *words, "--evaluate-every", 5]
+    line = [str(word) for word in start]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        while "step      5/" not in first.stderr.readline():
+            assert first.poll() is None
+        second = subprocess.run(line, capture_output=True, text=True, check=False)
+        first.terminate()
+        *_, last = first.stderr.read().splitlines()
+    assert second.returncode == 4
+    assert f"in use by process {first.pid}" in second.stderr
+    assert first.returncode == 5
+    assert last == "error: interrupted; the same command goes on with it"
+    assert not (tmp_path / "run" / ".holder.json").exists()
 
 
 def test_a_damaged_state_is_refused_and_the_one_before_goes_on(tiny: Any, tmp_path: Path) -> None:
@@ -268,8 +296,6 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         shutil.copy(tiny.data / "valid.jsonl", tmp_path / name)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
-    headless = tmp_path / "headless"
-    shutil.copytree(tiny.base, headless)
     cases: list[tuple[str, dict[str, Any]]] = [
         ("no such folder", {"--data": tmp_path / "nowhere"}),
         ("train.jsonl: there is no such file", {"--data": tmp_path}),

@@ -81,12 +81,12 @@ def test_a_run_without_a_generation_begins(tmp_path: Path) -> None:
     assert Generations(tmp_path / "none", WHO).load(*Run().parts) is None
 
 
-def test_a_run_of_another_identity_is_refused_with_every_difference(tmp_path: Path) -> None:
+def test_a_run_of_another_identity_is_refused_by_what_differs(tmp_path: Path) -> None:
     run = Run()
     Generations(tmp_path, WHO).save(4, *run.parts)
     before = run.picture()
     other = Generations(tmp_path, {"base": "xyz", "steps": 9, "seed": 1})
-    with pytest.raises(FormatError, match=r"base was 'abc', is 'xyz'; seed was None, is 1; start"):
+    with pytest.raises(FormatError, match=r"had base 'abc', this one has 'xyz'; start it"):
         other.load(*run.parts)
     assert run.picture() == before
 

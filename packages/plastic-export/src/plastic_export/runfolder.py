@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_runtime.files import FormatError, read_json, write_json
-from plastic_runtime.generations import check_identity
+from plastic_runtime.files import (
+    HOLDER,
+    FolderLock,
+    FormatError,
+    check_same,
+    read_json,
+    write_json,
+)
+from plastic_runtime.generations import ANOTHER
 
 RUN = "plastic-run.json"
 EVENTS = "events.jsonl"
@@ -63,22 +73,41 @@ def read_run_file(path: Path) -> RunFile:
     return RunFile(**fields)
 
 
-def claim(out: Path, run: RunFile) -> None:
-    """Make the folder of a run, or make sure that it is that of this very run, and sweep it.
+@contextmanager
+def claimed(out: Path, run: RunFile) -> Iterator[None]:
+    """Hold the folder of a run: a new one, or that of this very run, swept of half-written files.
 
     Raises:
         FormatError: If it is a file, holds something else, or another run: the difference is named.
+        BusyError: If another process is training there.
         OSError: If the system refuses.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise FormatError.about(out, "it is a link or a file", "choose another folder")
-    if (out / RUN).is_file():
-        check_identity(out / RUN, read_run_file(out / RUN).identity, run.identity)
+    _check_place(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(out)
+    try:
+        _check_place(out)
+        if (out / RUN).is_file():
+            there = read_run_file(out / RUN).identity
+            check_same(out / RUN, there, run.identity, remedy=ANOTHER)
         for stray in out.rglob(".*.tmp"):  # what a kill left half-written
             stray.unlink(missing_ok=True)
+        if not (out / RUN).is_file():
+            run.write(out / RUN)
+        yield
+    finally:
+        lock.unsign()
+        lock.release()
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that is not ours."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise FormatError.about(out, "it is a link or a file", "choose another folder")
+    if (out / RUN).is_file() or not out.exists():
         return
-    if out.exists() and os.listdir(out):
-        reason = f"the folder is not empty and holds no {RUN}"
-        raise FormatError.about(out, reason, "choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    run.write(out / RUN)
+    begun = re.compile(rf"{re.escape(HOLDER)}|\.{re.escape(RUN)}\..*tmp")
+    if all(begun.fullmatch(name) for name in os.listdir(out)):
+        return
+    reason = f"the folder is not empty and holds no {RUN}"
+    raise FormatError.about(out, reason, "choose another folder")

@@ -25,7 +25,6 @@ from plastic_export.trainsettings import OPTIMIZERS, Training
 
 _DEFAULT = Training()
 _COUNT = click.IntRange(1)
-INTERRUPTED = 5
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -87,20 +86,16 @@ def train(
     (`plastic report RUN`), the newest states, and at the end `adapters` for mlx-lm and `peft`.
     """
     output = Output(as_json)
-    try:
-        result = train_checkpoint(
-            src,
-            data,
-            out,
-            Training(max_bytes=max_size, **numbers),
-            include=include,
-            exclude=exclude,
-            revision=revision,
-            say=lambda line: None if as_json else click.echo(line, err=True),
-        )
-    except KeyboardInterrupt:
-        click.echo(f"error: {out}: interrupted; the same command goes on with it", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+    result = train_checkpoint(
+        src,
+        data,
+        out,
+        Training(max_bytes=max_size, **numbers),
+        include=include,
+        exclude=exclude,
+        revision=revision,
+        say=lambda line: None if as_json else click.echo(line, err=True),
+    )
     summary = facts(result.history)
     table = figures("run", result.history.name, text=2)
     for name, value in summary.items():

@@ -39,7 +39,7 @@ from plastic_export.history import History, read_history
 from plastic_export.matrices import chosen_names
 from plastic_export.models import load_model, load_tokenizer
 from plastic_export.reader import Checkpoint, open_checkpoint
-from plastic_export.runfolder import EVENTS, GENERATIONS, LOSSES, RunFile, claim
+from plastic_export.runfolder import EVENTS, GENERATIONS, LOSSES, RunFile, claimed
 from plastic_export.trainadapters import write_adapter, write_peft
 from plastic_export.traindata import TrainingData, read_training_data
 from plastic_export.trainsettings import GAUGE, HEAD, PROBE, RANK, Training
@@ -106,6 +106,7 @@ def train(
     Raises:
         FormatError: If the checkpoint, the data or a saved state is damaged, or ``out`` is not
             ours, or of another run: names the difference.
+        BusyError: If another process is training there.
         ValueError: If there is no layer to adapt or the ceiling is too low.
         DivergedError: If a loss is NaN or infinite.
         ModuleNotFoundError: If mlx-lm is not installed.
@@ -129,16 +130,10 @@ def train(
             bytes_awake=sum(layer.nbytes for layer in layers.values()),
             max_bytes=training.max_bytes,
         )
-        claim(out, run)
-        with _quiet():
+        with claimed(out, run), _quiet():
             resumed = _Run(out, model, rows, training, run.identity, say).go()
-        return Trained(
-            out,
-            write_adapter(out, layers),
-            write_peft(out, layers, checkpoint.name),
-            read_history(out),
-            resumed,
-        )
+            adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
+        return Trained(out, adapter, peft, read_history(out), resumed)
 
 
 class _Run:
@@ -190,8 +185,12 @@ class _Run:
         self.start = self.order.position = step
         left = self.training.steps - step
         if left > 0:
-            self._train(left, evaluated=found is not None)
-            self._evaluate(self.training.steps, last=True)
+            try:
+                self._train(left, evaluated=found is not None)
+                self._evaluate(self.training.steps, last=True)
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note("the same command goes on with it")
+                raise
         return step if found else None
 
     def _train(self, steps: int, *, evaluated: bool) -> None:

@@ -10,9 +10,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from plastic_runtime.checkpoint import put_back, read_run, save_run
-from plastic_runtime.files import FormatError
+from plastic_runtime.files import FormatError, check_same
 from plastic_runtime.manager import PlasticityManager
 
+ANOTHER = "start it as before, or name another folder"
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 _TEMPORARY = re.compile(r"\.step-\d{9}\.safetensors\.(.*\.)?tmp")
 
@@ -108,7 +109,7 @@ class Generations:
         except FormatError as error:
             error.add_note(_fallback(steps))
             raise
-        check_identity(path, content["identity"], self.identity)
+        check_same(path, content["identity"], self.identity, remedy=ANOTHER)
         put_back(path, arrays, run, model, optimizer, manager)
         return int(content["step"]), content["extra"]
 
@@ -116,22 +117,6 @@ class Generations:
         for name in os.listdir(self.folder) if self.folder.is_dir() else []:
             if _TEMPORARY.fullmatch(name):
                 (self.folder / name).unlink(missing_ok=True)
-
-
-def check_identity(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run as another one.
-
-    Raises:
-        FormatError: Names every difference.
-    """
-    differing = [
-        f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
-    ]
-    if differing:
-        remedy = "start it as before, or name another folder"
-        raise FormatError.about(path, f"of another run: {'; '.join(differing)}", remedy)
 
 
 def _fallback(steps: list[int]) -> str:
