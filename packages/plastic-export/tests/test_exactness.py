@@ -140,6 +140,26 @@ def comes_back(exact: Exact, name: str) -> bool:
         return False
 
 
+@pytest.mark.parametrize("name", ["factoring", "keeping the source"])
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
+    checkpoint_folder: Path, tmp_path: Path, name: str
+) -> None:
+    def cut(items: Any, what: str) -> Any:
+        for number, item in enumerate(items):
+            if number == 5 and what == name:
+                raise KeyboardInterrupt
+            yield item
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    compress(checkpoint_folder, whole, keep=0.5, exact=True)
+    with pytest.raises(KeyboardInterrupt):
+        compress(checkpoint_folder, out, keep=0.5, exact=True, track=cut)
+    compress(checkpoint_folder, out, keep=0.5, exact=True, resume=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.iterdir()
+    }
+
+
 def test_without_it_a_plan_says_how_it_could_be_restored(
     checkpoint_folder: Path, make_plan: Callable[..., object], tmp_path: Path
 ) -> None:
