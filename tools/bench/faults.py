@@ -1,6 +1,6 @@
 """Provoke every fault that files can meet, for real, and print what happened.
 
-    uv run tools/bench/faults.py                       everything: half an hour on two cores
+    uv run tools/bench/faults.py                       everything: an hour on two cores
     uv run tools/bench/faults.py --quick               a few of each, about a minute
     uv run tools/bench/faults.py --rows fuzz,flips     these rows alone
 
@@ -22,7 +22,7 @@ from provoked.calls import calls
 from provoked.disk import full, refused
 from provoked.flips import flips
 from provoked.fuzz import fuzz
-from provoked.kill import kill, stop
+from provoked.kill import kill, killplan, stop
 from provoked.malformed import malformed, special
 from provoked.outcome import Outcome, show
 from provoked.powerloss import powerloss
@@ -34,7 +34,7 @@ Row = Callable[[bool, Path], list[Outcome]]
 ROWS: dict[str, Row] = {
     row.__name__: row
     for row in (
-        malformed, special, fuzz, kill, stop, powerloss, calls, full, refused, flips, busy, changed,
+        malformed, special, fuzz, kill, killplan, stop, powerloss, calls, full, refused, flips, busy, changed,
         asleep,
     )
 }  # fmt: skip
@@ -50,13 +50,13 @@ def main() -> None:
     if unknown := set(names) - ROWS.keys():
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     _prepare()
-    outcomes = []
+    outcomes: list[Outcome] = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             os.chmod(folder, 0o755)  # some faults are met by another user
-            outcomes += ROWS[name](arguments.quick, Path(folder).resolve())
-        print(f"{name}: done", file=sys.stderr, flush=True)
-    show(outcomes)
+            found = ROWS[name](arguments.quick, Path(folder).resolve())
+            show(found)
+            outcomes += found
     sys.exit(any(o.right < o.tried for o in outcomes))
 
 

@@ -64,10 +64,11 @@ def low_rank(work: Path, *, small: bool = False) -> Job:
 
 
 def planned(work: Path) -> Job:
-    """``plastic compress --plan`` of the trained checkpoint: backbones, corrections, factors."""
+    """``plastic compress --plan`` of four matrices of the trained checkpoint, with corrections."""
     source, plan = trained(work / "source"), work / "plan.json"
     text = source / "calibration.txt"
-    options = ["--bits-per-weight", "4.5", "--format", "corrected", "--windows", "16"]
+    options = ["--bits-per-weight", "4.5", "--format", "corrected", "--windows", "4"]
+    options += ["--include", "*layers.0.self_attn*"]
     made = in_child(
         command("plan", source, "--calibration", text, "--window", "64", "--out", plan, *options),
         600,

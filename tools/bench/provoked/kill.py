@@ -15,11 +15,13 @@ from provoked.outcome import Outcome
 
 
 def kill(quick: bool, work: Path) -> list[Outcome]:
-    """kill -9 while compressing; some of the runs that go on are killed again."""
-    if quick:
-        return [_killed(low_rank(work, small=True), 8)]
-    jobs = low_rank(work / "low_rank", small=True), planned(work / "planned")
-    return [_killed(job, 200) for job in jobs]
+    """kill -9 while compressing by rank; some of the runs that go on are killed again."""
+    return [_killed(low_rank(work, small=True), 8 if quick else 200)]
+
+
+def killplan(quick: bool, work: Path) -> list[Outcome]:
+    """The same while a plan is carried out."""
+    return [_killed(planned(work), 4 if quick else 200)]
 
 
 def stop(quick: bool, work: Path) -> list[Outcome]:
