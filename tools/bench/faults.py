@@ -34,8 +34,8 @@ Row = Callable[[bool, Path], list[Outcome]]
 ROWS: dict[str, Row] = {
     row.__name__: row
     for row in (
-        malformed, special, fuzz, kill, killplan, stop, powerloss, calls, full, refused, flips, busy, changed,
-        asleep,
+        malformed, special, fuzz, kill, killplan, stop, powerloss, calls, full, refused, flips,
+        busy, changed, asleep,
     )
 }  # fmt: skip
 

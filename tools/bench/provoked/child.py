@@ -90,6 +90,7 @@ def command(*words: object) -> Callable[[], int]:
 def _run(call: Callable[[], int | None], log: str) -> None:
     status = 99
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
         descriptor = os.open(log, os.O_WRONLY)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
