@@ -136,6 +136,18 @@ def test_a_torn_or_damaged_journal_is_believed_up_to_the_damage(run: Run, tmp_pa
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_with_its_journal_lost_the_run_begins_anew(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", track=cut_after(run.middle))
+    partial = tmp_path / ".out.partial"
+    (partial / ".journal.jsonl").write_bytes(b"")
+    (partial / "plastic.json").write_bytes(b"")
+    (partial / "model-00009-of-00009.safetensors").write_bytes(b"")
+    run(tmp_path / "out", resume=True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_without_resume_the_run_begins_anew(run: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", track=cut_after(run.middle))

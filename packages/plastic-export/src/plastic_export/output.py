@@ -124,7 +124,8 @@ class OutputFolder:
                 remedy = "run with the same arguments, or without --resume to begin anew"
                 check_same(self._partial, journal.records[0], wanted, remedy=remedy)
                 (self._partial / MANIFEST).unlink(missing_ok=True)
-            else:
+            else:  # what else is there says nothing of what it was written for
+                _clear(self._partial, but=(HOLDER, JOURNAL))
                 journal.append(wanted)
         except BaseException:
             journal.close()
