@@ -72,6 +72,7 @@ def test_only_the_newest_stay_and_nothing_half_written(tmp_path: Path) -> None:
     assert generations.steps() == [12, 1000]
     (tmp_path / ".step-000000013.safetensors.ab12.tmp").write_bytes(b"half")
     (tmp_path / "mine.txt").write_text("stays")
+    Generations(tmp_path, WHO, keep=3).save(2, *run.parts)  # as if killed before the oldest went
     assert generations.load(*run.parts) == (1000, {})
     names = ["mine.txt", "step-000000012.safetensors", "step-000001000.safetensors"]
     assert sorted(os.listdir(tmp_path)) == names

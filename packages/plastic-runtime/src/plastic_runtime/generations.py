@@ -79,13 +79,12 @@ class Generations:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"identity": self.identity, "step": step, "extra": dict(extra or {})}
         save_run(self.path(step), model, optimizer, manager, extra=content)
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
+        self._prune()
 
     def load(
         self, model: nn.Module, optimizer: optim.Optimizer | None, manager: PlasticityManager
     ) -> tuple[int, dict[str, Any]] | None:
-        """Put the newest generation back; see `load_run`. What a kill left half-written goes.
+        """Put the newest generation back; see `load_run`. What a kill left behind goes.
 
         Returns:
             Its step and its ``extra``; None where there is no generation yet.
@@ -97,6 +96,7 @@ class Generations:
             OSError: If it cannot be read.
         """
         self._sweep()
+        self._prune()
         steps = self.steps()
         if not steps:
             return None
@@ -112,6 +112,10 @@ class Generations:
         check_same(path, content["identity"], self.identity, remedy=ANOTHER)
         put_back(path, arrays, run, model, optimizer, manager)
         return int(content["step"]), content["extra"]
+
+    def _prune(self) -> None:
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         for name in os.listdir(self.folder) if self.folder.is_dir() else []:
