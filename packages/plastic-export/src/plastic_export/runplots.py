@@ -178,7 +178,8 @@ def _draw_events(axes: Axes, history: History) -> None:
     for (action, step), count in moved.items():
         color, marker = MARKS[action]
         area = 20 + 60 * count / most
-        axes.scatter([step], [CHANGES.index(action)], area, color=color, marker=marker)
+        style: Any = {"color": color, "marker": marker, "clip_on": False}
+        axes.scatter([step], [CHANGES.index(action)], area, **style)
     axes.set_yticks(range(len(CHANGES)), [_counted(history, action) for action in CHANGES])
     axes.set_ylim(len(CHANGES) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -222,7 +223,7 @@ def _mark_changes(axes: Axes, history: History, row: float) -> None:
             steps, rows = zip(*drawn, strict=True)
             axes.scatter(
                 steps, rows, area, color=color, marker=marker, edgecolors="white",
-                linewidths=0.4, label=action, zorder=3,
+                linewidths=0.4, label=action, zorder=3, clip_on=False,
             )  # fmt: skip
     if history.events:
         axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
