@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from plastic_core import Certificate
-from plastic_runtime.files import FormatError, read_json, sha256_file, write_json
+from plastic_runtime.files import FormatError, files_under, read_json, sha256_file, write_json
 
 from plastic_export.plan import Choice, MatrixPlan
 from plastic_export.reader import Checkpoint
@@ -198,8 +198,8 @@ def write_manifest(
         "rows": row_checks(folder / SLEEP),
         "files": {
             p.relative_to(folder).as_posix(): _file_record(p)
-            for p in sorted(folder.rglob("*"))
-            if p.is_file() and not p.name.startswith(".")
+            for p in files_under(folder)
+            if not p.name.startswith(".")
         },
     }
     write_json(folder / MANIFEST, sealed(manifest))

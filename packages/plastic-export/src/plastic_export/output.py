@@ -17,6 +17,7 @@ from plastic_runtime.files import (
     FormatError,
     Journal,
     check_same,
+    files_under,
     in_hub_cache,
     read_json,
     sync_path,
@@ -190,9 +191,9 @@ class OutputFolder:
         return there == dict(wanted)
 
     def _commit(self) -> None:
-        for folder, _, names in os.walk(self._partial):
-            for name in (*names, "."):
-                sync_path(Path(folder, name))
+        files = files_under(self._partial)
+        for path in [*files, *{path.parent for path in files}]:
+            sync_path(path)
         _check_place(self.path, self._force)  # somebody else may have filled it meanwhile
         self._clean()
         with suppress(FileNotFoundError):

@@ -10,7 +10,6 @@ from plastic_runtime.files.arrays import (
 from plastic_runtime.files.atomic import (
     AtomicFile,
     copy_file,
-    naming,
     sha256_file,
     sync,
     sync_path,
@@ -23,7 +22,14 @@ from plastic_runtime.files.header import ITEM_BYTES, Header, TensorInfo
 from plastic_runtime.files.journal import Journal, check_same
 from plastic_runtime.files.lock import HOLDER, BusyError, FolderLock
 from plastic_runtime.files.memory import check_memory
-from plastic_runtime.files.paths import hub_identity, in_hub_cache, member, open_regular
+from plastic_runtime.files.naming import naming
+from plastic_runtime.files.paths import (
+    files_under,
+    hub_identity,
+    in_hub_cache,
+    member,
+    open_regular,
+)
 from plastic_runtime.files.strictjson import parse_object
 from plastic_runtime.files.validate import (
     Fingerprint,
@@ -68,6 +74,7 @@ __all__ = [
     "copy_file",
     "dtype_name",
     "export_safetensors",
+    "files_under",
     "fingerprint",
     "hub_identity",
     "in_hub_cache",

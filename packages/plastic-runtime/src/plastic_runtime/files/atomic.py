@@ -9,14 +9,14 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from plastic_runtime.files.errors import FormatError
 from plastic_runtime.files.lock import BusyError, is_still, try_lock
+from plastic_runtime.files.naming import naming
 from plastic_runtime.files.paths import in_hub_cache, open_regular
 
 _PIECE = 2**24  # bytes copied at a time
@@ -183,8 +183,13 @@ def copy_file(
         OSError: If the system refuses.
     """
     with open_regular(Path(source), home=home) as stream, AtomicFile(target) as file:
-        while piece := os.read(stream.fileno(), _PIECE):
+        while piece := _read(stream.fileno(), source):
             file.write(piece)
+
+
+def _read(descriptor: int, path: str | os.PathLike[str]) -> bytes:
+    with naming(path):
+        return os.read(descriptor, _PIECE)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -233,17 +238,6 @@ def sync_path(path: Path) -> None:
             sync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put a file's name into an error of the system, which does not know it after the opening."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = os.fspath(path)
-        raise
 
 
 def _check_target(path: Path) -> None:

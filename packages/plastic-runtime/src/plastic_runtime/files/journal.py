@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from plastic_runtime.closing import Closing
-from plastic_runtime.files.atomic import naming, write_all
+from plastic_runtime.files.atomic import write_all
 from plastic_runtime.files.errors import FormatError
+from plastic_runtime.files.naming import naming
 
 
 class Journal(Closing):

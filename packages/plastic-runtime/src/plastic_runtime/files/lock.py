@@ -12,6 +12,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from plastic_runtime.files.naming import naming
+
 HOLDER = ".holder.json"
 """Name of the file in a locked folder that says who holds it."""
 
@@ -113,11 +115,12 @@ class FolderLock:
             "command": shlex.join(sys.argv),
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self.folder / HOLDER, flags, 0o666)
-        try:
-            os.write(descriptor, json.dumps(record).encode())
-        finally:
-            os.close(descriptor)
+        with naming(self.folder / HOLDER):
+            descriptor = os.open(self.folder / HOLDER, flags, 0o666)
+            try:
+                os.write(descriptor, json.dumps(record).encode())
+            finally:
+                os.close(descriptor)
 
 
 def is_still(path: Path, descriptor: int) -> bool:

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 from plastic_runtime.files.errors import FormatError
 
@@ -86,6 +87,20 @@ def member(folder: Path, name: str) -> Path | None:
             path, f"a link that leaves the folder, to {target}", "put the file itself there"
         )
     return target
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Return every file under a folder, sorted.
+
+    Raises:
+        OSError: If a folder in it cannot be read, which ``Path.rglob`` passes over.
+    """
+
+    def refused(error: OSError) -> NoReturn:
+        raise error
+
+    walk = os.walk(folder, onerror=refused)
+    return sorted(Path(parent, name) for parent, _, names in walk for name in names)
 
 
 def in_hub_cache(path: Path) -> bool:

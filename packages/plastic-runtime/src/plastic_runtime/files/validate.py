@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_runtime.closing import Closing
-from plastic_runtime.files.atomic import naming
 from plastic_runtime.files.errors import FormatError
 from plastic_runtime.files.foreign import recognise
 from plastic_runtime.files.header import LARGEST_HEADER, Header, TensorInfo, check_header
 from plastic_runtime.files.memory import check_memory
+from plastic_runtime.files.naming import naming
 from plastic_runtime.files.paths import open_regular
 from plastic_runtime.files.strictjson import parse_object
 
