@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,39 @@ def data(checkpoint: Path, text: Path) -> list[tuple[list[int], int]]:
     return [(row, 0) for row in windows.tolist()]
 
 
+def probe_loss(model: nn.Module, rows: list[tuple[list[int], int]]) -> Callable[[], mx.array]:
+    """The loss on the first two rows."""
+    probe = mx.array([row for row, _ in rows[:2]])
+
+    def loss() -> mx.array:
+        return nn.losses.cross_entropy(model(probe[:, :-1]), probe[:, 1:], reduction="mean")
+
+    return loss
+
+
+def train_with(
+    manager: PlasticityManager,
+    model: nn.Module,
+    optimizer: optimizers.Optimizer,
+    rows: list[tuple[list[int], int]],
+    folder: Path,
+    **options: Any,
+) -> None:
+    """mlx-lm's trainer, which the manager's ranks follow."""
+    file = str(folder / "adapters.safetensors")
+    args = TrainingArgs(batch_size=2, max_seq_length=LENGTH, adapter_file=file, **options)
+    callback = PlasticityCallback(manager, accumulation=args.grad_accumulation_steps)
+    train(
+        model,
+        optimizer,
+        rows,
+        rows[:4],
+        args=args,
+        training_callback=callback,
+        iterate_batches=callback.between(iterate_batches),
+    )
+
+
 @pytest.mark.parametrize(
     ("accumulation", "bits", "checkpointing"),
     [(1, None, False), (3, None, True), (1, 4, True), (3, 4, False)],
@@ -59,32 +93,21 @@ def test_growth_shrink_and_waking(
     attach(model, 2, keys=KEYS)
     optimizer = optimizers.AdamW(learning_rate=1e-3)
     rows = data(checkpoint, calibration)
-    probe = mx.array([row for row, _ in rows[:2]])
-
-    def loss() -> mx.array:
-        return nn.losses.cross_entropy(model(probe[:, :-1]), probe[:, 1:], reduction="mean")
-
+    loss = probe_loss(model, rows)
     manager = Changes(model, optimizer, loss=loss)
-    callback = PlasticityCallback(manager, accumulation=accumulation)
     before = float(loss())
-    train(
+    train_with(
+        manager,
         model,
         optimizer,
         rows,
-        rows[:4],
-        args=TrainingArgs(
-            batch_size=2,
-            iters=12,
-            val_batches=1,
-            steps_per_report=1,
-            steps_per_eval=2,
-            max_seq_length=LENGTH,
-            adapter_file=str(tmp_path / "adapters.safetensors"),
-            grad_checkpoint=checkpointing,
-            grad_accumulation_steps=accumulation,
-        ),
-        training_callback=callback,
-        iterate_batches=callback.between(iterate_batches),
+        tmp_path,
+        iters=12,
+        val_batches=1,
+        steps_per_report=1,
+        steps_per_eval=2,
+        grad_checkpoint=checkpointing,
+        grad_accumulation_steps=accumulation,
     )
     assert [event.action for event in manager.events] == ["grow", "shrink", "wake"]
     assert float(loss()) < before
@@ -106,32 +129,12 @@ def test_bytes_fall_along_a_schedule_inside_the_compiled_step(
     first = sum(layer.nbytes for layer in layers.values())
     optimizer = optimizers.AdamW(learning_rate=3e-4)
     rows = data(checkpoint, calibration)
-    probe = mx.array([row for row, _ in rows[:2]])
-
-    def loss() -> mx.array:
-        return nn.losses.cross_entropy(model(probe[:, :-1]), probe[:, 1:], reduction="mean")
-
+    loss = probe_loss(model, rows)
     schedule = Schedule(first, first // 3, begin=3, end=9, every=3)
     manager = PlasticityManager(model, optimizer, loss=loss, schedule=schedule, gauge=gauge)
-    callback = PlasticityCallback(manager)
     before = float(loss())
-    train(
-        model,
-        optimizer,
-        rows,
-        rows[:4],
-        args=TrainingArgs(
-            batch_size=2,
-            iters=14,
-            val_batches=1,
-            steps_per_report=5,
-            steps_per_eval=5,
-            max_seq_length=LENGTH,
-            adapter_file=str(tmp_path / "adapters.safetensors"),
-        ),
-        training_callback=callback,
-        iterate_batches=callback.between(iterate_batches),
-    )
+    every = {"iters": 14, "val_batches": 1, "steps_per_report": 5, "steps_per_eval": 5}
+    train_with(manager, model, optimizer, rows, tmp_path, **every)
     assert first // 4 < manager.bytes_awake <= first // 3
     assert manager.bytes_awake + manager.bytes_asleep == first
     assert len(set(manager.ranks().values())) > 1
