@@ -9,8 +9,9 @@ Every method sees the same steps, batches, learning rates and optimizer (Adam, a
 half a cosine) on the same frozen base in float32. Bytes are those of the factors awake at the end,
 all counted. ``lora`` is mlx-lm's own, on the layers it takes by default; ``lora+head`` has the
 output head too; ``adalora`` is the published rule. Ours starts with more bytes than it ends with
-and gives the head more of them than the other layers. ``old`` texts are of the kind the base was
-trained on: what is forgotten.
+and gives the head more of them than the other layers; ``plastic x 0.7`` is the same run with every
+``S`` times 0.7, on the way back to the base. ``old`` texts are of the kind the base was trained on:
+what is forgotten.
 
 Results are kept, line by line, in ``--results``: a run that is there already is not made again, and
 ``--report`` prints the tables of what is there. On Linux ``LD_PRELOAD=libopenblas.so.0`` makes
@@ -49,6 +50,8 @@ from rich.table import Table
 
 DATA = Path(__file__).parents[2] / "tests-integration" / "data" / "stdlib-llama"
 SCALE = 20.0  # mlx-lm's default
+TURNED = 0.7  # chosen on one seed at rank 8 (``--dial``)
+DIALLED = f"plastic x {TURNED:g}"
 HEAD = "lm_head"
 
 
@@ -231,7 +234,7 @@ def texts(options: argparse.Namespace) -> tuple[str, str, list[str]]:
     return train, valid, [path.read_text() for path in old]
 
 
-def lora(bench: Bench, rank: int, seed: int, *, head: bool = False) -> Result:
+def lora(bench: Bench, rank: int, seed: int, *, head: bool = False) -> list[Result]:
     """mlx-lm's LoRA at one rank."""
     model = bench.base()
     mx.random.seed(seed)
@@ -242,10 +245,10 @@ def lora(bench: Bench, rank: int, seed: int, *, head: bool = False) -> Result:
     times = bench.train(model, optim.Adam(bench.rate), seed)
     nbytes = trainable_bytes(model)
     name = "lora+head" if head else "lora"
-    return bench.result(name, rank, seed, model, nbytes, nbytes, times)
+    return [bench.result(name, rank, seed, model, nbytes, nbytes, times)]
 
 
-def adalora(bench: Bench, rank: int, seed: int) -> Result:
+def adalora(bench: Bench, rank: int, seed: int) -> list[Result]:
     """AdaLoRA that ends at the bytes of a fixed rank, from 1.5 times the rank as in the paper."""
     model = bench.base()
     layers = svd_layers(model, math.ceil(1.5 * rank), bench.options.adalora_scale, seed)
@@ -276,13 +279,18 @@ def adalora(bench: Bench, rank: int, seed: int) -> Result:
         mx.eval(state)
         times.steps.append(time.perf_counter() - start)
     times.between.append(0.0)
-    return bench.result("adalora", rank, seed, model, allocator.nbytes, allocator.first, times)
+    return [bench.result("adalora", rank, seed, model, allocator.nbytes, allocator.first, times)]
 
 
 def plastic(
-    bench: Bench, rank: int, seed: int, then: Callable[[nn.Module], None] = lambda model: None
-) -> Result:
-    """Ours: every layer and the head, from more bytes than allowed down to those of the rank."""
+    bench: Bench, rank: int, seed: int, factors: Sequence[float] = (1.0, TURNED)
+) -> list[Result]:
+    """Ours: every layer and the head, from more bytes than allowed down to those of the rank.
+
+    Returns:
+        One result per factor on every ``S``: an interpolation between the base and what was
+        trained (Wortsman et al., *Robust fine-tuning of zero-shot models*, arXiv 2109.01903).
+    """
     o, model = bench.options, bench.base()
     last = budget(bench, rank)
     also = {HEAD: o.start * o.head * rank} if HEAD in model else {}
@@ -298,11 +306,18 @@ def plastic(
     times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
     if o.verbose:
         print(manager.ranks(), file=sys.stderr)
-    then(model)
-    return bench.result("plastic", rank, seed, model, manager.bytes_awake, first, times)
+    parts = {path: layer.factors() for path, layer in rank_layers(model).items()}
+    found = []
+    for factor in factors:
+        for path, layer in rank_layers(model).items():
+            U, S, Vh = parts[path]
+            layer.set_factors(U, factor * S, Vh)
+        name = "plastic" if factor == 1 else f"plastic x {factor:g}"
+        found.append(bench.result(name, rank, seed, model, manager.bytes_awake, first, times))
+    return found
 
 
-METHODS: dict[str, Callable[[Bench, int, int], Result]] = {
+METHODS: dict[str, Callable[[Bench, int, int], list[Result]]] = {
     "lora": lora,
     "lora+head": partial(lora, head=True),
     "adalora": adalora,
@@ -336,17 +351,18 @@ def measured(bench: Bench) -> list[Result]:
     options = bench.options
     file: Path | None = options.results
     found = on_file(file)
-    for key in runs(options):
-        if key in found:
+    for method, rank, seed in runs(options):
+        if (method, rank, seed) in found:
             continue
-        method, rank, seed = key
-        found[key] = METHODS[method](bench, rank, seed)
-        line = json.dumps(asdict(found[key]))
-        print(line, file=sys.stderr, flush=True)
-        if file is not None:
-            with file.open("a") as opened:
-                opened.write(line + "\n")
-    return [found[key] for key in runs(options)]
+        for result in METHODS[method](bench, rank, seed):
+            found[result.method, rank, seed] = result
+            line = json.dumps(asdict(result))
+            print(line, file=sys.stderr, flush=True)
+            if file is not None:
+                with file.open("a") as opened:
+                    opened.write(line + "\n")
+    asked = {(rank, seed) for _, rank, seed in runs(options)}
+    return [r for r in found.values() if (r.rank, r.seed) in asked]
 
 
 def on_file(file: Path | None) -> dict[tuple[str, int, int], Result]:
@@ -418,7 +434,7 @@ def table(results: list[Result]) -> Table:
     rows = Table(*columns, title="Training", box=None)
     for rank in sorted({r.rank for r in results}):
         fixed = [r.step for r in results if (r.method, r.rank) == ("lora", rank)]
-        for method in METHODS:
+        for method in (*METHODS, DIALLED):
             own = [r for r in results if (r.method, r.rank) == (method, rank)]
             if own:
                 old = " / ".join(f"{mean(x):.3f}" for x in zip(*(r.old for r in own), strict=True))
@@ -450,14 +466,16 @@ def aims(results: list[Result]) -> Table:
     for key in losses:
         old[key] = mean(mean(r.old) for r in results if (r.method, r.rank) == key)
     for rank in sorted({r.rank for r in results}):
-        fixed, ours = losses.get(("lora", rank)), losses.get(("plastic", rank))
-        if fixed and ours:
-            gap = mean(fixed) - mean(ours)
-            noise = sum(stdev(x) if len(x) > 1 else 0.0 for x in (fixed, ours))
-            what = f"loss below fixed rank {rank}, nats"
-            row(what, "> spread", f"{gap:.3f} (spread {noise:.3f})", gap > noise)
-            more = old["plastic", rank] - old["lora", rank]
-            row(f"old texts above fixed rank {rank}, nats", "<= 0", f"{more:.3f}", more <= 0)
+        for name in ("plastic", DIALLED):
+            fixed, ours = losses.get(("lora", rank)), losses.get((name, rank))
+            if fixed and ours:
+                gap = mean(fixed) - mean(ours)
+                noise = sum(stdev(x) if len(x) > 1 else 0.0 for x in (fixed, ours))
+                what = f"{name}: loss below fixed rank {rank}, nats"
+                row(what, "> spread", f"{gap:.3f} (spread {noise:.3f})", gap > noise)
+                more = old[name, rank] - old["lora", rank]
+                what = f"{name}: old texts above fixed rank {rank}, nats"
+                row(what, "<= 0", f"{more:.3f}", more <= 0)
     share, where = bytes_to_reach(results, 16)
     row(f"bytes to reach the loss of rank 16 ({where})", "<= 60%", f"{share:.0%}", share <= 0.6)
     mine = [r for r in results if r.method == "plastic"]
@@ -509,19 +527,9 @@ def memory(bench: Bench) -> Table:
 
 def dial(bench: Bench) -> Table:
     """Loss and what is forgotten as every S of one run of ours is turned down."""
-    rows = Table("factor", "loss", "old", title=f"Bytes of rank {bench.options.ranks[0]}", box=None)
-
-    def turn(model: nn.Module) -> None:
-        layers = rank_layers(model)
-        own = {path: layer.S for path, layer in layers.items()}
-        for factor in (1.0, 0.9, 0.8, 0.7, 0.6):
-            for path, layer in layers.items():
-                layer.set_factors(layer.U, factor * own[path], layer.Vh)
-            old = [f"{bench.measure(model, windows):.3f}" for windows in bench.texts.old]
-            value = bench.measure(model, bench.texts.valid)
-            rows.add_row(f"{factor:g}", f"{value:.4f}", " / ".join(old))
-
-    plastic(bench, bench.options.ranks[0], 0, turn)
+    rows = Table("run", "loss", "old", title=f"Bytes of rank {bench.options.ranks[0]}", box=None)
+    for r in plastic(bench, bench.options.ranks[0], 0, (1.0, 0.9, 0.8, 0.7, 0.6)):
+        rows.add_row(r.method, f"{r.loss:.4f}", " / ".join(f"{x:.3f}" for x in r.old))
     return rows
 
 
