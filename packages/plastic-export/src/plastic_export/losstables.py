@@ -46,7 +46,7 @@ def budget_record(b: BitsPlan) -> dict[str, Any]:
 
 def planned(plan: LossPlan, file: Path, plot: Path) -> list[Table | str]:
     """What ``plastic plan`` prints."""
-    table = figures("asked", "bits/weight", "matrices", "checkpoint", "predicted KL", "gap", "mix")
+    table = figures("asked", "bits/weight", "matrices", "all tensors", "predicted KL", "gap", "mix")
     for b in plan.budgets:
         table.add_row(
             b.asked,
