@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+from plastic_export.console import DONE
+
 from provoked.checkpoints import tree
 from provoked.child import Child, command
 from provoked.jobs import Job, low_rank, planned
@@ -74,7 +76,7 @@ def _stopped(job: Job, number: int, name: str, points: int) -> Outcome:
             child.send(number)
             ended = child.wait()
             problems = []
-            if ended.status == 0:
+            if ended.status == 0 or (ended.status == 5 and DONE in ended.printed):
                 outcome.remark("came too late")
             elif ended.status != 5 or not ended.printed.lstrip().startswith("error: interrupted; "):
                 problems.append(f"exit {ended.status}: {ended.printed[-300:]}")

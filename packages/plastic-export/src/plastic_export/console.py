@@ -14,6 +14,7 @@ from plastic_export.progress import ProgressBar
 
 FOLDER = click.Path(path_type=Path)
 TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
+DONE = "the work was complete, only its report is cut"
 
 
 class Output:
@@ -26,12 +27,16 @@ class Output:
         self.track = ProgressBar(Console(stderr=True, quiet=as_json))
 
     def show(self, record: Any, *parts: Any) -> None:
-        """Print ``record`` as JSON, or else the parts."""
-        if self.as_json:
-            click.echo(json.dumps(record, indent=2, default=str))
-            return
-        for part in parts:
-            self.out.print(part)
+        """Print ``record`` as JSON, or else the parts; what is interrupted here has been done."""
+        try:
+            if self.as_json:
+                click.echo(json.dumps(record, indent=2, default=str))
+                return
+            for part in parts:
+                self.out.print(part)
+        except KeyboardInterrupt as error:
+            error.add_note(DONE)
+            raise
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
