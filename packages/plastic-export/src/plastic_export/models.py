@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from numpy.typing import NDArray
 from plastic_runtime.files import (
     Fingerprint,
     FormatError,
@@ -236,8 +237,13 @@ def text_windows(
         )
     taken = count if limit is None else min(limit, count)
     windows = np.array(ids[: count * step], np.int32).reshape(count, step)
-    spread = windows[np.arange(taken) * count // taken]
+    spread = windows[evenly_spread(taken, count)]
     return mx.array(np.hstack([np.tile(np.array(start, np.int32), (taken, 1)), spread]))
+
+
+def evenly_spread(taken: int, count: int) -> NDArray[np.intp]:
+    """``taken`` of the numbers below ``count``, at least as many, increasing."""
+    return np.arange(taken) * count // taken
 
 
 def _mlx_lm() -> ModuleType:

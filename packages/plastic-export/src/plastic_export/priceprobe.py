@@ -14,7 +14,13 @@ from plastic_runtime.taps import chosen_experts, hosted, is_stack, linear_layers
 from plastic_export.calibrate import Calibration
 from plastic_export.calibration_loss import use_float32
 from plastic_export.measures import Reference, Windows, measure
-from plastic_export.models import load_model, load_tokenizer, read_text, text_windows
+from plastic_export.models import (
+    evenly_spread,
+    load_model,
+    load_tokenizer,
+    read_text,
+    text_windows,
+)
 from plastic_export.reader import Checkpoint
 from plastic_export.track import untracked
 
@@ -124,8 +130,7 @@ def probed_rows(windows: int, calibrated: int) -> NDArray[np.intp]:
         where none is.
     """
     taken = min(windows, calibrated)
-    used = np.arange(taken) * windows // taken
+    used = evenly_spread(taken, windows)  # as `text_windows` takes them
     left = np.setdiff1d(np.arange(windows), used)
     pool = left if len(left) else used
-    count = min(PROBED, len(pool))
-    return pool[np.arange(count) * len(pool) // count]
+    return pool[evenly_spread(min(PROBED, len(pool)), len(pool))]
