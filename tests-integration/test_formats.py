@@ -11,12 +11,9 @@ from typing import Any, get_args
 
 import mlx_lm
 import pytest
-from plastic_export import Calibration, evaluate, verify
+from plastic_export import Calibration, Quantised, evaluate, execute_plan, plan_checkpoint, verify
 from plastic_export.cli import main
-from plastic_export.lossplan import Format
-from plastic_export.planning import plan_checkpoint
-from plastic_export.pricing import Choices
-from plastic_export.quantised import Quantised, execute_plan
+from plastic_export.plan import Choices, Format
 
 FORMATS = get_args(Format)
 BUDGET = 3.5

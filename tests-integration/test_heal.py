@@ -13,27 +13,26 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx_lm.convert import convert
+from plastic_core.files import array_bytes
 from plastic_export import (
     Calibration,
     FormatError,
-    Healing,
+    HealingOptions,
     compress,
     evaluate,
+    execute_plan,
     heal,
     load_safetensors,
+    plan_checkpoint,
     read_manifest,
     restore,
     verify,
 )
-from plastic_export.lossplan import Format
-from plastic_export.planning import plan_checkpoint
-from plastic_export.pricing import Choices
-from plastic_export.quantised import execute_plan
-from plastic_runtime.files import array_bytes
+from plastic_export.plan import Choices, Format
 
 T = TypeVar("T")
 Run = Callable[..., tuple[int, str, str]]
-SHORT = Healing(steps=6, batch=2)
+SHORT = HealingOptions(steps=6, batch=2)
 CHOICES: dict[Format, Choices] = {
     "mixed": Choices(bits=(2, 3, 4)),
     "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
@@ -131,7 +130,7 @@ def test_it_diverges_less_on_other_text_and_keeps_its_codes_and_size(
     compressed: Path, checkpoint: Path, text: Calibration, heldout: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = heal(compressed, checkpoint, out, calibration=text, options=Healing(24, 4))
+    result = heal(compressed, checkpoint, out, calibration=text, options=HealingOptions(24, 4))
     assert result.kl_after < 0.98 * result.kl_before  # so little text repairs little
     before, after = (divergence(f, checkpoint, heldout) for f in (compressed, out))
     assert after < 0.98 * before
@@ -180,7 +179,7 @@ def test_what_was_kept_exactly_is_kept_through_healing(
 ) -> None:
     out, few = tmp_path / "out", Calibration(calibration, window=64, windows=8)
     compress(checkpoint, out, keep=0.6, exact=True)
-    heal(out, checkpoint, calibration=few, options=Healing(steps=1, batch=1))
+    heal(out, checkpoint, calibration=few, options=HealingOptions(steps=1, batch=1))
     assert verify(out) == []
     restored = restore(out, tmp_path / "restored")
     assert restored.proved
@@ -213,7 +212,7 @@ def test_a_cut_run_is_not_continued_with_other_arguments(
     with pytest.raises(KeyboardInterrupt):
         heal(rounded, checkpoint, out, calibration=text, options=SHORT, track=cut_at(1))
     with pytest.raises(FormatError, match=r"out\.heal\.safetensors.* had steps 6.* has 7"):
-        heal(rounded, checkpoint, out, calibration=text, options=Healing(steps=7, batch=2))
+        heal(rounded, checkpoint, out, calibration=text, options=HealingOptions(steps=7, batch=2))
     other = Calibration(heldout, window=64, windows=24)
     with pytest.raises(FormatError, match=r"had text sha256"):
         heal(rounded, checkpoint, out, calibration=other, options=SHORT)

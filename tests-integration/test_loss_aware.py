@@ -13,15 +13,16 @@ from mlx_lm.convert import convert
 from plastic_export import (
     Calibration,
     FormatError,
+    LossPlan,
+    Quantised,
     evaluate,
+    execute_plan,
     export_safetensors,
     load_safetensors,
+    plan_checkpoint,
     restore,
     verify,
 )
-from plastic_export.planfile import LossPlan
-from plastic_export.planning import plan_checkpoint
-from plastic_export.quantised import Quantised, execute_plan
 
 BUDGETS = (3.5, 4.5)
 HEADER = 200 * 3  # bytes that a matrix takes in the header of a file, at most

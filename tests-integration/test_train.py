@@ -17,13 +17,21 @@ import mlx_lm
 import numpy as np
 import pytest
 from plastic_core import RankLayer
-from plastic_export import DivergedError, FormatError, Trained, Training, load_model, report, train
-from plastic_export.trainsettings import GAUGE
+from plastic_core.files import load_safetensors, read_json
+from plastic_export import (
+    DivergedError,
+    FormatError,
+    TrainedRun,
+    TrainingOptions,
+    load_model,
+    report,
+    train,
+)
+from plastic_export.training import GAUGE
 from plastic_runtime import Generations, PlasticityManager, attach
-from plastic_runtime.files import load_safetensors, read_json
 
 TOOLS = Path(__file__).parents[1] / "tools" / "bench"
-SHORT = Training(steps=8, batch=2, window=32, rank=2, evaluate_every=4, evaluate_batches=2)
+SHORT = TrainingOptions(steps=8, batch=2, window=32, rank=2, evaluate_every=4, evaluate_batches=2)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -44,12 +52,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def adapted(
     checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+) -> TrainedRun:
     """The trained checkpoint, over-trained on two rows: its validation loss falls, then rises."""
     folder = tmp_path_factory.mktemp("adapted")
     write_rows(folder / "data", calibration.read_text())
     restless = {"patience": 1, "window": 1, "cooldown": 0, "delta": 10.0, "gamma": 1e-4}
-    training = Training(
+    training = TrainingOptions(
         steps=24,
         batch=2,
         window=48,
@@ -77,7 +85,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_in_mlx_lms_trainer_shows_growth_shrink_and_waking_in_its_report(
-    adapted: Trained,
+    adapted: TrainedRun,
 ) -> None:
     page = report(adapted.out).page.read_text()
     actions = {e.action for _, e in adapted.history.events}
@@ -90,7 +98,7 @@ def test_a_run_in_mlx_lms_trainer_shows_growth_shrink_and_waking_in_its_report(
 
 
 def test_stock_mlx_lm_gives_the_same_logits_with_the_adapter(
-    adapted: Trained, checkpoint: Path
+    adapted: TrainedRun, checkpoint: Path
 ) -> None:
     stock, tokenizer = mlx_lm.load(str(checkpoint), adapter_path=str(adapted.adapter))
     base, _ = mlx_lm.load(str(checkpoint))
@@ -105,7 +113,7 @@ def test_stock_mlx_lm_gives_the_same_logits_with_the_adapter(
 
 
 def test_the_exact_form_has_every_rank_and_the_same_weights(
-    adapted: Trained, checkpoint: Path
+    adapted: TrainedRun, checkpoint: Path
 ) -> None:
     config = read_json(adapted.peft / "adapter_config.json")
     tensors = load_safetensors(adapted.peft / "adapter_model.safetensors")
@@ -122,7 +130,7 @@ def test_the_exact_form_has_every_rank_and_the_same_weights(
     assert not tensors
 
 
-def restored(run: Trained, checkpoint: Path) -> nn.Module:
+def restored(run: TrainedRun, checkpoint: Path) -> nn.Module:
     """The model in training, made again from the newest state alone."""
     model = load_model(checkpoint)
     model.set_dtype(mx.float32)
@@ -130,7 +138,7 @@ def restored(run: Trained, checkpoint: Path) -> nn.Module:
     attach(model, 1, keys=[*record["ranks"]], also=[p for p in record["ranks"] if "." not in p])
     generations = Generations(run.out / "generations", record["identity"])
     options = record["identity"]["option plasticity"]
-    training = Training(learning_rate=1.0, plasticity=options)
+    training = TrainingOptions(learning_rate=1.0, plasticity=options)
     optimizer = training.build_optimizer()
     manager = PlasticityManager(model, optimizer, gauge=GAUGE, **options)
     assert generations.load(model, optimizer, manager)
@@ -217,7 +225,7 @@ def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> No
     more = shutil.copytree(tiny.data, tmp_path / "more")
     with (more / "train.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
-    cases: list[tuple[str, Path, Path, Training]] = [
+    cases: list[tuple[str, Path, Path, TrainingOptions]] = [
         ("had base", other, tiny.data, SHORT),
         ("had train data", tiny.base, more, SHORT),
         ("had option steps 8, this one has 12", tiny.base, tiny.data, replace(SHORT, steps=12)),
@@ -232,7 +240,7 @@ def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> No
 
 def test_one_process_trains_in_a_folder_and_may_be_interrupted(tiny: Any, tmp_path: Path) -> None:
     words = ["--data", tiny.data, "--out", tmp_path / "run", "--steps", 100_000, "--batch", 2]
-    code = "from plastic_export.cli import main; main()"
+    code = "from plastic_export.cli.command import main; main()"
     start = [sys.executable, "-c", code, "train", tiny.base, *words, "--evaluate-every", 5]
     line = [str(word) for word in start]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as first:

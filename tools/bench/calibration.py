@@ -25,9 +25,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
-from plastic_export.calibration_loss import in_batches, use_float32
+from plastic_export.calibration import in_batches, use_float32
 from plastic_runtime import loss_grams, measure_grams
-from plastic_runtime.taps import hosted, linear_layers
+from plastic_runtime.measure import hosted, linear_layers
 
 MB = 1e6
 PASSES = {"whole": "all at once", "blocks": "block by block"}

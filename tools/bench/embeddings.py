@@ -14,10 +14,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from plastic_export import Calibration, evaluate, execute_plan, plan_checkpoint
-from plastic_export.budgets import Budget
-from plastic_export.planfile import read_plan
-from plastic_export.quantised import Quantised
+from plastic_export import (
+    Calibration,
+    Quantised,
+    evaluate,
+    execute_plan,
+    plan_checkpoint,
+    read_plan,
+)
+from plastic_export.plan import Budget
 from rich.console import Console
 from rich.table import Table
 from strategies import DATA

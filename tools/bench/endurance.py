@@ -26,9 +26,9 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from plastic_core import RankLayer
+from plastic_core.files import write_arrays, write_json
 from plastic_export import compress, restore
 from plastic_runtime import PlasticityManager, SleepStore, save_run
-from plastic_runtime.files import write_arrays, write_json
 from rich.console import Console
 from rich.table import Table
 

@@ -25,7 +25,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from peers import METHODS, Measurement, measure, measure_tolerance, missing
-from plastic_core import WorkerError, linalg, run_isolated
+from plastic_core import linalg
+from plastic_export.process import WorkerError, run_isolated
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +77,7 @@ def real(weights: list[Path], folder: Path) -> Iterator[Matrix]:
                 A, path = linalg.as_matrix(array), folder / "matrix.npy"
                 np.save(path, A)
                 label = name.removeprefix("model.").removesuffix(".weight")
-                yield Matrix(label, str(path), A.shape, linalg.singular_values(A))
+                yield Matrix(label, str(path), A.shape, linalg.thin_singular_values(A))
 
 
 def least_errors(s: NDArray[np.float64], rank: int) -> tuple[float, float]:

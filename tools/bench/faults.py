@@ -62,7 +62,7 @@ def main() -> None:
 
 def _prepare() -> None:
     """Import what the children need, so that each need not; compute nothing, so that they may."""
-    for name in ("plastic_export.cli", "mlx_lm.utils", "mlx_lm.models.llama"):
+    for name in ("plastic_export.cli.command", "mlx_lm.utils", "mlx_lm.models.llama"):
         importlib.import_module(name)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from forks import finished, one_thread, started
-from plastic_runtime.batches import ResumableBatches
+from plastic_runtime import ResumableBatches
 from runbits import compare
 from tinyrun import TinyRun
 

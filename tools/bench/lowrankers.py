@@ -26,14 +26,12 @@ from plastic_core import (
     loss_spectrum,
     predicted_cost,
 )
-from plastic_export import export_safetensors
-from plastic_export.lossplan import Candidate, packed_bytes
-from plastic_export.matrices import module_path
-from plastic_export.pricing import DAMPING, rounded
-from plastic_export.reader import Checkpoint
-from plastic_export.shards import as_float32, as_stored
+from plastic_core.files import write_json
+from plastic_export import Checkpoint, export_safetensors
+from plastic_export.checkpoint import module_path
+from plastic_export.folder import as_float32, as_stored
+from plastic_export.plan import DAMPING, Candidate, packed_bytes, rounded
 from plastic_runtime import LossGrams
-from plastic_runtime.files import write_json
 from plastic_select import Option, allocate, rank_options
 
 Array = NDArray[np.float32]

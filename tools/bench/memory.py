@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from plastic_runtime.files import SafetensorsWriter, TensorSpec
+from plastic_core.files import SafetensorsWriter, TensorSpec
 
 MiB = 2**20
 CHILD = """

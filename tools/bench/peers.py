@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-import plastic_core.lowrank
-import plastic_core.randomised
 from numpy.typing import NDArray
 from plastic_core import certify, factorized_lowrank
 
@@ -152,8 +151,8 @@ def _watched_certificates() -> list[float]:
 
         setattr(module, name, watched)
 
-    watch(plastic_core.lowrank, "certified")
-    watch(plastic_core.randomised, "spectral_bound")
+    watch(import_module("plastic_core.factors.lowrank"), "certified")
+    watch(import_module("plastic_core.factors.randomized"), "spectral_bound")
     return seconds
 
 

@@ -28,29 +28,26 @@ from typing import TypeVar, get_args
 import numpy as np
 from plastic_core import block_side
 from plastic_core.linalg import Float64
-from plastic_export.lossplan import (
-    Candidate,
-    Format,
-    Kind,
-    Offer,
-    Offered,
-    factor_bytes,
-    packed_bytes,
-    plan_bits,
-)
-from plastic_export.planfile import LossPlan
-from plastic_export.planplot import frontier
-from plastic_export.pricing import (
+from plastic_export import LossPlan, plan_bits
+from plastic_export.checkpoint import Kind
+from plastic_export.plan import (
     CHOICES,
     CORRECTED,
+    Candidate,
     Choices,
+    Format,
+    Offer,
+    Offered,
     choices_for,
+    factor_bytes,
     offered_ranks,
     offers_of,
+    packed_bytes,
     worthwhile,
 )
+from plastic_export.reporting import plan_frontier
 from plastic_runtime import Gram, LossGrams
-from plastic_runtime.grams import WIDEST, is_dense
+from plastic_runtime.measure import LONGEST_DENSE_SIDE, is_dense
 from rich.console import Console
 from rich.table import Table
 
@@ -104,7 +101,7 @@ def allocation(format: Format) -> list[str]:
     options = sum(len(m.offers) for m in matrices)
     one, _ = timed(lambda: plan_bits(matrices, [3.5], format=format))
     ten, plans = timed(lambda: plan_bits(matrices, BUDGETS, format=format))
-    curve, _ = timed(lambda: frontier(plan))
+    curve, _ = timed(lambda: plan_frontier(plan))
     gap = max(p.gap for p in plans)
     seconds = [f"{s:.2f} s" for s in (one, ten, curve)]
     return [format, str(len(matrices)), f"{options:,}", *seconds, f"{gap:.1e}"]
@@ -175,7 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="*", default=["4096x4096"], help="OUTxIN to price")
     parser.add_argument("--format", choices=get_args(Format), default="mixed", help="of prices")
-    parser.add_argument("--widest", type=int, default=WIDEST, help="longest side of a dense Gram")
+    parser.add_argument(
+        "--widest", type=int, default=LONGEST_DENSE_SIDE, help="longest side of a dense Gram"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -30,11 +30,11 @@ import lowrankers
 import quantisers
 from lowrankers import Study, Written
 from mlx_lm import convert
-from plastic_core.quantize import BITS
+from plastic_core.factors import BITS
 from plastic_export import (
     Calibration,
     Checkpoint,
-    Healing,
+    HealingOptions,
     compress,
     evaluate,
     execute_plan,
@@ -43,10 +43,9 @@ from plastic_export import (
     plan_checkpoint,
     read_plan,
 )
-from plastic_export.lossplan import Format
-from plastic_export.matrices import module_path
-from plastic_export.planfile import write_plan
-from plastic_export.planning import plannable
+from plastic_export.checkpoint import module_path
+from plastic_export.compression import plannable
+from plastic_export.plan import Format, write_plan
 from plastic_runtime import GramFile
 from quantisers import Task, Unsupported
 from rich.console import Console
@@ -156,7 +155,7 @@ def healed(bench: Bench, out: Path, budget: float) -> Written:
     unhealed = planned("corrected")(bench, folder, budget)
     steps = bench.options.steps
     text = replace(bench.task.calibration, windows=steps * quantisers.BATCH + quantisers.HELD_OUT)
-    heal(folder, bench.task.source, out, calibration=text, options=Healing(steps=steps))
+    heal(folder, bench.task.source, out, calibration=text, options=HealingOptions(steps=steps))
     return weigh(out, unhealed.predicted)
 
 

@@ -33,9 +33,9 @@ from mlx.optimizers import Adam
 from mlx_lm import utils
 from mlx_lm.quant import awq, dwq, dynamic_quant, gptq
 from plastic_core import linalg
-from plastic_core.quantize import BITS
+from plastic_core.factors import BITS
 from plastic_export import Calibration, load_tokenizer, text_windows
-from plastic_export.models import read_text
+from plastic_export.model import read_text
 
 GROUP, SEED, BATCH, HELD_OUT = 64, 123, 8, 32
 SCALES = 32 / GROUP  # bits per weight of a scale and a bias of 16 bits

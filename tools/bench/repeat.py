@@ -25,11 +25,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from plastic_core import RankLayer
-from plastic_export import Calibration, Healing, compress, heal, restore
-from plastic_export.lossplan import Format
-from plastic_export.planning import plan_checkpoint
-from plastic_export.pricing import Choices
-from plastic_export.quantised import execute_plan
+from plastic_export import (
+    Calibration,
+    HealingOptions,
+    compress,
+    execute_plan,
+    heal,
+    plan_checkpoint,
+    restore,
+)
+from plastic_export.plan import Choices, Format
 from plastic_runtime import PlasticityManager, SleepStore, read_events, save_run
 from rich.console import Console
 from rich.table import Table
@@ -79,7 +84,7 @@ def planned(folder: Path, windows: int) -> None:
         SOURCE,
         folder / "healed",
         calibration=text,
-        options=Healing(steps=2, batch=1),
+        options=HealingOptions(steps=2, batch=1),
     )
 
 

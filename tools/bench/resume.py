@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from forks import finished, one_thread, started
-from plastic_export.history import CHANGES, read_history
-from plastic_export.trainsettings import OPTIMIZERS, Training
-from plastic_runtime.batches import ResumableBatches
+from plastic_export import TrainingOptions
+from plastic_export.training import CHANGES, OPTIMIZERS, read_history
+from plastic_runtime import ResumableBatches
 from runbits import compare
 from tinyrun import TRAINING, TinyRun
 
@@ -67,7 +67,7 @@ def cut_and_compare(tiny: TinyRun, folder: Path, seed: int) -> tuple[Any, ...]:
     return seed, name, step, *json.loads((folder / "row.json").read_text())
 
 
-def train_until(tiny: TinyRun, out: Path, training: Training, step: int) -> None:
+def train_until(tiny: TinyRun, out: Path, training: TrainingOptions, step: int) -> None:
     """Train, and die when the batch of that step is asked for."""
     iterate, taken = ResumableBatches.__call__, 0
 

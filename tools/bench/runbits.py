@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from plastic_core.files import array_bytes
 from plastic_runtime import read_events
-from plastic_runtime.checkpoint import read_run
-from plastic_runtime.files import array_bytes
+from plastic_runtime.training import read_run
 
 FILES = ("losses.jsonl", "adapters/adapters.safetensors", "peft/adapter_model.safetensors")
 

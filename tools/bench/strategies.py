@@ -22,7 +22,7 @@ from pathlib import Path
 import mlx.nn as nn
 from mlx_lm import convert
 from plastic_export import Calibration, compress, evaluate, open_checkpoint
-from plastic_export.matrices import compressible, module_path
+from plastic_export.checkpoint import compressible, module_path
 from plastic_select import STRATEGIES
 from rich.console import Console
 from rich.table import Table

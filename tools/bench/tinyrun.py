@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
-from plastic_export import Trained, Training, train
+from plastic_core.files import export_safetensors
+from plastic_export import TrainedRun, TrainingOptions, train
 from plastic_runtime import PlasticityEvent, PlasticityManager
-from plastic_runtime.files import export_safetensors
 
 FIXTURE = Path(__file__).resolve().parents[2] / "tests-integration" / "data" / "stdlib-llama"
 SIZES = {
@@ -29,7 +29,7 @@ SIZES = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-TRAINING = Training(
+TRAINING = TrainingOptions(
     steps=48,
     batch=2,
     window=32,
@@ -76,9 +76,9 @@ class TinyRun:
         _write_checkpoint(self.base)
         _write_rows(self.data)
 
-    def train(self, out: Path, training: Training = TRAINING) -> Trained:
+    def train(self, out: Path, training: TrainingOptions = TRAINING) -> TrainedRun:
         """Train, or go on, with changes of rank by plan."""
-        with patch("plastic_export.training.PlasticityManager", PlannedManager):
+        with patch("plastic_export.training.run.PlasticityManager", PlannedManager):
             return train(self.base, self.data, out, training)
 
 

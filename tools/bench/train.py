@@ -44,7 +44,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from plastic_core import projections
 from plastic_export import load_model, load_tokenizer, text_windows
-from plastic_runtime import Gauge, PlasticityManager, Schedule, SleepStore, attach, rank_layers
+from plastic_runtime import Gauge, PlasticityManager, Schedule, SleepStore, attach, find_rank_layers
 from rich.console import Console
 from rich.table import Table
 
@@ -306,10 +306,10 @@ def plastic(
     times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
     if o.verbose:
         print(manager.ranks(), file=sys.stderr)
-    parts = {path: layer.factors() for path, layer in rank_layers(model).items()}
+    parts = {path: layer.factors() for path, layer in find_rank_layers(model).items()}
     found = []
     for factor in factors:
-        for path, layer in rank_layers(model).items():
+        for path, layer in find_rank_layers(model).items():
             U, S, Vh = parts[path]
             layer.set_factors(U, factor * S, Vh)
         name = "plastic" if factor == 1 else f"plastic x {factor:g}"

@@ -14,8 +14,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_core import Backbone, Correction
-from plastic_export.layers import Layer
-from plastic_export.lossplan import (
+from plastic_core.files import sha256_file
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.tensors import module_path
+from plastic_export.model.layers import Layer
+from plastic_export.model.load import linear_paths
+from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
     Choice,
@@ -25,13 +29,10 @@ from plastic_export.lossplan import (
     factor_bytes,
     packed_bytes,
 )
-from plastic_export.matrices import module_path
-from plastic_export.models import linear_paths
-from plastic_export.planfile import LossPlan, source_identity, write_plan
-from plastic_export.pricing import candidate, stored
-from plastic_export.reader import Checkpoint, open_checkpoint
-from plastic_runtime.files import sha256_file
-from plastic_runtime.gramfile import VERSION, GramFile, Sum, append
+from plastic_export.plan.plan_file import LossPlan, source_identity, write_plan
+from plastic_export.plan.pricing import candidate, stored
+from plastic_runtime import GramFile
+from plastic_runtime.measure import VERSION, Sum, append
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 LLAMA: dict[str, Any] = {

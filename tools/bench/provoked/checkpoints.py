@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from plastic_runtime.files import SafetensorsWriter, TensorSpec, sha256_file
+from plastic_core.files import SafetensorsWriter, TensorSpec, sha256_file
 
 TRAINED = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
 CONFIG = {

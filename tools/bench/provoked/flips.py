@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from plastic_core.files import FormatError, read_header
 from plastic_export import verify
-from plastic_runtime.files import FormatError, read_header
 
 from provoked.jobs import Job, low_rank, planned
 from provoked.outcome import Outcome

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plastic_runtime.files import FormatError, load_safetensors, read_header
-from plastic_runtime.testing import STRICTER, mutants
+from plastic_core.files import FormatError, load_safetensors, read_header
+from plastic_core.testing import STRICTER, mutants
 from safetensors import SafetensorError, deserialize
 
 from provoked.child import in_child

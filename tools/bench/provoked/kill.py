@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from plastic_export.console import DONE
+from plastic_export.cli import DONE
 
 from provoked.checkpoints import tree
 from provoked.child import Child, command

@@ -17,8 +17,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plastic_runtime.files import load_safetensors
-from plastic_runtime.testing import BAD_FILES, BAD_INDEXES, GOOD, GOOD_FILES
+from plastic_core.files import load_safetensors
+from plastic_core.testing import BAD_FILES, BAD_INDEXES, GOOD, GOOD_FILES
 
 from provoked.checkpoints import tiny, tree
 from provoked.child import command, in_child

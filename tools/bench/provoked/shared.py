@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from plastic_runtime.files import sha256_file
+from plastic_core.files import sha256_file
 
 from provoked.calls import watched
 from provoked.checkpoints import strays, tree

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from plastic_core import Factors, RankLayer
+from plastic_core.files import array_bytes
 from plastic_export import compress, verify
 from plastic_runtime import (
     PlasticityManager,
@@ -25,7 +26,6 @@ from plastic_runtime import (
     verify_store,
     wake,
 )
-from plastic_runtime.files import array_bytes
 
 from provoked.child import Child, Ended, in_child
 from provoked.outcome import Outcome

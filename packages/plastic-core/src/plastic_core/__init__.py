@@ -2,44 +2,41 @@
 
 from importlib.metadata import version
 
-from plastic_core.backbone import Backbone, error_feedback, round_to_nearest
-from plastic_core.block import PlasticBlock
-from plastic_core.certificate import certify
-from plastic_core.correction import Correction, correction_costs, factor_group
-from plastic_core.factors import Certificate, Factors
-from plastic_core.gramroot import GramRoot, block_side
-from plastic_core.isolated import Worker, WorkerError, run_isolated
-from plastic_core.layer import RankLayer
-from plastic_core.loss import loss_factors, loss_spectrum, predicted_cost
-from plastic_core.lowrank import factorized_lowrank, svd_lowrank
-from plastic_core.operators import Operator, difference
-from plastic_core.projection import Projection, projections
-from plastic_core.quantize import (
+from plastic_core.factors.certificate import certify
+from plastic_core.factors.factors import Certificate, Factors
+from plastic_core.factors.lowrank import factorized_lowrank, svd_lowrank
+from plastic_core.factors.operators import Operator, difference
+from plastic_core.factors.quantize import (
     PackedMatrix,
     QuantizedFactors,
     dequantize_factors,
     quantize_factors,
 )
-from plastic_core.updating import add_factors, grow_factors
-from plastic_core.weighted import Basis, output_basis, weighted_spectrum
+from plastic_core.factors.updating import add_factors, grow_factors
+from plastic_core.layer.block import PlasticBlock
+from plastic_core.layer.projection import Projection, projections
+from plastic_core.layer.rank_layer import RankLayer
+from plastic_core.loss.gram_root import GramRoot, block_side
+from plastic_core.loss.loss import loss_factors, loss_spectrum, predicted_cost
+from plastic_core.loss.weighted import OutputBasis, output_basis, weighted_spectrum
+from plastic_core.rounding.backbone import Backbone, error_feedback, round_to_nearest
+from plastic_core.rounding.correction import Correction, correction_costs, factor_group
 
 __version__ = version("plastic-core")
 
 __all__ = [
     "Backbone",
-    "Basis",
     "Certificate",
     "Correction",
     "Factors",
     "GramRoot",
     "Operator",
+    "OutputBasis",
     "PackedMatrix",
     "PlasticBlock",
     "Projection",
     "QuantizedFactors",
     "RankLayer",
-    "Worker",
-    "WorkerError",
     "add_factors",
     "block_side",
     "certify",
@@ -57,7 +54,6 @@ __all__ = [
     "projections",
     "quantize_factors",
     "round_to_nearest",
-    "run_isolated",
     "svd_lowrank",
     "weighted_spectrum",
 ]

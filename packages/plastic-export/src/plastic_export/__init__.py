@@ -2,29 +2,29 @@
 
 from importlib.metadata import version
 
-from plastic_runtime.files import FormatError, export_safetensors, load_safetensors
+from plastic_core.files import FormatError, export_safetensors, load_safetensors
 
-from plastic_export.calibrate import Calibration
-from plastic_export.compression import Compressed, compress
-from plastic_export.estimates import Difference, Evaluation
-from plastic_export.evaluation import compare, evaluate
-from plastic_export.gguf import gguf_guide
-from plastic_export.healfolder import Healed, heal
-from plastic_export.healing import Healing
-from plastic_export.lossplan import BitsPlan, plan_bits
-from plastic_export.manifest import Manifest, MatrixRecord, read_manifest
-from plastic_export.models import load_model, load_tokenizer, text_windows
-from plastic_export.plan import MatrixPlan, Plan, Surveyed, plan_ranks
-from plastic_export.planfile import LossPlan, read_plan
-from plastic_export.planning import plan_checkpoint
-from plastic_export.quantised import Quantised, execute_plan
-from plastic_export.reader import Checkpoint, open_checkpoint
-from plastic_export.restoration import Restored, restore
-from plastic_export.runreport import Report, report
-from plastic_export.summary import Summary, summarize
-from plastic_export.training import DivergedError, Trained, train
-from plastic_export.trainsettings import Training
-from plastic_export.verification import verify
+from plastic_export.calibration.input_grams import Calibration
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.compression.by_plan import Quantised, execute_plan
+from plastic_export.compression.by_rank import Compressed, compress
+from plastic_export.compression.planning import plan_checkpoint
+from plastic_export.compression.ranks import MatrixPlan, Plan, Surveyed, plan_ranks
+from plastic_export.compression.restoration import Restored, restore
+from plastic_export.compression.summary import Summary, summarize
+from plastic_export.compression.verification import verify
+from plastic_export.evaluation.estimates import Comparison, Evaluation
+from plastic_export.evaluation.evaluation import compare, evaluate
+from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
+from plastic_export.format.gguf import gguf_guide
+from plastic_export.healing.heal_folder import Healed, heal
+from plastic_export.healing.loop import HealingOptions
+from plastic_export.model.load import load_model, load_tokenizer, text_windows
+from plastic_export.plan.offers import BitsPlan, plan_bits
+from plastic_export.plan.plan_file import LossPlan, read_plan
+from plastic_export.reporting.run_report import Report, report
+from plastic_export.training.run import DivergedError, TrainedRun, train
+from plastic_export.training.settings import TrainingOptions
 
 __version__ = version("plastic-export")
 
@@ -32,13 +32,13 @@ __all__ = [
     "BitsPlan",
     "Calibration",
     "Checkpoint",
+    "Comparison",
     "Compressed",
-    "Difference",
     "DivergedError",
     "Evaluation",
     "FormatError",
     "Healed",
-    "Healing",
+    "HealingOptions",
     "LossPlan",
     "Manifest",
     "MatrixPlan",
@@ -49,8 +49,8 @@ __all__ = [
     "Restored",
     "Summary",
     "Surveyed",
-    "Trained",
-    "Training",
+    "TrainedRun",
+    "TrainingOptions",
     "compare",
     "compress",
     "evaluate",

@@ -2,44 +2,39 @@
 
 from importlib.metadata import version
 
-from plastic_runtime.attachment import attach
-from plastic_runtime.batches import ResumableBatches
-from plastic_runtime.blockwise import measure_grams
-from plastic_runtime.callback import PlasticityCallback
-from plastic_runtime.checkpoint import load_run, save_run
-from plastic_runtime.events import (
+from plastic_runtime.log.events import (
     EventLog,
     PlasticityEvent,
     events_table,
     format_bytes,
     read_events,
 )
-from plastic_runtime.fisher import loss_grams
-from plastic_runtime.gauge import Gauge
-from plastic_runtime.generations import Generations
-from plastic_runtime.gradientfactors import GradientFactors, gradient_factors
-from plastic_runtime.gramfile import GramFile
-from plastic_runtime.grams import Gram, LossGrams
-from plastic_runtime.losses import LossRecord, append_loss, read_losses
-from plastic_runtime.manager import PlasticityManager
-from plastic_runtime.probes import (
-    JacobianRank,
-    dense_gradient,
-    input_grams,
-    jacobian_rank,
-)
-from plastic_runtime.schedule import Schedule
-from plastic_runtime.scores import (
+from plastic_runtime.log.loss_log import LossRecord, append_loss, read_losses
+from plastic_runtime.manager.manager import PlasticityManager
+from plastic_runtime.manager.state import Settings
+from plastic_runtime.manager.targets import Target
+from plastic_runtime.measure.blockwise import measure_grams
+from plastic_runtime.measure.fisher import loss_grams
+from plastic_runtime.measure.gram_file import GramFile
+from plastic_runtime.measure.grams import Gram, LossGrams
+from plastic_runtime.measure.probes import JacobianRank, dense_gradient, input_grams, jacobian_rank
+from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
+from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
+from plastic_runtime.surgery.gauge import Gauge
+from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.schedule import Schedule
+from plastic_runtime.surgery.scores import (
+    find_rank_layers,
     gradient_score,
-    rank_layers,
     relevance_score,
     sleeping_benefit,
 )
-from plastic_runtime.sleep import Parked, SleepDict
-from plastic_runtime.sleepstore import SleepStore, is_store, verify_store
-from plastic_runtime.state import Settings
-from plastic_runtime.surgery import grow, park, park_components, rebalance, wake
-from plastic_runtime.targets import Target
+from plastic_runtime.surgery.surgery import grow, park, park_components, rebalance, wake
+from plastic_runtime.training.attachment import attach
+from plastic_runtime.training.batches import ResumableBatches
+from plastic_runtime.training.callback import PlasticityCallback
+from plastic_runtime.training.generations import Generations
+from plastic_runtime.training.saved_run import load_run, save_run
 
 __version__ = version("plastic-runtime")
 
@@ -67,6 +62,7 @@ __all__ = [
     "attach",
     "dense_gradient",
     "events_table",
+    "find_rank_layers",
     "format_bytes",
     "gradient_factors",
     "gradient_score",
@@ -79,7 +75,6 @@ __all__ = [
     "measure_grams",
     "park",
     "park_components",
-    "rank_layers",
     "read_events",
     "read_losses",
     "rebalance",

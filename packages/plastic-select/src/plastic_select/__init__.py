@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from plastic_select.allocation import Allocation, allocate
+from plastic_select.allocation.allocation import Allocation, allocate
+from plastic_select.allocation.options import Option, rank_options
 from plastic_select.budget import break_even_rank, budget_rank
 from plastic_select.choose import (
     STRATEGIES,
@@ -10,7 +11,6 @@ from plastic_select.choose import (
     choose_rank,
     choose_rank_from_spectrum,
 )
-from plastic_select.options import Option, rank_options
 from plastic_select.polynomial import RankIdentity, gcd_and_lcm, horner, rank_identity
 from plastic_select.spectrum import (
     effective_rank,

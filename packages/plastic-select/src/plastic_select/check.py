@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 
-def as_matrix(A: ArrayLike | mx.array, name: str = "A") -> NDArray[np.float64]:
+def checked_matrix(A: ArrayLike | mx.array, name: str = "A") -> NDArray[np.float64]:
     """Return ``A`` as a finite, non-empty float64 matrix.
 
     Args:
@@ -36,7 +36,7 @@ def as_matrix(A: ArrayLike | mx.array, name: str = "A") -> NDArray[np.float64]:
 
 def as_square(M: ArrayLike | mx.array, name: str = "M") -> NDArray[np.float64]:
     """Return ``M`` as :func:`as_matrix` does, after checking that it is square."""
-    array = as_matrix(M, name)
+    array = checked_matrix(M, name)
     if array.shape[0] != array.shape[1]:
         raise ValueError(f"`{name}` must be square, got shape {array.shape}.")
     return array

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plastic_select.budget import budget_rank
-from plastic_select.check import as_matrix, as_shape, as_spectrum, check_retained_energy
+from plastic_select.check import as_shape, as_spectrum, check_retained_energy, checked_matrix
 from plastic_select.spectrum import (
     energy_rank,
     energy_shares,
@@ -98,7 +98,7 @@ def choose_rank(
             f"no other strategy takes it. Got strategy {strategy!r} "
             f"{'without' if gram is None else 'with'} `gram`."
         )
-    A = as_matrix(A)
+    A = checked_matrix(A)
     s = singular_values(A) if gram is None else weighted_singular_values(A, gram)
     m, n = A.shape
     return choose_rank_from_spectrum(

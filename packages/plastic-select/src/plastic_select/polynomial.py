@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plastic_select.check import as_square
-from plastic_select.linalg import eigvalsh, svdvals
+from plastic_select.linalg import dense_singular_values, symmetric_eigenvalues
 from plastic_select.spectrum import EPS, singular_values
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def rank_identity(
     """
     M = as_square(M)
     d, m = gcd_and_lcm(f, g)
-    eigenvalues = eigvalsh(M) if np.array_equal(M, M.T) else None
+    eigenvalues = symmetric_eigenvalues(M) if np.array_equal(M, M.T) else None
     rank_f, rank_g, rank_gcd, rank_lcm = (
         _numerical_rank(_as_floats(p, "f, g"), M, eigenvalues) for p in (f, g, d, m)
     )
@@ -157,7 +157,7 @@ def _numerical_rank(
 ) -> int:
     with np.errstate(over="ignore", invalid="ignore"):
         if eigenvalues is None:
-            norm, p = float(svdvals(M)[0]), horner(c, M)
+            norm, p = float(dense_singular_values(M)[0]), horner(c, M)
         else:
             norm, p = float(np.abs(eigenvalues).max()), np.polyval(c, eigenvalues)
         rounding = _rounding(c, norm, len(M))

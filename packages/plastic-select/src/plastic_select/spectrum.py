@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plastic_select.check import as_matrix, as_spectrum, as_square, check_retained_energy
-from plastic_select.linalg import eigh, svdvals
+from plastic_select.check import as_spectrum, as_square, check_retained_energy, checked_matrix
+from plastic_select.linalg import dense_singular_values, symmetric_eigen
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -34,7 +34,7 @@ def singular_values(A: ArrayLike | mx.array) -> NDArray[np.float64]:
     Note:
         NumPy's LAPACK on the CPU; about ``m n min(m, n)`` operations and two float64 copies.
     """
-    return _singular_values(as_matrix(A))
+    return _singular_values(checked_matrix(A))
 
 
 def weighted_singular_values(
@@ -62,14 +62,14 @@ def weighted_singular_values(
         Wang et al., *SVD-LLM*, arXiv 2403.07378 (with a Cholesky factor for the
         square root; the singular values are the same).
     """
-    A, R = as_matrix(A), as_square(gram, "gram")
+    A, R = checked_matrix(A), as_square(gram, "gram")
     if len(R) != A.shape[1]:
         raise ValueError(
             f"`gram` must have shape {(A.shape[1],) * 2} for a matrix of shape {A.shape}, "
             f"got {R.shape}."
         )
     slack = 1e-4 * np.abs(R).max()  # Grams are often accumulated in float32
-    w, V = eigh((R + R.T) / 2)
+    w, V = symmetric_eigen((R + R.T) / 2)
     if np.abs(R - R.T).max() > slack or w[0] < -slack:
         raise ValueError("`gram` must be symmetric and positive semidefinite, as E[x x^T] is.")
     return _singular_values((A @ V) * np.sqrt(np.maximum(w, 0.0)))
@@ -205,7 +205,7 @@ def rank_at_energy(cumulative: NDArray[np.float64], retained_energy: float) -> i
 
 
 def _singular_values(A: NDArray[np.float64]) -> NDArray[np.float64]:
-    s = svdvals(A)
+    s = dense_singular_values(A)
     if not np.isfinite(s).all():
         raise ValueError("`A` is too large: a singular value overflows float64. Scale it down.")
     return s

@@ -27,7 +27,7 @@ from plastic_core.linalg.norms import (
 )
 from plastic_core.linalg.products import gram, multiply
 from plastic_core.linalg.reflectors import HouseholderQR
-from plastic_core.linalg.thin import householder, qr, singular_values, thin_svd
+from plastic_core.linalg.thin import householder, qr, thin_singular_values, thin_svd
 
 __all__ = [
     "Float32",
@@ -52,10 +52,10 @@ __all__ = [
     "place",
     "qr",
     "scaled",
-    "singular_values",
     "solve_transposed",
     "spectral_norm",
     "squared_norm",
+    "thin_singular_values",
     "thin_svd",
     "to_numpy",
 ]

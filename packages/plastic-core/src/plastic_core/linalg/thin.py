@@ -35,7 +35,7 @@ def thin_svd(A: Matrix) -> tuple[Float32, Float32, Float32]:
     return factored.times(U), S, Vh
 
 
-def singular_values(A: Matrix) -> Float64:
+def thin_singular_values(A: Matrix) -> Float64:
     """The ``min(m, n)`` singular values of ``A``, float64, non-negative and non-increasing.
 
     A stack of shape ``(..., m, n)`` gives an array of shape ``(..., min(m, n))``.

@@ -1,0 +1,71 @@
+"""Factors brought to normal form: orthonormal sides, and ``S`` really the spectrum."""
+
+import numpy as np
+
+from plastic_core import linalg
+from plastic_core.factors.factors import Factors
+from plastic_core.linalg import Float32
+
+Arrays = tuple[Float32, Float32, Float32]
+
+
+def as_arrays(factors: Factors) -> Arrays:
+    """Return finite float32 NumPy arrays of ``factors``; ``ValueError`` names the one that is not.
+
+    They may be the factors' own memory: do not write into them.
+    """
+    U, S, Vh = factors
+    return linalg.as_matrix(U, "U"), linalg.as_vector(S, "S"), linalg.as_matrix(Vh, "Vh")
+
+
+def balance(U: Float32, S: Float32, Vh: Float32) -> Arrays:
+    r"""Return the thin SVD of ``U diag(S) Vh`` without forming it.
+
+    .. math::
+
+        U = Q_u R_u, \quad V_h^T = Q_v R_v, \quad R_u \, \mathrm{diag}(S) \, R_v^T = P \Sigma T^T
+        \quad\Rightarrow\quad U \, \mathrm{diag}(S) \, V_h = (Q_u P) \, \Sigma \, (Q_v T)^T.
+
+    Args:
+        U: Shape ``(m, r)``, any columns.
+        S: Shape ``(r,)``, any signs and order.
+        Vh: Shape ``(r, n)``, any rows; ``r <= min(m, n)``.
+
+    Returns:
+        Left vectors ``(m, r)`` with orthonormal columns, singular values ``(r,)``, non-negative
+        and non-increasing, right vectors ``(r, n)`` with orthonormal rows. Costs
+        ``O((m + n + r) r^2)``.
+
+    Raises:
+        ValueError: If a factor is not finite, or a singular value is beyond float32.
+    """
+    Qu, Ru = linalg.qr(U)
+    Qv, Rv = linalg.qr(Vh.T)
+    (Ru, of_u), (S, of_s), (Rv, of_v) = (linalg.scaled(A) for A in (Ru, S, Rv))
+    P, spectrum, Th = linalg.thin_svd((Ru * S) @ Rv.T)
+    with np.errstate(over="ignore"):
+        spectrum = linalg.checked(np.ldexp(spectrum, of_u + of_s + of_v))
+    return Qu @ P, spectrum, Th @ Qv.T
+
+
+def right_map(old: Float32, new: Float32) -> Float32:
+    """Return the ``(r, r)`` matrix ``X`` with ``old @ X`` nearest to ``new``.
+
+    Least squares by the pseudo-inverse: exact when the columns of ``old``, shape ``(m, r)``, are
+    linearly independent and span those of ``new``.
+    """
+    P, s, Th = linalg.thin_svd(old)
+    safe = s > float(s.max(initial=0.0)) * max(old.shape) * float(np.finfo(np.float32).eps)
+    X: Float32 = (Th.T[:, safe] / s[safe]) @ (P.T[safe] @ new)
+    return X
+
+
+def factor_norm(U: Float32, S: Float32, Vh: Float32) -> float:
+    r"""Return :math:`\|U \, \mathrm{diag}(S) \, V_h\|_F` in float64 without forming the product.
+
+    The factors need not be orthonormal: the square is
+    :math:`\sum_{ij} s_i s_j (u_i^T u_j)(v_i^T v_j)`.
+    """
+    left, s, right = U.astype(np.float64), S.astype(np.float64), Vh.astype(np.float64)
+    squared = s @ ((left.T @ left) * (right @ right.T)) @ s
+    return float(np.sqrt(np.maximum(squared, 0.0)))

@@ -1,0 +1,65 @@
+"""The checks that several functions share, each with its one message."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from plastic_core.factors.factors import Factors
+
+
+def check_shape(name: str, array: mx.array, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless ``array`` has ``shape``."""
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape}, got {array.shape}.")
+
+
+def check_factors(U: mx.array, S: mx.array, Vh: mx.array) -> None:
+    """Raise unless these are floating and ``(out, r)``, ``(r,)``, ``(r, in)`` with a fitting r."""
+    for name, array in zip(Factors._fields, (U, S, Vh), strict=True):
+        if not mx.issubdtype(array.dtype, mx.floating):
+            raise TypeError(f"`{name}` must be floating, got {array.dtype}.")
+    shapes = U.shape, S.shape, Vh.shape
+    rank = S.shape[0] if S.ndim == 1 else -1
+    if U.ndim != 2 or Vh.ndim != 2 or U.shape[1] != rank or Vh.shape[0] != rank:
+        raise ValueError(
+            "`U`, `S` and `Vh` must have shapes (out, r), (r,) and (r, in), "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}."
+        )
+    limit = min(U.shape[0], Vh.shape[1])
+    if rank > limit:
+        raise ValueError(
+            f"the rank must not exceed min(out, in) = {limit} for a layer of shape "
+            f"{(U.shape[0], Vh.shape[1])}, got {rank}."
+        )
+
+
+def check_rank(rank: int, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless ``0 <= rank <= min(out, in)``."""
+    limit = min(shape, default=0)
+    if not 0 <= rank <= limit:
+        raise ValueError(
+            f"`rank` must be between 0 and min(out, in) = {limit} for a weight of shape "
+            f"{shape}, got {rank}."
+        )
+
+
+def check_indices(name: str, indices: Sequence[int], rank: int) -> None:
+    """Raise ``ValueError`` unless ``indices`` are distinct and from 0 to ``rank - 1``."""
+    if len(set(indices)) != len(indices) or not set(indices) <= set(range(rank)):
+        raise ValueError(
+            f"`{name}` must hold distinct indices from 0 to rank - 1 = {rank - 1}, "
+            f"got {list(indices)}."
+        )
+
+
+def cast_factors(factors: Factors, dtypes: Sequence[mx.Dtype]) -> Factors:
+    """Cast U, S and Vh; raise ``ValueError`` where a number is beyond its new type."""
+    cast = [a.astype(dtype) for a, dtype in zip(factors, dtypes, strict=True)]
+    for name, array, old in zip(Factors._fields, cast, factors, strict=True):
+        if not bool(mx.isfinite(array).all()):
+            largest = mx.abs(old).max().item()
+            raise ValueError(
+                f"`{name}` reaches {largest:.3g}, which overflows {array.dtype}. Cast the layer to "
+                "float32 or bfloat16 first."
+            )
+    return Factors(*cast)

@@ -1,0 +1,159 @@
+"""A low-rank part in few bits, rounded so that the loss rises least, and what each rank costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import mlx.core as mx
+import numpy as np
+
+from plastic_core.factors.factors import Factors
+from plastic_core.factors.operators import LowRank, Operand
+from plastic_core.linalg import Float32, Float64, Matrix, as_matrix, to_numpy
+from plastic_core.loss.gram_root import GramRoot
+from plastic_core.loss.loss import whitened
+from plastic_core.rounding.backbone import Backbone, error_feedback
+
+GROUP_SIZES = (128, 64, 32)  # the first one that divides a side
+UNPACKED = 16  # bits of a factor that is stored as it is, in a type of two bytes
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The product ``Ut.T @ V`` as it is stored; singular values are folded into both.
+
+    Attributes:
+        Ut: Output directions, one per row, shape ``(r, m)``: packed, or a plain array.
+        V: Input directions, shape ``(r, n)``, packed as ``Ut`` is.
+    """
+
+    Ut: Backbone | mx.array
+    V: Backbone | mx.array
+
+    @property
+    def rank(self) -> int:
+        """Number of components."""
+        return self.V.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both, codes, scales and biases."""
+        return self.Ut.nbytes + self.V.nbytes
+
+    def leading(self, rank: int) -> Correction:
+        """The first ``rank`` components."""
+        return Correction(_rows(self.Ut, rank), _rows(self.V, rank))
+
+    def operator(self) -> LowRank:
+        """The product, for `difference`, from what is stored."""
+        return LowRank(_dense(self.Ut).T, _dense(self.V))
+
+    @classmethod
+    def rounded(
+        cls,
+        factors: Factors,
+        bits: int,
+        *,
+        input_gram: Matrix,
+        output_gram: Matrix,
+        damping: float,
+        dtype: mx.Dtype = mx.bfloat16,
+    ) -> Self:
+        """Round the factors that `loss_factors` found, so that the loss rises least.
+
+        Balanced, then `error_feedback`: the input directions under the Gram R of the inputs, the
+        output directions under the Gram C of the gradients. Every row is rounded by itself, so the
+        first k components are the correction of rank k.
+
+        Args:
+            factors: ``U (m, r)``, ``S (r,)``, ``Vh (r, n)``.
+            bits: 2, 3, 4, 5, 6 or 8, or 16: not rounded but stored in ``dtype``.
+            input_gram: R, shape ``(n, n)``.
+            output_gram: C, shape ``(m, m)``.
+            damping: As in `error_feedback`.
+            dtype: Of scales and biases, or of the factors.
+
+        Raises:
+            ValueError: If the factors are not finite in ``dtype``, a Gram does not fit, ``bits`` is
+                not offered, or a side is not a multiple of 32 (for fewer than 16 bits).
+
+        Note:
+            ``r (m^2 + n^2)`` operations several times over, and one Cholesky factorisation of
+            either Gram.
+        """
+        U, S, Vh = (to_numpy(f).astype(np.float32) for f in factors)
+        root = np.sqrt(S)
+        return cls(
+            _stored((U * root).T, bits, output_gram, damping, dtype),
+            _stored(root[:, None] * Vh, bits, input_gram, damping, dtype),
+        )
+
+
+def factor_group(side: int) -> int | None:
+    """Entries that share a scale along a side of this length; None if it cannot be packed."""
+    return next((g for g in GROUP_SIZES if side % g == 0), None)
+
+
+def correction_costs(
+    D: Operand, part: Correction, *, inputs: GramRoot, outputs: GramRoot
+) -> Float64:
+    r"""Return `predicted_cost` of ``D`` less the first k components, for every k at once.
+
+    With :math:`M = L_C^T D L_R`, :math:`a_i = L_C^T u_i` and :math:`b_i = v_i L_R`,
+
+    .. math::
+
+        \|M - \sum_{i \le k} a_i b_i\|_F^2 = \|M\|_F^2 - 2 \sum_{i \le k} a_i^T M b_i^T
+        + \sum_{i, j \le k} (a_i^T a_j)(b_i b_j^T).
+
+    Args:
+        D: What is to be approximated, shape ``(m, n)``: a weight, or what `difference` returns.
+        part: The components as they are stored.
+        inputs: Root of R, damped.
+        outputs: Root of C, damped.
+
+    Returns:
+        Shape ``(r + 1,)``, nats per token, exact to about 1e-7 of its first value.
+    """
+    M, norm = whitened(D, inputs, outputs)[1:]
+    U, V = _dense(part.Ut).T, _dense(part.V)
+    A, B = outputs.root_times(U) / norm, inputs.times_root(V)  # of M, whose norm is 1
+    crossing = np.einsum("mi,mi->i", A, M.astype(np.float64) @ B.T)
+    pairs = (A.T @ A) * (B @ B.T)
+    squares = np.cumsum(2 * np.tril(pairs).sum(axis=1) - np.diagonal(pairs))
+    energies = np.concatenate([[1.0], 1.0 - 2 * np.cumsum(crossing) + squares])
+    costs: Float64 = norm**2 / 2 * np.maximum(energies, 0.0)
+    return costs
+
+
+def _stored(
+    rows: Float32, bits: int, gram: Matrix, damping: float, dtype: mx.Dtype
+) -> Backbone | mx.array:
+    if bits == UNPACKED:
+        array = mx.array(rows).astype(dtype, stream=mx.cpu)
+        as_matrix(array, "factors")  # finite in `dtype`
+        return array
+    group_size = factor_group(rows.shape[1])
+    if group_size is None:
+        raise ValueError(
+            f"`factors` must have sides in multiples of 32 for {bits} bits, got a side of "
+            f"{rows.shape[1]}. Choose 16 bits."
+        )
+    return error_feedback(rows, bits, gram, group_size=group_size, dtype=dtype, damping=damping)
+
+
+def _dense(part: Backbone | mx.array) -> Float32:
+    return part.dequantized() if isinstance(part, Backbone) else as_matrix(part, "factor")
+
+
+def _rows(part: Backbone | mx.array, count: int) -> Backbone | mx.array:
+    if not isinstance(part, Backbone):
+        return part[:count]
+    return replace(
+        part,
+        weight=part.weight[:count],
+        scales=part.scales[:count],
+        biases=part.biases[:count],
+        shape=(count, part.shape[1]),
+    )

@@ -1,0 +1,50 @@
+"""What the tests of all packages share: matrices of known spectrum, and files that must be refused.
+
+Needs hypothesis (the extra ``testing``). Stands on ``linalg``; nothing but tests uses it.
+"""
+
+from plastic_core.testing.bad_files import (
+    BAD_FILES,
+    BAD_INDEXES,
+    GOOD,
+    GOOD_FILES,
+    SIXTEEN,
+    STRICTER,
+    Bad,
+    entry,
+    mutants,
+    one,
+    packed,
+)
+from plastic_core.testing.known_spectra import (
+    Sample,
+    assert_orthonormal,
+    bits,
+    matrices,
+    matrix_from_spectrum,
+    repeatable,
+    spectra,
+    tolerance,
+)
+
+__all__ = [
+    "BAD_FILES",
+    "BAD_INDEXES",
+    "GOOD",
+    "GOOD_FILES",
+    "SIXTEEN",
+    "STRICTER",
+    "Bad",
+    "Sample",
+    "assert_orthonormal",
+    "bits",
+    "entry",
+    "matrices",
+    "matrix_from_spectrum",
+    "mutants",
+    "one",
+    "packed",
+    "repeatable",
+    "spectra",
+    "tolerance",
+]

@@ -1,0 +1,8 @@
+"""Gram matrices of a checkpoint's layers, measured on a text.
+
+Stands on ``model`` and below.
+"""
+
+from plastic_export.calibration.loss_grams import in_batches, use_float32
+
+__all__ = ["in_batches", "use_float32"]

@@ -1,0 +1,120 @@
+"""From a calibration text to a file with both Grams of every matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from plastic_runtime import GramFile, measure_grams
+from plastic_runtime.measure import LONGEST_DENSE_SIDE, is_stack, modules_by_path
+
+from plastic_export.calibration.input_grams import Calibration
+from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.folder.progress import Track, untracked
+from plastic_export.model.load import load_model, load_tokenizer, read_text, text_windows
+
+_TOKENS = 2048  # at most so many in one pass, unless one window has more
+_VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
+
+
+def measure_loss_grams(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    paths: Sequence[str],
+    file: Path,
+    *,
+    widest: int = LONGEST_DENSE_SIDE,
+    track: Track = untracked,
+) -> GramFile:
+    """Run the text through the model, forwards and backwards, and keep the Grams in a file.
+
+    Memory: the model as it is stored, and the Grams of one of its blocks (``measure_grams``).
+
+    Args:
+        checkpoint: The open source. Its whole model is loaded for this step; all activations are
+            float32.
+        calibration: The text and how much of it.
+        paths: Module paths of the linear layers, embeddings and stacks of experts to measure.
+        file: File for the Grams: a run that was cut goes on from what is in its folder
+            ``<file>.parts``, one that was finished is not repeated.
+        widest: The longest side of a dense Gram.
+        track: Wraps the loops over the batches of windows and over the blocks.
+
+    Returns:
+        The Grams of every layer that was run, by module path: the open file, to be closed.
+
+    Raises:
+        FormatError: If the model or the text cannot be read.
+        ValueError: If the text holds fewer tokens than one window, an activation or a gradient is
+            not finite (the layer is named), or ``file`` is of another run.
+    """
+    tokens = _tokens(checkpoint, calibration)
+    model = load_model(checkpoint.folder)
+    use_float32(model)
+    sides = _sides(model, checkpoint.config, paths)
+    batches = in_batches(tokens, max([_vocabulary(model, tokens), *sides]))
+    return measure_grams(model, batches, file, paths=paths, widest=widest, track=track)
+
+
+def _sides(model: nn.Module, config: Mapping[str, Any], paths: Sequence[str]) -> list[int]:
+    """Entries per token of what enters and leaves the layers."""
+    modules, sides = modules_by_path(model), list[int]()
+    for path in paths:
+        module = modules[path]
+        if is_stack(module):
+            widest = max(module.input_dims, module.output_dims)
+            sides.append(widest * int(config.get("num_experts_per_tok", 1)))
+        elif isinstance(module, nn.QuantizedLinear):
+            sides += [len(module.weight), module.scales.shape[-1] * module.group_size]
+        elif isinstance(module, nn.Linear):
+            sides += module.weight.shape
+    return sides
+
+
+def in_batches(tokens: mx.array, widest: int) -> list[mx.array]:
+    """Cut windows, shape (windows, length), into what one pass takes.
+
+    Args:
+        tokens: The windows.
+        widest: Entries per token of the widest activation, logits included.
+    """
+    rows = max(1, min(_TOKENS, _VALUES // widest) // tokens.shape[1])
+    return [tokens[i : i + rows] for i in range(0, len(tokens), rows)]
+
+
+def use_float32(model: nn.Module) -> None:
+    """Make all activations float32, without a copy of the large weights.
+
+    The product of a float32 input with a weight of any type is that with the weight widened, so
+    dense linear layers and experts keep theirs; all other parameters are widened.
+    """
+    for module in model.modules():  # type: ignore[no-untyped-call]
+        is_large = isinstance(module, nn.Linear) or is_stack(module)
+        kept = ("weight",) if is_large else ()
+        own = {n: a for n, a in module.items() if n not in kept and _is_float(a)}
+        module.update({n: a.astype(mx.float32) for n, a in own.items()})
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
+
+
+def _tokens(checkpoint: Checkpoint, calibration: Calibration) -> mx.array:
+    try:
+        return text_windows(
+            load_tokenizer(checkpoint.folder),
+            read_text(calibration.text),
+            length=calibration.window,
+            limit=calibration.windows,
+        )
+    except ValueError as error:
+        error.add_note(f"in {calibration.text}")
+        raise
+
+
+def _vocabulary(model: nn.Module, tokens: mx.array) -> int:
+    size: int = model(tokens[:1, :1]).shape[-1]
+    return size

@@ -1,0 +1,85 @@
+"""Checkpoints from the Hugging Face Hub: only the files needed, the cache where it has them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from plastic_core.files import FormatError
+
+from plastic_export.checkpoint.weight_files import INDEX, PATTERN
+
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.tiktoken",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""What is carried along with the weights: data for a tokenizer and legal texts, no code."""
+
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+def is_repository(source: str) -> bool:
+    """Whether ``source`` has the form of a Hub id, ``owner/name``."""
+    return _REPOSITORY.fullmatch(source) is not None
+
+
+def fetch(repository: str, revision: str | None) -> Path:
+    """Return the folder of a checkpoint of the Hub, downloaded if it is not in the cache.
+
+    Args:
+        repository: Id of the form ``owner/name``.
+        revision: Branch, tag or commit; None for the default branch. A commit is the only
+            one that always means the same.
+
+    Returns:
+        The snapshot folder in the cache, named by its commit.
+
+    Raises:
+        FormatError: If there is no such repository or revision, it cannot be read without
+            permission, or neither the Hub nor the cache can give it.
+    """
+    from huggingface_hub import snapshot_download  # takes most of a second to import
+
+    wanted = ["config.json", INDEX, PATTERN, *SIDE_FILES]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the HTTP client's own errors share no base class with ours
+        reason, remedy = _explain(error, revision)
+        raise FormatError.about(repository, reason, remedy) from error
+
+
+def _explain(error: Exception, revision: str | None) -> tuple[str, str]:
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return "the Hub asks for permission", "accept its terms there, then run `hf auth login`"
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return "there is no such folder, nor such a repository on the Hub", "check the name"
+    if isinstance(error, hub.RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}", "name a branch, tag or commit"
+    if isinstance(error, hub.HFValidationError):
+        return "there is no such folder, and this is no name for a repository", "check the name"
+    if isinstance(error, hub.LocalEntryNotFoundError):
+        reason = "there is no such folder, the Hub cannot be reached, and its cache lacks files"
+        return reason, "check the name, then the connection (and HF_HUB_OFFLINE)"
+    first = str(error).partition("\n")[0]
+    return f"the Hub answered {type(error).__name__}: {first}", "try again"

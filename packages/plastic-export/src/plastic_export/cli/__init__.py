@@ -1,0 +1,9 @@
+"""The ``plastic`` command: one file per subcommand; parse, one library call, print.
+
+Stands on everything; nothing stands on it.
+"""
+
+from plastic_export.cli.command import main
+from plastic_export.cli.console import DONE
+
+__all__ = ["DONE", "main"]

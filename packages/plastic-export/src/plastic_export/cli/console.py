@@ -1,0 +1,52 @@
+"""Where the ``plastic`` command prints to, and the options that its subcommands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from plastic_export.cli.bar import ProgressBar
+
+FOLDER = click.Path(path_type=Path)
+TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
+DONE = "the work was complete, only its report is cut"
+
+
+class Output:
+    """Where results go: tables for people, or one JSON object for machines."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        width = None if sys.stdout.isatty() else 200  # a file cuts nothing
+        self.out = Console(highlight=False, width=width)
+        self.track = ProgressBar(Console(stderr=True, quiet=as_json))
+
+    def show(self, record: Any, *parts: Any) -> None:
+        """Print ``record`` as JSON, or else the parts; what is interrupted here has been done."""
+        try:
+            if self.as_json:
+                click.echo(json.dumps(record, indent=2, default=str))
+                return
+            for part in parts:
+                self.out.print(part)
+        except KeyboardInterrupt as error:
+            error.add_note(DONE)
+            raise
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+revision_option = click.option("--revision", help="Commit, tag or branch of a Hub id.")
+window_option = click.option(
+    "--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens."
+)
+include_option = click.option(
+    "--include", multiple=True, help="Pattern of matrices to take; may be repeated."
+)
+exclude_option = click.option(
+    "--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated."
+)

@@ -1,0 +1,38 @@
+"""``plastic evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from plastic_export.cli.console import TEXT, Output, json_option, window_option
+from plastic_export.evaluation import evaluation
+from plastic_export.reporting import tables
+
+
+@click.command()
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
+@click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
+@click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
+@window_option
+@click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
+@json_option
+def evaluate(
+    sources: tuple[str, ...],
+    texts: tuple[Path, ...],
+    reference: str | None,
+    window: int,
+    windows: int,
+    as_json: bool,
+) -> None:
+    """Measure the perplexity of every SRC on texts.
+
+    Against a reference also the KL divergence from it and the top-1 agreement, token by token.
+    Every SRC after the first is compared with that one on the same windows of text.
+    """
+    output = Output(as_json)
+    results = evaluation.compare(
+        sources, texts, reference=reference, window=window, windows=windows, track=output.track
+    )
+    output.show([tables.evaluation_record(r) for r in results], *tables.evaluations(results))

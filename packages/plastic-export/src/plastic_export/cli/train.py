@@ -1,0 +1,110 @@
+"""``plastic train``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.decorators import FC
+
+from plastic_export.cli.console import (
+    FOLDER,
+    Output,
+    exclude_option,
+    include_option,
+    json_option,
+    revision_option,
+)
+from plastic_export.plan.budgets import parse_size
+from plastic_export.reporting.run_report import facts
+from plastic_export.reporting.tables import figures
+from plastic_export.training.run import train as train_checkpoint
+from plastic_export.training.settings import OPTIMIZERS, TrainingOptions
+
+_DEFAULT = TrainingOptions()
+_COUNT = click.IntRange(1)
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else int(parse_size(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]:
+    """An option whose default is that of `Training`."""
+    default = getattr(_DEFAULT, flag.strip("-").replace("-", "_"))
+    return click.option(flag, type=type, default=default, show_default=True, help=help)
+
+
+@click.command()
+@click.argument("src")
+@click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
+@click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
+@click.option("--max-size", callback=_size, help="Bytes of the adapter at most, such as 3MB.")
+@click.option(
+    "--follow",
+    type=click.Choice(["loss", "budget"]),
+    help="Plateaus of the validation loss, or one cut to --max-size; the latter if that is given.",
+)
+@click.option("--rank", type=_COUNT, help="At the start, the head x 3; else 8, or 4 x --max-size.")
+@_number("--steps", _COUNT, "Batches to take.")
+@_number("--batch", _COUNT, "Rows in a batch.")
+@_number("--accumulate", _COUNT, "Batches whose gradients make one update.")
+@_number("--window", click.IntRange(2), "Tokens that stay of a longer row.")
+@_number("--optimizer", click.Choice([*OPTIMIZERS]))
+@_number("--learning-rate", click.FloatRange(0, min_open=True))
+@_number("--warmup", click.IntRange(0), "Updates during which the rate rises from 0.")
+@click.option("--decay/--no-decay", default=True, help="Let the rate fall to 0 along a cosine.")
+@_number("--evaluate-every", _COUNT, "Batches between validations, after which ranks may change.")
+@_number("--evaluate-batches", click.IntRange(-1), "Batches of a validation; -1 for all.")
+@click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
+@click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")
+@_number("--seed", click.IntRange(0))
+@include_option
+@exclude_option
+@revision_option
+@json_option
+def train(
+    src: str,
+    data: Path,
+    out: Path,
+    max_size: int | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    revision: str | None,
+    as_json: bool,
+    **numbers: Any,
+) -> None:
+    """Fine-tune SRC with ranks that follow the validation loss, in mlx-lm's own trainer.
+
+    Rows of --data are texts, prompts with completions, or chats, as mlx_lm.lora reads them. A run
+    that was cut goes on when it is started again with the same arguments. RUN gets the logs
+    (`plastic report RUN`), the newest states, and at the end `adapters` for mlx-lm and `peft`.
+    """
+    output = Output(as_json)
+    result = train_checkpoint(
+        src,
+        data,
+        out,
+        TrainingOptions(max_bytes=max_size, **numbers),
+        include=include,
+        exclude=exclude,
+        revision=revision,
+        say=lambda line: None if as_json else click.echo(line, err=True),
+    )
+    summary = facts(result.history)
+    table = figures("run", result.history.name, text=2)
+    for name, value in summary.items():
+        table.add_row(name, value)
+    record = {"out": out, "adapter": result.adapter, "peft": result.peft, **summary}
+    output.show(
+        record,
+        table,
+        "",
+        f"run it     mlx_lm.generate --model {src} --adapter-path {result.adapter} --prompt ...",
+        f"see it     plastic report {out}",
+    )

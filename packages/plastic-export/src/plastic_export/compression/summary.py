@@ -1,0 +1,170 @@
+"""What a checkpoint holds, and what its spectra say about compressing it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import weighted_spectrum
+from plastic_select import (
+    break_even_rank,
+    effective_rank_of_spectrum,
+    energy_rank,
+    optimal_threshold_rank,
+    stable_rank_of_spectrum,
+)
+
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.tensors import (
+    COMPANIONS,
+    compressible,
+    is_packed,
+    module_path,
+    stored_parts,
+)
+from plastic_export.folder.progress import Track, untracked
+from plastic_export.process.in_worker import in_worker
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What one spectrum says.
+
+    Attributes:
+        stable: Stable rank.
+        effective: Effective rank.
+        energy_90: Least rank that keeps 90 % of the energy.
+        energy_99: Least rank that keeps 99 % of the energy.
+        threshold: Rank at the hard threshold of Gavish and Donoho.
+    """
+
+    stable: float
+    effective: float
+    energy_90: int
+    energy_99: int
+    threshold: int
+
+    @classmethod
+    def of(cls, s: NDArray[np.float64], shape: tuple[int, int]) -> Spectrum:
+        """The numbers of the singular values ``s`` of a matrix of this shape."""
+        return cls(
+            stable=stable_rank_of_spectrum(s),
+            effective=effective_rank_of_spectrum(s),
+            energy_90=energy_rank(s, 0.90),
+            energy_99=energy_rank(s, 0.99),
+            threshold=optimal_threshold_rank(s, shape),
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices of one name and shape, over all blocks.
+
+    Attributes:
+        name: Last two parts of the path, such as ``"mlp.up_proj"``.
+        shape: ``(out, in)`` of the dense weight, packed or not.
+        count: How many there are.
+        nbytes: Bytes of all of them.
+        break_even: Rank from which factors are as large as the dense matrix.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    count: int
+    nbytes: int
+    break_even: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a checkpoint holds.
+
+    Attributes:
+        name: Folder name or Hub id.
+        model_type: As in its configuration.
+        tensors: How many tensors.
+        parameters: How many entries all weights have; scales and offsets of packed ones are none.
+        nbytes: Bytes of all tensors.
+        dtypes: How many tensors of each type.
+        groups: The matrices that ``compress`` would take.
+        spectra: Per matrix, if they were asked for.
+    """
+
+    name: str
+    model_type: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: dict[str, int]
+    groups: tuple[Group, ...]
+    spectra: dict[str, Spectrum]
+
+
+def summarize(
+    source: str,
+    *,
+    revision: str | None = None,
+    spectra: bool = False,
+    track: Track = untracked,
+) -> Summary:
+    """Read the headers of a checkpoint and, if asked, decompose its matrices.
+
+    Args:
+        source: Folder or Hub id.
+        revision: Commit or branch, for a Hub id.
+        spectra: Whether to compute the singular values of every matrix; one at a time.
+        track: Wraps the loop over the matrices.
+
+    Raises:
+        FormatError: If a file is damaged, or a weight is not finite.
+    """
+    with open_checkpoint(source, revision=revision) as checkpoint:
+        tensors = checkpoint.tensors
+        names = compressible(tensors)
+        return Summary(
+            name=checkpoint.name,
+            model_type=str(checkpoint.config.get("model_type", "unknown")),
+            tensors=len(tensors),
+            parameters=sum(_entries(checkpoint, name) for name in tensors),
+            nbytes=sum(t.nbytes for t in tensors.values()),
+            dtypes=dict(Counter(t.dtype for t in tensors.values())),
+            groups=_groups(checkpoint, names),
+            spectra={
+                module_path(name): _spectrum(checkpoint, name)
+                for name in track(names if spectra else [], "reading spectra")
+            },
+        )
+
+
+def _entries(checkpoint: Checkpoint, name: str) -> int:
+    """Entries of the weight that a tensor holds; none for what is beside a packed one."""
+    path, _, leaf = name.rpartition(".")
+    weight = f"{path}.weight"
+    is_beside = leaf in COMPANIONS and weight in checkpoint.tensors
+    if is_beside and is_packed(weight, checkpoint.tensors):
+        return 0
+    return math.prod(checkpoint.shape(name))
+
+
+def _spectrum(checkpoint: Checkpoint, name: str) -> Spectrum:
+    weight = checkpoint.matrix(name)
+    return Spectrum.of(
+        in_worker(weighted_spectrum, weight, name=name, shape=weight.shape),
+        (weight.shape[0], weight.shape[1]),
+    )
+
+
+def _groups(checkpoint: Checkpoint, names: list[str]) -> tuple[Group, ...]:
+    sizes: dict[tuple[str, tuple[int, int]], list[int]] = defaultdict(list)
+    for name in names:
+        out, in_ = checkpoint.shape(name)
+        short = ".".join(module_path(name).split(".")[-2:])
+        nbytes = sum(t.nbytes for t in stored_parts(name, checkpoint.tensors))
+        sizes[short, (out, in_)].append(nbytes)
+    return tuple(
+        Group(name, shape, len(nbytes), sum(nbytes), break_even_rank(shape))
+        for (name, shape), nbytes in sizes.items()
+    )

@@ -1,0 +1,154 @@
+"""How well checkpoints predict a text, how far they are from a reference, and which is nearer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core.files import FormatError
+
+from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.evaluation.estimates import Evaluation, estimate
+from plastic_export.evaluation.measures import Reference, Windows, measure_texts
+from plastic_export.folder.progress import Track, untracked
+from plastic_export.model.load import load_for_inference, load_tokenizer, read_text, text_windows
+
+_HELD = 2**30  # bytes of the reference's log-probabilities that are held between checkpoints
+
+
+def evaluate(
+    source: str | Path,
+    texts: Sequence[str | Path],
+    *,
+    reference: str | Path | None = None,
+    window: int = 256,
+    windows: int = 24,
+    track: Track = untracked,
+) -> list[Evaluation]:
+    """Measure one checkpoint; arguments, cost and errors are those of `compare`.
+
+    Returns:
+        One result per text.
+    """
+    return compare(
+        [source], texts, reference=reference, window=window, windows=windows, track=track
+    )
+
+
+def compare(
+    sources: Sequence[str | Path],
+    texts: Sequence[str | Path],
+    *,
+    reference: str | Path | None = None,
+    window: int = 256,
+    windows: int = 24,
+    track: Track = untracked,
+) -> list[Evaluation]:
+    """Measure perplexity and, against a reference, divergence and agreement on the same windows.
+
+    A difference to the reference is far better determined by ``kl`` and ``top1``, which compare
+    both models token by token, than by two perplexities: the windows' own variation cancels. So
+    it does between two checkpoints whose divergences are subtracted window by window: their
+    ``difference`` can be certain where their intervals overlap.
+
+    Cost: the reference and one checkpoint in memory at a time, and of several checkpoints up to
+    1 GiB of the reference's log-probabilities. Where these do not fit, the reference runs again
+    for each checkpoint.
+
+    Args:
+        sources: Folders or Hub ids, in any format that this package writes or mlx-lm reads, all
+            of one tokenizer. Each is compared with the first.
+        texts: UTF-8 files; each is measured by itself.
+        reference: Checkpoint to compare with, of the same tokenizer.
+        window: Tokens per window; each is run from an empty context.
+        windows: How many windows at most, spread evenly over each text.
+        track: Wraps the loop over the batches of windows.
+
+    Returns:
+        One result per text and checkpoint: all checkpoints on the first text, in the order
+        given, then all on the next.
+
+    Raises:
+        ValueError: If there is no source, a text is shorter than one window, or two tokenizers
+            or vocabularies differ.
+        FormatError: If a checkpoint or a text cannot be read, or predictions are not finite.
+        ModuleNotFoundError: If mlx-lm is not installed.
+        OSError: If a file is missing or cannot be read.
+    """
+    if not sources:
+        raise ValueError("`sources` must name at least one checkpoint, got none")
+    folders = [_folder(source) for source in sources]
+    named = {repr(str(source)): folder for source, folder in zip(sources, folders, strict=True)}
+    judge = None
+    if reference is not None:
+        judge = named[f"`reference` {str(reference)!r}"] = _folder(reference)
+    ids = _same_windows(named, texts, window, windows)
+    held = None
+    if judge is not None:
+        held = Reference(load_for_inference(judge), room=_HELD if len(sources) > 1 else 0)
+    measured = [
+        _measure(source, folder, ids, held, track)
+        for source, folder in zip(sources, folders, strict=True)
+    ]
+    return [
+        estimate(str(source), text, tokens[:, 1:].size, own[i], first=measured[0][i] if j else None)
+        for i, (text, tokens) in enumerate(ids)
+        for j, (source, own) in enumerate(zip(sources, measured, strict=True))
+    ]
+
+
+def _folder(source: str | Path) -> Path:
+    with open_checkpoint(source) as checkpoint:
+        return checkpoint.folder
+
+
+def _same_windows(
+    named: Mapping[str, Path], texts: Sequence[str | Path], window: int, windows: int
+) -> list[Windows]:
+    """The windows of each text; all checkpoints must cut it into the same tokens."""
+    (first, folder), *others = named.items()
+    ids = _all_windows(folder, texts, window, windows)
+    for name, other in others:
+        again = _all_windows(other, texts, window, windows)
+        for (_, ours), (_, theirs) in zip(ids, again, strict=True):
+            if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
+                raise ValueError(
+                    f"{name} splits the text into other tokens than {first}; "
+                    "compare checkpoints of one tokenizer"
+                )
+    return ids
+
+
+def _all_windows(
+    folder: Path, texts: Sequence[str | Path], window: int, windows: int
+) -> list[Windows]:
+    tokenizer = load_tokenizer(folder)
+    return [Windows(Path(text).name, _windows(tokenizer, text, window, windows)) for text in texts]
+
+
+def _windows(tokenizer: Any, path: str | Path, window: int, windows: int) -> mx.array:
+    try:
+        return text_windows(tokenizer, read_text(path), length=window, limit=windows)
+    except ValueError as error:
+        error.add_note(f"in {path}")
+        raise
+
+
+def _measure(
+    source: str | Path,
+    folder: Path,
+    texts: Sequence[Windows],
+    reference: Reference | None,
+    track: Track,
+) -> list[NDArray[np.float64]]:
+    """What `measure` finds; the model is gone when this returns."""
+    measured = measure_texts(load_for_inference(folder), texts, reference, track)
+    for (text, _), values in zip(texts, measured, strict=True):
+        if not np.isfinite(values).all():
+            reason = f"its predictions of {text}, or the reference's, are not finite"
+            raise FormatError.about(source, reason, "look for NaN and infinities in the weights")
+    return measured

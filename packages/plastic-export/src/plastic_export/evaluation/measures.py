@@ -1,0 +1,155 @@
+"""What a model predicts of windows of tokens, by itself and against a reference.
+
+Where MLX computes on the CPU its ``exp`` takes six times as long as NumPy's, so NumPy goes over the
+logits there. The formulas are the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import linalg
+
+from plastic_export.folder.progress import Track
+from plastic_export.model.numpy_attention import numpy_attention
+
+LOGITS = 2**23  # at most so many logits of one model at a time, unless one window has more
+ROWS = 8  # and at most so many windows
+
+Batch = tuple[int, int]
+LogProbabilities = list[NDArray[np.float32]] | list[mx.array]
+"""One array per window, float32, of shape (tokens, vocabulary)."""
+
+
+class Windows(NamedTuple):
+    """A text as windows of tokens.
+
+    Attributes:
+        text: What it is called.
+        tokens: Shape (windows, tokens).
+    """
+
+    text: str
+    tokens: mx.array
+
+
+class Reference:
+    """The model that others are compared with; its log-probabilities, once they are computed.
+
+    Args:
+        model: It stays in memory.
+        room: Bytes of log-probabilities that are held for the next model to be compared. What
+            does not fit is computed again for each.
+    """
+
+    def __init__(self, model: nn.Module, *, room: int) -> None:
+        self._model = model
+        self._room = room
+        self._held: dict[Batch, LogProbabilities] = {}
+
+    def __call__(self, batch: Batch, tokens: mx.array) -> LogProbabilities:
+        """Log-probabilities of what follows each token.
+
+        Args:
+            batch: What tells these tokens from all others.
+            tokens: Shape (windows, tokens).
+        """
+        if batch in self._held:
+            return self._held[batch]
+        log_q = log_probabilities(self._model, tokens)
+        nbytes = sum(window.nbytes for window in log_q)
+        if nbytes <= self._room:
+            self._held[batch] = log_q
+            self._room -= nbytes
+        return log_q
+
+
+def measure_texts(
+    model: nn.Module,
+    texts: Sequence[Windows],
+    reference: Reference | None,
+    track: Track,
+) -> list[NDArray[np.float64]]:
+    """Run a model over windows of several texts.
+
+    Args:
+        model: Maps tokens to logits.
+        texts: Texts of the same model's tokens.
+        reference: What to compare with.
+        track: Wraps the loop over the batches of a text.
+
+    Returns:
+        For each text the mean within each window, shape (measures, windows): negative
+        log-likelihood and, with a reference, KL(reference || model), both in nats per token, and
+        the fraction of tokens where both hold the same next token to be the likeliest.
+
+    Raises:
+        ValueError: If the vocabulary of the reference has another size.
+    """
+    vocabulary = model(mx.zeros((1, 1), mx.int32)).shape[-1]
+    measured = []
+    for number, (text, tokens) in enumerate(texts):
+        rows = min(ROWS, max(1, LOGITS // (tokens.shape[1] * vocabulary)))
+        starts = track(range(0, len(tokens), rows), f"reading {text}")
+        parts = [
+            _measure_batch(model, reference, (number, start), tokens[start : start + rows])
+            for start in starts
+        ]
+        measured.append(np.hstack(parts))
+    return measured
+
+
+def log_probabilities(model: nn.Module, tokens: mx.array) -> LogProbabilities:
+    """Log-probabilities of what follows each of the tokens, of shape (windows, tokens)."""
+    with numpy_attention():
+        logits: mx.array = model(tokens).astype(mx.float32)
+        mx.eval(logits)
+    xp = _namespace()
+    return [_log_softmax(linalg.to_numpy(window) if xp is np else window, xp) for window in logits]
+
+
+@np.errstate(invalid="ignore")  # what is not finite shows in the measures
+def _measure_batch(
+    model: nn.Module, reference: Reference | None, batch: Batch, tokens: mx.array
+) -> NDArray[np.float64]:
+    xp = _namespace()
+    log_p = log_probabilities(model, tokens[:, :-1])
+    targets = [xp.array(window)[1:, None] for window in tokens]
+    measures = [
+        [-xp.take_along_axis(p, t, axis=-1) for p, t in zip(log_p, targets, strict=True)],
+    ]
+    if reference is not None:
+        log_q = reference(batch, tokens[:, :-1])
+        _check_vocabulary(log_p[0].shape[-1], log_q[0].shape[-1])
+        pairs: list[tuple[Any, Any]] = list(zip(log_q, log_p, strict=True))
+        measures.append([_divergence(q, p, xp) for q, p in pairs])
+        measures.append([q.argmax(axis=-1) == p.argmax(axis=-1) for q, p in pairs])
+    return np.array([[np.asarray(m, np.float64).mean() for m in row] for row in measures])
+
+
+def _log_softmax(logits: Any, xp: Any) -> Any:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _divergence(log_q: Any, log_p: Any, xp: Any) -> Any:
+    """KL(q || p) for each token; 0 log 0 is 0."""
+    q = xp.exp(log_q)
+    return xp.where(q == 0, 0, q * (log_q - log_p)).sum(axis=-1)
+
+
+def _namespace() -> Any:
+    """The library that computes functions of logits: ``numpy`` or ``mlx.core``."""
+    return np if mx.default_device() == mx.Device(mx.cpu) else mx
+
+
+def _check_vocabulary(ours: int, theirs: int) -> None:
+    if ours != theirs:
+        raise ValueError(
+            f"`reference` must predict {ours} tokens, as the checkpoint does, and predicts {theirs}"
+        )

@@ -1,0 +1,4 @@
+"""What gives back every bit of a source, stored beside an output.
+
+Stands on ``checkpoint`` and ``folder``.
+"""

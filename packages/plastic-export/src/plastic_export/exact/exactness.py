@@ -1,0 +1,316 @@
+"""``exact.safetensors``: what is missing of a source, so that every tensor of it can come back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import linalg
+from plastic_core.files import (
+    ITEM_BYTES,
+    Closing,
+    FormatError,
+    OpenFile,
+    SafetensorsWriter,
+    TensorInfo,
+    TensorSpec,
+    array_from_bytes,
+    open_safetensors,
+)
+
+from plastic_export.checkpoint.reader import CONFIG, Checkpoint, open_checkpoint
+from plastic_export.checkpoint.tensors import module_path
+from plastic_export.exact.byte_planes import (
+    CHUNK,
+    Inflater,
+    as_words,
+    compressed_words,
+    packed_words,
+    unpacked_words,
+)
+from plastic_export.exact.prediction import WIDTHS, Guess
+from plastic_export.folder.manifest import SLEEP
+from plastic_export.folder.progress import Track, untracked
+from plastic_export.folder.shards import as_float32
+
+EXACT = "exact.safetensors"
+
+_KEY = "plastic_exact"
+_VERSION = 1
+
+Bytes = NDArray[np.uint8]
+
+
+class Kept(NamedTuple):
+    """How a tensor of the source comes back.
+
+    Attributes:
+        dtype: Of the source.
+        shape: Of the source.
+        sha256: Of its bytes.
+        copied: Name of the tensor of the output that holds the same bytes; None for none.
+        guessed: Whether the words kept are differences from what the factors sum to.
+        block: Words in a block of planes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    copied: str | None
+    guessed: bool = False
+    block: int = 0
+
+
+class _Output(Closing):
+    """The folder of a compressed checkpoint, and what its matrices stand for."""
+
+    def __init__(self, folder: Path) -> None:
+        with ExitStack() as stack:
+            self.model = stack.enter_context(open_checkpoint(folder))
+            sleep = folder / SLEEP
+            self._sleep = stack.enter_context(open_safetensors(sleep)) if sleep.is_file() else None
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def copy_of(self, info: TensorInfo, data: Bytes) -> str | None:
+        """The tensor that holds exactly these bytes, where a copy of ``info`` would stand."""
+        for name in _homes(info.name):
+            there = self.model.tensors.get(name)
+            alike = there is not None and (there.dtype, there.shape) == (info.dtype, info.shape)
+            if alike and np.array_equal(self.model.raw(name), data):
+                return name
+        return None
+
+    def guess(self, name: str, dtype: str, shape: tuple[int, ...]) -> Guess | None:
+        """What is stored of a matrix, awake and asleep; None where nothing is near it."""
+        path = module_path(name)
+        u, v = f"{path}.u.weight", f"{path}.v.weight"
+        if dtype not in WIDTHS or len(shape) != 2:
+            return None
+        pairs = [self._asleep(path)]
+        if self._is(u, dtype) and self._is(v, dtype):
+            pairs.insert(0, (self.model.matrix(u), self.model.matrix(v)))
+        dense = self.model.matrix(name) if self._is(name, dtype) else None
+        factors = [pair for pair in pairs if pair is not None]
+        if dense is None and not factors:
+            return None
+        if not factors:
+            return Guess(dtype, (shape[0], shape[1]), dense, None, None)
+        U = np.concatenate([u for u, _ in factors], axis=1)
+        V = np.concatenate([v for _, v in factors], axis=0)
+        if (U.shape[0], V.shape[1]) != shape:
+            return None
+        return Guess(dtype, (shape[0], shape[1]), dense, U, V)
+
+    def _is(self, name: str, dtype: str) -> bool:
+        return name in self.model.tensors and self.model.tensors[name].dtype == dtype
+
+    def _asleep(self, path: str) -> tuple[linalg.Float32, linalg.Float32] | None:
+        names = [f"{path}.sleep.{side}" for side in "uv"]
+        if self._sleep is None or names[0] not in self._sleep.header.tensors:
+            return None
+        U, V = (_plain(self._sleep, name) for name in names)
+        return U.T, V
+
+
+def write_exact(
+    checkpoint: Checkpoint, folder: Path, *, track: Track = untracked
+) -> dict[str, str]:
+    """Write ``exact.safetensors`` into a folder that holds everything but its manifest.
+
+    A tensor that the folder holds bit for bit is only named. Of the others every word is kept: as
+    its difference from the sum of the stored components where there are any (computed so that it
+    is the same on every machine, see `Guess`), else as it is; in planes of bytes, compressed.
+
+    Args:
+        checkpoint: The source.
+        folder: The output, its model files, ``sleep.safetensors`` and ``config.json`` written.
+        track: Wraps the loop over the tensors.
+
+    Returns:
+        SHA-256 of every tensor written, by name.
+
+    Cost:
+        Reads source and output once more; one product per factored matrix. Three times the
+        largest matrix in float64 is in memory; on the disk, for a while, the file twice.
+    """
+    kept: dict[str, Kept] = {}
+    sizes: dict[str, int] = {}
+    with _Output(folder) as output, tempfile.TemporaryFile(dir=folder) as spool:
+        for name in track(list(checkpoint.tensors), "keeping the source"):
+            info, data = checkpoint.tensors[name], checkpoint.raw(name)
+            kept[name], blocks = _keep(info, data, output)
+            start = spool.tell()
+            for part in blocks:
+                spool.write(part)
+            if kept[name].copied is None:
+                sizes[name] = spool.tell() - start
+        return _write(checkpoint, folder / EXACT, kept, sizes, spool)
+
+
+class Exact(Closing):
+    """The source of a compressed folder, tensor by tensor. A context manager.
+
+    Attributes:
+        kept: How each tensor comes back, by name, in the order of the source.
+        config: Text of the source's ``config.json``.
+        output: The compressed checkpoint.
+
+    Raises:
+        FormatError: If ``exact.safetensors`` is damaged or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / EXACT
+        with ExitStack() as stack:
+            self._file = stack.enter_context(open_safetensors(path))
+            try:
+                content = json.loads(self._file.header.metadata[_KEY])
+                if content["version"] != _VERSION:
+                    reason = f"version {content['version']!r}, this is {_VERSION}"
+                    raise FormatError.about(path, reason, "use the version that wrote it")
+                self.config = str(content["config"])
+                self.kept = {n: _kept(raw) for n, raw in content["tensors"].items()}
+            except (KeyError, TypeError, json.JSONDecodeError) as error:
+                reason = f"damaged ({error!r})"
+                raise FormatError.about(path, reason, "compress again") from error
+            self._output = stack.enter_context(_Output(folder))
+            self.output = self._output.model
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close every file."""
+        self._stack.close()
+
+    def specs(self) -> list[TensorSpec]:
+        """The tensors of the source."""
+        return [TensorSpec(name, k.dtype, k.shape) for name, k in self.kept.items()]
+
+    def raw(self, name: str) -> Bytes:
+        """Return the bytes of a tensor of the source, once they have its digest.
+
+        Raises:
+            FormatError: If they have not: the folder was changed since it was compressed.
+        """
+        kept = self.kept[name]
+        data = self._decoded(name, kept) if kept.copied is None else self._copied(kept.copied)
+        if data is None or hashlib.sha256(data.data).hexdigest() != kept.sha256:
+            reason = "what comes back is not what the source held"
+            remedy = "the folder was changed since; compress the source again"
+            raise FormatError.about(self._file.path, reason, remedy, tensor=name)
+        return data
+
+    def _copied(self, name: str) -> Bytes | None:
+        return self.output.raw(name) if name in self.output.tensors else None
+
+    def _decoded(self, name: str, kept: Kept) -> Bytes | None:
+        size = _word_size(kept.dtype)
+        words = np.empty(math.prod(kept.shape) * ITEM_BYTES[kept.dtype] // size, f"<u{size}")
+        guess = self._output.guess(name, kept.dtype, kept.shape) if kept.guessed else None
+        if kept.guessed and guess is None:
+            return None
+        inflater = Inflater(self._file.read(self._file.header.tensors[_label(name)]).data)
+        try:
+            for block in _blocks(words.size, kept.block):
+                stored = inflater.take(size * words[block].size)
+                near = None if guess is None else guess.words(_rows(block, guess.shape))
+                words[block] = unpacked_words(stored, size, near)
+        except (zlib.error, ValueError):
+            return None
+        return words.view(np.uint8)
+
+
+def _homes(name: str) -> Iterator[str]:
+    """Where an output may hold a tensor of the source: see ``bias_name``."""
+    yield name
+    if name.endswith(".bias"):
+        path = name.removesuffix(".bias")
+        yield from (f"{path}.u.bias", f"{path}.base.bias")
+
+
+def _keep(info: TensorInfo, data: Bytes, output: _Output) -> tuple[Kept, Iterator[bytes]]:
+    """Decide how a tensor is kept; and what is to be stored of it."""
+    digest = hashlib.sha256(data.data).hexdigest()
+    kept = Kept(info.dtype, info.shape, digest, output.copy_of(info, data))
+    if kept.copied is not None:
+        return kept, iter(())
+    words = as_words(data, _word_size(info.dtype))
+    guess = output.guess(info.name, info.dtype, info.shape)
+    columns = 1 if guess is None else guess.shape[1]
+    block = max(1, CHUNK // columns) * columns
+
+    def planes(near: Guess | None) -> Iterator[bytes]:
+        for place in _blocks(words.size, block):
+            guessed = None if near is None else near.words(_rows(place, near.shape))
+            yield packed_words(words[place], guessed)
+
+    if guess is not None:  # unless the factors say nothing of it
+        with_it, without = (_size(next(planes(near), b"")) for near in (guess, None))
+        guess = guess if with_it < without else None
+    return kept._replace(guessed=guess is not None, block=block), compressed_words(planes(guess))
+
+
+def _size(block: bytes) -> int:
+    """Bytes of a block once it is compressed."""
+    return sum(map(len, compressed_words([block])))
+
+
+def _write(
+    checkpoint: Checkpoint,
+    path: Path,
+    kept: dict[str, Kept],
+    sizes: dict[str, int],
+    spool: IO[bytes],
+) -> dict[str, str]:
+    content = {
+        "version": _VERSION,
+        "config": (checkpoint.folder / CONFIG).read_text("utf-8"),
+        "tensors": {name: k._asdict() for name, k in kept.items()},
+    }
+    specs = [TensorSpec(_label(name), "U8", (size,)) for name, size in sizes.items()]
+    digests = {}
+    spool.seek(0)
+    with SafetensorsWriter(path, specs, {_KEY: json.dumps(content)}) as writer:
+        for spec in specs:
+            data = spool.read(spec.nbytes)
+            digests[spec.name] = hashlib.sha256(data).hexdigest()
+            writer.write(spec.name, data)
+    return digests
+
+
+def _kept(raw: dict[str, Any]) -> Kept:
+    return Kept(**{**raw, "shape": tuple(raw["shape"])})
+
+
+def _label(name: str) -> str:
+    """What the words of a tensor are called, apart from every tensor of the model."""
+    return f"exact.{name}"
+
+
+def _word_size(dtype: str) -> int:
+    return WIDTHS.get(dtype, min(4, ITEM_BYTES[dtype]))
+
+
+def _blocks(count: int, block: int) -> Iterator[slice]:
+    for start in range(0, count, block):
+        yield slice(start, min(start + block, count))
+
+
+def _rows(block: slice, shape: tuple[int, int]) -> slice:
+    return slice(block.start // shape[1], block.stop // shape[1])
+
+
+def _plain(file: OpenFile, name: str) -> linalg.Float32:
+    info = file.header.tensors[name]
+    return as_float32(array_from_bytes(file.read(info), info.dtype, info.shape))

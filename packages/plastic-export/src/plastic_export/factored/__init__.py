@@ -1,1 +1,0 @@
-"""The model file that is copied beside a factored checkpoint; nothing else belongs here."""

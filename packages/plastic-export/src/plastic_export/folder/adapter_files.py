@@ -1,0 +1,29 @@
+"""The adapter beside a checkpoint: its files, and whether it belongs there."""
+
+from pathlib import Path
+from typing import Any
+
+from plastic_core.files import read_header, read_json
+
+from plastic_export.folder.manifest import MANIFEST
+
+FOLDER = "adapters"
+FILE = "adapters.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def adapter_of(folder: Path) -> Path | None:
+    """The adapter that belongs to a checkpoint that this package wrote; None where there is none.
+
+    Raises:
+        FormatError: If its manifest, its configuration or its file is damaged.
+    """
+    adapter, manifest = folder / FOLDER, folder / MANIFEST
+    if not (adapter.is_dir() and manifest.is_file()):
+        return None
+    options: Any = read_json(manifest).get("options")
+    if not isinstance(options, dict) or options.get("format") != "adapter":
+        return None
+    read_json(adapter / CONFIG)
+    read_header(adapter / FILE)
+    return adapter

@@ -1,0 +1,4 @@
+"""What is written for a matrix, one file per format.
+
+Stands on ``plan`` and below.
+"""

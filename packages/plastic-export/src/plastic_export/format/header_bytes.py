@@ -1,0 +1,45 @@
+"""What tensors take in the headers of safetensors files, before these are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from plastic_core.files import TensorSpec
+
+from plastic_export.folder.shards import SHARD_BYTES
+from plastic_export.format.parts import parts_of, whole_specs
+from plastic_export.plan.offers import Candidate, Format, Offer, Overhead
+
+FILE = 8 + 8 + 64  # length, padding, braces and metadata
+
+
+def entry_bytes(specs: Iterable[TensorSpec], nbytes: int) -> int:
+    """Bytes of their entries in the header of a file of so many bytes, at most."""
+    last = 10 ** len(str(nbytes)) - 1  # no offset has more digits
+    entries = (
+        {s.name: {"dtype": s.dtype, "shape": [*s.shape], "data_offsets": [last, last]}}
+        for s in specs
+    )
+    return sum(
+        len(json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()) - 1
+        for entry in entries
+    )
+
+
+def overhead_of(format: Format, nbytes: int) -> Overhead:
+    """What an offer adds to the headers of a format, for a source of so many bytes."""
+
+    def overhead(m: Candidate, offer: Offer) -> int:
+        there = [part for part in parts_of(m, offer, format) if part is not None]
+        return entry_bytes([s for p in there for s in p.specs] or whole_specs(m), nbytes)
+
+    return overhead
+
+
+def fixed_bytes(left: Iterable[TensorSpec], nbytes: int) -> int:
+    """What all other tensors and the files themselves add, for a source of so many bytes.
+
+    Counts a file more than ``SHARD_BYTES`` asks for, since none is filled, and one of an adapter.
+    """
+    return entry_bytes(left, nbytes) + FILE * (3 + 2 * (nbytes // SHARD_BYTES))

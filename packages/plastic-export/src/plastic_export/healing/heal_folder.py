@@ -1,0 +1,242 @@
+"""Heal a compressed checkpoint: a short distillation against its original."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from plastic_core.files import FormatError, read_header
+
+from plastic_export.calibration.input_grams import Calibration
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.compression.by_rank import check_room
+from plastic_export.folder.adapter_files import FILE, adapter_of
+from plastic_export.folder.output import OutputFolder
+from plastic_export.folder.progress import Track, untracked
+from plastic_export.healing.distillation import Distillation, Reference, Split
+from plastic_export.healing.loop import HealingOptions, HealState, heal_values
+from plastic_export.healing.state import StateFile, heal_identity
+from plastic_export.healing.trainable import TrainedTensor, trainable
+from plastic_export.healing.writer import check_reference, write_healed
+from plastic_export.model.load import (
+    load_for_inference,
+    load_model,
+    load_tokenizer,
+    read_text,
+    text_windows,
+)
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What ``heal`` did.
+
+    Attributes:
+        out: The folder that was written.
+        steps: Steps of the optimizer.
+        windows: Windows learned from, and windows held out.
+        tensors: How many tensors were trained.
+        parameters: How many numbers they hold.
+        kl_before: KL(reference || model) on the held-out windows, nats per token.
+        kl_after: The same for what was written; never more than ``kl_before``.
+        step: The step whose values were written; 0 where none was better than the start.
+        measured: ``(step, kl)`` of every measurement.
+    """
+
+    out: Path
+    steps: int
+    windows: tuple[int, int]
+    tensors: int
+    parameters: int
+    kl_before: float
+    kl_after: float
+    step: int
+    measured: tuple[tuple[int, float], ...]
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest remembers of it."""
+        return {
+            "kl_before": self.kl_before,
+            "kl_after": self.kl_after,
+            "step": self.step,
+            "held_out_windows": self.windows[1],
+        }
+
+
+def heal(
+    folder: str | Path,
+    reference: str | Path,
+    out: str | Path | None = None,
+    *,
+    calibration: Calibration,
+    options: HealingOptions | None = None,
+    force: bool = False,
+    track: Track = untracked,
+) -> Healed:
+    """Train what is stored in floating point of a compressed checkpoint, and write the result.
+
+    These are the scales and biases of every affine-quantised layer, backbone or factor, the
+    low-rank factors that are not packed, also those of its adapter, and the normalisations. Codes
+    never change, so no tensor changes its size, and every other tensor keeps its bits. What is
+    lowered is KL(reference || model) over the full vocabulary on windows of a text; every eighth
+    window is held out, and the values written are those that did best on these, the ones of the
+    start included.
+
+    A run that was cut goes on where it was when it is started again with the same arguments: its
+    state is in ``<out>.heal.safetensors`` beside the output until that is complete. On a CPU the
+    end is bit for bit that of a run that was not cut.
+
+    Args:
+        folder: Output of ``compress`` in any format but the dense one, or a checkpoint that was
+            quantised by mlx-lm in its affine mode.
+        reference: The checkpoint that it was made from, not compressed.
+        out: Folder to write; must not exist, or be empty. By default ``folder`` is replaced, if
+            this package wrote it.
+        calibration: The text, and how many windows of it are used, at least eight.
+        options: How long and how fast.
+        force: Replace ``out`` where it is an earlier output.
+        track: Wraps the long loops.
+
+    Raises:
+        FormatError: If a checkpoint or a text cannot be read, there is nothing to train, the
+            reference is no source of ``folder``, or a state is there of another healing.
+        ValueError: If the text is too short, or the tokenizers differ.
+        OSError: If writing fails. The state is left behind, and nothing else.
+
+    Cost:
+        Both models in turn, and of the second the activations of one batch; if it is computed on
+        a CPU, everything in float32. Per step one forward and one backward pass, and a forward
+        pass of the reference where its log-probabilities do not fit into a file of 2 GiB.
+
+    References:
+        Distillation of scales and biases: ``mlx_lm.dwq``. The defaults are a heuristic, see
+        `Healing`.
+    """
+    options = options or HealingOptions()
+    with open_checkpoint(folder) as checkpoint, open_checkpoint(reference) as original:
+        place = _place(checkpoint, original, out, force)
+        check_reference(checkpoint, original)
+        tokens = _tokens(checkpoint, original, calibration)
+        split = Split.of(len(tokens))
+        state = StateFile(
+            place.path.with_name(f"{place.path.name}.heal.safetensors"),
+            heal_identity(checkpoint, original, calibration, options),
+        )
+        state.load()  # what it refuses is refused before the work
+        end, names = _train(checkpoint, original, tokens, split, options, state, track)
+        result = _result(place.path, end, split, options)
+        best = {names[name].tensor: value for name, value in end.best.items()}
+        record = calibration.record() | asdict(options) | result.record()
+        with place as target:
+            write_healed(checkpoint, original, best, record, target, track=track)
+            checkpoint.check_unchanged()
+        state.remove()
+    return result
+
+
+def _place(
+    checkpoint: Checkpoint, original: Checkpoint, out: str | Path | None, force: bool
+) -> OutputFolder:
+    """Where the result goes, refused now if it would be refused in the end."""
+    read = [original.folder, *([] if out is None else [checkpoint.folder])]
+    for source in read:
+        target = checkpoint.folder if out is None else out
+        place = OutputFolder(target, force=force or out is None, source=source)
+    check_room(checkpoint, place)
+    place.path.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _tokens(checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration) -> mx.array:
+    """The windows, which both tokenizers must make the same."""
+    text, size = read_text(calibration.text), calibration.window
+    try:
+        ours, theirs = (
+            text_windows(load_tokenizer(c.folder), text, length=size, limit=calibration.windows)
+            for c in (checkpoint, original)
+        )
+    except ValueError as error:
+        error.add_note(f"in {calibration.text}")
+        raise
+    if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
+        raise ValueError(
+            f"{original.name!r} splits the text into other tokens than {checkpoint.name!r}; "
+            "name the checkpoint that it was made from"
+        )
+    return ours
+
+
+def _train(
+    checkpoint: Checkpoint,
+    original: Checkpoint,
+    tokens: mx.array,
+    split: Split,
+    options: HealingOptions,
+    state: StateFile,
+    track: Track,
+) -> tuple[HealState, dict[str, TrainedTensor]]:
+    """The end of the training, and every parameter that was trained."""
+    model = load_model(checkpoint.folder)
+    names, values = _values(model, checkpoint)
+    judge = Reference(
+        load_for_inference(original.folder),
+        tokens,
+        uses=options.steps * options.batch,
+        folder=state.path.parent,
+        track=track,
+    )
+    with judge:
+        task = Distillation(model, list(names), judge, tokens, split)
+        end = heal_values(
+            task,
+            values,
+            len(split.training),
+            options,
+            fractions={name: trained.fraction for name, trained in names.items()},
+            store=state,
+            track=track,
+        )
+        return end, names
+
+
+def _values(
+    model: nn.Module, checkpoint: Checkpoint
+) -> tuple[dict[str, TrainedTensor], dict[str, mx.array]]:
+    """Every parameter that is trained, and its value as it is stored."""
+    parameters = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
+    stored = {name: info.shape for name, info in checkpoint.tensors.items()}
+    if adapter := adapter_of(checkpoint.folder):
+        stored |= {n: info.shape for n, info in read_header(adapter / FILE).tensors.items()}
+    names = {
+        name: trained
+        for name, trained in trainable(model).items()
+        if stored.get(trained.tensor) == parameters[name].shape  # unless mlx-lm rearranged it
+    }
+    if not names:
+        reason = "nothing in it can be healed: no affine-quantised layer, no low-rank factor"
+        raise FormatError.about(checkpoint.folder, reason, "compress it first")
+    values = {name: parameters[name] for name in names}
+    mx.eval(values)
+    return names, values
+
+
+def _result(out: Path, end: HealState, split: Split, options: HealingOptions) -> Healed:
+    before = end.measured[0][1]
+    step, after = min(end.measured, key=lambda m: (not isfinite(m[1]), m[1], m[0]))
+    return Healed(
+        out=out,
+        steps=options.steps,
+        windows=(len(split.training), len(split.held_out)),
+        tensors=len(end.best),
+        parameters=sum(v.size for v in end.best.values()),
+        kl_before=before,
+        kl_after=after,
+        step=step,
+        measured=tuple(end.measured),
+    )

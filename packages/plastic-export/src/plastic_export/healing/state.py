@@ -1,0 +1,107 @@
+"""The state of a healing in one file, replaced at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from plastic_core.files import FormatError, parse_object, read_arrays, sha256_file, write_arrays
+
+from plastic_export.calibration.input_grams import Calibration
+from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.folder.adapter_files import FILE, adapter_of
+from plastic_export.healing.loop import Arrays, HealingOptions, HealState
+
+KEY = "plastic_heal"
+VERSION = 1
+_DELETE = "delete it"
+_PARTS = ("masters", "first", "second", "best")
+
+
+def heal_identity(
+    checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration, options: HealingOptions
+) -> dict[str, Any]:
+    """What the course of a healing depends on. Reads every byte of both checkpoints."""
+    digests = {"model": _digest(checkpoint), "reference": _digest(original)}
+    return digests | {f"text {k}": v for k, v in calibration.record().items()} | asdict(options)
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    adapter = adapter_of(checkpoint.folder)
+    files = checkpoint.weight_files + ([adapter / FILE] if adapter else [])
+    whole = [checkpoint.config, *([p.name, sha256_file(p)] for p in files)]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+class StateFile:
+    """A ``Store`` in a safetensors file.
+
+    Args:
+        path: The file; its folder exists.
+        identity: What the healing depends on, by name: a file of any other is refused.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._identity = {"version": VERSION, **identity}
+
+    def load(self) -> HealState | None:
+        """Read the state; None if there is no file.
+
+        Raises:
+            FormatError: If the file is damaged, or of another healing: the difference is named.
+            OSError: If it cannot be read.
+        """
+        if not self.path.exists():
+            return None
+        arrays, record = self._read()
+        self._check(record["identity"])
+        parts = {part: _under(part, arrays) for part in _PARTS}
+        measured = [(int(step), float(kl)) for step, kl in record["measured"]]
+        return HealState(step=record["step"], measured=measured, **parts)
+
+    def save(self, state: HealState) -> None:
+        """Write the state; an earlier one stays until this one is complete and synced."""
+        arrays = {
+            f"{part}.{name}": array
+            for part in _PARTS
+            for name, array in sorted(getattr(state, part).items())
+        }
+        record = {"identity": self._identity, "step": state.step, "measured": state.measured}
+        mx.eval(arrays)
+        write_arrays(self.path, arrays, {KEY: json.dumps(record)})
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> tuple[Arrays, dict[str, Any]]:
+        try:
+            arrays, metadata = read_arrays(self.path)
+        except FormatError as error:
+            error.add_note("delete it to heal from the beginning")
+            raise
+        if KEY not in metadata:
+            raise FormatError.about(self.path, "no state of a healing", _DELETE)
+        record = parse_object(metadata[KEY].encode(), self.path, _DELETE)
+        if missing := {"identity", "step", "measured"} - record.keys():
+            reason = f"a state of a healing without its {min(missing)!r}"
+            raise FormatError.about(self.path, reason, _DELETE)
+        return arrays, record
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        for name, here in self._identity.items():
+            if (there := identity.get(name)) != here:
+                reason = f"a healing that was cut had {name} {there!r}, this one has {here!r}"
+                remedy = "run with the same arguments, or delete the file"
+                raise FormatError.about(self.path, reason, remedy)
+
+
+def _under(part: str, arrays: Arrays) -> Arrays:
+    start = f"{part}."
+    return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}

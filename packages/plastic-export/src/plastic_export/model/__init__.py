@@ -1,0 +1,9 @@
+"""mlx-lm's model of a checkpoint: loaded, its layers named, run by NumPy on the CPU.
+
+Stands on ``checkpoint`` and ``folder``.
+"""
+
+from plastic_export.model.load import read_text
+from plastic_export.model.numpy_functions import divergences, log_softmax, numpy_functions
+
+__all__ = ["divergences", "log_softmax", "numpy_functions", "read_text"]

@@ -1,0 +1,117 @@
+"""Attention in NumPy, forwards and backwards, where MLX computes on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import linalg
+
+F32 = NDArray[np.float32]
+_LEAST = np.finfo(np.float32).min
+
+
+@contextmanager
+def numpy_attention() -> Iterator[None]:
+    """Let ``mx.fast.scaled_dot_product_attention`` compute in NumPy inside the block.
+
+    Only where MLX's default device is the CPU, and not where there are sinks. mlx's CPU wheel for
+    Linux links reference BLAS, with which attention over windows of 256 tokens takes longer than
+    all linear layers together.
+    """
+    own = mx.fast.scaled_dot_product_attention
+
+    def attention(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+        if options.get("sinks") is not None:
+            return own(q, k, v, **options)
+        return attend(q, k, v, scale=options["scale"], mask=options.get("mask"))
+
+    if mx.default_device() != mx.Device(mx.cpu):
+        yield
+        return
+    mx.fast.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = own
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | str | None = None
+) -> mx.array:
+    r"""Attention ``softmax(scale q k^T + mask) v`` in float32, differentiable in q, k and v.
+
+    Args:
+        q: Queries, shape ``(batch, heads, length, size)``.
+        k: Keys, shape ``(batch, groups, keys, size)``; ``groups`` divides ``heads``.
+        v: Values, shape ``(batch, groups, keys, value size)``.
+        scale: Factor of the products.
+        mask: ``"causal"``: the last query sees all keys, the one before it all but the last, and
+            so on. An array of what is added to the products, or true where a key is seen, that
+            broadcasts to ``(batch, heads, length, keys)``; it has no gradient.
+
+    Returns:
+        Shape ``(batch, heads, length, value size)``, in the dtype of ``q``.
+
+    Note:
+        The probabilities, ``batch heads length keys`` numbers in float32, are held from the
+        forward pass to the backward one.
+    """
+    kept: list[F32] = []
+
+    @mx.custom_function
+    def product(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        scores = _grouped(q, k.shape[1]) @ _numpy(k).swapaxes(-1, -2)
+        scores *= np.float32(scale)
+        _mask(scores.reshape(*q.shape[:3], k.shape[2]), mask)
+        kept.append(P := _softmax(scores))
+        return _like(P @ _numpy(v), (*q.shape[:3], v.shape[3]), q)
+
+    @product.vjp
+    def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        q, k, v = primals
+        P, G = kept.pop(), _grouped(gradient, k.shape[1])
+        Q, K, V = _grouped(q, k.shape[1]), _numpy(k), _numpy(v)
+        dP = G @ V.swapaxes(-1, -2)
+        dS = P * (dP - np.einsum("...ij,...ij->...i", dP, P)[..., None]) * np.float32(scale)
+        parts = (dS @ K, dS.swapaxes(-1, -2) @ Q, P.swapaxes(-1, -2) @ G)
+        return tuple(_like(d, x.shape, x) for d, x in zip(parts, primals, strict=True))
+
+    return cast(mx.array, product(q, k, v))
+
+
+def _mask(scores: F32, mask: mx.array | str | None) -> None:
+    """Add the mask in place; like MLX, what is not seen gets the least number, not infinity."""
+    length, keys = scores.shape[-2:]
+    if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+        scores += _numpy(mask)
+    elif isinstance(mask, mx.array):
+        np.putmask(scores, ~np.broadcast_to(linalg.to_numpy(mask), scores.shape), _LEAST)
+    elif mask is not None:
+        scores[..., np.triu(np.ones((length, keys), bool), 1 + keys - length)] = _LEAST
+
+
+def _softmax(scores: F32) -> F32:
+    """Along the last axis, in place."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def _grouped(x: mx.array, groups: int) -> F32:
+    """The heads that share keys stacked below one another: one product for all of them."""
+    batch, _, _, size = x.shape
+    return _numpy(x).reshape(batch, groups, -1, size)
+
+
+def _numpy(x: mx.array) -> F32:
+    return cast(F32, linalg.to_numpy(x.astype(mx.float32)))
+
+
+def _like(values: F32, shape: tuple[int, ...], x: mx.array) -> mx.array:
+    return mx.array(values).reshape(shape).astype(x.dtype)

@@ -1,0 +1,109 @@
+"""What a pass through a model spends its time on, in NumPy where MLX computes on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import linalg
+
+from plastic_export.model.numpy_attention import numpy_attention
+
+F32 = NDArray[np.float32]
+
+
+@contextmanager
+def numpy_functions() -> Iterator[None]:
+    """Let attention and ``mx.sigmoid`` compute in NumPy inside the block; both stay differentiable.
+
+    Only where MLX's default device is the CPU. There MLX takes about 20 ns for an exponential,
+    NumPy 2, so that the activations of a feed-forward layer cost as much as one of its products.
+    Compilation is off meanwhile: what is compiled calls no function of Python.
+    """
+    if mx.default_device() != mx.Device(mx.cpu):
+        yield
+        return
+    own = mx.sigmoid
+
+    def either(x: mx.array, **options: Any) -> mx.array:
+        simple = x.dtype == mx.float32 and not options
+        return sigmoid(x) if simple else own(x, **options)
+
+    with numpy_attention():
+        mx.disable_compile()
+        mx.sigmoid = either
+        try:
+            yield
+        finally:
+            mx.sigmoid = own
+            if "MLX_DISABLE_COMPILE" not in os.environ:
+                mx.enable_compile()
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """``1 / (1 + exp(-x))`` of a float32 array of any shape, in float32, differentiable."""
+    kept: list[F32] = []
+
+    @mx.custom_function
+    def values(x: mx.array) -> mx.array:
+        with np.errstate(over="ignore"):  # to infinity, whose inverse is right
+            kept.append(1 / (1 + np.exp(-linalg.to_numpy(x))))
+        return mx.array(kept[0])
+
+    @values.vjp
+    def backward(x: mx.array, gradient: mx.array, _: mx.array) -> mx.array:
+        s = kept[0]
+        return mx.array(linalg.to_numpy(gradient) * (s * (1 - s)))
+
+    return cast(mx.array, values(x))
+
+
+def divergences(logits: mx.array, log_q: mx.array) -> mx.array:
+    """KL(q || p) at every position, p given by its logits, differentiable in these alone.
+
+    Args:
+        logits: Shape ``(..., vocabulary)``, any floating dtype.
+        log_q: Normalised log-probabilities, float32, of the same shape.
+
+    Returns:
+        Shape ``(...)``, float32, nats. The gradient in the logits is ``p - q``.
+    """
+    xp, plain = _namespace()
+    kept: list[Any] = []
+
+    @mx.custom_function
+    def kl(logits: mx.array) -> mx.array:
+        lq, lp = plain(log_q), _log_softmax(plain(logits.astype(mx.float32)), xp)
+        q = xp.exp(lq)
+        kept.append(xp.exp(lp) - q)
+        with np.errstate(invalid="ignore"):  # infinity less infinity, where q is 0
+            return mx.array(xp.where(q > 0, q * (lq - lp), 0).sum(axis=-1))
+
+    @kl.vjp
+    def backward(logits: mx.array, gradient: mx.array, _: mx.array) -> mx.array:
+        return mx.array(plain(gradient)[..., None] * kept.pop()).astype(logits.dtype)
+
+    return cast(mx.array, kl(logits))
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Normalised log-probabilities along the last axis of float32."""
+    xp, plain = _namespace()
+    return mx.array(_log_softmax(plain(logits), xp))
+
+
+def _log_softmax(x: Any, xp: Any) -> Any:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - xp.log(xp.exp(x).sum(axis=-1, keepdims=True))
+
+
+def _namespace() -> tuple[Any, Callable[[mx.array], Any]]:
+    """NumPy or MLX, whose functions have the same names, and what brings an array there."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return np, linalg.to_numpy
+    return mx, lambda x: x

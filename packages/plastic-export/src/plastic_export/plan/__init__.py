@@ -1,0 +1,39 @@
+"""What every matrix offers, at which price, and which offers a budget buys.
+
+Stands on ``calibration`` and below.
+"""
+
+from plastic_export.plan.budgets import Budget
+from plastic_export.plan.offers import Candidate, Format, Offer, Offered, factor_bytes, packed_bytes
+from plastic_export.plan.plan_file import write_plan
+from plastic_export.plan.pricing import (
+    CHOICES,
+    CORRECTED,
+    DAMPING,
+    Choices,
+    choices_for,
+    offered_ranks,
+    offers_of,
+    rounded,
+    worthwhile,
+)
+
+__all__ = [
+    "CHOICES",
+    "CORRECTED",
+    "DAMPING",
+    "Budget",
+    "Candidate",
+    "Choices",
+    "Format",
+    "Offer",
+    "Offered",
+    "choices_for",
+    "factor_bytes",
+    "offered_ranks",
+    "offers_of",
+    "packed_bytes",
+    "rounded",
+    "worthwhile",
+    "write_plan",
+]

@@ -1,0 +1,284 @@
+"""From what every matrix offers to the bits and rank that each gets, for budgets. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from plastic_core import factor_group
+from plastic_core.files import ITEM_BYTES
+from plastic_core.rounding import UNPACKED
+from plastic_select import Option, allocate
+
+from plastic_export.checkpoint.tensors import Kind
+from plastic_export.plan.budgets import Budget, Totals, check_budget
+
+Format = Literal["mixed", "corrected", "adapter"]
+Overhead = Callable[["Candidate", "Offer"], int]
+"""Bytes that an offer takes in the headers of the files, beside its own."""
+
+
+class Offer(NamedTuple):
+    """One way of storing a matrix: a backbone, a correction, both, or as it is.
+
+    Attributes:
+        bits: Of the codes of the backbone; None for no backbone.
+        nbytes: Bytes on disk, scales and offsets counted.
+        cost: Predicted rise of the KL divergence to the source, nats per token.
+        rank: Of the correction; 0 for none. Without bits and rank the matrix stays exactly as it
+            is in the source.
+        factor_bits: Of the entries of the correction; 16: in the matrix's own type.
+    """
+
+    bits: int | None
+    nbytes: int
+    cost: float
+    rank: int = 0
+    factor_bits: int = 0
+
+    @property
+    def choice(self) -> Choice:
+        """What tells it from the other offers of the matrix."""
+        return self.bits, self.rank, self.factor_bits
+
+    @property
+    def kind(self) -> str:
+        """``"source"``, ``"4 bits"``, ``"4 bits + rank"`` or ``"rank"``."""
+        if self.bits is None:
+            return "rank" if self.rank else "source"
+        return f"{self.bits} bits{' + rank' if self.rank else ''}"
+
+
+Choice = tuple[int | None, int, int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A matrix of the source that can be quantised, or a stack of them that share their bits.
+
+    Attributes:
+        name: Tensor name; of a stack, that of the tensor that mlx-lm makes of it.
+        shape: ``(out, in)`` of the dense weight, ``(tokens, width)`` of an embedding.
+        dtype: Storage type of the scales: the weight's own, or its scales' where it is packed.
+        group_size: Neighbouring inputs that share a scale.
+        source_bytes: Bytes in the source, scales and offsets counted.
+        kind: What layer it is the weight of.
+        experts: How many matrices are stacked; 0 for a single one.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    group_size: int
+    source_bytes: int
+    kind: Kind = field(default="linear", kw_only=True)
+    experts: int = field(default=0, kw_only=True)
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it is."""
+        return max(1, self.experts)
+
+    @property
+    def weights(self) -> int:
+        """Entries of the dense weight."""
+        return self.matrices * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Offered(Candidate):
+    """A matrix and all the ways of storing it.
+
+    Attributes:
+        offers: By increasing bytes; the last one leaves it as it is.
+        price_factor: What the costs that the Grams predict were multiplied by: the measured
+            divergence of one change over its prediction.
+    """
+
+    offers: tuple[Offer, ...]
+    price_factor: float = 1.0
+
+    def offer(self, bits: int | None, rank: int = 0, factor_bits: int = 0) -> Offer:
+        """The offer of these bits, rank and bits of the factors.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for offer in self.offers:
+            if offer.choice == (bits, rank, factor_bits):
+                return offer
+        same = [o for o in self.offers if (o.bits, o.factor_bits) == (bits, factor_bits)]
+        if same:
+            known = ", ".join(str(o.rank) for o in same)
+            raise ValueError(f"`rank` of {self.name!r} must be one of {known}, got {rank!r}")
+        known = ", ".join(sorted({"null" if o.bits is None else str(o.bits) for o in self.offers}))
+        known += f", `factor_bits` one of {sorted({o.factor_bits for o in self.offers})}"
+        raise ValueError(
+            f"`bits` of {self.name!r} must be one of {known}, got {bits!r} and {factor_bits!r}"
+        )
+
+
+@dataclass(frozen=True)
+class BitsPlan:
+    """One budget, and the offer that every matrix takes under it.
+
+    Attributes:
+        budget: Bits per weight that the budget allows.
+        asked: The budget as it was asked for: ``"3.5"``, ``"3000000 bytes"``, ``"keep 0.4"``.
+        weights: Entries of all the matrices.
+        lower_bound: No choice within the budget is predicted to cost less, nats per token: the
+            optimum of the linear relaxation.
+        chosen: The offer of each matrix, by tensor name, in the order of the checkpoint.
+    """
+
+    budget: float
+    asked: str
+    weights: int
+    lower_bound: float
+    chosen: Mapping[str, Offer]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all the matrices on disk."""
+        return sum(offer.nbytes for offer in self.chosen.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits on disk per entry of the matrices, scales and offsets counted."""
+        return 8 * self.nbytes / self.weights
+
+    @property
+    def cost(self) -> float:
+        """Predicted KL divergence to the source, nats per token."""
+        return math.fsum(offer.cost for offer in self.chosen.values())
+
+    @property
+    def gap(self) -> float:
+        """``cost`` above ``lower_bound``, as a fraction of that; infinite above a bound of 0."""
+        if self.cost <= self.lower_bound:
+            return 0.0
+        return self.cost / self.lower_bound - 1 if self.lower_bound else math.inf
+
+    @property
+    def mix(self) -> dict[str, int]:
+        """How many matrices are stored in which way (`Offer.kind`), fewest bits first."""
+        counts = Counter(offer.kind for offer in self.chosen.values())
+        return dict(sorted(counts.items(), key=lambda item: (item[0] == "source", item[0])))
+
+    @property
+    def rank(self) -> int:
+        """The greatest rank of a correction, 0 where there is none."""
+        return max((offer.rank for offer in self.chosen.values()), default=0)
+
+
+def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str) -> int:
+    """Bytes of a matrix in MLX's affine format: codes, and a scale and an offset per group."""
+    entries = math.prod(shape)
+    return entries * bits // 8 + 2 * (entries // group_size) * ITEM_BYTES[dtype]
+
+
+def factor_bytes(shape: tuple[int, int], rank: int, bits: int, dtype: str) -> int:
+    """Bytes of a correction: both factors, with their scales and offsets where they are packed."""
+    if bits == UNPACKED:
+        return rank * sum(shape) * ITEM_BYTES[dtype]
+    return sum(
+        packed_bytes((rank, side), bits, factor_group(side) or side, dtype) for side in shape
+    )
+
+
+def plan_bits(
+    matrices: Sequence[Offered],
+    budgets: Sequence[float | Budget],
+    *,
+    left_bytes: int = 0,
+    format: Format = "mixed",
+    overhead: Overhead | None = None,
+) -> tuple[BitsPlan, ...]:
+    """Choose how to store every matrix so that the predicted divergence is least.
+
+    Args:
+        matrices: What each matrix offers.
+        budgets: One per plan wanted; a plain number is bits per weight: bytes of all the matrices
+            on disk, scales and factors counted, times 8, over their entries.
+        left_bytes: Bytes of all other tensors and of what is fixed in the headers of the files,
+            which a budget for the whole checkpoint counts.
+        format: ``"adapter"``: all corrections have one rank, the best of those on offer.
+        overhead: What an offer adds to the headers, which a budget for the whole checkpoint counts
+            too; nothing by default.
+
+    Returns:
+        One plan per budget, in that order, never over it. None depends on the others.
+
+    Raises:
+        ValueError: If there are no matrices, or a budget is below the least possible or above
+            the size of the source.
+    """
+    if not matrices:
+        raise ValueError("no matrix can be quantised; drop an --exclude")
+    stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
+    plans: dict[int, BitsPlan] = {}
+    for counted in (False, True):
+        places = [i for i, budget in enumerate(stated) if budget.counts_headers == counted]
+        extra = overhead if overhead and counted else _nothing
+        found = _planned(matrices, [stated[i] for i in places], left_bytes, format, extra)
+        plans |= zip(places, found, strict=True)
+    return tuple(plans[i] for i in range(len(stated)))
+
+
+def _planned(
+    matrices: Sequence[Offered],
+    budgets: Sequence[Budget],
+    left_bytes: int,
+    format: Format,
+    overhead: Overhead,
+) -> tuple[BitsPlan, ...]:
+    """The plans of budgets that all count headers, or all do not."""
+    totals = totals_of(matrices, left_bytes, overhead)
+    least = sum(min(o.nbytes + overhead(m, o) for o in m.offers) for m in matrices)
+    for budget in budgets:
+        check_budget(budget, least, totals)
+    if format != "adapter":
+        return _allocated(matrices, budgets, totals, overhead)
+    ranks = sorted({o.rank for m in matrices for o in m.offers if o.rank})
+    candidates = [_allocated(_of_rank(matrices, r), budgets, totals, overhead) for r in (0, *ranks)]
+    return tuple(min(plans, key=lambda plan: plan.cost) for plans in zip(*candidates, strict=True))
+
+
+def _nothing(m: Candidate, offer: Offer) -> int:
+    return 0
+
+
+def totals_of(
+    matrices: Sequence[Candidate], left_bytes: int, overhead: Overhead = _nothing
+) -> Totals:
+    """What budgets for these matrices are measured against."""
+    weights = sum(m.weights for m in matrices)
+    whole = sum(m.source_bytes + overhead(m, Offer(None, m.source_bytes, 0.0)) for m in matrices)
+    return Totals(weights, whole, left_bytes)
+
+
+def _of_rank(matrices: Sequence[Offered], rank: int) -> list[Offered]:
+    """The matrices with no other corrections than those of a rank."""
+    return [replace(m, offers=tuple(o for o in m.offers if o.rank in (0, rank))) for m in matrices]
+
+
+def _allocated(
+    matrices: Sequence[Offered], budgets: Sequence[Budget], totals: Totals, overhead: Overhead
+) -> tuple[BitsPlan, ...]:
+    offers = {
+        m.name: [Option(o.nbytes + overhead(m, o), o.cost, o) for o in m.offers] for m in matrices
+    }
+    allowed = [budget.nbytes(totals) for budget in budgets]
+    return tuple(
+        BitsPlan(
+            budget=budget.value if budget.kind == "bits_per_weight" else 8 * n / totals.weights,
+            asked=str(budget),
+            weights=totals.weights,
+            lower_bound=found.lower_bound,
+            chosen={name: offers[name][i].label for name, i in found.chosen.items()},
+        )
+        for budget, n, found in zip(budgets, allowed, allocate(offers, allowed), strict=True)
+    )

@@ -1,0 +1,276 @@
+"""A plan as a JSON file: written by ``plastic plan``, read by ``plastic compress``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from plastic_core.files import FormatError, read_json, sha256_file, write_json
+
+from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.checkpoint.tensors import Kind
+from plastic_export.folder.manifest import source_record
+from plastic_export.plan.offers import BitsPlan, Choice, Format, Offer, Offered
+
+SCHEMA = 3
+_SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """Plans for one source, one per budget, and what they were made from.
+
+    Attributes:
+        source: What identifies the source; see `source_identity`.
+        calibration: The options of the calibration.
+        grams: Name of the file of Grams beside the plan, and its SHA-256.
+        matrices: What each matrix offers, in the order of the checkpoint.
+        left: Names of the weights of two and more axes that are left as they are whatever the
+            budget.
+        left_bytes: Bytes of all tensors of the source but ``matrices``.
+        budgets: The plans.
+        format: What they are written as: ``"mixed"``, ``"corrected"`` or ``"adapter"``.
+    """
+
+    source: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    grams: tuple[str, str]
+    matrices: tuple[Offered, ...]
+    left: tuple[str, ...]
+    left_bytes: int
+    budgets: tuple[BitsPlan, ...]
+    format: Format = "mixed"
+
+    def budget(self, asked: float | str | None = None) -> BitsPlan:
+        """The plan of one budget, which need not be named where there is only one.
+
+        Args:
+            asked: Bits per weight, or the budget as the plan states it (`BitsPlan.asked`).
+
+        Raises:
+            ValueError: If there is none, or there are several and none is named.
+        """
+        known = ", ".join(b.asked for b in self.budgets)
+        if asked is None:
+            if len(self.budgets) == 1:
+                return self.budgets[0]
+            raise ValueError(f"the plan holds the budgets {known}; choose one of them")
+        name = asked if isinstance(asked, str) else f"{asked:g}"
+        for plan in self.budgets:
+            if plan.asked == name:
+                return plan
+        raise ValueError(
+            f"the budget must be one of the plan's, {known}, got {name}; plan again for another"
+        )
+
+
+def source_identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a plan depends on: every tensor's type and shape, every file's bytes, config.json.
+
+    Cost: reads every byte of the weight files.
+    """
+    canonical = json.dumps(checkpoint.config, sort_keys=True).encode()
+    config = {"config_sha256": hashlib.sha256(canonical).hexdigest()}
+    return source_record(checkpoint) | config
+
+
+def check_source(plan: LossPlan, checkpoint: Checkpoint, file: Path) -> None:
+    """Refuse a plan that was made for another source.
+
+    Raises:
+        FormatError: If it was; the message names the first difference.
+    """
+    found = source_identity(checkpoint)
+    for kind, what in (("tensors", "tensor"), ("files", "file")):
+        theirs, ours = plan.source[kind], found[kind]
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise _other_source(plan, checkpoint, file, f"{what} {name!r} differs")
+    if plan.source["config_sha256"] != found["config_sha256"]:
+        raise _other_source(plan, checkpoint, file, "config.json differs")
+
+
+def _other_source(
+    plan: LossPlan, checkpoint: Checkpoint, file: Path, difference: str
+) -> FormatError:
+    reason = f"the plan was made for {plan.source['name']!r}, not for {checkpoint.name!r}"
+    remedy = "plan for this source with `plastic plan`"
+    return FormatError.about(file, f"{reason}: {difference}", remedy)
+
+
+def grams_file(plan: LossPlan, file: Path) -> Path:
+    """The file of Grams beside the plan ``file``, its digest checked.
+
+    Raises:
+        FormatError: If it is missing or not the one that the plan was made with.
+    """
+    name, digest = plan.grams
+    path = file.parent / name
+    remedy = f"put it beside {file.name}, or make both again with `plastic plan --force`"
+    if Path(name).name != name:
+        raise FormatError.about(file, f"names Grams in another folder, {name!r}", remedy)
+    if not path.is_file():
+        raise FormatError.about(path, "missing: the Grams of the plan's calibration", remedy)
+    if sha256_file(path) != digest:
+        raise FormatError.about(path, "not the Grams that the plan was made with", remedy)
+    return path
+
+
+def write_plan(file: Path, plan: LossPlan) -> None:
+    """Write a plan.
+
+    Its choices may be edited: ``bits``, ``rank`` and ``factor_bits`` of a matrix to any that it
+    offers; without a rank the last two may be left out.
+
+    Raises:
+        ValueError: If ``file`` is a link or a folder.
+        OSError: If it cannot be written.
+    """
+    matrices = {m.name: _matrix_record(m) for m in plan.matrices}
+    record = {
+        "schema": SCHEMA,
+        "format": plan.format,
+        "source": dict(plan.source),
+        "calibration": dict(plan.calibration),
+        "grams": {"file": plan.grams[0], "sha256": plan.grams[1]},
+        "left": list(plan.left),
+        "left_bytes": plan.left_bytes,
+        "budgets": [_budget_record(b) for b in plan.budgets],
+        "matrices": matrices,
+    }
+    write_json(file, record)
+
+
+def _matrix_record(m: Offered) -> dict[str, Any]:
+    return {
+        "shape": list(m.shape),
+        "dtype": m.dtype,
+        "group_size": m.group_size,
+        "source_bytes": m.source_bytes,
+        "price_factor": m.price_factor,
+        "kind": m.kind,
+        "experts": m.experts,
+        "offers": [_offer_record(o) for o in m.offers],
+    }
+
+
+def _budget_record(b: BitsPlan) -> dict[str, Any]:
+    return {
+        "asked": b.asked,
+        "bits_per_weight": b.budget,
+        "bytes": b.nbytes,
+        "predicted_kl": b.cost,
+        "lower_bound": b.lower_bound,
+        "matrices": {name: _offer_record(o) for name, o in b.chosen.items()},
+    }
+
+
+def _offer_record(o: Offer) -> dict[str, Any]:
+    part = {"rank": o.rank, "factor_bits": o.factor_bits} if o.rank else {}
+    return {"bits": o.bits, **part, "bytes": o.nbytes, "predicted_kl": o.cost}
+
+
+def is_plan(file: Path) -> bool:
+    """Whether a file looks like a plan, of any schema."""
+    try:
+        raw = read_json(file)
+    except FormatError:
+        return False
+    return {"schema", "budgets", "matrices"} <= raw.keys()
+
+
+def read_plan(file: str | Path) -> LossPlan:
+    """Read a plan, edited or not; bytes and predictions follow from the bits.
+
+    Raises:
+        FormatError: If it is damaged, of another schema, or gives a matrix what it does not offer,
+            or nothing.
+        OSError: If it does not exist or cannot be read.
+    """
+    file = Path(file)
+    raw = read_json(file)
+    if raw.get("schema") != SCHEMA:
+        reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
+        raise FormatError.about(file, reason, "name a file that `plastic plan` wrote")
+    try:
+        matrices = tuple(_matrix(name, m) for name, m in raw["matrices"].items())
+        format = _format(raw["format"])
+        return LossPlan(
+            source=_source(raw["source"]),
+            calibration=dict(raw["calibration"]),
+            grams=(str(raw["grams"]["file"]), str(raw["grams"]["sha256"])),
+            matrices=matrices,
+            left=tuple(raw["left"]),
+            left_bytes=int(raw["left_bytes"]),
+            budgets=tuple(_budget(b, matrices, format) for b in raw["budgets"]),
+            format=format,
+        )
+    except KeyError as error:
+        raise FormatError.about(file, f"{error} is missing", "plan again") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError.about(file, str(error), "correct it, or plan again") from error
+
+
+def _source(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: raw[k] for k in _SOURCE} | {k: dict(raw[k]) for k in ("files", "tensors")}
+
+
+def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
+    out, in_ = raw["shape"]
+    return Offered(
+        name=name,
+        shape=(int(out), int(in_)),
+        dtype=str(raw["dtype"]),
+        group_size=int(raw["group_size"]),
+        source_bytes=int(raw["source_bytes"]),
+        kind=_kind(raw["kind"]),
+        experts=int(raw["experts"]),
+        offers=tuple(_offer(o) for o in raw["offers"]),
+        price_factor=float(raw.get("price_factor", 1.0)),
+    )
+
+
+def _offer(raw: Mapping[str, Any]) -> Offer:
+    bits, rank, factor_bits = _choice(raw)
+    return Offer(bits, int(raw["bytes"]), float(raw["predicted_kl"]), rank, factor_bits)
+
+
+def _choice(raw: Mapping[str, Any]) -> Choice:
+    rank = raw.get("rank", 0)
+    return raw["bits"], rank, raw.get("factor_bits", 0) if rank else 0
+
+
+def _kind(raw: Any) -> Kind:
+    for kind in get_args(Kind):
+        if raw == kind:
+            return cast(Kind, kind)
+    raise ValueError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {raw!r}")
+
+
+def _format(raw: Any) -> Format:
+    for format in get_args(Format):
+        if raw == format:
+            return cast(Format, format)
+    raise ValueError(f"`format` must be one of {', '.join(get_args(Format))}, got {raw!r}")
+
+
+def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Format) -> BitsPlan:
+    choices = {name: _choice(choice) for name, choice in raw["matrices"].items()}
+    if unknown := choices.keys() - {m.name for m in matrices}:
+        raise ValueError(f"bits for {min(unknown)!r}, which is not among the matrices")
+    ranks = {rank for _, rank, _ in choices.values() if rank}
+    if format == "adapter" and len(ranks) > 1:
+        raise ValueError(f"an adapter has one rank, but the matrices have {sorted(ranks)}")
+    if format == "mixed" and ranks:
+        raise ValueError(f"a plan of mixed bits has no corrections, but ranks {sorted(ranks)}")
+    return BitsPlan(
+        budget=float(raw["bits_per_weight"]),
+        asked=str(raw["asked"]),
+        weights=sum(m.weights for m in matrices),
+        lower_bound=float(raw["lower_bound"]),
+        chosen={m.name: m.offer(*choices[m.name]) for m in matrices},
+    )

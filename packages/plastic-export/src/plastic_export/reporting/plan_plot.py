@@ -1,0 +1,45 @@
+"""The size-quality curve of a plan: what every budget would be predicted to cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from plastic_export.plan.budgets import Budget
+from plastic_export.plan.offers import BitsPlan, plan_bits
+from plastic_export.plan.plan_file import LossPlan
+from plastic_export.reporting.size_plot import SizePoint, save_size_plot
+
+BUDGETS = 40  # along the curve
+
+
+def save_plan_plot(file: Path, plan: LossPlan) -> None:
+    """Save predicted KL over size as a PNG: the plan's budgets, and the curve they lie on.
+
+    Raises:
+        ValueError: If ``file`` is a link or a folder.
+        OSError: If it cannot be written.
+    """
+    points = [_point(plan, budget, budget.asked) for budget in plan.budgets]
+    curve = [_point(plan, budget, "") for budget in plan_frontier(plan)]
+    title = f"{plan.source['name']}, {plan.format}"
+    save_size_plot(file, points, frontier=[p for p in curve if p.predicted_kl > 0], title=title)
+
+
+def plan_frontier(plan: LossPlan) -> tuple[BitsPlan, ...]:
+    """Plans for budgets from the least possible to the size of the source, in equal ratios."""
+    least = sum(min(o.nbytes for o in m.offers) for m in plan.matrices)
+    most = sum(m.source_bytes for m in plan.matrices)
+    sizes = plan.left_bytes + np.ceil(np.geomspace(least, most, BUDGETS))
+    return plan_bits(
+        plan.matrices,
+        [Budget("size", float(size)) for size in sizes],
+        left_bytes=plan.left_bytes,
+        format=plan.format,
+    )
+
+
+def _point(plan: LossPlan, budget: BitsPlan, label: str) -> SizePoint:
+    nbytes = budget.nbytes + plan.left_bytes
+    return SizePoint(nbytes, budget.bits_per_weight, budget.cost, label=label)

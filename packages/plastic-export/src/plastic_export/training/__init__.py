@@ -1,0 +1,9 @@
+"""``plastic train``: a run on a checkpoint, its folder, data and adapters.
+
+Stands on ``model`` and below.
+"""
+
+from plastic_export.training.history import CHANGES, read_history
+from plastic_export.training.settings import GAUGE, OPTIMIZERS
+
+__all__ = ["CHANGES", "GAUGE", "OPTIMIZERS", "read_history"]

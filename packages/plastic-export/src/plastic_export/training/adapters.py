@@ -1,0 +1,114 @@
+"""What training leaves: an adapter of one rank for stock mlx-lm, and one of exact ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from plastic_core import RankLayer
+from plastic_core.files import export_safetensors, write_json
+
+from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
+
+PEFT = "peft"
+PEFT_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+def write_adapter(folder: Path, layers: Mapping[str, RankLayer]) -> Path:
+    """Write the plastic parts as an adapter that ``mlx_lm`` loads over the base.
+
+    mlx-lm takes one rank for all, so smaller ones are filled up with zeros, which changes
+    nothing. Layers of rank 0 are not in it.
+
+    Args:
+        folder: Where the folder ``adapters`` is put.
+        layers: The layers by their path in mlx-lm's model; at least one component among them.
+
+    Returns:
+        The folder, for ``--adapter-path``.
+
+    Raises:
+        ValueError: If every rank is 0.
+        OSError: If the system refuses.
+    """
+    awake = _awake(layers)
+    rank = max(layer.rank for layer in awake.values())
+    tensors = {}
+    for path, layer in awake.items():
+        A, B = _pair(layer)
+        missing = rank - layer.rank
+        tensors[f"{path}.lora_a"] = mx.pad(A.T, [(0, 0), (0, missing)])
+        tensors[f"{path}.lora_b"] = mx.pad(B.T, [(0, missing), (0, 0)])
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": -1,
+        "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": list(awake)},
+    }
+    return _write(folder / FOLDER, FILE, tensors, config, "mlx")
+
+
+def write_peft(folder: Path, layers: Mapping[str, RankLayer], base: str) -> Path:
+    """Write the plastic parts with the rank that each has, in the form of PEFT.
+
+    ``rank_pattern`` names every rank, and ``alpha_pattern`` the same numbers, so that each layer
+    has the scale 1. ``lora_alpha`` is 0, which llama.cpp reads as 1 for every tensor, whatever
+    its rank, after ``convert_lora_to_gguf.py``.
+
+    Args:
+        folder: Where the folder ``peft`` is put.
+        layers: As for `write_adapter`.
+        base: Name of the base checkpoint.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If every rank is 0.
+        OSError: If the system refuses.
+    """
+    awake = _awake(layers)
+    ranks = {path: layer.rank for path, layer in awake.items()}
+    tensors = {}
+    for path, layer in awake.items():
+        A, B = _pair(layer)
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = A
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = B
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": max(ranks.values()),
+        "rank_pattern": ranks,
+        "lora_alpha": 0,
+        "alpha_pattern": ranks,
+        "target_modules": list(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+    return _write(folder / PEFT, PEFT_FILE, tensors, config, "pt")
+
+
+def _pair(layer: RankLayer) -> tuple[mx.array, mx.array]:
+    """``A (r, in)`` and ``B (out, r)`` whose product is the plastic part."""
+    return layer.S[:, None] * layer.Vh, layer.U
+
+
+def _awake(layers: Mapping[str, RankLayer]) -> dict[str, RankLayer]:
+    awake = {path: layer for path, layer in layers.items() if layer.rank}
+    if not awake:
+        raise ValueError("`layers` must have a component awake, and every rank is 0.")
+    return awake
+
+
+def _write(
+    folder: Path, file: str, tensors: dict[str, mx.array], config: dict[str, Any], format: str
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    export_safetensors(folder / file, tensors, metadata={"format": format})
+    write_json(folder / CONFIG, config)
+    return folder

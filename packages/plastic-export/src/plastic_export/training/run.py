@@ -1,0 +1,390 @@
+"""Train a checkpoint with ranks that follow the validation loss, inside mlx-lm's own trainer.
+
+mlx-lm's ``train`` asks for a batch when all steps before it are done, so what happens between
+two steps happens here where its batches come from: validation, changes of rank, saving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from plastic_core import RankLayer, projections
+from plastic_core.files import FormatError, sha256_file, sync_path
+from plastic_core.layer import dense_weight
+from plastic_runtime import (
+    EventLog,
+    Generations,
+    PlasticityManager,
+    ResumableBatches,
+    append_loss,
+    attach,
+    find_rank_layers,
+    format_bytes,
+)
+
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.tensors import chosen_names
+from plastic_export.model.load import load_model, load_tokenizer
+from plastic_export.training.adapters import write_adapter, write_peft
+from plastic_export.training.data import TrainingData, read_training_data
+from plastic_export.training.history import History, read_history
+from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES, RunFile, claimed
+from plastic_export.training.settings import GAUGE, HEAD, PROBE, RANK, TrainingOptions
+
+DEFAULT = TrainingOptions()
+Say = Callable[[str], None]
+_LOGS = (EVENTS, LOSSES)
+_NOTHING = {name: 0 for name in _LOGS}
+
+
+class DivergedError(ValueError):
+    """A loss was NaN or infinite: no rank was changed and no state saved since."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        out: Its folder.
+        adapter: Adapter of one rank, for mlx-lm's ``--adapter-path``.
+        peft: Adapter of exact ranks in the form of PEFT.
+        history: What happened.
+        resumed: Step that the run went on from; None if it was not cut.
+    """
+
+    out: Path
+    adapter: Path
+    peft: Path
+    history: History
+    resumed: int | None
+
+
+def train(
+    src: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    training: TrainingOptions = DEFAULT,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    revision: str | None = None,
+    say: Say = lambda line: None,
+) -> TrainedRun:
+    """Fine-tune a checkpoint with a plastic part beside its frozen projections.
+
+    ``out`` gets the logs (`report`), the newest states, and at the end two adapters. Called again
+    with the same arguments after it was cut anywhere, it goes on, and what it writes is bit for
+    bit what an undisturbed run writes (CPU, same versions and hardware).
+
+    Args:
+        src: Folder or Hub id; dense or quantised. Its own weights are never changed.
+        data: Folder with ``train.jsonl`` and ``valid.jsonl`` in mlx-lm's formats.
+        out: Folder of the run: new, empty, or of the same run.
+        training: How to train.
+        include: Glob patterns of the matrices to adapt; by default all projections.
+        exclude: Glob patterns of matrices to leave alone.
+        revision: Of a Hub id.
+        say: Takes one line per validation.
+
+    Returns:
+        Where things are and what happened.
+
+    Raises:
+        FormatError: If the checkpoint, the data or a saved state is damaged, or ``out`` is not
+            ours, or of another run: names the difference.
+        BusyError: If another process is training there.
+        ValueError: If there is no layer to adapt or the ceiling is too low.
+        DivergedError: If a loss is NaN or infinite.
+        ModuleNotFoundError: If mlx-lm is not installed.
+        OSError: If the system refuses.
+
+    Note:
+        On the CPU weights are widened to float32, exactly, as mlx is slow in bfloat16 there.
+    """
+    out = Path(out)
+    with open_checkpoint(src, revision=revision) as checkpoint:
+        _check_source(checkpoint)
+        tokenizer = load_tokenizer(checkpoint.folder)
+        rows = read_training_data(
+            Path(data), tokenizer, batch=training.batch, mask_prompt=training.mask_prompt
+        )
+        patterns = {"include": include, "exclude": exclude}
+        model, layers = _plastic_model(checkpoint, training, **patterns)
+        run = RunFile(
+            identity=_identity(checkpoint, rows, training, patterns),
+            ranks={path: layer.rank for path, layer in layers.items()},
+            bytes_awake=sum(layer.nbytes for layer in layers.values()),
+            max_bytes=training.max_bytes,
+        )
+        with claimed(out, run), _quiet():
+            resumed = _Run(out, model, rows, training, run.identity, say).go()
+            adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
+        return TrainedRun(out, adapter, peft, read_history(out), resumed)
+
+
+class _Run:
+    """The parts of a run, and what happens to them between two steps."""
+
+    def __init__(
+        self,
+        out: Path,
+        model: nn.Module,
+        rows: TrainingData,
+        training: TrainingOptions,
+        identity: Mapping[str, Any],
+        say: Say,
+    ) -> None:
+        from mlx_lm.tuner import trainer
+
+        self.trainer = trainer
+        self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
+        self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
+        self.optimizer = training.build_optimizer()
+        probed = min(max(PROBE, training.batch), len(rows.train))
+        probe = next(self.order(rows.train, probed, training.window))
+        layers = find_rank_layers(model).values()
+        schedule = training.schedule(sum(layer.nbytes for layer in layers))
+        self.manager = PlasticityManager(
+            model,
+            self.optimizer,
+            loss=lambda: trainer.default_loss(model, *probe)[0],
+            log=EventLog(out / EVENTS),
+            seed=training.seed,
+            gauge=GAUGE,
+            schedule=schedule,
+            max_bytes=None if schedule else training.max_bytes,
+            **training.plasticity,
+        )
+        self.generations = Generations(out / GENERATIONS, identity)
+        self.start = 0
+        self.train_loss: float | None = None
+
+    def go(self) -> int | None:
+        """Train from the newest state to the end; return the step of that state."""
+        mx.random.seed(self.training.seed)
+        parts = self.model, self.optimizer, self.manager
+        found = self.generations.load(*parts)
+        step, sizes = found or (0, _NOTHING)
+        _cut_logs(self.out, sizes)
+        if found:
+            self.say(f"going on from step {step}")
+        self.start = self.order.position = step
+        left = self.training.steps - step
+        if left > 0:
+            try:
+                self._train(left, evaluated=found is not None)
+                self._evaluate(self.training.steps, last=True)
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note("the same command goes on with it")
+                raise
+        return step if found else None
+
+    def _train(self, steps: int, *, evaluated: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = self.trainer.TrainingArgs(
+                batch_size=self.training.batch,
+                iters=steps,
+                steps_per_report=self.training.report_every,
+                steps_per_save=steps + 1,
+                max_seq_length=self.training.window,
+                grad_checkpoint=self.training.grad_checkpoint,
+                grad_accumulation_steps=self.training.accumulate,
+                adapter_file=str(Path(folder, "unused.safetensors")),
+            )
+            self.trainer.train(
+                self.model,
+                self.optimizer,
+                self.rows.train,
+                args=arguments,
+                iterate_batches=partial(self._batches, evaluated=evaluated),
+                training_callback=self,
+            )
+
+    def _batches(self, *args: Any, evaluated: bool, **kwargs: Any) -> Iterator[Any]:
+        """The training's batches, with all that has to happen between two steps."""
+        for step, batch in enumerate(self.order(*args, **kwargs), start=self.start):
+            if step % self.training.evaluate_every == 0 and not (evaluated and step == self.start):
+                self._evaluate(step)
+            yield batch
+
+    def _evaluate(self, step: int, *, last: bool = False) -> None:
+        """Validate, let ranks change unless nothing would follow, and save."""
+        loss = self.trainer.evaluate(
+            self.model,
+            self.rows.valid,
+            min(self.training.batch, len(self.rows.valid)),
+            self.training.evaluate_batches,
+            self.training.window,
+            iterate_batches=self.order,
+        )
+        self.model.train()
+        _check_finite("validation", loss, step)
+        append_loss(self.out / LOSSES, step, "valid", loss)
+        if not last:
+            self.manager.step(loss)
+            self.manager.advance(step)
+        sizes = _synced_sizes(self.out)
+        self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
+        self.say(self._line(step, loss))
+
+    def on_train_loss_report(self, info: Mapping[str, Any]) -> None:
+        """mlx-lm's hook: put the training loss on record."""
+        step = self.start + int(info["iteration"])
+        self.train_loss = float(info["train_loss"])
+        _check_finite("training", self.train_loss, step)
+        append_loss(self.out / LOSSES, step, "train", self.train_loss)
+
+    def on_val_loss_report(self, info: Mapping[str, Any]) -> None:
+        """mlx-lm's other hook; validation is done here, between two steps."""
+
+    def _line(self, step: int, loss: float) -> str:
+        ranks = self.manager.ranks().values()
+        train = "      -" if self.train_loss is None else f"{self.train_loss:7.4f}"
+        awake, asleep = format_bytes(self.manager.bytes_awake), self.manager.bytes_asleep
+        return (
+            f"step {step:>{len(str(self.training.steps))}}/{self.training.steps}"
+            f"  train {train}  valid {loss:7.4f}  ranks {min(ranks)} to {max(ranks)}"
+            f"  awake {awake}  asleep {format_bytes(asleep)}"
+        )
+
+
+def _check_source(checkpoint: Checkpoint) -> None:
+    if "model_file" in checkpoint.config:
+        reason = "it needs a model file, and no stock adapter fits over one"
+        raise FormatError.about(checkpoint.folder, reason, "train what it was made from")
+
+
+def _plastic_model(
+    checkpoint: Checkpoint,
+    training: TrainingOptions,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> tuple[nn.Module, dict[str, RankLayer]]:
+    """The model with a plastic part on every matrix chosen, and those layers in its order."""
+    model = load_model(checkpoint.folder)
+    if mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+    sizes = _candidates(model)
+    names = list(sizes)
+    chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
+    inside = [path for path in chosen if not _is_head(path)]
+    head = [path for path in chosen if _is_head(path)]
+    each = sum(sizes[path] for path in inside) + HEAD * sum(sizes[path] for path in head)
+    rank = training.start_rank(max(1, each))
+    also = dict.fromkeys(head, HEAD * rank)
+    layers = attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
+    _check_ceiling(layers, training)
+    return model, layers
+
+
+def _candidates(model: nn.Module) -> dict[str, int]:
+    """Path and bytes of one component of every layer that can be adapted, an untied head too."""
+    inside = {p.path: p.shape for p in projections(model) if p.experts is None}
+    modules: list[tuple[str, nn.Module]] = model.named_modules()  # type: ignore[no-untyped-call]
+    head = {
+        path: dense_weight(module).shape
+        for path, module in modules
+        if _is_head(path) and isinstance(module, nn.Linear | nn.QuantizedLinear)
+    }
+    factor = mx.float32.size
+    return {path: factor * (sum(shape) + 1) for path, shape in (inside | head).items()}
+
+
+def _is_head(path: str) -> bool:
+    return path.rpartition(".")[2] == "lm_head"
+
+
+def _check_ceiling(layers: Mapping[str, RankLayer], training: TrainingOptions) -> None:
+    """Refuse a ceiling below one component per layer, and a start on the wrong side of it."""
+    ceiling = training.max_bytes
+    if ceiling is None:
+        return
+    each = sum(layer.nbytes // layer.rank for layer in layers.values())
+    if ceiling < each:
+        raise ValueError(
+            f"`max_bytes` must be at least {each}, one component for each of the {len(layers)} "
+            f"layers, got {ceiling}."
+        )
+    awake = sum(layer.nbytes for layer in layers.values())
+    if training.by_budget and awake <= ceiling:
+        raise ValueError(
+            f"`max_bytes` must be below the {awake} bytes that a run which follows the budget "
+            f"begins with, got {ceiling}; give a higher `rank`, or follow the loss."
+        )
+    if awake > ceiling and not training.by_budget:
+        raise ValueError(
+            f"`rank` must be lower to begin below {ceiling} bytes, got {training.rank or RANK}, "
+            f"which takes {awake}."
+        )
+
+
+def _identity(
+    checkpoint: Checkpoint,
+    rows: TrainingData,
+    training: TrainingOptions,
+    patterns: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """All that the course of the run depends on. Reads every byte of the base."""
+    files = [[path.name, sha256_file(path)] for path in checkpoint.weight_files]
+    base = hashlib.sha256(json.dumps([checkpoint.config, files], sort_keys=True).encode())
+    options = {f"option {name}": value for name, value in training.record().items()}
+    packages = ("mlx", "mlx-lm", "plastic-core", "plastic-runtime", "plastic-export")
+    return {
+        "base": base.hexdigest(),
+        **{f"{kind} data": digest for kind, digest in rows.digests.items()},
+        **{f"option {name}": list(words) for name, words in patterns.items()},
+        "device": str(mx.default_device()),
+        **options,
+        **{f"version of {name}": version(name) for name in packages},
+    }
+
+
+def _check_finite(kind: str, loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the {kind} loss is {loss} at step {step}: no rank was changed and nothing saved "
+            "since the validation before; begin again with a lower learning rate"
+        )
+
+
+def _synced_sizes(out: Path) -> dict[str, int]:
+    """Sizes of the logs, whose content is on the disk before a state that counts on it."""
+    sizes = {}
+    for name in _LOGS:
+        file = out / name
+        file.touch()
+        sync_path(file)
+        sizes[name] = file.stat().st_size
+    return sizes
+
+
+def _cut_logs(out: Path, sizes: Mapping[str, int]) -> None:
+    """Take from the logs what happened after the state that the run goes on from."""
+    for name in _LOGS:
+        file = out / name
+        file.touch()
+        if file.stat().st_size < sizes[name]:
+            reason = f"{file.stat().st_size} bytes, and {sizes[name]} when the state was saved"
+            raise FormatError.about(file, reason, "put the log back, or name another folder")
+        os.truncate(file, sizes[name])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """mlx-lm draws its own progress, counted from the last resumption, on standard output."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

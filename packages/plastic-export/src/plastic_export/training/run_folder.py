@@ -1,0 +1,106 @@
+"""The folder of a training run: what is called how, and the file that says what the run is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read_json, write_json
+from plastic_runtime.training import ANOTHER
+
+RUN = "plastic-run.json"
+EVENTS = "events.jsonl"
+LOSSES = "losses.jsonl"
+GENERATIONS = "generations"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What a run is, written before its first step.
+
+    Attributes:
+        identity: All that its course depends on, by name: base, data, options, versions.
+        ranks: Rank of every managed layer at the start, by path.
+        bytes_awake: Bytes of their factors at the start.
+        max_bytes: Ceiling on the bytes awake, None for none.
+    """
+
+    identity: dict[str, Any]
+    ranks: dict[str, int]
+    bytes_awake: int
+    max_bytes: int | None
+
+    def write(self, path: Path) -> None:
+        """Write it: complete or not at all."""
+        write_json(path, {"version": VERSION, **asdict(self)})
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read what `RunFile.write` wrote.
+
+    Raises:
+        FormatError: If it is damaged, or of another version.
+        OSError: If it cannot be read.
+    """
+    record = read_json(path)
+    if record.get("version") != VERSION:
+        reason = f"it has version {record.get('version')!r}, this program reads {VERSION}"
+        raise FormatError.about(path, reason, "use the plastic-export that wrote it")
+    fields: dict[str, Any] = {name: record.get(name) for name in RunFile.__dataclass_fields__}
+    ceiling = fields["max_bytes"]
+    sound = (
+        isinstance(fields["identity"], dict)
+        and isinstance(fields["ranks"], dict)
+        and all(type(rank) is int and rank >= 0 for rank in fields["ranks"].values())
+        and type(fields["bytes_awake"]) is int
+        and (ceiling is None or type(ceiling) is int)
+    )
+    if not sound:
+        raise FormatError.about(path, "a field is missing or of the wrong type", "delete the run")
+    return RunFile(**fields)
+
+
+@contextmanager
+def claimed(out: Path, run: RunFile) -> Iterator[None]:
+    """Hold the folder of a run: a new one, or that of this very run, swept of half-written files.
+
+    Raises:
+        FormatError: If it is a file, holds something else, or another run: the difference is named.
+        BusyError: If another process is training there.
+        OSError: If the system refuses.
+    """
+    _check_place(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(out)
+    try:
+        _check_place(out)
+        if (out / RUN).is_file():
+            there = read_run_file(out / RUN).identity
+            check_same(out / RUN, there, run.identity, remedy=ANOTHER)
+        for stray in out.rglob(".*.tmp"):  # what a kill left half-written
+            stray.unlink(missing_ok=True)
+        if not (out / RUN).is_file():
+            run.write(out / RUN)
+        yield
+    finally:
+        lock.unsign()
+        lock.release()
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that is not ours."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise FormatError.about(out, "it is a link or a file", "choose another folder")
+    if (out / RUN).is_file() or not out.exists():
+        return
+    begun = re.compile(rf"{re.escape(HOLDER)}|\.{re.escape(RUN)}\..*tmp")
+    if all(begun.fullmatch(name) for name in os.listdir(out)):
+        return
+    reason = f"the folder is not empty and holds no {RUN}"
+    raise FormatError.about(out, reason, "choose another folder")

@@ -1,0 +1,178 @@
+"""The numbers of a training run, and the optimizer they ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from plastic_runtime import Gauge, Schedule
+
+Rate = float | Callable[[mx.array], mx.array]
+
+OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
+    "adamw": lambda rate: optim.AdamW(learning_rate=rate),
+    "adam": lambda rate: optim.Adam(learning_rate=rate),
+    "lion": lambda rate: optim.Lion(learning_rate=rate),
+    "muon": lambda rate: optim.Muon(learning_rate=rate),
+    "sgd": lambda rate: optim.SGD(learning_rate=rate, momentum=0.9),
+    "adafactor": lambda rate: optim.Adafactor(
+        learning_rate=rate, relative_step=False, scale_parameter=False
+    ),
+}
+REPORT = 10  # steps between training losses, at most
+GAUGE = Gauge(scale=20 * math.sqrt(8 / 3) / 0.3, length=0.3)  # as tools/bench/train.py found best
+RANK = 8
+HEAD = 3  # times the rank of the blocks, in the head
+PROBE = 4  # rows at least that components are priced on
+ROOM = 4  # times the final bytes, at the start of a run that ends at them
+FIRST_CUT = 0.13  # of the steps
+
+Follow = Literal["loss", "budget"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        steps: Batches to take.
+        batch: Rows in a batch.
+        window: Tokens that stay of a longer row.
+        accumulate: Batches whose gradients make one update.
+        optimizer: A key of ``OPTIMIZERS``.
+        learning_rate: Of the first update after the warm-up.
+        warmup: Updates during which the rate rises from 0.
+        decay: Whether the rate then falls to 0 along a cosine.
+        max_bytes: Ceiling on the bytes of all factors, at the end at least; None for none.
+        follow: What ranks follow. ``"budget"``: a run begins with more than ``max_bytes`` and
+            after an eighth of the steps keeps awake what the loss can least do without in them.
+            ``"loss"``: ranks grow, shrink and wake at plateaus of the validation loss, under
+            ``max_bytes`` if given. By default the first where there is a ceiling.
+        rank: Components per layer at the start, in the head three times as many. By default 8, or
+            as many as take four times ``max_bytes`` where ranks follow the budget.
+        evaluate_every: Batches between two validations. After each of them ranks may change and
+            the state of the run is saved.
+        evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
+        mask_prompt: Learn completions alone, not what is asked.
+        grad_checkpoint: Compute activations twice rather than keep them.
+        seed: Of the directions, the order of the data and everything else.
+        plasticity: Further arguments of the `PlasticityManager`, by name.
+    """
+
+    steps: int = 1000
+    batch: int = 4
+    window: int = 2048
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 3e-4
+    warmup: int = 0
+    decay: bool = True
+    max_bytes: int | None = None
+    follow: Follow | None = None
+    rank: int | None = None
+    evaluate_every: int = 50
+    evaluate_batches: int = 25
+    mask_prompt: bool = False
+    grad_checkpoint: bool = False
+    seed: int = 0
+    plasticity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = ("steps", "batch", "accumulate", "rank", "evaluate_every", "max_bytes")
+        for name, least in (*((name, 1) for name in names), ("window", 2), ("warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}."
+            )
+        if self.evaluate_batches == 0 or self.evaluate_batches < -1:
+            raise ValueError(
+                f"`evaluate_batches` must be positive, or -1 for all, got {self.evaluate_batches}."
+            )
+        for name in ("steps", "evaluate_every"):
+            if getattr(self, name) % self.accumulate:
+                raise ValueError(
+                    f"`{name}` must be a multiple of `accumulate` = {self.accumulate}, as ranks "
+                    f"change between updates only, got {getattr(self, name)}."
+                )
+        self._check_follow()
+        if self.warmup >= self.updates:
+            raise ValueError(
+                f"`warmup` must be below the {self.updates} updates of the run, got {self.warmup}."
+            )
+
+    @property
+    def updates(self) -> int:
+        """Steps of the optimizer."""
+        return self.steps // self.accumulate
+
+    @property
+    def report_every(self) -> int:
+        """Batches between two training losses: a divisor of ``evaluate_every``."""
+        return max(n for n in range(1, REPORT + 1) if self.evaluate_every % n == 0)
+
+    @property
+    def by_budget(self) -> bool:
+        """Whether ranks follow the budget."""
+        return self.follow == "budget" or (self.follow is None and self.max_bytes is not None)
+
+    def start_rank(self, bytes_per_rank: int) -> int:
+        """Return the rank to begin with.
+
+        Args:
+            bytes_per_rank: Bytes of all layers per unit of it.
+        """
+        if self.rank is not None:
+            return self.rank
+        if not self.by_budget or self.max_bytes is None:
+            return RANK
+        return max(1, ROOM * self.max_bytes // bytes_per_rank)
+
+    def schedule(self, start_bytes: int) -> Schedule | None:
+        """Return the budget over the steps, if ranks follow one; it falls after a validation."""
+        if not self.by_budget or self.max_bytes is None:
+            return None
+        cut = self.evaluate_every * max(1, round(FIRST_CUT * self.steps / self.evaluate_every))
+        first = max(start_bytes, self.max_bytes)
+        return Schedule(first, self.max_bytes, begin=cut, end=cut, every=self.evaluate_every)
+
+    def build_optimizer(self) -> optim.Optimizer:
+        """Return the optimizer with its schedule, which is a function of its step alone."""
+        return OPTIMIZERS[self.optimizer](self._rate())
+
+    def record(self) -> dict[str, Any]:
+        """All of it in JSON's types."""
+        return asdict(self) | {"plasticity": dict(self.plasticity)}
+
+    def _check_follow(self) -> None:
+        if self.follow not in (None, "loss", "budget"):
+            raise ValueError(f'`follow` must be "loss" or "budget", got {self.follow!r}.')
+        if self.by_budget and self.max_bytes is None:
+            raise ValueError('`max_bytes` must be given to `follow` the "budget", got None.')
+        if self.by_budget and self.evaluate_every >= self.steps:
+            raise ValueError(
+                f"`evaluate_every` must be below the {self.steps} `steps` of a run that follows "
+                f"the budget, which falls after a validation, got {self.evaluate_every}."
+            )
+
+    def _rate(self) -> Rate:
+        rate: Rate = self.learning_rate
+        if self.decay:
+            rate = optim.cosine_decay(self.learning_rate, self.updates - self.warmup)
+        if not self.warmup:
+            return rate
+        rising = optim.linear_schedule(0.0, self.learning_rate, self.warmup)
+        after = rate if callable(rate) else _constant(rate)
+        return optim.join_schedules([rising, after], [self.warmup])
+
+
+def _constant(rate: float) -> Callable[[mx.array], mx.array]:
+    return lambda step: mx.array(rate)

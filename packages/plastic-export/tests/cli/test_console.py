@@ -1,0 +1,24 @@
+"""What is printed of a result, and what an interruption of that says."""
+
+from __future__ import annotations
+
+import pytest
+from plastic_export.cli.console import DONE, Output
+
+
+class Interrupting:
+    """A part whose printing is interrupted."""
+
+    def __rich__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_report_says_that_the_work_was_done() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Output(as_json=False).show({}, "first", Interrupting())
+    assert caught.value.__notes__ == [DONE]
+
+
+def test_a_record_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).show({"a": 1}, Interrupting())
+    assert capsys.readouterr().out == '{\n  "a": 1\n}\n'

@@ -1,0 +1,433 @@
+"""Embeddings, tied weights, experts and wide sides: planned, priced, written, loaded by mlx-lm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes, load_adapters
+from mlx_lm.utils import load_model as stock_load
+from plastic_core.files import load_safetensors
+from plastic_core.linalg import Float64
+from plastic_export.calibration.input_grams import Calibration
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.compression.by_plan import Quantised, execute_plan
+from plastic_export.compression.planning import plan_checkpoint, plannable
+from plastic_export.compression.verification import verify
+from plastic_export.model.layers import is_router, layers_of
+from plastic_export.model.load import load_model
+from plastic_export.plan.budgets import Budget
+from plastic_export.plan.gram_uses import Uses, combined_grams, smoothed
+from plastic_export.plan.offers import Format, Kind
+from plastic_export.plan.plan_file import LossPlan, read_plan
+from plastic_export.plan.pricing import Choices, rounded, weights_of
+from plastic_export.reporting import plan_tables
+from plastic_runtime import GramFile
+
+Make = Callable[..., Path]
+EMBEDDING = "model.embed_tokens"
+TOKENS = 16 * 24
+FEW = {
+    "mixed": Choices(bits=(2, 4)),
+    "corrected": Choices(bits=(2,), factor_bits=(8,), bare=True),
+    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
+}
+"""What is offered, so that plans take no time."""
+
+
+@pytest.fixture
+def tied(make_readable: Make, tiny_weights: dict[str, mx.array]) -> Path:
+    """A checkpoint whose embedding is the output layer too."""
+    weights = {n: w for n, w in tiny_weights.items() if n != "lm_head.weight"}
+    return make_readable("tied", weights=weights, tie_word_embeddings=True)
+
+
+def planned(source: Path, text: Path, format: Format = "mixed", **options: Any) -> LossPlan:
+    """A plan beside the text."""
+    settings: dict[str, Any] = {"budgets": [3.5], "choices": FEW[format], "force": True} | options
+    calibration = Calibration(text, window=24, windows=16)
+    file = text.with_name("plan.json")
+    return plan_checkpoint(source, file, calibration=calibration, format=format, **settings)
+
+
+def written(source: Path, text: Path) -> Quantised:
+    return execute_plan(source, text.with_name("out"), text.with_name("plan.json"))
+
+
+def arrays_of(model: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
+
+
+def grams_beside(text: Path) -> GramFile:
+    return GramFile(text.with_name("plan.grams.npz"))
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("kind", ["tied", "apart"])
+def test_an_embedding_is_packed_in_every_format_and_stock_mlx_lm_loads_it(
+    tied: Path, make_readable: Make, text: Path, format: Format, kind: str
+) -> None:
+    source = tied if kind == "tied" else make_readable()
+    plan = planned(source, text, format, budgets=[3.0])
+    offers = {m.name: m.offers for m in plan.matrices}[f"{EMBEDDING}.weight"]
+    assert {o.rank for o in offers} == {0}
+    bits = plan.budgets[0].chosen[f"{EMBEDDING}.weight"].bits
+    assert bits is not None
+    result = written(source, text)
+    assert verify(result.out) == []
+    assert result.plan.bits_per_weight <= 3.0
+    model, config = stock_load(result.out, trust_remote_code=result.needs_model_file)
+    assert config["quantization"][EMBEDDING] == {"bits": bits, "group_size": 64}
+    assert isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
+    if result.adapter_bytes:
+        load_adapters(model, str(result.out / "adapters"))
+    ours, tokens = load_model(result.out), mx.array([[1, 5, 9, 2]])
+    assert mx.array_equal(model(tokens), ours(tokens)).item()
+
+
+@pytest.mark.parametrize("kind", ["tied", "apart"])
+def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
+    tied: Path, make_readable: Make, text: Path, kind: str
+) -> None:
+    source = tied if kind == "tied" else make_readable()
+    plan = planned(source, text)
+    m = next(m for m in plan.matrices if m.kind == "embedding")
+    with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
+        E = checkpoint.matrix(m.name)
+        uses, lookup = Uses(m, grams).of(), grams[EMBEDDING]
+        assert len(uses) == (2 if kind == "tied" else 1)
+        counts = np.rint(lookup.input.matrix[:, 0, 0] * TOKENS)
+        assert counts.sum() == TOKENS
+        for offer in m.offers[:-1]:
+            assert offer.bits is not None
+            D = E - rounded(E, offer.bits, combined_grams(uses), m).dequantized()
+            cost = half_trace(lookup.output.matrix, D, np.diag(smoothed(counts)))
+            if kind == "tied":
+                R, C = (g.matrix for g in grams[f"{EMBEDDING}.as_linear"])
+                cost += half_trace(R, D, C)
+            assert offer.cost == pytest.approx(m.price_factor * cost, rel=1e-5)
+
+
+def half_trace(R: Float64, D: np.ndarray, C: Float64) -> float:
+    """The cost of a change of a weight, its Grams damped as prices have them."""
+    R, C = (A + 1e-2 * np.trace(A) / len(A) * np.eye(len(A)) for A in (R, C))
+    return float(np.trace(C @ D @ R @ D.T)) / 2
+
+
+def test_predicted_costs_of_an_embedding_are_about_the_divergence(tied: Path, text: Path) -> None:
+    plan = planned(tied, text, choices=Choices(bits=(5,)), include=[EMBEDDING], budgets=[5.6])
+    result = written(tied, text)
+    models = [load_model(folder) for folder in (tied, result.out)]
+    for model in models:
+        model.set_dtype(mx.float32)
+    with grams_beside(text) as grams:
+        frequency = grams[EMBEDDING].input.matrix[:, 0, 0]
+    tokens = np.random.default_rng(7).choice(80, (64, 24), p=frequency / frequency.sum())
+    p, q = (nn.log_softmax(model(mx.array(tokens)), axis=-1) for model in models)
+    measured = float((mx.exp(p) * (p - q)).sum(axis=-1).mean())
+    assert 0.6 < measured / plan.budgets[0].cost < 1.6  # 1.0 here
+
+
+def test_every_token_is_given_some_probability() -> None:
+    found = smoothed(np.array([6.0, 2.0, 0.0, 0.0]))
+    np.testing.assert_allclose(found, [0.6, 0.2, 0.1, 0.1])
+    np.testing.assert_allclose(smoothed(np.array([1.0, 3.0])), [0.25, 0.75])
+
+
+def test_embeddings_can_be_left_out(make_readable: Make, text: Path) -> None:
+    source = make_readable()
+    with open_checkpoint(source) as checkpoint:
+        everything = plannable(checkpoint)
+        names = {m.name for m in everything}
+        assert {m.name for m in everything if m.kind == "embedding"} == {f"{EMBEDDING}.weight"}
+        for left in (
+            plannable(checkpoint, embeddings=False),
+            plannable(checkpoint, exclude=["*embed*"]),
+        ):
+            assert {m.name for m in left} == names - {f"{EMBEDDING}.weight"}
+    plan = planned(source, text, embeddings=False)
+    assert plan.left == (f"{EMBEDDING}.weight",)
+    assert plan.budgets[0].weights == sum(m.weights for m in everything) - 80 * 64
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 96,
+    "shared_expert_intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 80,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 128,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
+EXPERTS = 4
+
+
+def mixture(family: str) -> dict[str, mx.array]:
+    """The weights of a small random mixture of experts, as mlx-lm names them, in bfloat16."""
+    kind, args = _get_classes({"model_type": family})
+    model = kind(args.from_dict({"model_type": family} | SIZES))
+    return random_like(arrays_of(model))
+
+
+def one_by_one(weights: Mapping[str, mx.array], family: str) -> dict[str, mx.array]:
+    """The same with a tensor per expert, as Hugging Face has it."""
+    found = {}
+    for name, array in weights.items():
+        path, _, rest = name.partition(".switch_mlp.")
+        if not rest:
+            found[name] = array
+            continue
+        projection = rest.removesuffix(".weight")
+        leaf = MIXTRAL[projection] if family == "mixtral" else projection
+        for e in range(EXPERTS):
+            found[f"{path}.experts.{e}.{leaf}.weight"] = array[e]
+    return found
+
+
+@pytest.fixture
+def make_mixture(make_readable: Make) -> Make:
+    """``make(family, apart)``: such a checkpoint, its experts stacked or one by one."""
+
+    def make(family: str, apart: bool) -> Path:
+        weights = mixture(family)
+        stored = one_by_one(weights, family) if apart else weights
+        return make_readable(f"{family}-{apart}", weights=stored, model_type=family, **SIZES)
+
+    return make
+
+
+def stacks(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {n: m for n, m in layers_of(checkpoint).items() if m.kind == "experts"}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_are_found_however_they_are_stored(
+    make_mixture: Make, family: str, apart: bool
+) -> None:
+    with open_checkpoint(make_mixture(family, apart)) as checkpoint:
+        found = stacks(checkpoint)
+        assert len(found) == 2 * 3
+        whole = mixture(family)
+        for name, layer in found.items():
+            assert layer.is_apart == apart
+            experts = np.stack([*weights_of(checkpoint, layer)])
+            assert np.array_equal(experts, np.asarray(whole[name].astype(mx.float32)))
+        names = {m.name for m in plannable(checkpoint)}
+    assert found.keys() <= names
+    assert not any(name.endswith(("gate.weight", "gate_inp.weight")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("family", "apart", "format"),
+    [("mixtral", True, "mixed"), ("mixtral", False, "adapter"), ("qwen2_moe", True, "corrected")],
+)
+def test_every_expert_is_rounded_under_its_own_grams_and_stock_mlx_lm_loads_them(
+    make_mixture: Make, text: Path, family: str, apart: bool, format: Format
+) -> None:
+    source = make_mixture(family, apart)
+    choices = replace(FEW[format], bits=(2,))
+    plan = planned(source, text, format, budgets=[3.2], choices=choices)
+    result = written(source, text)
+    assert verify(result.out) == []
+    after = {
+        name: array
+        for file in result.out.glob("model*.safetensors")
+        for name, array in load_safetensors(file).items()
+    }
+    with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
+        layers = layers_of(checkpoint)
+        for m in plan.matrices:
+            offer = plan.budgets[0].chosen[m.name]
+            if m.kind != "experts":
+                continue
+            assert (offer.rank, offer.nbytes % EXPERTS) == (0, 0)
+            if offer.bits is None:
+                continue
+            for e, W in enumerate(weights_of(checkpoint, layers[m.name])):
+                expected = rounded(W, offer.bits, Uses(m, grams).of(e)[0], m)
+                for leaf, array in expected.arrays().items():
+                    there = after[f"{m.name.removesuffix('weight')}{leaf}"][e]
+                    assert mx.array_equal(there, array).item()
+        for name in (n for n in checkpoint.tensors if n.endswith("gate.weight")):
+            assert mx.array_equal(after[name], checkpoint.read(name)).item()
+    model, _ = stock_load(result.out, trust_remote_code=result.needs_model_file)
+    if result.adapter_bytes:
+        load_adapters(model, str(result.out / "adapters"))
+    tokens = mx.array([[1, 5, 9, 2]])
+    assert mx.array_equal(model(tokens), load_model(result.out)(tokens)).item()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_model_is_that_of_the_source_with_what_is_stored(
+    make_mixture: Make, text: Path, apart: bool
+) -> None:
+    source = make_mixture("qwen3_moe", apart)
+    planned(source, text, choices=Choices(bits=(8,)), budgets=[9])
+    result = written(source, text)
+    reference, model = load_model(source), load_model(result.out)
+    tokens = mx.array([[1, 5, 9, 2, 40, 41, 42, 43]])
+    for other in (reference, model):
+        other.set_dtype(mx.float32)
+    p, q = (nn.log_softmax(m(tokens), axis=-1) for m in (reference, model))
+    # Where rounding sends a token to another expert it differs by more.
+    assert 0 < np.median(np.asarray((mx.exp(p) * (p - q)).sum(axis=-1))) < 1e-3
+
+
+def test_stacks_that_are_left_alone_are_copied_as_they_are(make_mixture: Make, text: Path) -> None:
+    source = make_mixture("mixtral", True)
+    planned(source, text, exclude=["*switch_mlp*"])
+    result = written(source, text)
+    after = load_safetensors(result.out / "model.safetensors")
+    for name, array in mixture("mixtral").items():
+        if "switch_mlp" in name:
+            assert mx.array_equal(after[name], array).item()
+    stock_load(result.out)
+
+
+STACK: list[tuple[str, Kind, int]] = [("model.layers.0.mlp.experts.up", "experts", 4)]
+
+
+@pytest.mark.parametrize(
+    ("path", "outputs", "scores"),
+    [
+        ("model.layers.0.mlp.gate", 64, True),  # by its name
+        ("model.layers.0.mlp.router.layer", 4, True),
+        ("model.layers.0.router.proj", 4, True),
+        ("model.layers.0.mlp.shared_gate", 1, True),
+        ("model.layers.0.self_attn.k_proj", 4, False),
+        ("model.layers.0.mlp.up_proj", 64, False),
+        ("model.layers.1.mlp.up_proj", 4, False),  # no experts there
+        ("lm_head", 4, False),
+    ],
+)
+def test_routers_are_known_by_what_they_do(path: str, outputs: int, scores: bool) -> None:
+    assert is_router(path, outputs, STACK) == scores
+
+
+def test_experts_that_no_token_reached_are_counted_and_given_the_grams_of_the_others(
+    make_mixture: Make, text: Path
+) -> None:
+    source, file = make_mixture("mixtral", True), text.with_name("plan.json")
+    few, choices = Calibration(text, window=2, windows=1), Choices(bits=(3,))
+    plan = plan_checkpoint(source, file, calibration=few, budgets=[4], choices=choices)
+    unreached = 0
+    with grams_beside(text) as grams:
+        for stack in (m for m in plan.matrices if m.kind == "experts"):
+            path = stack.name.removesuffix(".weight")
+            counts = [grams.count(f"{path}.{e}") for e in range(EXPERTS)]
+            assert sum(counts) == 2 * 2  # two tokens, two experts for each
+            own = [grams[f"{path}.{e}"] for e in range(EXPERTS)]
+            R = sum(g.input.matrix * n for g, n in zip(own, counts, strict=True)) / 4
+            C = sum(g.output.matrix for g in own) / 4
+            for e in (e for e, count in enumerate(counts) if not count):
+                (found,) = Uses(stack, grams).of(e)
+                np.testing.assert_allclose(found.input.matrix, R, atol=1e-12)
+                np.testing.assert_allclose(found.output.matrix, C, atol=1e-12)
+                unreached += 1
+    assert plan.calibration["unreached_experts"] == unreached > 0
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+def test_grams_in_blocks_serve_every_format(
+    make_readable: Make, text: Path, format: Format
+) -> None:
+    source = make_readable()
+    plan = planned(source, text, format, widest=63)
+    with grams_beside(text) as grams:
+        assert {g.input.matrix.ndim for g in grams.values()} == {3}
+    assert written(source, text).plan.cost == pytest.approx(plan.budgets[0].cost)
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+def test_a_size_is_that_of_whole_files_and_never_exceeded(
+    make_readable: Make, text: Path, format: Format
+) -> None:
+    source, sizes = make_readable(), (60_000, 90_000)
+    choices = replace(FEW[format], bits=(2, 3, 4, 6, 8))
+    planned(source, text, format, budgets=[Budget("size", size) for size in sizes], choices=choices)
+    for size in sizes:
+        out = text.with_name(str(size))
+        execute_plan(source, out, text.with_name("plan.json"), budget=f"{size} bytes")
+        files = [*out.glob("model*.safetensors"), *out.glob("adapters/*.safetensors")]
+        assert 0.97 * size < sum(file.stat().st_size for file in files) <= size
+
+
+def test_a_plan_is_read_back_as_it_was(make_mixture: Make, text: Path) -> None:
+    plan = planned(make_mixture("mixtral", True), text, budgets=[4])
+    assert read_plan(text.with_name("plan.json")) == plan
+
+
+def test_plans_that_would_share_their_grams_are_refused(make_readable: Make, text: Path) -> None:
+    calibration = Calibration(text, window=24, windows=16)
+    with pytest.raises(ValueError, match=r"plan\.v1: the name of a plan ends in \.json"):
+        plan_checkpoint(
+            make_readable(), text.with_name("plan.v1"), calibration=calibration, budgets=[3.5]
+        )
+
+
+LFM2: dict[str, Any] = {
+    "model_type": "lfm2",
+    "vocab_size": 80,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "norm_eps": 1e-5,
+    "conv_bias": False,
+    "conv_L_cache": 3,
+    "block_dim": 64,
+    "block_multiple_of": 32,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False,
+    "block_ff_dim": 96,
+    "layer_types": ["conv", "full_attention"],
+}
+
+
+def test_a_layer_of_a_kind_that_is_not_understood_is_named_and_copied(
+    make_readable: Make, text: Path
+) -> None:
+    kind, args = _get_classes(LFM2)
+    weights = random_like(arrays_of(kind(args.from_dict(LFM2))))
+    plan = planned(make_readable("lfm2", weights=weights, **LFM2), text, budgets=[4])
+    convolution = "model.layers.0.conv.conv.weight"
+    assert plan.left == (convolution,)
+    _, _, *lines = plan_tables.planned(plan, Path("plan.json"), Path("plan.png"))
+    assert "1 left as they are: " + convolution in str(lines[0])
+    result = written(text.with_name("lfm2"), text)
+    after = load_safetensors(result.out / "model.safetensors")
+    assert mx.array_equal(after[convolution], weights[convolution]).item()
+    stock_load(result.out)
+
+
+def random_like(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Random bfloat16 weights that keep activations near one; ones for norms."""
+    found = {}
+    for number, (name, like) in enumerate(sorted(arrays.items())):
+        noise = mx.random.normal(like.shape, key=mx.random.key(number))
+        scaled = noise * like.shape[-1] ** -0.5 if like.ndim > 1 else mx.ones(like.shape)
+        found[name] = scaled.astype(mx.bfloat16)
+    return found

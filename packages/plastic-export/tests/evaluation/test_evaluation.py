@@ -1,0 +1,390 @@
+"""Figures against their definitions, computed in NumPy float64 from the models' own logits."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import sentencepiece
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from numpy.typing import NDArray
+from plastic_core.files import FormatError
+from plastic_export.cli.command import main
+from plastic_export.evaluation.estimates import Comparison, Evaluation
+from plastic_export.evaluation.evaluation import compare, evaluate
+from plastic_export.evaluation.intervals import confidence_interval
+from plastic_export.model.load import load_model, load_tokenizer, text_windows
+
+MakeModel = Callable[..., Path]
+
+VOCABULARY = 400
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+WINDOW = 12
+TEXT = Path(json.__file__).read_text(encoding="utf-8")
+
+
+def tokenizer_model(text: str) -> bytes:
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.splitlines()),
+        model_writer=writer,
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        character_coverage=0.98,
+        minloglevel=2,
+    )
+    return writer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pieces() -> bytes:
+    """A sentencepiece model of the text."""
+    return tokenizer_model(TEXT)
+
+
+@pytest.fixture
+def make_model(tmp_path: Path, pieces: bytes) -> MakeModel:
+    """``make_model(name, seed=0, head=1.0)``: a random Llama whose output layer is scaled."""
+
+    def make(name: str, *, seed: int = 0, head: float = 1.0, pieces: bytes = pieces) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer.model").write_bytes(pieces)
+        tokenizer = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        mx.save_safetensors(str(folder / "model.safetensors"), _weights(seed, head))
+        return folder
+
+    return make
+
+
+def _weights(seed: int, head: float) -> dict[str, mx.array]:
+    model = llama.Model(llama.ModelArgs.from_dict(CONFIG))
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    shapes = {name: weight.shape for name, weight in parameters.items()}
+    keys = mx.random.split(mx.random.key(seed), len(shapes))
+    weights = {
+        name: mx.random.normal(shape, key=key) * shape[-1] ** -0.5
+        for (name, shape), key in zip(shapes.items(), list(keys), strict=True)
+    }
+    return weights | {"lm_head.weight": weights["lm_head.weight"] * head}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """The text as a file."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def log_probabilities(folder: Path, tokens: mx.array) -> NDArray[np.float64]:
+    logits = np.asarray(load_model(folder)(tokens[:, :-1]), np.float64)
+    total: NDArray[np.float64] = np.exp(logits).sum(axis=-1, keepdims=True)
+    return logits - np.log(total)
+
+
+def expected(folder: Path, reference: Path, windows: int) -> dict[str, NDArray[np.float64]]:
+    """Each measure, averaged within each window."""
+    tokens = text_windows(load_tokenizer(folder), TEXT, length=WINDOW, limit=windows)
+    p, q = log_probabilities(folder, tokens), log_probabilities(reference, tokens)
+    targets = np.asarray(tokens)[:, 1:, None]
+    return {
+        "nll": -np.take_along_axis(p, targets, axis=-1)[..., 0].mean(axis=1),
+        "kl": (np.exp(q) * (q - p)).sum(axis=-1).mean(axis=1),
+        "top1": (p.argmax(axis=-1) == q.argmax(axis=-1)).mean(axis=1),
+    }
+
+
+def rounding(scale: float) -> float:
+    """What float32 leaves undetermined in a sum over the vocabulary of terms of this scale."""
+    return 10 * VOCABULARY * float(np.finfo(np.float32).eps) * scale
+
+
+def one(results: Sequence[Evaluation]) -> Evaluation:
+    assert len(results) == 1
+    return results[0]
+
+
+def test_every_figure_is_its_definition(make_model: MakeModel, text: Path) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    result = one(evaluate(folder, [text], reference=reference, window=WINDOW, windows=10))
+    for name, values in expected(folder, reference, 10).items():
+        atol = rounding(float(np.abs(values).max()))
+        assert getattr(result, name) == pytest.approx(values.mean(), rel=0, abs=atol), name
+        error = values.std(ddof=1) / math.sqrt(10)
+        assert getattr(result, f"{name}_error") == pytest.approx(error, rel=0, abs=atol), name
+    assert result.perplexity == math.exp(result.nll)
+    assert result.perplexity_error == result.perplexity * result.nll_error
+    assert (result.text, result.windows, result.tokens) == ("text.txt", 10, 10 * (WINDOW - 1))
+
+
+def test_the_divergence_is_from_the_reference_and_not_to_it(
+    make_model: MakeModel, text: Path
+) -> None:
+    sharp, flat = make_model("sharp", head=8.0), make_model("flat", head=0.0)
+    result = one(evaluate(flat, [text], reference=sharp, window=WINDOW, windows=4))
+    entropy = np.log(VOCABULARY) - one(evaluate(flat, [text], window=WINDOW, windows=4)).nll
+    assert abs(entropy) < rounding(np.log(VOCABULARY))
+    kl = expected(flat, sharp, 4)["kl"].mean()
+    back = expected(sharp, flat, 4)["kl"].mean()
+    assert abs(kl - back) > 100 * rounding(kl)
+    assert result.kl == pytest.approx(kl, rel=0, abs=rounding(kl))
+
+
+def test_a_model_does_not_diverge_from_itself(make_model: MakeModel, text: Path) -> None:
+    folder = make_model("a")
+    result = one(evaluate(folder, [text], reference=folder, window=WINDOW, windows=4))
+    assert (result.kl, result.kl_error, result.top1, result.top1_error) == (0.0, 0.0, 1.0, 0.0)
+
+
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
+    make_model: MakeModel, text: Path
+) -> None:
+    result = one(evaluate(make_model("flat", head=0.0), [text], window=WINDOW, windows=4))
+    atol = rounding(math.log(VOCABULARY))
+    assert result.nll == pytest.approx(math.log(VOCABULARY), rel=0, abs=atol)
+    assert result.perplexity == pytest.approx(VOCABULARY, rel=atol)
+    assert result.nll_error <= atol
+    assert result.kl is None
+    assert result.top1 is None
+
+
+def test_one_window_has_no_standard_error(make_model: MakeModel, text: Path) -> None:
+    result = one(evaluate(make_model("a"), [text], window=WINDOW, windows=1))
+    assert math.isfinite(result.nll)
+    assert result.nll_error is None
+
+
+def test_batches_of_any_size_give_the_same_figures(
+    make_model: MakeModel, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, reference = make_model("a"), make_model("b", seed=1)
+
+    def run() -> tuple[Evaluation, int]:
+        seen: list[int] = []
+
+        def track(items: Sequence[Any], description: str) -> Iterable[Any]:
+            seen.append(len(items))
+            return items
+
+        results = evaluate(
+            folder, [text], reference=reference, window=WINDOW, windows=10, track=track
+        )
+        return one(results), seen[0]
+
+    several, batches = run()
+    monkeypatch.setattr("plastic_export.evaluation.measures.LOGITS", 1)
+    single, most = run()
+    assert (batches, most) == (2, 10)
+    assert several.nll == pytest.approx(single.nll, rel=rounding(1))
+    assert several.kl == pytest.approx(single.kl, rel=0, abs=rounding(1))
+
+
+def test_each_text_is_measured_by_itself(make_model: MakeModel, text: Path) -> None:
+    folder = make_model("a", head=4.0)
+    other = text.with_name("other.txt")
+    other.write_text("0 1 2 3 4 5 6 7 8 9 " * 20, encoding="utf-8")
+    both = evaluate(folder, [text, other], window=WINDOW, windows=4)
+    assert [r.text for r in both] == ["text.txt", "other.txt"]
+    assert both[0] == one(evaluate(folder, [text], window=WINDOW, windows=4))
+    assert both[1] == one(evaluate(folder, [other], window=WINDOW, windows=4))
+
+
+def test_a_short_text_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(ValueError, match="fewer than one window of 256") as caught:
+        evaluate(make_model("a"), [short])
+    assert caught.value.__notes__ == [f"in {short}"]
+
+
+def test_a_reference_with_another_tokenizer_is_refused(make_model: MakeModel, text: Path) -> None:
+    other = tokenizer_model("".join(reversed(TEXT)))
+    folder, reference = make_model("a"), make_model("b", pieces=other)
+    with pytest.raises(ValueError, match=r"`reference` .* splits the text into other tokens"):
+        evaluate(folder, [text], reference=reference, window=WINDOW)
+
+
+def test_a_missing_folder_is_an_error_of_input(text: Path, tmp_path: Path) -> None:
+    with pytest.raises((FormatError, OSError), match="nowhere"):
+        evaluate(tmp_path / "nowhere", [text])
+
+
+def test_limits_are_around_their_estimates(make_model: MakeModel, text: Path) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    r = one(evaluate(folder, [text], reference=reference, window=WINDOW, windows=10))
+    assert r.nll_error is not None
+    assert r.kl is not None
+    assert r.kl_error is not None
+    assert r.nll_interval == confidence_interval(r.nll, r.nll_error, 10)
+    assert r.kl_interval == confidence_interval(r.kl, r.kl_error, 10)
+    assert r.perplexity_interval == tuple(math.exp(x) for x in r.nll_interval)
+    alone = one(evaluate(folder, [text], window=WINDOW, windows=1))
+    assert (alone.nll_interval, alone.perplexity_interval, alone.kl_interval) == (None, None, None)
+
+
+def test_limits_stay_within_what_is_possible() -> None:
+    one_in_two = {"kl": 0.5, "kl_error": 0.5, "top1": 0.5, "top1_error": 0.5}
+    r = Evaluation("t", 2, 2, 800.0, 1.0, math.inf, math.inf, **one_in_two)
+    assert r.kl_interval is not None
+    assert r.kl_interval[0] == 0
+    assert r.kl_interval[1] > 5
+    assert r.top1_interval == (0, 1)
+    assert r.perplexity_interval is not None
+    assert r.perplexity_interval[1] == math.inf
+
+
+def test_several_checkpoints_are_measured_as_each_is_alone(
+    make_model: MakeModel, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [make_model(name, seed=seed, head=4.0) for seed, name in enumerate("abc")]
+    other = text.with_name("other.txt")
+    other.write_text("0 1 2 3 4 5 6 7 8 9 " * 20, encoding="utf-8")
+    options = {"reference": make_model("r", seed=9, head=4.0), "window": WINDOW, "windows": 10}
+    together = compare(sources, [text, other], **options)
+    monkeypatch.setattr("plastic_export.evaluation.evaluation._HELD", 0)
+    assert compare(sources, [text, other], **options) == together
+    expected = [evaluate(s, [t], **options) for t in (text, other) for s in sources]
+    assert [replace(r, difference=None) for r in together] == [one(e) for e in expected]
+    assert [r.checkpoint for r in together] == 2 * [str(s) for s in sources]
+    assert [r.difference is None for r in together] == 2 * [True, False, False]
+
+
+def test_the_difference_is_taken_window_by_window(make_model: MakeModel, text: Path) -> None:
+    first, second = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    reference = make_model("r", seed=9, head=4.0)
+    for judge, name in ((reference, "kl"), (None, "nll")):
+        results = compare([first, second], [text], reference=judge, window=WINDOW, windows=10)
+        own, that = (expected(f, reference, 10)[name] for f in (second, first))
+        atol = rounding(float(np.abs(own).max()))
+        difference = results[1].difference
+        assert difference is not None
+        assert difference.measure == name
+        assert difference.mean == pytest.approx((own - that).mean(), rel=0, abs=atol)
+        error = (own - that).std(ddof=1) / math.sqrt(10)
+        assert difference.error == pytest.approx(error, rel=0, abs=atol)
+        assert difference.error is not None
+        limits = confidence_interval(difference.mean, difference.error, 10)
+        assert difference.interval == limits
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-2.0, -1.0), "better"),
+        ((1.0, 2.0), "worse"),
+        ((-1.0, 2.0), "no difference shown"),
+        ((0.0, 0.0), "no difference shown"),
+        (None, "no difference shown"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(
+    interval: tuple[float, float] | None, verdict: str
+) -> None:
+    assert Comparison("kl", 0.0, None, interval).verdict == verdict
+
+
+def test_the_better_checkpoint_is_found(make_model: MakeModel, text: Path) -> None:
+    reference, near, far = (make_model(f"head {h}", head=h) for h in (4.0, 3.9, 2.0))
+    options = {"reference": reference, "window": WINDOW, "windows": 10}
+    verdicts = [
+        r.difference and r.difference.verdict for r in compare([far, near, far], [text], **options)
+    ]
+    assert verdicts == [None, "better", "no difference shown"]
+    worse = compare([near, far], [text], **options)[1].difference
+    assert worse is not None
+    assert worse.verdict == "worse"
+
+
+def test_no_checkpoint_is_refused(text: Path) -> None:
+    with pytest.raises(ValueError, match="`sources` must name at least one"):
+        compare([], [text])
+
+
+def test_another_tokenizer_among_the_checkpoints_is_refused(
+    make_model: MakeModel, text: Path
+) -> None:
+    other = make_model("b", pieces=tokenizer_model("".join(reversed(TEXT))))
+    with pytest.raises(ValueError, match=r"b' splits the text into other tokens than '.*a'"):
+        compare([make_model("a"), other], [text], window=WINDOW)
+
+
+def test_predictions_that_are_not_finite_are_an_error(make_model: MakeModel, text: Path) -> None:
+    bad = make_model("bad", head=math.nan)
+    with pytest.raises(FormatError, match=r"bad: .*text\.txt.* not finite"):
+        evaluate(bad, [text], window=WINDOW)
+
+
+RECORD = {
+    *("checkpoint", "text", "windows", "tokens", "difference"),
+    *("nll", "nll_error", "nll_interval", "perplexity", "perplexity_error", "perplexity_interval"),
+    *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval"),
+}
+
+
+def test_the_command_tells_machines_and_people_the_same(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, near, far = (make_model(f"head{h}", head=h) for h in (4.0, 3.9, 2.0))
+    words = [str(far), str(near), "--reference", str(reference), "--text", str(text)]
+    words = ["evaluate", *words, "--window", str(WINDOW), "--windows", "10"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--json"])
+    records = json.loads(capsys.readouterr().out)
+    results = compare([far, near], [text], reference=reference, window=WINDOW, windows=10)
+    assert [r.keys() for r in records] == [RECORD, RECORD]
+    for record, result in zip(records, results, strict=True):
+        for name in RECORD - {"difference"}:
+            value = getattr(result, name)
+            assert record[name] == (list(value) if isinstance(value, tuple) else value), name
+    assert records[0]["difference"] is None
+    assert records[1]["difference"].keys() == {"measure", "mean", "error", "interval", "verdict"}
+    assert records[1]["difference"]["verdict"] == "better"
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    table = capsys.readouterr().out
+    for record in records:
+        low, high = (1e3 * limit for limit in record["kl_interval"])
+        assert f"{1e3 * record['kl']:.3f} [{low:.3f}, {high:.3f}]" in table
+    low, high = (1e3 * limit for limit in records[1]["difference"]["interval"])
+    assert re.search(re.escape(f"[{low:+.3f}, {high:+.3f}]") + r" +better\n", table)
+
+
+def test_the_command_takes_one_checkpoint_without_a_reference(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(make_model("a")), "--text", str(text), "--window", str(WINDOW)]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--json"])
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record.keys() == RECORD
+    assert {name for name, value in record.items() if value is None} == {
+        *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval", "difference")
+    }

@@ -1,0 +1,156 @@
+"""A change of one layer, measured: what it does to the model, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from mlx_lm.models.llama import Model, ModelArgs
+from mlx_lm.models.mixtral import Model as Mixtral
+from mlx_lm.models.mixtral import ModelArgs as MixtralArgs
+from plastic_export.plan.probe import PROBED, PriceProbe, probed_rows
+
+PATH = "model.layers.1.mlp.up_proj"
+
+
+def log_softmax(logits: mx.array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    x = np.asarray(logits.astype(mx.float32), np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def mean_divergence(log_q: Any, log_p: Any) -> float:
+    """KL(q || p) by its definition, the mean over all tokens."""
+    return float((np.exp(log_q) * (log_q - log_p)).sum(axis=-1).mean())
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    args = ModelArgs(
+        model_type="llama",
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-6,
+        vocab_size=40,
+    )
+    mx.random.seed(0)
+    made = Model(args)
+    made.eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokens() -> mx.array:
+    return mx.random.randint(0, 40, (3, 20), key=mx.random.key(1))
+
+
+def test_a_divergence_is_that_of_the_model_with_the_changed_weight(
+    model: nn.Module, tokens: mx.array
+) -> None:
+    layer = model.layers[1].mlp.up_proj
+    kept = layer.weight
+    change = 0.05 * mx.random.normal(kept.shape, key=mx.random.key(2))
+    before = dict(tree_flatten(model.parameters()))
+    found = PriceProbe(model, tokens).divergence(PATH, np.asarray(change))
+    after = dict(tree_flatten(model.parameters()))
+    assert all(before[name] is after[name] for name in before | after)
+    log_q = log_softmax(model(tokens[:, :-1]))
+    layer.weight = kept + change
+    log_p = log_softmax(model(tokens[:, :-1]))
+    layer.weight = kept
+    wanted = mean_divergence(log_q, log_p)
+    assert wanted > 1e-4
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_packed_layer_can_be_probed(model: nn.Module, tokens: mx.array) -> None:
+    change = np.full((64, 32), 0.01, np.float32)
+    packed = nn.QuantizedLinear.from_linear(model.layers[1].mlp.up_proj, 32, 8)
+    kept, model.layers[1].mlp.up_proj = model.layers[1].mlp.up_proj, packed
+    probe = PriceProbe(model, tokens)
+    assert probe.divergence(PATH, change) > 1e-6
+    assert probe.divergence(PATH, 0 * change) == pytest.approx(0, abs=1e-7)
+    model.layers[1].mlp.up_proj = kept
+
+
+def test_a_factor_is_what_was_measured_over_what_was_predicted(
+    model: nn.Module, tokens: mx.array
+) -> None:
+    probe = PriceProbe(model, tokens)
+    change = np.asarray(0.05 * mx.random.normal((64, 32), key=mx.random.key(2)))
+    measured = probe.divergence(PATH, change)
+    assert probe.factor(PATH, change, measured / 2) == pytest.approx(2, rel=1e-3)
+    assert probe.factor(PATH, 0 * change, 0.0) == pytest.approx(1, abs=1)
+
+
+@given(windows=st.integers(1, 2000), calibrated=st.integers(1, 2000))
+def test_windows_that_are_not_calibrated_on_come_first(windows: int, calibrated: int) -> None:
+    rows = probed_rows(windows, calibrated)
+    taken = min(windows, calibrated)
+    used = {i * windows // taken for i in range(taken)}
+    assert len(set(rows)) == len(rows) == min(PROBED, windows - taken or taken)
+    assert all(0 <= row < windows for row in rows)
+    assert list(rows) == sorted(rows)
+    assert taken == windows or used.isdisjoint(rows)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_change_of_an_embedding_is_seen_in_all_its_uses(tokens: mx.array, tied: bool) -> None:
+    mx.random.seed(1)
+    model = Model(
+        ModelArgs(
+            model_type="llama",
+            hidden_size=32,
+            num_hidden_layers=1,
+            intermediate_size=64,
+            num_attention_heads=4,
+            rms_norm_eps=1e-6,
+            vocab_size=40,
+            tie_word_embeddings=tied,
+        )
+    )
+    model.eval()
+    layer = model.model.embed_tokens
+    change = 0.05 * mx.random.normal(layer.weight.shape, key=mx.random.key(2))
+    found = PriceProbe(model, tokens).divergence("model.embed_tokens", np.asarray(change))
+    log_q = log_softmax(model(tokens[:, :-1]))
+    layer.weight = layer.weight + change
+    log_p = log_softmax(model(tokens[:, :-1]))
+    wanted = mean_divergence(log_q, log_p)
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_change_of_one_expert_is_that_expert_s_alone(tokens: mx.array) -> None:
+    mx.random.seed(1)
+    args = MixtralArgs(
+        model_type="mixtral",
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+    )
+    model = Mixtral(args)
+    model.eval()
+    path = "model.layers.0.block_sparse_moe.switch_mlp.down_proj"
+    layer = model.model.layers[0].block_sparse_moe.switch_mlp.down_proj
+    change = 0.2 * mx.random.normal(layer.weight.shape[1:], key=mx.random.key(2))
+    found = PriceProbe(model, tokens).divergence(path, np.asarray(change), expert=1)
+    log_q = log_softmax(model(tokens[:, :-1]))
+    layer.weight = mx.stack([layer.weight[0], layer.weight[1] + change, layer.weight[2]])
+    log_p = log_softmax(model(tokens[:, :-1]))
+    wanted = mean_divergence(log_q, log_p)
+    assert wanted > 1e-5
+    assert found == pytest.approx(wanted, rel=1e-2)

@@ -1,0 +1,251 @@
+"""What a report shows of a run, and that its page needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from plastic_export import FormatError, Report, report
+from plastic_export.cli.command import main
+from plastic_export.reporting.run_plots import (
+    bytes_figure,
+    loss_figure,
+    rank_figure,
+    rank_map,
+    rendered,
+    short_names,
+)
+from plastic_export.training.history import build_history, read_history
+from plastic_export.training.run_folder import EVENTS, LOSSES, RUN, RunFile
+from plastic_runtime import LossRecord, PlasticityEvent, append_loss
+
+START = {"m.layers.9.q": 4, "m.layers.10.q": 4, "m.layers.10.v": 2}
+HOSTILE = '<script src="http://x">$1_2$</script>&'
+EVERY = 20  # training steps between validation losses
+
+
+def change(step: int, layer: str, action: str, before: int, after: int, **more: Any) -> Any:
+    fields = {"time": 0.0, "step": step, "why": "because", "bytes_awake": 1000 * step}
+    fields |= {"layer": layer, "action": action, "rank_before": before, "rank_after": after}
+    return PlasticityEvent(**(fields | {"bytes_asleep": 10 * step} | more))
+
+
+CHANGES = [
+    change(2, "m.layers.10.q", "grow", 4, 6),
+    change(2, "m.layers.9.q", "shrink", 4, 1),
+    change(3, "m.layers.9.q", "wake", 1, 3),
+    change(3, "", "keep", 11, 11),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A report of a run, elsewhere."""
+    folder = tmp_path_factory.mktemp("module")
+    hostile = change(4, HOSTILE, "grow", 1, 2, why=HOSTILE)
+    run = write_run(folder / "run", events=[*CHANGES, hostile])
+    return report(run, folder / "new" / "place")
+
+
+def write_run(folder: Path, *, events: list[PlasticityEvent] = CHANGES) -> Path:
+    """A run folder of 80 training steps with these events."""
+    folder.mkdir()
+    RunFile({}, START, 900, 5000).write(folder / RUN)
+    (folder / EVENTS).write_text("".join(f"{e.to_json()}\n" for e in events))
+    for step in range(10, 81, 10):
+        append_loss(folder / LOSSES, step, "train", 3 - step / 100)
+        if step % EVERY == 0:
+            append_loss(folder / LOSSES, step, "valid", 3.5 - step / 100)
+    return folder
+
+
+class Page(HTMLParser):
+    """Every tag, and every attribute by its name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: dict[str, list[str]] = {}
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            self.attributes.setdefault(name, []).append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_events_stand_at_the_training_step_of_their_validation_loss(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run"))
+    assert history.unit == "training step"
+    assert history.steps == 80
+    assert [(step, e.action) for step, e in history.events] == [
+        (40, "grow"),
+        (40, "shrink"),
+        (60, "wake"),
+    ]
+    assert history.awake == ((0, 900), (40, 2000), (40, 2000), (60, 3000))
+    assert history.asleep[-1] == (60, 30)
+
+
+def test_ranks_are_those_of_the_run_file_until_an_event_changes_them(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run"))
+    assert [layer.path for layer in history.layers] == list(START)
+    edges, ranks = rank_map(history)
+    np.testing.assert_array_equal(edges, [0, 40, 60, 80])
+    np.testing.assert_array_equal(ranks, [[4, 1, 3], [4, 6, 6], [2, 2, 2]])
+
+
+def test_a_loss_that_was_not_finite_is_not_counted_as_one_the_manager_saw() -> None:
+    losses = [LossRecord(step, "valid", None if step == 1 else 1.0) for step in (0, 1, 2)]
+    history = build_history("x", [change(2, "a", "grow", 1, 2)], losses)
+    assert history.events[0][0] == 2
+
+
+def test_events_alone_are_a_run_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ranks.jsonl"
+    file.write_text("".join(f"{e.to_json()}\n" for e in CHANGES))
+    history = read_history(file)
+    assert history.unit == "validation"
+    assert [layer.path for layer in history.layers] == ["m.layers.9.q", "m.layers.10.q"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(file), "--json"])
+    assert stopped.value.code == 0
+    record = json.loads(capsys.readouterr().out)
+    names = ["report-ranks.png", "report-bytes.png"]
+    assert record["pictures"] == [str(tmp_path / name) for name in names]
+    assert record["changes"] == "growths 1, shrinks 1, wakings 1"
+    assert record["total rank"] == "8 at first, 9 at last, 3 to 6 per layer"
+
+
+def test_the_page_is_whole_in_itself_and_runs_nothing(written: Report) -> None:
+    page = Page(written.page.read_text())
+    assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
+    sources = page.attributes["src"]
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "href" not in page.attributes
+    assert HOSTILE in page.text  # as words
+    for source in sources:
+        svg = base64.b64decode(source.partition(",")[2]).decode()
+        drawing = Page(svg)
+        assert "script" not in drawing.tags
+        links = drawing.attributes.get("xlink:href", [])
+        assert all(link.startswith(("#", "data:image/png")) for link in links)
+
+
+def test_every_picture_is_a_png_of_its_own(written: Report) -> None:
+    names = ["report-loss.png", "report-ranks.png", "report-bytes.png"]
+    assert [p.name for p in written.pictures] == names
+    for picture in written.pictures:
+        pixels = imread(picture)
+        assert pixels.shape[1] > 1000
+        assert np.ptp(pixels) > 0.5
+    assert {p.name for p in written.page.parent.iterdir()} == {"report.html", *names}
+
+
+def test_the_same_run_gives_the_same_bytes(written: Report) -> None:
+    run = written.page.parents[2] / "run"
+    again = report(run)
+    assert again.page.parent == run
+    for one, other in zip(
+        (written.page, *written.pictures), (again.page, *again.pictures), strict=True
+    ):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_still_going_on_may_have_half_a_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for name in (EVENTS, LOSSES):
+        file = run / name
+        file.write_bytes(file.read_bytes() + b'{"step": 9')
+    assert read_history(run).steps == 80
+
+
+def test_a_run_whose_ranks_never_changed_is_drawn(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run", events=[]))
+    assert rendered(rank_figure(history), "png", dpi=20).startswith(b"\x89PNG")
+    assert rank_map(history)[1].tolist() == [[4], [4], [2]]
+    assert bytes_figure(history).axes[0].get_xlim() == (0, 80)
+
+
+def test_losses_and_marks_are_where_they_belong(tmp_path: Path) -> None:
+    figure = loss_figure(read_history(write_run(tmp_path / "run")))
+    losses, events = figure.axes
+    lines = {str(line.get_label()): line for line in losses.lines}
+    np.testing.assert_array_equal(lines["validation"].get_xdata(), [20, 40, 60, 80])
+    np.testing.assert_allclose(lines["validation"].get_ydata(), [3.3, 3.1, 2.9, 2.7])
+    labels = [label.get_text() for label in events.get_yticklabels()]
+    assert labels == ["grow, 1 x", "shrink, 1 x", "wake, 1 x"]
+    marks = [tuple(map(float, c.get_offsets()[0])) for c in events.collections]
+    assert marks == [(40, 0), (40, 1), (60, 2)]
+
+
+def test_hundreds_of_layers_stay_one_picture() -> None:
+    start = {f"m.layers.{b}.{r}_proj": 8 for b in range(80) for r in "qkvogud"}
+    history = build_history("x", [], [LossRecord(9, "valid", 1.0)], RunFile({}, start, 1, None))
+    figure = rank_figure(history)
+    assert figure.get_size_inches()[1] < 20
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "block 0"
+    assert 20 < len(labels) <= 80
+
+
+def test_names_lose_what_they_all_begin_with() -> None:
+    assert short_names(["a.b.0.q", "a.b.1.q"]) == ["0.q", "1.q"]
+    assert short_names(["a.b.q"]) == ["q"]
+    assert short_names(["q", "a.q"]) == ["q", "a.q"]
+    assert short_names(["a.b.0.q", "a.b.1.q", "head"]) == ["0.q", "1.q", "head"]
+
+
+BROKEN: dict[str, tuple[str, str]] = {
+    "an event of words": (EVENTS, '{"step": 1}'),
+    "a rank that is no number": (
+        EVENTS,
+        json.dumps(asdict(CHANGES[0]) | {"rank_after": "many"}),
+    ),
+    "a negative rank": (EVENTS, json.dumps(asdict(CHANGES[0]) | {"rank_after": -1})),
+    "a loss of no kind": (LOSSES, '{"step": 1, "kind": "test", "loss": 1.0}'),
+    "a loss of words": (LOSSES, '{"step": 1, "kind": "train", "loss": "low"}'),
+    "a run file of a later version": (RUN, '{"version": 99}'),
+    "a run file that is none": (RUN, "[]"),
+}
+
+
+@pytest.mark.parametrize(("name", "line"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_damaged_log_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, line: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).write_text(f"{line}\n")
+    before = sorted(run.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(run)])
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert name in err
+    assert sorted(run.iterdir()) == before
+
+
+def test_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"no such run; name a folder"):
+        report(tmp_path / "none")
+    with pytest.raises(FormatError, match=r"neither events\.jsonl nor losses\.jsonl has a line"):
+        report(tmp_path)
+    run = write_run(tmp_path / "run")
+    with pytest.raises(FormatError, match="it is not a folder; name another --out"):
+        report(run, run / RUN)
+    with pytest.raises(ValueError, match="`losses` must be None for a folder"):
+        report(run, losses=run / LOSSES)

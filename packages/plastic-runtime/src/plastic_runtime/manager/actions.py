@@ -1,0 +1,196 @@
+"""What a manager does to a model: one method per action, each through surgery, each one event."""
+
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from plastic_core import Factors, RankLayer
+
+from plastic_runtime.log.events import EventLog, PlasticityEvent
+from plastic_runtime.manager.state import Change, Guard, PolicyState
+from plastic_runtime.manager.targets import plastic_spectrum
+from plastic_runtime.sleep.sleep_dict import SleepDict
+from plastic_runtime.surgery import surgery
+from plastic_runtime.surgery.gauge import Gauge
+from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.growth import Directions, steepest_directions
+from plastic_runtime.surgery.reallocation import Inventory, finite
+from plastic_runtime.surgery.scores import Loss, find_rank_layers
+
+
+@dataclass
+class Actions:
+    """Changes ranks, together with optimizer state and sleeping components, and logs it.
+
+    Attributes:
+        model: Its ``RankLayer`` modules change.
+        optimizer: Its state follows; None if nothing trains.
+        loss: Probe that points growth along the gradient; None for random growth.
+        log: Every action adds one event.
+        soft_threshold: Shrink by soft-thresholding instead of truncating.
+        seed: Of random growth.
+        sleep: Where parked components are.
+        gauge: How new components are written; None for ``S = 0``.
+    """
+
+    model: nn.Module
+    optimizer: optim.Optimizer | None
+    loss: Loss | None
+    log: EventLog
+    soft_threshold: bool
+    seed: int
+    sleep: SleepDict = field(default_factory=SleepDict)
+    gauge: Gauge | None = None
+
+    @cached_property
+    def layers(self) -> dict[str, RankLayer]:
+        """The layers by path; a walk over a large model is not free."""
+        return find_rank_layers(self.model)
+
+    def layer(self, path: str) -> RankLayer:
+        """Return the layer at a path.
+
+        Raises:
+            ValueError: If there is none; names those there are.
+        """
+        if path not in self.layers:
+            raise ValueError(f"`path` must be one of {sorted(self.layers)}, got {path!r}.")
+        return self.layers[path]
+
+    def passed(self) -> dict[str, GradientFactors]:
+        """What passes the layers on the probe batch; nothing without one.
+
+        Raises:
+            ValueError: If it is not finite; names the layer.
+        """
+        found = {} if self.loss is None else gradient_factors(self.model, self.loss)
+        return {path: finite(path, found) for path in found}
+
+    def grow(
+        self,
+        change: Change,
+        state: PolicyState,
+        score: float | None,
+        passed: Mapping[str, GradientFactors],
+    ) -> PlasticityEvent:
+        """Grow a layer to ``change.rank``, along the gradient or, without one, at random."""
+        path, layer = change.path, self.layer(change.path)
+        before, k = layer.rank, change.rank - layer.rank
+        if path in passed and 0 <= k <= layer.max_rank - before:
+            directions = steepest_directions(layer, passed[path], k)
+            fresh = self._fresh(layer, directions, change.rank)
+            surgery.extend(layer, fresh, path=path, optimizer=self.optimizer)
+        else:
+            entropy = [self.seed, state.step, before, zlib.crc32(path.encode())]
+            key = mx.random.key(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            surgery.grow(layer, k, path=path, optimizer=self.optimizer, key=key)
+        return self.record("grow", state, path, before=before, why=change.why, score=score)
+
+    def park(
+        self, change: Change, state: PolicyState, score: float | None
+    ) -> tuple[PlasticityEvent, tuple[int, ...]]:
+        """Shrink a layer to ``change.rank``; returns the ids of what sleeps now, too."""
+        path, layer = change.path, self.layer(change.path)
+        before, asleep = layer.rank, len(self.sleep.ids(path))
+        soft = self.soft_threshold and 0 <= change.rank < before
+        error = surgery.park(
+            layer,
+            path=path,
+            optimizer=self.optimizer,
+            sleep=self.sleep,
+            rank=None if soft else change.rank,
+            tau=float(plastic_spectrum(layer)[change.rank]) if soft else None,
+        )
+        why = f"{change.why}, |dW| = {error:.2g}"
+        event = self.record("shrink", state, path, before=before, why=why, score=score)
+        return event, self.sleep.ids(path)[asleep:]
+
+    def wake(
+        self,
+        path: str,
+        ids: Sequence[int],
+        state: PolicyState,
+        *,
+        why: str,
+        score: float | None = None,
+        guard: Guard | None = None,
+    ) -> PlasticityEvent:
+        """Wake components of a layer, the first of ``ids`` first."""
+        layer = self.layer(path)
+        before = layer.rank
+        surgery.wake(layer, ids, path=path, optimizer=self.optimizer, sleep=self.sleep)
+        return self.record("wake", state, path, before=before, why=why, score=score, guard=guard)
+
+    def _fresh(self, layer: RankLayer, directions: Directions, rank: int) -> Factors:
+        """Components that change nothing yet, written in the gauge if there is one."""
+        U, Vh = (mx.array(part).astype(layer.U.dtype) for part in directions)
+        if self.gauge is not None:
+            return self.gauge.fresh(layer, Vh, rank)
+        return Factors(U, mx.zeros(len(Vh), layer.S.dtype), Vh)
+
+    def settle(
+        self, path: str, rank: int, inventory: Inventory, gauge: Gauge, state: PolicyState
+    ) -> list[PlasticityEvent]:
+        """Bring a layer to a rank: its worst components sleep, its most useful sleepers wake."""
+        layer, before = self.layer(path), self.layer(path).rank
+        awake, ids = inventory.chosen(rank)
+        events = []
+        if awake < before:
+            surgery.cut(
+                layer,
+                inventory.components,
+                awake,
+                gauge=gauge,
+                path=path,
+                optimizer=self.optimizer,
+                sleep=self.sleep,
+            )
+            worth = float(np.square(inventory.components[1][awake:]).sum()) / 2
+            why = f"less per byte than elsewhere, worth {worth:.2g}"
+            events.append(self.record("shrink", state, path, before=before, why=why, score=worth))
+        if ids:
+            gain = sum(inventory.gains[inventory.asleep.index(i)] for i in ids)
+            why = f"more per byte than elsewhere, {len(ids)} wake"
+            events.append(self.wake(path, ids, state, why=why, score=gain))
+            surgery.regauge(layer, gauge, path=path, optimizer=self.optimizer)
+        return events
+
+    def record(
+        self,
+        action: str,
+        state: PolicyState,
+        path: str = "",
+        *,
+        why: str,
+        before: int | None = None,
+        score: float | None = None,
+        guard: Guard | None = None,
+    ) -> PlasticityEvent:
+        """Log one event; without a path it is about the whole model and its total rank.
+
+        What judges a shrink names its guard: the event carries the loss before it and that now.
+        """
+        layers = self.layers
+        rank = layers[path].rank if path else sum(layer.rank for layer in layers.values())
+        event = PlasticityEvent(
+            time=time.time(),
+            step=state.step,
+            layer=path,
+            action=action,
+            rank_before=rank if before is None else before,
+            rank_after=rank,
+            why=why,
+            score=score,
+            bytes_awake=sum(layer.nbytes for layer in layers.values()),
+            bytes_asleep=self.sleep.nbytes,
+            loss_before=guard.before if guard else state.moving_loss,
+            loss_after=state.moving_loss if guard else None,
+        )
+        self.log.append(event)
+        return event

@@ -1,0 +1,386 @@
+"""The manager: watches the validation loss, decides by the policy, acts through surgery."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Unpack
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from plastic_core import RankLayer
+
+from plastic_runtime.log.events import EventLog, PlasticityEvent
+from plastic_runtime.manager.actions import Actions
+from plastic_runtime.manager.policy import decide, most_useful, rank_changed, watch, woken
+from plastic_runtime.manager.state import Change, Guard, Numbers, PolicyState, Settings
+from plastic_runtime.manager.survey import SCORES, benefits, layer_views
+from plastic_runtime.manager.targets import Target
+from plastic_runtime.measure.grams import Gram
+from plastic_runtime.sleep.sleep_dict import SleepDict
+from plastic_runtime.surgery.gauge import Gauge
+from plastic_runtime.surgery.reallocation import take_stock
+from plastic_runtime.surgery.schedule import Schedule, redistribute
+from plastic_runtime.surgery.scores import Loss, bytes_per_rank
+
+
+class PlasticityManager:
+    """Adapts the ranks of a model's ``RankLayer`` modules to its validation loss.
+
+    Call :meth:`step` with every validation loss, between two optimizer steps. At a plateau the
+    layers that matter most per byte grow and those that hold too much shrink; what the loss does
+    next judges it, and what did not work is undone (``manager.policy``; a heuristic).
+    Nothing is lost: what leaves a layer sleeps in ``sleep_dict``, bit for bit, with its
+    optimizer state.
+
+    Args:
+        model: Any module; its ``RankLayer`` modules are managed, wherever they are.
+        optimizer: The one that trains them; its state follows every change.
+        loss: Evaluates the model on a probe batch and returns a scalar; not compiled. Scores
+            layers, points growth along the gradient, measures what sleepers would bring. Without
+            it layers are scored by how evenly their spectrum fills their rank, growth is random,
+            and the largest sleepers wake first.
+        strategy: How a spectrum names a rank: ``"stable"``, ``"theorem"`` or ``"activation"``;
+            or a ``Target`` with the numbers that belong to it.
+        score: How ``loss`` scores layers: ``"gradient"``, ``"relevance"``, or ``"descent"``, by
+            how much a new component is predicted to lower it.
+        grams: Input Gram of every layer by path (``input_grams``), for ``"activation"``.
+        soft_threshold: Shrink by soft-thresholding the spectrum, which also lowers what stays
+            awake and so is not wholly undone by waking, instead of by truncating it.
+        log: A file to append one JSON line per event to, or an ``EventLog``.
+        seed: Of the random directions.
+        sleep: Where components sleep: a ``SleepStore`` keeps them on disk.
+        schedule: Bytes that may be awake over the steps; then it alone changes ranks, in
+            :meth:`advance`, and validation losses are only kept on record.
+        gauge: How factors are written, the one that was given to ``attach``: new components and
+            reallocated layers follow it. By default new components enter with ``S = 0``.
+        **numbers: ``delta``, ``gamma``, ``k``, ``window``, ``patience``, ``cooldown``, ``guard``,
+            ``fraction``, ``max_bytes``: see ``Settings``, which has the defaults.
+
+    Raises:
+        ValueError: If the model has no ``RankLayer``, an argument is out of range, a Gram is
+            missing, or more than ``max_bytes`` are awake.
+
+    Note:
+        Most steps cost nothing. A plateau costs one backward pass of ``loss`` for the scores, two
+        thin QRs per layer, and one backward pass per layer that grows; a waking costs one
+        backward pass per layer under guard.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer | None = None,
+        *,
+        loss: Loss | None = None,
+        strategy: str | Target = "stable",
+        score: str = "gradient",
+        grams: Mapping[str, Gram] | None = None,
+        soft_threshold: bool = False,
+        log: str | os.PathLike[str] | EventLog | None = None,
+        seed: int = 0,
+        sleep: SleepDict | None = None,
+        schedule: Schedule | None = None,
+        gauge: Gauge | None = None,
+        **numbers: Unpack[Numbers],
+    ) -> None:
+        self.settings = Settings(**numbers)
+        self.target = strategy if isinstance(strategy, Target) else Target(strategy)
+        self.score = score
+        self.grams = dict(grams or {}) if self.target.strategy == "activation" else {}
+        log = log if isinstance(log, EventLog) else EventLog(log)
+        sleep = SleepDict() if sleep is None else sleep
+        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep, gauge)
+        self.schedule = schedule
+        self.gauge = gauge
+        self._state = PolicyState()
+        self._advanced = 0
+        self._check()
+
+    def step(self, val_loss: float | mx.array) -> list[PlasticityEvent]:
+        """Take in a validation loss; change ranks if it is time to.
+
+        Args:
+            val_loss: A scalar. NaN or infinite changes nothing and is reported as an event.
+
+        Returns:
+            What was done, one event per decision; mostly nothing.
+        """
+        loss = float(val_loss)
+        if not math.isfinite(loss):
+            return [self.report(f"the validation loss is {loss}: no change")]
+        guard = self._state.guard
+        verdict, self._state = watch(self.settings, self._state, loss)
+        if self.schedule is not None:
+            return []
+        if verdict == "plateau":
+            return self._change()
+        if verdict == "wake" and guard is not None:
+            return self._wake(guard)
+        if verdict == "keep" and guard is not None:
+            return [self._keep(path, guard) for path in sorted(guard.parked)]
+        return []
+
+    def advance(self, step: int) -> list[PlasticityEvent]:
+        """Follow the schedule: change ranks if a reallocation is due after ``step`` steps.
+
+        Call it between two updates, once for every number of steps; a number that was seen
+        before changes nothing. Without a schedule it does nothing.
+        """
+        schedule = self.schedule
+        if schedule is None or step <= self._advanced or not schedule.due(step):
+            return []
+        self._advanced = step
+        return self.reallocate(schedule.budget(step))
+
+    def reallocate(self, max_bytes: int) -> list[PlasticityEvent]:
+        """Keep awake, over all layers, what the loss can least do without in ``max_bytes``.
+
+        Every component is priced by what leaving it out is predicted to cost the loss on the
+        probe batch, every sleeper by what its waking would gain (``take_stock``); the budget is
+        then spent as well as can be. What leaves sleeps with its optimizer state. The layers
+        that change are written in ``gauge``. Every layer keeps one component.
+
+        Args:
+            max_bytes: For the factors of all layers together.
+
+        Returns:
+            One event per change; a single ``"keep"`` where the probe's loss or gradient is not
+            finite, and then nothing has changed.
+
+        Raises:
+            ValueError: If the manager has no ``loss``, or one component per layer takes more.
+        """
+        act = self._act
+        if act.loss is None:
+            raise ValueError("`loss` must be given to price components.")
+        try:
+            stock = take_stock(act.model, act.sleep, act.loss)
+        except ValueError as error:
+            return [self.report(f"{error}: no change")]
+        holdings = [own.holding(path, floor=1) for path, own in stock.items()]
+        ranks, gauge = redistribute(holdings, max_bytes), self.gauge or Gauge()
+        events = [
+            event
+            for path, own in stock.items()
+            for event in act.settle(path, ranks[path], own, gauge, self._state)
+        ]
+        if events:
+            self._state = rank_changed(self.settings, self._state)
+        return events
+
+    def report(self, why: str) -> PlasticityEvent:
+        """Log that no rank changes, and why; about the whole model."""
+        return self._act.record("keep", self._state, why=why)
+
+    def grow(self, path: str, k: int) -> PlasticityEvent:
+        """Grow one layer by ``k`` now; the next plateau judges it like any growth.
+
+        Raises:
+            ValueError: If there is no such layer, or no room in it or under ``max_bytes``.
+        """
+        layer = self._act.layer(path)
+        self._check_room(layer, k, "`k`")
+        before = layer.rank
+        change = Change("grow", path, before + k, "asked for")
+        event = self._act.grow(change, self._state, None, self._act.passed())
+        self._state = rank_changed(self.settings, self._state, grown={path: before})
+        return event
+
+    def shrink(self, path: str, rank: int) -> PlasticityEvent:
+        """Shrink one layer to ``rank`` now, whatever its floor; a guard opens as on any shrink.
+
+        Raises:
+            ValueError: If there is no such layer or ``rank`` is not from 0 to its present rank.
+        """
+        change = Change("shrink", path, rank, "asked for")
+        event, ids = self._act.park(change, self._state, None)
+        self._state = rank_changed(self.settings, self._state, parked={path: ids} if ids else None)
+        return event
+
+    def wake(self, path: str, ids: Sequence[int] | None = None) -> PlasticityEvent:
+        """Wake components of one layer now, by default all; its rank becomes its floor.
+
+        Raises:
+            ValueError: If there is no such layer, nothing to wake, or no room in the layer or
+                under ``max_bytes``.
+        """
+        layer = self._act.layer(path)
+        ids = self.sleep_dict.ids(path) if ids is None else tuple(ids)
+        self._check_room(layer, len(set(ids) - self._guarded(path)), "the number of `ids`")
+        event = self._act.wake(path, ids, self._state, why="asked for")
+        self._state = woken(self.settings, self._state, {path: tuple(ids)}, {path: layer.rank})
+        return event
+
+    @property
+    def sleep_dict(self) -> SleepDict:
+        """The components asleep."""
+        return self._act.sleep
+
+    def ranks(self) -> dict[str, int]:
+        """Return the rank of every managed layer by path."""
+        return {path: layer.rank for path, layer in self._act.layers.items()}
+
+    @property
+    def bytes_awake(self) -> int:
+        """Bytes of the factors of all managed layers."""
+        return sum(layer.nbytes for layer in self._act.layers.values())
+
+    @property
+    def bytes_asleep(self) -> int:
+        """Bytes of the factors in ``sleep_dict``."""
+        return self.sleep_dict.nbytes
+
+    @property
+    def events(self) -> list[PlasticityEvent]:
+        """All events so far, oldest first."""
+        return list(self._act.log)
+
+    @property
+    def moving_loss(self) -> float | None:
+        """Mean of the last validation losses since the latest change."""
+        return self._state.moving_loss
+
+    @property
+    def settled(self) -> bool:
+        """Whether the latest plateau asked for no change."""
+        return self._state.settled
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`load_state` needs to go on deciding the same, in JSON's types.
+
+        The factors, the optimizer's state and ``sleep_dict`` are not in it (``save_run``).
+        """
+        return {
+            "options": self._options(),
+            "policy": self._state.as_dict(),
+            "advanced": self._advanced,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`.
+
+        Raises:
+            ValueError: If the manager was made with other options; names them.
+        """
+        now, then = self._options(), state["options"]
+        differing = [
+            f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted(now.keys() | then.keys())
+            if now.get(name) != then.get(name)
+        ]
+        if differing:
+            raise ValueError(f"`state` comes from other options: {'; '.join(differing)}.")
+        self._state = PolicyState.from_dict(state["policy"])
+        self._advanced = state["advanced"]
+
+    def _options(self) -> dict[str, Any]:
+        """All that decides besides model and data, in JSON's types."""
+        own = {
+            "score": self.score,
+            "soft_threshold": self._act.soft_threshold,
+            "seed": self._act.seed,
+            "layers": sorted(self.ranks()),
+            "schedule": None if self.schedule is None else asdict(self.schedule),
+            "gauge": None if self.gauge is None else asdict(self.gauge),
+        }
+        return {**asdict(self.settings), **asdict(self.target), **own}
+
+    def _check(self) -> None:
+        """Refuse what cannot work, before anything is trained."""
+        paths = self.ranks()
+        if not paths:
+            raise ValueError("`model` must contain a RankLayer; see RankLayer.from_linear.")
+        if self.score not in SCORES:
+            raise ValueError(f"`score` must be one of {sorted(SCORES)}, got {self.score!r}.")
+        missing = [path for path in paths if path not in self.grams]
+        if missing and self.target.strategy == "activation":
+            raise ValueError(f"`grams` must hold the input Gram of '{missing[0]}': input_grams.")
+        if self.schedule is not None:
+            self._check_schedule(self.schedule)
+        ceiling = self.settings.max_bytes
+        if ceiling is not None and self.bytes_awake > ceiling:
+            raise ValueError(
+                f"`max_bytes` must be at least the {self.bytes_awake} bytes awake, got {ceiling}."
+            )
+
+    def _check_schedule(self, schedule: Schedule) -> None:
+        """Refuse a schedule that could not be followed."""
+        if self._act.loss is None:
+            raise ValueError("`loss` must be given with a `schedule`: it prices the components.")
+        layers = self._act.layers.values()
+        least = sum(bytes_per_rank(layer) for layer in layers)
+        if schedule.last < least:
+            raise ValueError(
+                f"`schedule` must end at {least} bytes or more, one component for each of the "
+                f"{len(layers)} layers, got {schedule.last}; raise it or adapt fewer layers."
+            )
+
+    def _change(self) -> list[PlasticityEvent]:
+        """Carry out the plan for a plateau."""
+        act, settled = self._act, self._state.settled
+        try:
+            passed = act.passed()
+        except ValueError as error:
+            return [self.report(f"{error}: no change")]
+        layers = layer_views(
+            act.model, target=self.target, score=self.score, loss=act.loss, grams=self.grams
+        )
+        scores = {layer.path: layer.score for layer in layers}
+        ranks = {layer.path: layer.rank for layer in layers}
+        changes, self._state = decide(self.settings, self._state, layers)
+        events, grown, parked = [], {}, {}
+        for change in changes:
+            if change.action == "grow":
+                event = act.grow(change, self._state, scores[change.path], passed)
+                grown[change.path] = ranks[change.path]
+            else:
+                event, parked[change.path] = act.park(change, self._state, scores[change.path])
+            events.append(event)
+        if changes:
+            self._state = rank_changed(self.settings, self._state, grown=grown, parked=parked)
+        elif not settled:
+            events.append(act.record("keep", self._state, why="plateau, no layer asks for change"))
+        return events
+
+    def _wake(self, guard: Guard) -> list[PlasticityEvent]:
+        """Undo a harmful shrink: wake the sleepers that hold most of the benefit."""
+        act = self._act
+        benefit = benefits(act.model, act.sleep, guard.parked, act.loss)
+        chosen = most_useful(benefit)
+        ids = {path: tuple(i for i in chosen if i in own) for path, own in guard.parked.items()}
+        ids = {path: own for path, own in sorted(ids.items()) if own}
+        events = [
+            act.wake(
+                path,
+                own,
+                self._state,
+                why=f"the shrink hurt, {len(own)} of {len(guard.parked[path])} wake",
+                score=sum(benefit[i] for i in own),
+                guard=guard,
+            )
+            for path, own in ids.items()
+        ]
+        ranks = {path: act.layer(path).rank for path in ids}
+        self._state = woken(self.settings, self._state, ids, ranks)
+        return events
+
+    def _keep(self, path: str, guard: Guard) -> PlasticityEvent:
+        """Report that a shrink did no harm."""
+        why = f"no harm, {len(guard.parked[path])} sleep on"
+        return self._act.record("keep", self._state, path, why=why, guard=guard)
+
+    def _guarded(self, path: str) -> set[int]:
+        """The sleepers of a layer that the guard may yet wake: their room is theirs."""
+        guard = self._state.guard
+        return set(guard.parked.get(path, ())) if guard else set()
+
+    def _check_room(self, layer: RankLayer, count: int, what: str) -> None:
+        """Refuse what would exceed the ceiling."""
+        ceiling = self.settings.max_bytes
+        guarded = (i for path in self.sleep_dict.paths() for i in self._guarded(path))
+        taken = self.bytes_awake + sum(self.sleep_dict.get(i).nbytes for i in guarded)
+        if ceiling is not None and taken + count * bytes_per_rank(layer) > ceiling:
+            most = (ceiling - taken) // bytes_per_rank(layer)
+            raise ValueError(f"{what} must be at most {most} under {ceiling} bytes, got {count}.")

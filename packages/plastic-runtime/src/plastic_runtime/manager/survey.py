@@ -1,0 +1,97 @@
+"""What the policy needs to know of the layers and of what sleeps, measured on the model."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from plastic_runtime.manager.state import LayerView
+from plastic_runtime.manager.targets import Target, plastic_spectrum
+from plastic_runtime.measure.grams import Gram
+from plastic_runtime.sleep.sleep_dict import SleepDict
+from plastic_runtime.surgery.blame import blaming
+from plastic_runtime.surgery.gradient_factors import gradient_factors
+from plastic_runtime.surgery.growth import descent_score
+from plastic_runtime.surgery.scores import (
+    Loss,
+    bytes_per_rank,
+    find_rank_layers,
+    gradient_score,
+    relevance_score,
+    sleeping_benefit,
+)
+
+SCORES = {
+    "descent": descent_score,
+    "gradient": gradient_score,
+    "relevance": relevance_score,
+}
+
+
+def layer_views(
+    model: nn.Module, *, target: Target, score: str, loss: Loss | None, grams: Mapping[str, Gram]
+) -> list[LayerView]:
+    """Return what the policy needs to know of every ``RankLayer``.
+
+    Args:
+        model: Any module; not changed.
+        target: How a spectrum names a rank.
+        score: One of ``SCORES``.
+        loss: Probe for the score. Without one, the score is how evenly the spectrum fills the
+            rank. A score that is not finite counts as 0.
+        grams: Input Grams by path; a layer without one is read by its plain spectrum.
+
+    Returns:
+        One view per layer, in the order of their paths.
+    """
+    scores = {} if loss is None else SCORES[score](model, loss)
+    views = []
+    for path, layer in find_rank_layers(model).items():
+        gram = grams[path].matrix if path in grams else None
+        with blaming(path):
+            spectrum = plastic_spectrum(layer, gram=gram)
+        own = scores.get(path, _evenness(spectrum))
+        views.append(
+            LayerView(
+                path=path,
+                rank=layer.rank,
+                max_rank=layer.max_rank,
+                bytes_per_rank=bytes_per_rank(layer),
+                score=own if math.isfinite(own) else 0.0,
+                target=target.rank(spectrum, layer.shape),
+            )
+        )
+    return views
+
+
+def benefits(
+    model: nn.Module, sleep: SleepDict, ids: Mapping[str, Iterable[int]], loss: Loss | None
+) -> dict[int, float]:
+    """Return by id what sleeping components would bring.
+
+    Args:
+        model: The model they belong to; not changed.
+        sleep: Where they sleep.
+        ids: By path of their layer.
+        loss: Probe for ``sleeping_benefit``. Without one, or where its gradient is not finite,
+            the benefit is the size ``|S|`` of the component.
+    """
+    found = {}
+    passed = {} if loss is None else gradient_factors(model, loss)
+    for path, own in ids.items():
+        if path in passed and passed[path].finite:
+            G = mx.array(passed[path].dense())
+            found.update({i: sleeping_benefit(sleep.get(i), G) for i in own})
+        else:
+            found.update({i: abs(float(sleep.get(i).S)) for i in own})
+    return found
+
+
+def _evenness(spectrum: NDArray[np.float64]) -> float:
+    """Stable rank over rank: near 1 where every component is used alike (heuristic)."""
+    if spectrum.size == 0 or spectrum[0] == 0:
+        return 1.0
+    return float(np.mean(np.square(spectrum / spectrum[0])))

@@ -1,0 +1,265 @@
+"""Second moments of what passes a place in the model, summed outside MLX."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import block_side, linalg
+
+PANEL = 512  # columns of a sum that are added to at a time
+CHUNK = 2**23  # entries of the inputs widened to float64 at a time: 64 MiB
+
+
+LONGEST_DENSE_SIDE = 16_384
+"""The longest side of a dense Gram, which takes 2 GiB: see `is_dense`."""
+
+
+class Gram(NamedTuple):
+    """Second moment of what enters a layer.
+
+    Attributes:
+        matrix: ``E[x x^T]``, the mean over tokens, shape ``(in, in)``, float64, symmetric
+            positive semidefinite up to rounding; or only the blocks along its diagonal, shape
+            ``(in / b, b, b)``, of which the others are taken for zero.
+        tokens: Number of inputs ``x`` it is the mean of.
+    """
+
+    matrix: NDArray[np.float64]
+    tokens: int
+
+
+class LossGrams(NamedTuple):
+    r"""The two factors of a layer's Fisher information.
+
+    A change D of the layer's weight raises the KL divergence to the model by about
+    :math:`\tfrac12 \mathrm{tr}(C D R D^T)` nats per token.
+
+    Attributes:
+        input: ``R = E[x x^T]``, shape ``(in, in)``, the mean over all inputs of the layer.
+        output: ``C = E[g g^T]``, shape ``(out, out)``: the sum over all outputs of the layer,
+            divided by the tokens of the text. A layer that each token passes twice has the sum
+            of both, a layer that half of the tokens pass has half.
+    """
+
+    input: Gram
+    output: Gram
+
+
+def is_dense(side: int, widest: int, *, count: int = 1) -> bool:
+    """Whether ``count`` Grams of a side may be dense together.
+
+    Args:
+        side: Of each.
+        widest: The longest side of a single one.
+        count: How many are in memory at a time.
+    """
+    return count * side**2 <= widest**2
+
+
+class Site:
+    """The inputs of one place in the model, summed up.
+
+    Args:
+        size: Entries of one input.
+        widest: The longest side of a dense sum; of a larger one only the blocks of `block_side`
+            along the diagonal are kept.
+
+    Attributes:
+        total: The sum of ``x x^T``, or its blocks; only lower triangles count until it is mirrored.
+        tokens: How many inputs are in it.
+    """
+
+    def __init__(self, size: int, widest: int = LONGEST_DENSE_SIDE) -> None:
+        self.size = size
+        side = block_side(size)
+        blocks = (size // side, side, side)
+        self.total = np.zeros((size, size) if is_dense(size, widest) else blocks)
+        self.tokens = 0
+
+    def add(self, x: mx.array) -> None:
+        """Add all rows of ``x``; see `add_rows`."""
+        self.add_rows(linalg.as_matrix(linalg.to_numpy(x).reshape(-1, self.size), "x"))
+
+    def add_rows(self, X: NDArray[np.float32]) -> None:
+        """Add inputs, shape ``(tokens, size)``.
+
+        Beside the sum, a few panels of it are in memory. Products are float64 in NumPy, or float32
+        on a GPU that computes in float32.
+        """
+        step = max(1, CHUNK // max(1, self.size))
+        for start in range(0, len(X), step):
+            part = X[start : start + step]
+            rows = linalg.place(part) if linalg.on_gpu() else part.astype(np.float64)
+            if self.total.ndim == 2:
+                _add_products(self.total, rows)
+            elif self.total.shape[1] == 1:
+                self.total[:, 0, 0] += linalg.to_numpy((rows * rows).sum(axis=0))
+            else:
+                side = self.total.shape[1]
+                for i, block in enumerate(self.total):
+                    _add_products(block, rows[:, i * side : (i + 1) * side])
+        self.tokens += len(X)
+
+    def mean(self, tokens: int) -> Gram:
+        """The sum over ``tokens``, in its own memory: the site is used up."""
+        mirror(self.total)
+        self.total /= max(tokens, 1)
+        return Gram(self.total, tokens)
+
+    def gram(self) -> Gram:
+        """The mean over the inputs so far."""
+        copy = Site(0)
+        copy.total = self.total.copy()
+        return copy.mean(self.tokens)
+
+
+class TokenSite(Site):
+    """The tokens that enter an embedding: as inputs of a linear layer, rows of the identity.
+
+    The sum of ``x x^T`` is the diagonal of how often each token came.
+
+    Args:
+        size: Number of tokens there are.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0)
+        self.size, self.total = size, np.zeros((size, 1, 1))
+
+    def add(self, x: mx.array) -> None:
+        """Add all entries of ``x``, whole numbers below the size."""
+        tokens = np.asarray(x).reshape(-1)
+        self.total[:, 0, 0] += np.bincount(tokens, minlength=self.size)
+        self.tokens += tokens.size
+
+
+def _add_products(total: NDArray[np.float64], rows: linalg.Matrix) -> None:
+    """Add ``rows.T @ rows`` to the lower triangle of a matrix, panel by panel."""
+    size = len(total)
+    for j in range(0, size, PANEL):
+        product = rows[:, j:].T @ rows[:, j : j + PANEL]
+        total[j:, j : j + PANEL] += linalg.to_numpy(product)
+
+
+def mirror(A: NDArray[np.float64]) -> None:
+    """Copy the lower triangle of a square matrix, or of each of a stack, onto the upper one."""
+    if A.ndim == 3:
+        for block in A if A.shape[1] > 1 else ():
+            mirror(block)
+        return
+    for j in range(0, len(A), PANEL):
+        end = min(j + PANEL, len(A))
+        lower = np.tril(A[j:end, j:end])
+        A[j:end, j:end] = lower + np.tril(lower, -1).T
+        A[j:end, end:] = A[end:, j:end].T
+
+
+class RoutedSite:
+    """The inputs of a stack of experts: a `Site` for each, or one for all.
+
+    Args:
+        size: Entries of one input.
+        count: How many experts there are, or 1.
+        widest: The longest side of a dense sum.
+
+    Attributes:
+        sites: The sums.
+    """
+
+    def __init__(self, size: int, count: int, widest: int = LONGEST_DENSE_SIDE) -> None:
+        self.sites = [Site(size, widest) for _ in range(count)]
+
+    def add(self, x: mx.array, indices: mx.array) -> None:
+        """Add the inputs ``x (..., rows, size)``, of which those at ``i`` go to ``indices[i]``.
+
+        The leading axes of ``x`` and the axes of ``indices`` are broadcast.
+        """
+        size, rows = x.shape[-1], x.shape[-2]
+        shape = np.broadcast_shapes(x.shape[:-2], indices.shape)
+        X = linalg.to_numpy(mx.broadcast_to(x, (*shape, rows, size))).reshape(-1, size)
+        X = linalg.as_matrix(X, "x")
+        experts = np.repeat(np.broadcast_to(np.asarray(indices), shape).reshape(-1), rows)
+        if len(self.sites) == 1:
+            self.sites[0].add_rows(X)
+            return
+        for expert in np.unique(experts):
+            self.sites[expert].add_rows(X[experts == expert])
+
+
+AnySite = Site | RoutedSite
+
+
+def flat_sites(sites: Mapping[str, AnySite]) -> dict[str, Site]:
+    """Sites by path; those of the experts of a stack by its path and their number: ``mlp.up.3``.
+
+    A stack whose experts share one sum has it under its own path.
+    """
+    found: dict[str, Site] = {}
+    for path, site in sites.items():
+        if isinstance(site, Site):
+            found[path] = site
+        elif len(site.sites) == 1:
+            found[path] = site.sites[0]
+        else:
+            found |= {f"{path}.{i}": own for i, own in enumerate(site.sites)}
+    return found
+
+
+class GramRecorder:
+    """Sends the input of every call to the site of its path, each array of a pass once.
+
+    Args:
+        widest: The longest side of a dense sum.
+    """
+
+    def __init__(self, widest: int = sys.maxsize) -> None:
+        self.sites: dict[str, AnySite] = {}
+        self.passes = 0
+        self.widest = widest
+        self._seen: dict[tuple[int, str], tuple[weakref.ref[mx.array], AnySite]] = {}
+
+    def new_pass(self) -> None:
+        self.passes += 1
+        self._seen.clear()
+
+    def around(self, path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        if mx.issubdtype(x.dtype, mx.floating):
+            self.record(path, "", partial(Site, x.shape[-1], self.widest), x)
+        return call(x)
+
+    def record(
+        self, path: str, kind: str, make: Callable[[], AnySite], x: mx.array, *more: mx.array
+    ) -> None:
+        """Add an input to the site of a path, unless the very array was added to it in this pass.
+
+        Args:
+            path: The path.
+            kind: Paths of one kind that one and the same array enters have one site.
+            make: Makes a site of that kind.
+            x: The input.
+            more: What the site's ``add`` takes beside it.
+
+        Raises:
+            ValueError: If it is not finite; a note names the layer.
+        """
+        alive, entered = self._seen.get((id(x), kind), (None, None))
+        if alive is None or alive() is not x:  # another array may come to live at the address
+            entered = None
+        if path not in self.sites:
+            self.sites[path] = entered or make()
+        own: Any = self.sites[path]  # `more` is what its kind takes
+        if own is entered:
+            return
+        try:
+            own.add(x, *more)
+        except ValueError as error:
+            error.add_note(f"while measuring the inputs of layer '{path}'")
+            raise
+        self._seen[id(x), kind] = weakref.ref(x), own

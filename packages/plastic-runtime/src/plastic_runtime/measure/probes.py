@@ -1,0 +1,200 @@
+"""Measurements on a model that leave it as it was: input Grams, a gradient, a Jacobian's rank."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import RankLayer, linalg, projections
+
+from plastic_runtime.measure.grams import Gram, GramRecorder, flat_sites
+from plastic_runtime.measure.intercept import intercepted, modules_by_path
+
+LINEARS = (nn.Linear, nn.QuantizedLinear, RankLayer)
+
+
+def input_grams(
+    model: nn.Module, batches: Iterable[Any], *, paths: Iterable[str] | None = None
+) -> dict[str, Gram]:
+    """Run a model and accumulate ``E[x x^T]`` over the inputs of its layers.
+
+    Every ``model(batch)`` is one forward pass. Layers that one and the same array enters, as the
+    query, key and value projections do, share one Gram: the same object under each path. A stack
+    of experts has one Gram over all that enters it. The model is put back exactly, also when a
+    pass fails.
+
+    Args:
+        model: Any module; it is run as it is, so call ``model.eval()`` first where that matters.
+        batches: Inputs of the model, such as token windows of shape ``(batch, length)``.
+        paths: Paths of the layers wanted; by default every linear layer, ``RankLayer`` and
+            projection with experts. Fewer paths, less memory.
+
+    Returns:
+        The Gram of every layer that was run on floating-point inputs, by path.
+
+    Raises:
+        ValueError: If a path is not in the model, ``batches`` is empty, or an input has NaN or
+            infinities; a note names the layer.
+
+    Note:
+        Products and sums are float64, on the CPU, outside MLX: ``2 tokens in^2`` operations and
+        ``8 in^2`` bytes per site. Each input is evaluated at once and then let go.
+    """
+    recorder = GramRecorder()
+    with intercepted(_modules(model, paths), recorder.around):
+        for batch in batches:
+            recorder.new_pass()
+            model(batch)
+    if not recorder.passes:
+        raise ValueError("`batches` must hold at least one batch.")
+    sites = flat_sites(recorder.sites)
+    grams = {id(site): site.gram() for site in sites.values()}
+    return {path: grams[id(site)] for path, site in sites.items()}
+
+
+def dense_gradient(model: nn.Module, path: str, loss: Callable[[], mx.array]) -> mx.array:
+    """Return ``dL/dW`` for the dense weight of one layer, whether it is stored dense or not.
+
+    A zero change of the weight is added to the layer while ``loss`` runs, and differentiated.
+
+    Args:
+        model: The model that ``loss`` runs.
+        path: Path of an ``nn.Linear``, ``nn.QuantizedLinear`` or ``RankLayer`` in it.
+        loss: Evaluates the model on a probe batch, returns a scalar. Not compiled: a compiled
+            function would not see the change, and neither does a checkpointed block: where
+            ``mx.checkpoint`` is in force, ``gradient_factors`` has the gradients.
+
+    Returns:
+        Matrix of shape ``(out, in)`` in float32, evaluated.
+
+    Raises:
+        ValueError: If there is no such layer or ``loss`` does not run it.
+    """
+    module = _linear(model, path)
+    change = mx.zeros(_shape(module))
+    runs = 0
+
+    def value(change: mx.array) -> mx.array:
+        def around(path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+            nonlocal runs
+            runs += 1
+            y = call(x)
+            return y + (x.astype(mx.float32) @ change.T).astype(y.dtype)
+
+        with intercepted({path: module}, around):
+            return loss()
+
+    gradient: mx.array = mx.grad(value)(change)
+    if runs == 0:
+        raise ValueError(f"`loss` must run the layer '{path}', uncompiled, but did not.")
+    mx.eval(gradient)
+    return gradient
+
+
+class JacobianRank(NamedTuple):
+    """Rank of a Jacobian as random probes see it.
+
+    Attributes:
+        rank: Number of singular values above the tolerance; a lower bound where it equals
+            ``probes``, unless ``probes`` is the output's size.
+        stable_rank: ``||.||_F^2 / ||.||_2^2`` of the probed matrix; 0.0 for a zero one. Exact
+            where ``probes`` is the output's size, else an estimate that never exceeds ``probes``.
+        singular_values: Those of the probed matrix, shape ``(min(probes, inputs),)``,
+            non-increasing.
+        probes: Number of vector-Jacobian products taken.
+    """
+
+    rank: int
+    stable_rank: float
+    singular_values: NDArray[np.float64]
+    probes: int
+
+
+def jacobian_rank(
+    f: Callable[[mx.array], mx.array],
+    x: mx.array,
+    *,
+    key: mx.array,
+    probes: int = 32,
+    tolerance: float = 1e-3,
+) -> JacobianRank:
+    r"""Return the numerical rank of the Jacobian J of ``f`` at ``x``.
+
+    With a random :math:`Q` of ``probes`` orthonormal columns the rows of :math:`Q^T J` are
+    vector-Jacobian products, and :math:`\mathrm{rank}(Q^T J) = \min(\mathrm{probes},
+    \mathrm{rank} J)` almost surely: the random sampling of a range (Halko, Martinsson and Tropp,
+    SIAM Review 53(2), 2011, algorithm 4.1), here of that of :math:`J^T`.
+
+    Args:
+        f: Differentiable function of one array.
+        x: Where; any shape, floating dtype. Inputs and outputs are counted entry by entry.
+        key: From ``mx.random.key``; decides the probes.
+        probes: How many, at least 1; capped at the number of outputs.
+        tolerance: Singular values above this fraction of the largest count as rank.
+
+    Returns:
+        The rank, the stable rank and the singular values they come from.
+
+    Raises:
+        ValueError: If ``probes`` or ``tolerance`` is out of range, or the Jacobian is not finite.
+
+    Note:
+        One forward pass and ``probes`` backward passes.
+    """
+    if probes < 1:
+        raise ValueError(f"`probes` must be at least 1, got {probes}.")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"`tolerance` must be in [0, 1), got {tolerance}.")
+    y = f(x)
+    probes = min(probes, y.size)
+    Q, _ = linalg.qr(mx.random.normal((y.size, probes), key=key))
+    rows = [_pullback(f, x, mx.array(q).reshape(y.shape).astype(y.dtype)) for q in Q.T]
+    S = linalg.thin_singular_values(np.stack(rows))
+    largest = float(S[0]) if S.size else 0.0
+    if largest == 0.0:
+        return JacobianRank(0, 0.0, S, probes)
+    scaled = S.astype(np.float64) / largest
+    return JacobianRank(int((scaled > tolerance).sum()), float((scaled**2).sum()), S, probes)
+
+
+def _modules(model: nn.Module, paths: Iterable[str] | None) -> dict[str, nn.Module]:
+    if paths is not None:
+        return {path: _module(model, path) for path in paths}
+    found = modules_by_path(model)
+    wanted = {path for path, m in found.items() if isinstance(m, LINEARS)}
+    wanted |= {p.path for p in projections(model)}
+    return {path: m for path, m in found.items() if path in wanted}
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    found = modules_by_path(model)
+    if path not in found:
+        raise ValueError(f"`path` must be that of a module in the model, got '{path}'.")
+    return found[path]
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear | nn.QuantizedLinear | RankLayer:
+    module = _module(model, path)
+    if isinstance(module, LINEARS):
+        return module
+    raise ValueError(f"`path` must be that of a linear layer, got a {type(module).__name__}.")
+
+
+def _shape(module: nn.Linear | nn.QuantizedLinear | RankLayer) -> tuple[int, int]:
+    """``(out, in)``."""
+    if isinstance(module, RankLayer):
+        return module.shape
+    if isinstance(module, nn.QuantizedLinear):
+        return module.weight.shape[0], module.scales.shape[1] * module.group_size
+    return module.weight.shape[0], module.weight.shape[1]
+
+
+def _pullback(
+    f: Callable[[mx.array], mx.array], x: mx.array, cotangent: mx.array
+) -> NDArray[np.float32]:
+    """One row of the probed Jacobian."""
+    _, (row,) = mx.vjp(f, [x], [cotangent])
+    flat: NDArray[np.float32] = linalg.to_numpy(row.astype(mx.float32)).reshape(-1)
+    return flat

@@ -1,0 +1,235 @@
+"""Linear layers watched in both directions: their inputs, and the gradients at their outputs."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from plastic_core.layer import Linear, linear_from
+
+from plastic_runtime.measure.grams import (
+    LONGEST_DENSE_SIDE,
+    AnySite,
+    GramRecorder,
+    LossGrams,
+    RoutedSite,
+    Site,
+    TokenSite,
+    flat_sites,
+    is_dense,
+)
+from plastic_runtime.measure.intercept import AS_LINEAR, Bound, intercepted, modules_by_path
+from plastic_runtime.measure.numpy_products import numpy_product
+from plastic_runtime.measure.probes import LINEARS
+from plastic_runtime.measure.sampled_loss import sampled_loss
+
+EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+Call = Callable[[mx.array], mx.array]
+Modules = Mapping[str, nn.Module]
+
+
+class LossRecorder:
+    """Adds up the inputs and the output gradients of layers while parts of a model run.
+
+    Args:
+        linears: The layers that may run, by path: linear ones, embeddings, stacks of experts.
+            Where MLX computes on the CPU, products of the unsubclassed ones among them run in NumPy
+            (not those of experts).
+        wanted: The paths to record. An embedding has two: its own, where it looks tokens up, and
+            that with ``.as_linear``, where it is the output layer too.
+        widest: The longest side of a dense Gram.
+
+    Attributes:
+        inputs: The inputs, by path; layers that one array enters share a site.
+        gradients: The gradients at the outputs, by path.
+        tokens: Number of labels drawn.
+    """
+
+    def __init__(
+        self, linears: Modules, wanted: Collection[str], *, widest: int = LONGEST_DENSE_SIDE
+    ) -> None:
+        self.inputs = GramRecorder(widest)
+        self.gradients: dict[str, AnySite] = {}
+        self.tokens = 0
+        self._awaited: set[str] = set()
+        self._linears = linears
+        self._wanted = frozenset(wanted)
+        self._on_host = on_host(linears)
+
+    def pull_back(self, f: Call, x: mx.array, gradient: mx.array) -> mx.array:
+        """One pass: ``f`` at ``x`` forwards, then backwards from the gradient at its output.
+
+        Returns:
+            The gradient at ``x``, evaluated.
+
+        Raises:
+            ValueError: If an input or a gradient is not finite (a note names the layer), or no
+                gradient reaches a layer.
+        """
+        self.inputs.new_pass()
+
+        def watched(x: mx.array, probe: mx.array) -> mx.array:
+            with intercepted(self._linears, partial(self._around, probe)):
+                return f(x)
+
+        # The zero is for MLX to follow where a layer does not depend on x.
+        _, (pulled, _) = mx.vjp(watched, [x, mx.array(0.0)], [gradient])
+        mx.eval(pulled)
+        if self._awaited:
+            raise ValueError(
+                f"no gradient reaches layer '{min(self._awaited)}': the logits do not depend on it "
+                "or something after it cannot be differentiated; leave it out of `paths`."
+            )
+        return pulled
+
+    def pull_back_loss(self, logits: Call, x: mx.array, key: mx.array) -> mx.array:
+        """The same for the loss of labels drawn from ``logits(x)``; see `sampled_loss`."""
+
+        def loss(x: mx.array) -> mx.array:
+            z = logits(x)
+            self.tokens += z.size // z.shape[-1]
+            return sampled_loss(z, key)
+
+        return self.pull_back(loss, x, mx.array(1.0))
+
+    def pull_back_model(self, model: nn.Module, batch: mx.array, key: mx.array) -> None:
+        """The same for a whole model."""
+        self.pull_back_loss(lambda _: cast(mx.array, model(batch)), mx.array(0.0), key)
+
+    def grams(self) -> dict[str, LossGrams]:
+        """The means; the sums are used up."""
+        sites, gradients = self.sums()
+        once = {id(site): site for site in sites.values()}
+        means = {name: site.mean(site.tokens) for name, site in once.items()}
+        return {
+            path: LossGrams(means[id(sites[path])], site.mean(self.tokens))
+            for path, site in gradients.items()
+        }
+
+    def sums(self) -> tuple[dict[str, Site], dict[str, Site]]:
+        """The sums of inputs and of gradients by path; experts by `flat_sites`."""
+        return flat_sites(self.inputs.sites), flat_sites(self.gradients)
+
+    def _around(self, probe: mx.array, path: str, bound: Bound, x: mx.array) -> mx.array:
+        call: Call = bound
+        if path in self._on_host:
+            call = partial(numpy_product, linear=self._on_host[path])
+        if path not in self._wanted:
+            return call(x)
+        self._awaited.add(path)
+        module, experts = self._linears.get(path), self._experts(path)
+        more = [chosen_experts(bound)] if experts else []
+        if isinstance(module, EMBEDDINGS):
+            size = len(module.weight)
+            self.inputs.record(path, f"of {size} tokens", partial(TokenSite, size), x)
+        else:
+            make = partial(self._site, x.shape[-1], experts)
+            self.inputs.record(path, f"for {experts} experts", make, x, *more)
+        y = call(x)
+        return cast(mx.array, _tapped(y, probe, partial(self._record, path, more)))
+
+    def _experts(self, path: str) -> int:
+        """How many sums a stack of experts needs; 0 for what is none."""
+        module = self._linears.get(path)
+        if module is None or not is_stack(module):
+            return 0
+        side, count = max(module.input_dims, module.output_dims), module.num_experts
+        return count if is_dense(side, self.inputs.widest, count=count) else 1
+
+    def _site(self, size: int, experts: int) -> AnySite:
+        """A new site for vectors of a layer, or of so many experts."""
+        widest = self.inputs.widest
+        return RoutedSite(size, experts, widest) if experts else Site(size, widest)
+
+    def _record(self, path: str, more: list[mx.array], gradient: mx.array) -> None:
+        if path not in self.gradients:
+            self.gradients[path] = self._site(gradient.shape[-1], self._experts(path))
+        site: Any = self.gradients[path]
+        try:
+            site.add(gradient, *more)
+        except ValueError as error:
+            error.add_note(f"while measuring the gradients of layer '{path}'")
+            raise
+        self._awaited.discard(path)
+
+
+def is_stack(module: object) -> bool:
+    """Whether a module is a stack of experts, such as mlx-lm's ``SwitchLinear``, packed or not."""
+    return all(hasattr(module, name) for name in ("num_experts", "output_dims", "input_dims"))
+
+
+def chosen_experts(bound: Bound) -> mx.array:
+    """The experts that a call of a stack names beside its input."""
+    return cast(mx.array, bound.args[0] if bound.args else bound.kwargs["indices"])
+
+
+def linear_layers(
+    model: nn.Module, paths: Sequence[str] | None
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """All layers with Grams by path, and the paths that are wanted, in the same order.
+
+    These are linear layers and, if their paths are given, stacks of experts and embeddings; the
+    path of an embedding stands for both its uses: see `LossRecorder`.
+
+    Raises:
+        ValueError: If a path is not that of such a layer.
+    """
+    modules = modules_by_path(model)
+    kinds = (*LINEARS, *EMBEDDINGS)
+    linears = {p: m for p, m in modules.items() if isinstance(m, kinds) or is_stack(m)}
+    for path in paths or ():
+        if path not in linears:
+            raise ValueError(f"`paths` must be those of linear layers in the model, got '{path}'.")
+    wanted = list[str]()
+    for path, module in linears.items():
+        if path in paths if paths is not None else isinstance(module, LINEARS):
+            wanted += [path, f"{path}.{AS_LINEAR}"] if isinstance(module, EMBEDDINGS) else [path]
+    return linears, wanted
+
+
+def on_host(linears: Modules) -> dict[str, Linear]:
+    """What NumPy is to compute, by path: products of stock layers, where MLX would on the CPU."""
+    if mx.default_device() != mx.Device(mx.cpu):
+        return {}
+    found: dict[str, Linear] = {}
+    for path, module in linears.items():
+        if type(module) in (nn.Linear, nn.QuantizedLinear):
+            found[path] = cast(Linear, module)
+        elif type(module) is nn.Embedding:
+            found[f"{path}.{AS_LINEAR}"] = linear_from(module.weight, None)
+    return found
+
+
+def hosted(linears: Modules) -> AbstractContextManager[None]:
+    """For the length of a block, products of the layers run in NumPy where that is quicker."""
+    layers = on_host(linears)
+
+    def around(path: str, call: Call, x: mx.array) -> mx.array:
+        return numpy_product(x, layers[path]) if path in layers else call(x)
+
+    owners = {path.removesuffix(f".{AS_LINEAR}") for path in layers}
+    return intercepted({path: linears[path] for path in owners}, around)
+
+
+def _tapped(
+    y: mx.array | list[mx.array], probe: mx.array, record: Callable[[mx.array], None]
+) -> Any:
+    """``y`` itself, whose gradient goes to ``record`` as the backward pass meets it."""
+
+    @mx.custom_function
+    def tap(y: mx.array, probe: mx.array) -> mx.array:
+        return y
+
+    @tap.vjp
+    def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+        record(gradient)
+        return gradient, mx.zeros_like(primals[1])
+
+    if isinstance(y, mx.array):
+        return tap(y, probe)
+    # Some fused projections return their output in parts.
+    ends = np.cumsum([part.shape[-1] for part in y])[:-1].tolist()
+    return cast(mx.array, tap(mx.concatenate(y, axis=-1), probe)).split(ends, axis=-1)

@@ -1,0 +1,124 @@
+"""The folder in which a measurement that was cut waits to be continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plastic_core.files import FormatError, read_json, sync_path, write_json
+
+from plastic_runtime.measure.gram_file import VERSION, Mark, Sum, append
+from plastic_runtime.measure.gram_identity import check_same
+from plastic_runtime.measure.recorder import LossRecorder
+
+
+def discard_parts(file: Path) -> None:
+    """Remove the folder of a file, if there is one."""
+    shutil.rmtree(_folder(file), ignore_errors=True)
+
+
+class GramParts:
+    """The folder beside a file of Grams that holds its finished parts until all are there.
+
+    Its ``state.json`` says what is finished; whatever else was written since does not count.
+
+    Args:
+        file: The file that is to be. The folder has its name with ``.parts``.
+        made_for: The measurement; see `identity`.
+
+    Attributes:
+        folder: The folder.
+        finished: How many parts are.
+        tokens: Tokens of the text, known once the first part is finished.
+
+    Raises:
+        ValueError: If the folder holds parts of another measurement, or is damaged.
+        OSError: If it cannot be made or read.
+    """
+
+    def __init__(self, file: Path, made_for: Mapping[str, Any]) -> None:
+        self.file = file
+        self.folder = _folder(file)
+        self.finished, self.tokens = 0, 0
+        self._made_for = made_for
+        self._sites: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+        self._mark: Mark | None = None
+        if self._state.exists():
+            self._load()
+        self.folder.mkdir(exist_ok=True)
+
+    def finish(self, recorder: LossRecorder, tokens: int) -> None:
+        """Keep the sums of a recorder as the next part.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        sites, gradients = recorder.sums()
+        first = {id(site): path for path, site in reversed(sites.items())}
+        inputs = [Sum(f"input.{p}", sites[p].total, sites[p].tokens) for p in first.values()]
+        outputs = [Sum(f"output.{p}", s.total, tokens) for p, s in gradients.items()]
+        self._mark = append(self._archive, [*inputs, *outputs], self._mark)
+        self._sites |= {path: first[id(site)] for path, site in sites.items()}
+        self._counts |= {path: sites[path].tokens for path in first.values()}
+        self.finished, self.tokens = self.finished + 1, tokens
+        self._save()
+
+    def publish(self) -> None:
+        """Make the parts the file; it appears complete and synced to disk, or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        together: dict[str, list[str]] = {}
+        for path in sorted(self._sites):
+            together.setdefault(self._sites[path], []).append(path)
+        header = {
+            "version": VERSION,
+            "made_for": self._made_for,
+            "tokens": self.tokens,
+            "sites": {path: site for site, paths in together.items() for path in paths},
+            "counts": {site: self._counts[site] for site in together},
+        }
+        append(self._archive, [json.dumps(header).encode()], self._mark)
+        self._archive.replace(self.file)
+        sync_path(self.file.parent)
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def _archive(self) -> Path:
+        return self.folder / "grams.npz"
+
+    def _save(self) -> None:
+        state = {
+            "version": VERSION,
+            "made_for": self._made_for,
+            "finished": self.finished,
+            "tokens": self.tokens,
+            "sites": self._sites,
+            "counts": self._counts,
+            "mark": self._mark,
+        }
+        write_json(self._state, state)
+
+    def _load(self) -> None:
+        try:
+            state = read_json(self._state)
+            made_for = {"layout": state["version"], **state["made_for"]}
+            self.finished, self.tokens = state["finished"], state["tokens"]
+            self._sites, self._counts = state["sites"], state["counts"]
+            self._mark = Mark(*state["mark"])
+        except (KeyError, TypeError, ValueError) as error:
+            remedy = "delete the folder to calibrate from the beginning"
+            raise FormatError.about(self.folder, "damaged", remedy) from error
+        check_same(self.folder, made_for, {"layout": VERSION, **self._made_for})
+
+
+def _folder(file: Path) -> Path:
+    return file.with_name(f"{file.name}.parts")

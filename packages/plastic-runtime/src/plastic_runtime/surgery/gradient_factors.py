@@ -1,0 +1,98 @@
+"""The gradient of every dense weight as factors, from one pass: nothing dense is stored."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import linalg
+
+from plastic_runtime.measure.intercept import intercepted
+from plastic_runtime.surgery.scores import Loss, find_rank_layers, set_factors
+
+Float32 = NDArray[np.float32]
+
+
+class GradientFactors(NamedTuple):
+    r"""What entered a layer and what came back to it: :math:`dL/dW = Y^T X`.
+
+    Attributes:
+        inputs: X, shape ``(tokens, in)``, float32.
+        gradients: Y, ``dL/dy`` at the layer's output, shape ``(tokens, out)``, float32.
+    """
+
+    inputs: Float32
+    gradients: Float32
+
+    def dense(self) -> Float32:
+        """Return ``dL/dW``, shape ``(out, in)``."""
+        return self.gradients.T @ self.inputs
+
+    @property
+    def finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+        return all(bool(np.isfinite(part).all()) for part in self)
+
+
+def gradient_factors(model: nn.Module, loss: Loss) -> dict[str, GradientFactors]:
+    """Return the factors of ``dL/dW`` for every ``RankLayer`` of a model.
+
+    Args:
+        model: A model with ``RankLayer`` modules; it comes out as it went in. Gradient
+            checkpointing, as mlx-lm switches it on, may be in force.
+        loss: Evaluates the model on a probe batch, returns a scalar; not compiled.
+
+    Returns:
+        By path. A layer that the loss does not reach, or that no gradient passes, is left out;
+        one that runs several times has the tokens of all runs.
+
+    Note:
+        One forward and one backward pass, and ``4 tokens (in + out)`` bytes per layer.
+    """
+    layers = find_rank_layers(model)
+    found: dict[str, list[tuple[mx.array, mx.array]]] = {path: [] for path in layers}
+
+    def around(path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        return _tapped(x, call(x), lambda x, g: found[path].append((x, g)))
+
+    own = {path: layer.factors() for path, layer in layers.items()}
+
+    def value(factors: Mapping[str, list[mx.array]]) -> mx.array:
+        set_factors(layers, factors)
+        return loss()
+
+    try:
+        # Around the backward pass too, as a checkpointed block runs again in it.
+        with intercepted(layers, around):
+            # These gradients are not wanted: through them MLX follows every layer.
+            mx.grad(value)({path: list(factors) for path, factors in own.items()})
+            mx.eval(found)  # at once: one at a time takes five times as long
+    finally:
+        set_factors(layers, own)
+    return {path: _joined(parts) for path, parts in found.items() if parts}
+
+
+def _tapped(x: mx.array, y: mx.array, record: Callable[[mx.array, mx.array], None]) -> mx.array:
+    """``y`` itself; the backward pass hands ``x`` and the gradient at ``y`` to ``record``."""
+
+    @mx.custom_function
+    def tap(x: mx.array, y: mx.array) -> mx.array:
+        return y
+
+    @tap.vjp
+    def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+        record(_rows(primals[0]), _rows(gradient))
+        return mx.zeros_like(primals[0]), gradient
+
+    return cast(mx.array, tap(x, y))
+
+
+def _rows(x: mx.array) -> mx.array:
+    return x.astype(mx.float32).reshape(-1, x.shape[-1])
+
+
+def _joined(parts: list[tuple[mx.array, mx.array]]) -> GradientFactors:
+    inputs, gradients = ([linalg.to_numpy(x) for x in side] for side in zip(*parts, strict=True))
+    return GradientFactors(np.concatenate(inputs), np.concatenate(gradients))

@@ -1,0 +1,116 @@
+"""What every component is worth, awake or asleep: the stock that a budget in bytes is spent on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from plastic_core import RankLayer, linalg
+from plastic_core.factors import Arrays
+
+from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
+from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.loss_components import loss_components
+from plastic_runtime.surgery.schedule import Holding
+from plastic_runtime.surgery.scores import Loss, bytes_per_rank, find_rank_layers
+
+RELUCTANCE = 2.0  # times the worth of what is awake that a sleeper must show to take its place
+
+
+class Inventory(NamedTuple):
+    """What one layer has, awake and asleep, and what it is worth to the loss.
+
+    Attributes:
+        components: Its plastic part as ``loss_components`` returns it.
+        asleep: Ids of its sleepers that would lower the loss, the most useful first.
+        gains: By how much each of them is predicted to lower it, discounted.
+        bytes_per_rank: Bytes of one component.
+        most: Components it can hold.
+    """
+
+    components: Arrays
+    asleep: tuple[int, ...]
+    gains: tuple[float, ...]
+    bytes_per_rank: int
+    most: int
+
+    def ordered(self) -> list[tuple[float, int | None]]:
+        """Worth of every component, the greatest first, with the id of one that sleeps."""
+        awake = [(float(s) ** 2 / 2, None) for s in self.components[1]]
+        asleep = zip(self.gains, self.asleep, strict=True)
+        every = sorted([*awake, *asleep], key=lambda item: (-item[0], item[1] or -1))
+        return every[: self.most]
+
+    def holding(self, path: str, floor: int) -> Holding:
+        """What the shared budget is told."""
+        values = tuple(float(np.sqrt(2 * worth)) for worth, _ in self.ordered())
+        return Holding(path, values, self.bytes_per_rank, floor)
+
+    def chosen(self, rank: int) -> tuple[int, tuple[int, ...]]:
+        """How many stay awake, and which wake, at this rank."""
+        best = [id for _, id in self.ordered()[:rank]]
+        return best.count(None), tuple(id for id in best if id is not None)
+
+
+def take_stock(model: nn.Module, sleep: SleepDict, loss: Loss) -> dict[str, Inventory]:
+    """Measure on one probe batch what every component, awake or asleep, is worth.
+
+    An awake one is worth what leaving it out is predicted to cost; one asleep what adding it with
+    the weight it has is predicted to gain, to first order less its own cost, divided by
+    ``RELUCTANCE`` so that two of like worth do not take turns.
+
+    Args:
+        model: A model with ``RankLayer`` modules; not changed.
+        sleep: The components asleep.
+        loss: Evaluates the model on a probe batch, returns a scalar; not compiled.
+
+    Raises:
+        ValueError: If what passes a layer is not finite, or nothing passes it; names the layer.
+
+    Note:
+        One pass forwards and backwards, and products of the order of the ranks. No gradient of a
+        dense weight is formed.
+    """
+    passed = gradient_factors(model, loss)
+    return {
+        path: _inventory(layer, sleep, path, finite(path, passed))
+        for path, layer in find_rank_layers(model).items()
+    }
+
+
+def finite(path: str, passed: dict[str, GradientFactors]) -> GradientFactors:
+    """Return what passed a layer.
+
+    Raises:
+        ValueError: If nothing did, or not all of it is finite.
+    """
+    if path not in passed:
+        raise ValueError(f"no gradient of the probe's loss reaches the layer '{path}'")
+    if not passed[path].finite:
+        raise ValueError(f"the probe's loss or gradient is not finite in the layer '{path}'")
+    return passed[path]
+
+
+def _inventory(layer: RankLayer, sleep: SleepDict, path: str, passed: GradientFactors) -> Inventory:
+    gains = {i: _gain(sleep.get(i), passed) / RELUCTANCE for i in sleep.ids(path)}
+    useful = sorted((i for i in gains if gains[i] > 0), key=lambda i: (-gains[i], i))
+    return Inventory(
+        components=loss_components(layer, passed),
+        asleep=tuple(useful),
+        gains=tuple(gains[i] for i in useful),
+        bytes_per_rank=bytes_per_rank(layer),
+        most=layer.max_rank,
+    )
+
+
+def _gain(parked: Parked, passed: GradientFactors) -> float:
+    r"""Predicted fall of the loss as ``S u v^T`` is added.
+
+    With :math:`a_t = S (u^T g_t)(v^T x_t)` over the T tokens it is
+    :math:`-\sum a_t - \tfrac{T}{2} \sum a_t^2`.
+    """
+    u, v = (linalg.to_numpy(a.astype(mx.float32)) for a in (parked.U, parked.Vh))
+    along = (float(parked.S) * (passed.gradients @ u) * (passed.inputs @ v)).astype(np.float64)
+    return float(-along.sum() - len(along) * np.square(along).sum() / 2)

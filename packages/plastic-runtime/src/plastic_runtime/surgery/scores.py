@@ -1,0 +1,122 @@
+"""How much the loss cares: about a layer, or about a component asleep."""
+
+from collections.abc import Callable, Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from plastic_core import Factors, RankLayer, linalg
+
+from plastic_runtime.measure.intercept import intercepted, modules_by_path
+from plastic_runtime.sleep.sleep_dict import Parked
+
+Loss = Callable[[], mx.array]
+
+
+def find_rank_layers(model: nn.Module) -> dict[str, RankLayer]:
+    """Return every ``RankLayer`` of a model by path, paths in alphabetical order.
+
+    A layer reached by two paths goes by the first.
+    """
+    found: dict[int, tuple[str, RankLayer]] = {}
+    for path, module in modules_by_path(model).items():
+        if isinstance(module, RankLayer):
+            found.setdefault(id(module), (path, module))
+    return dict(found.values())
+
+
+def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
+    r"""Return :math:`\sqrt{\|dL/dU\|_F^2 + \|dL/dS\|^2 + \|dL/dV_h\|_F^2}` of every layer.
+
+    Args:
+        model: A model with ``RankLayer`` modules; it comes out as it went in.
+        loss: Evaluates the model on a probe batch, returns a scalar; not compiled.
+
+    Returns:
+        By path, not negative; 0.0 for a layer that the loss does not reach.
+    """
+    layers = find_rank_layers(model)
+    own = {path: layer.factors() for path, layer in layers.items()}
+
+    def value(factors: dict[str, list[mx.array]]) -> mx.array:
+        set_factors(layers, factors)
+        return loss()
+
+    try:
+        gradients = mx.grad(value)({path: list(factors) for path, factors in own.items()})
+        mx.eval(gradients)
+    finally:
+        set_factors(layers, own)
+    return {path: _norm(gradients[path]) for path in layers}
+
+
+def relevance_score(model: nn.Module, loss: Loss) -> dict[str, float]:
+    r"""Return each layer's share of the relevance that reaches the layers' outputs.
+
+    The relevance of output unit j is :math:`|\sum_t a_{tj} \, \partial L / \partial a_{tj}|`,
+    summed over tokens t: gradient times activation, as layer-wise relevance propagation comes
+    down to in a piecewise linear network, and the first-order change of the loss if the unit
+    were switched off. Which layer then deserves rank is a heuristic.
+
+    Args:
+        model: A model with ``RankLayer`` modules; it comes out as it went in.
+        loss: Evaluates the model on a probe batch, returns a scalar; not compiled.
+
+    Returns:
+        By path, not negative, of sum 1 over the model; all 0.0 where no relevance arrives.
+
+    References:
+        Ancona et al., *Towards better understanding of gradient-based attribution methods*, 2018,
+        arXiv 1711.06104, proposition 1 (LRP as a product of input and gradient); Molchanov et al.,
+        *Pruning convolutional neural networks*, 2017, arXiv 1611.06440, section 2.2.
+    """
+    layers = find_rank_layers(model)
+
+    def value(gates: dict[str, mx.array]) -> mx.array:
+        def around(path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+            y = call(x)
+            return y * gates[path].astype(y.dtype)
+
+        with intercepted(layers, around):
+            return loss()
+
+    gates = {path: mx.ones(layer.shape[0]) for path, layer in layers.items()}
+    units = mx.grad(value)(gates)
+    relevance = {path: float(mx.abs(units[path]).sum()) for path in layers}
+    total = sum(relevance.values())
+    return {path: r / total if total > 0 else 0.0 for path, r in relevance.items()}
+
+
+def sleeping_benefit(parked: Parked, G: mx.array) -> float:
+    r"""Return :math:`|u^T G v| = |\langle u v^T, dL/dW \rangle|` of a component asleep.
+
+    By so much the loss changes, to first order, per unit of the component's ``S``.
+
+    Args:
+        parked: The component, u of shape ``(out,)``, v of shape ``(in,)``.
+        G: ``dL/dW`` of its layer, shape ``(out, in)``.
+
+    Returns:
+        The benefit, computed in float64 apart from the one product with G.
+    """
+    u, v = linalg.to_numpy(parked.U), linalg.to_numpy(parked.Vh)
+    return abs(float(u.astype(np.float64) @ (linalg.to_numpy(G) @ v)))
+
+
+def set_factors(
+    layers: Mapping[str, RankLayer], factors: Mapping[str, Factors | list[mx.array]]
+) -> None:
+    """Give every layer the factors of its path."""
+    for path, layer in layers.items():
+        layer.set_factors(*factors[path])
+
+
+def _norm(gradients: list[mx.array]) -> float:
+    squared = sum(float(mx.square(g.astype(mx.float32)).sum()) for g in gradients)
+    return float(np.sqrt(squared))
+
+
+def bytes_per_rank(layer: RankLayer) -> int:
+    """Bytes of one component of a layer."""
+    rows, columns = layer.shape
+    return rows * layer.U.itemsize + layer.S.itemsize + columns * layer.Vh.itemsize

@@ -1,0 +1,114 @@
+"""A plastic part beside the linear layers of a model, whose own weights stay as they are."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from plastic_core import RankLayer, projections
+from plastic_core.layer import Linear, dense_weight
+
+from plastic_runtime.measure.intercept import modules_by_path
+from plastic_runtime.surgery.gauge import Gauge
+
+
+def attach(
+    model: nn.Module,
+    rank: int,
+    *,
+    keys: Sequence[str] | None = None,
+    also: Mapping[str, int] | Iterable[str] = (),
+    gauge: Gauge | None = None,
+    dtype: mx.Dtype = mx.float32,
+    seed: int = 0,
+) -> dict[str, RankLayer]:
+    """Freeze a model and give its projections a trainable plastic part that changes nothing yet.
+
+    Every linear layer of a transformer block, dense or quantised, becomes the frozen backbone of
+    a ``RankLayer``. The components enter with ``S = 0`` on random orthonormal directions, so the
+    function of the model is exactly what it was. Embeddings, heads, routers and stacks of
+    experts are left alone.
+
+    Args:
+        model: Any module with numbered blocks, such as every model of mlx-lm; changed in place.
+        rank: Components per layer; a layer that has no room for as many gets its full rank.
+        keys: Which layers: full paths, or their last parts such as ``"self_attn.q_proj"``; by
+            default all.
+        also: Linear layers outside the blocks, such as ``"lm_head"``: full paths, or ranks of
+            their own by full path.
+        gauge: How the factors are written (``Gauge``): what Adam trains well. Give the same one
+            to the manager.
+        dtype: Of the factors; their optimizer state has the same.
+        seed: Of the directions.
+
+    Returns:
+        The new layers by path.
+
+    Raises:
+        ValueError: If ``rank`` is negative, a key or path names no linear layer, or there is no
+            layer to adapt. Nothing has changed then.
+    """
+    also = also if isinstance(also, Mapping) else dict.fromkeys(also, rank)
+    for r in (rank, *also.values()):
+        if r < 0:
+            raise ValueError(f"`rank` must not be negative, got {r}.")
+    chosen = _chosen(model, keys) | _outside(model, also)
+    model.freeze()
+    pairs = zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True)
+    layers = {
+        path: _layer(chosen[path], also.get(path, rank), gauge, dtype, key) for path, key in pairs
+    }
+    model.update_modules(tree_unflatten(list(layers.items())))
+    return layers
+
+
+def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
+    """The plain linear layers of the blocks that ``keys`` name, by path."""
+    found = {
+        p.path: p.module
+        for p in projections(model)
+        if p.experts is None and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
+    }
+    if not found:
+        raise ValueError(
+            "`model` must have a linear layer in a numbered block (nn.Linear or "
+            "nn.QuantizedLinear) that can be adapted, and has none."
+        )
+    for key in keys or ():
+        if not any(_names(key, path) for path in found):
+            raise ValueError(f"`keys` must name layers such as '{min(found)}', got '{key}'.")
+    return {
+        path: module
+        for path, module in found.items()
+        if keys is None or any(_names(key, path) for key in keys)
+    }
+
+
+def _outside(model: nn.Module, paths: Iterable[str]) -> dict[str, Linear]:
+    """The linear layers at these paths."""
+    modules = modules_by_path(model)
+    found: dict[str, Linear] = {}
+    for path in paths:
+        module = modules.get(path)
+        if not isinstance(module, nn.Linear | nn.QuantizedLinear):
+            what = "has nothing there" if module is None else f"has a {type(module).__name__}"
+            raise ValueError(f"`also` must name linear layers; at '{path}' the model {what}.")
+        found[path] = module
+    return found
+
+
+def _names(key: str, path: str) -> bool:
+    """Whether ``key`` is the path or its last parts."""
+    return f".{path}".endswith(f".{key}")
+
+
+def _layer(
+    base: Linear, rank: int, gauge: Gauge | None, dtype: mx.Dtype, key: mx.array
+) -> RankLayer:
+    out, inner = dense_weight(base).shape
+    empty = mx.zeros((out, 0), dtype), mx.zeros(0, dtype), mx.zeros((0, inner), dtype)
+    layer = RankLayer(*empty, base=base)
+    layer.grow(min(rank, layer.max_rank), key=key)
+    if gauge is not None:
+        layer.set_factors(*gauge.fresh(layer, layer.Vh, layer.rank))
+    return layer

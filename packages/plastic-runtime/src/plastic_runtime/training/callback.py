@@ -1,0 +1,109 @@
+"""A manager inside ``mlx_lm.tuner.trainer.train``: between two updates, never inside one."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from plastic_runtime.manager.manager import PlasticityManager
+
+Info = dict[str, Any]
+Batches = Callable[..., Iterator[Any]]
+
+
+class TrainingCallback(Protocol):
+    """The two hooks of mlx-lm's class of this name."""
+
+    def on_train_loss_report(self, train_info: Info) -> None: ...
+
+    def on_val_loss_report(self, val_info: Info) -> None: ...
+
+
+class PlasticityCallback:
+    """Hands mlx-lm's validation losses to a manager, as ``training_callback``.
+
+    Ranks change where no gradient is being accumulated: a loss that is reported between the
+    steps of one update waits for its end. mlx-lm's trainer reports losses only every so many
+    steps; with ``iterate_batches=callback.between(iterate_batches)`` the callback also sees every
+    step, so that nothing waits longer than it must, and a schedule of bytes is followed.
+    Compiled steps, gradient checkpointing and quantised bases need nothing more. mlx-lm itself is
+    not imported.
+
+    Args:
+        manager: It was given the same model and optimizer as the trainer.
+        accumulation: ``TrainingArgs.grad_accumulation_steps``.
+        wrapped: Another callback that every report goes on to, after the ranks have changed.
+
+    Raises:
+        ValueError: If ``accumulation`` is below 1.
+
+    Example:
+        >>> callback = PlasticityCallback(manager)  # doctest: +SKIP
+        >>> train(
+        ...     model,
+        ...     optimizer,
+        ...     data,
+        ...     validation,
+        ...     training_callback=callback,
+        ...     iterate_batches=callback.between(iterate_batches),
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        manager: PlasticityManager,
+        *,
+        accumulation: int = 1,
+        wrapped: TrainingCallback | None = None,
+    ) -> None:
+        if accumulation < 1:
+            raise ValueError(f"`accumulation` must be at least 1, got {accumulation}.")
+        self.manager = manager
+        self.accumulation = accumulation
+        self.wrapped = wrapped
+        self._waiting: float | None = None
+
+    def on_val_loss_report(self, val_info: Info) -> None:
+        """Take in a validation loss; mlx-lm reports it before the step that follows."""
+        self._waiting = float(val_info["val_loss"])
+        self._act(int(val_info["iteration"]))
+        if self.wrapped is not None:
+            self.wrapped.on_val_loss_report(val_info)
+
+    def on_train_loss_report(self, train_info: Info) -> None:
+        """Act on a loss that waited; a training loss that is not finite changes nothing."""
+        loss = float(train_info["train_loss"])
+        if not math.isfinite(loss):
+            self._waiting = None
+            self.manager.report(f"the training loss is {loss}: no change")
+        self._act(int(train_info["iteration"]))
+        if self.wrapped is not None:
+            self.wrapped.on_train_loss_report(train_info)
+
+    def between(self, iterate_batches: Batches) -> Batches:
+        """Return the same batches, with a chance to change ranks before each of a training.
+
+        Args:
+            iterate_batches: As mlx-lm's function of this name; a validation, which does not ask
+                for ``loop=True``, passes through untouched.
+        """
+
+        def watched(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            batches = iterate_batches(*args, **kwargs)
+            if not kwargs.get("loop", False):
+                yield from batches
+                return
+            # A batch is asked for when all the steps before it are done.
+            for done, batch in enumerate(batches):
+                self._act(done)
+                yield batch
+
+        return watched
+
+    def _act(self, done: int) -> None:
+        """Let the manager change ranks, if no update is half done after ``done`` steps."""
+        if done % self.accumulation:
+            return
+        if self._waiting is not None:
+            loss, self._waiting = self._waiting, None
+            self.manager.step(loss)
+        self.manager.advance(done)

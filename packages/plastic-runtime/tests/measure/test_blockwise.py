@@ -1,0 +1,566 @@
+"""Grams measured block by block, into a file: the same as in one pass, whatever happens."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from plastic_core.testing import bits, tolerance
+from plastic_runtime import GramFile, LossGrams, loss_grams, measure_grams
+from plastic_runtime.measure.block_chain import Chain
+from plastic_runtime.measure.gram_file import Mark, Sum, append
+from plastic_runtime.measure.grams import Site
+from plastic_runtime.measure.intercept import modules_by_path
+from plastic_runtime.measure.recorder import linear_layers
+
+VOCABULARY, WIDTH, HIDDEN, BLOCKS = 11, 8, 12, 3
+
+
+def linear(rng: np.random.Generator, out: int, inner: int) -> nn.Linear:
+    layer = nn.Linear(inner, out, bias=False)
+    layer.weight = mx.array(rng.standard_normal((out, inner)).astype(np.float32) / np.sqrt(inner))
+    return layer
+
+
+class Block(nn.Module):
+    """Attention in miniature and a gated layer, each added to what comes in."""
+
+    calls = 0
+    fatal = 0  # the call that ends the process
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.norm = nn.RMSNorm(WIDTH)
+        self.q, self.k, self.v, self.o = (linear(rng, WIDTH, WIDTH) for _ in range(4))
+        self.gate, self.up = linear(rng, HIDDEN, WIDTH), linear(rng, HIDDEN, WIDTH)
+        self.down = linear(rng, WIDTH, HIDDEN)
+
+    def __call__(self, x: mx.array, mask: mx.array, extra: mx.array | None = None) -> mx.array:
+        Block.calls += 1
+        if Block.calls == Block.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        h = self.norm(x)
+        scores = self.q(h) @ self.k(h).swapaxes(-1, -2) / WIDTH**0.5
+        x = x + self.o(mx.softmax(mx.where(mask, scores, -1e9), axis=-1) @ self.v(h))
+        h = self.norm(x)
+        y: mx.array = x + self.down(nn.silu(self.gate(h)) * self.up(h))
+        return y if extra is None else y + extra
+
+
+class Model(nn.Module):
+    """A small language model; odd blocks look back two tokens, the others without limit."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        rng = np.random.default_rng(seed)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.embed.weight = mx.array(rng.standard_normal((VOCABULARY, WIDTH)).astype(np.float32))
+        self.layers: list[nn.Module] = [Block(rng) for _ in range(BLOCKS)]
+        self.before = linear(rng, WIDTH, WIDTH)
+        self.head = linear(rng, VOCABULARY, WIDTH)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        y: mx.array = self.head(self.through(self.embed(tokens), tokens))
+        return y
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        for number, layer in enumerate(self.layers):
+            h = layer(h, mask(tokens, number))
+        return h
+
+
+def mask(tokens: mx.array, number: int) -> mx.array:
+    i = mx.arange(tokens.shape[1])
+    seen = i[:, None] >= i[None]
+    return seen & (i[:, None] < i[None] + 2) if number % 2 else seen
+
+
+class WithTokens(Model):
+    """Every block is given something of the tokens themselves."""
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        embedded = self.embed(tokens)
+        for number, layer in enumerate(self.layers):
+            h = layer(h, mask(tokens, number), extra=embedded * number)
+        return h
+
+
+class Half(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_dtype(mx.bfloat16)
+
+
+class Early(Model):
+    """A layer that is wanted runs before the blocks."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        h = self.before(self.embed(tokens))
+        y: mx.array = self.head(self.through(h, tokens))
+        return y
+
+
+CHAINS = [Model, WithTokens, Half, Early]
+
+
+class Scaled(Model):
+    """Something happens between the blocks."""
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        for number, layer in enumerate(self.layers):
+            h = 0.9 * layer(h, mask(tokens, number))
+        return h
+
+
+class Skipping(Model):
+    """Blocks are given what the first one returned."""
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        first = None
+        for number, layer in enumerate(self.layers):
+            h = layer(h, mask(tokens, number), extra=first)
+            first = h if first is None else first
+        return h
+
+
+class Collecting(Model):
+    """The head sees what every block returned."""
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        found = []
+        for number, layer in enumerate(self.layers):
+            h = layer(h, mask(tokens, number))
+            found.append(h)
+        total: mx.array = sum(found[1:], found[0])
+        return total
+
+
+class Reversed(Model):
+    """The blocks run in another order."""
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        for number, layer in enumerate(self.layers[::-1]):
+            h = layer(h, mask(tokens, number))
+        return h
+
+
+class Paired(nn.Module):
+    """A block that returns two things."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.block = block
+
+    def __call__(self, x: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
+        return self.block(x, mask), mask
+
+
+class Pairs(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [Paired(layer) for layer in self.layers]
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        for number, layer in enumerate(self.layers):
+            h, _ = layer(h, mask(tokens, number))
+        return h
+
+
+class Shared(Model):
+    """Two blocks have a layer in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, last = self.layers[0], self.layers[-1]
+        assert isinstance(first, Block)
+        assert isinstance(last, Block)
+        last.q = first.q
+
+
+class Plain(nn.Module):
+    """Its layers are linear ones."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        rng = np.random.default_rng(0)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.embed.weight = mx.array(rng.standard_normal((VOCABULARY, WIDTH)).astype(np.float32))
+        self.layers = [linear(rng, WIDTH, WIDTH), linear(rng, VOCABULARY, WIDTH)]
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        y: mx.array = self.layers[1](mx.tanh(self.layers[0](self.embed(tokens))))
+        return y
+
+
+OTHERS = [Scaled, Skipping, Collecting, Reversed, Pairs, Shared, Plain]
+
+
+def tokens(*shape: int, seed: int = 0) -> mx.array:
+    return mx.array(np.random.default_rng(seed).integers(0, VOCABULARY, shape))
+
+
+BATCHES = [tokens(2, 6), tokens(3, 6, seed=1), tokens(1, 4, seed=2)]
+
+
+def chain_of(model: nn.Module) -> Chain | None:
+    linears, wanted = linear_layers(model, None)
+    return Chain.of(model, linears, wanted, BATCHES[0][:1])
+
+
+def assert_close(grams: GramFile, wanted: dict[str, LossGrams]) -> None:
+    """Equal up to the rounding of float32."""
+    assert grams.keys() == wanted.keys()
+    for path in grams:
+        for own, other in zip(grams[path], wanted[path], strict=True):
+            assert own.tokens == other.tokens
+            assert own.matrix.dtype == np.float64
+            limit = tolerance(other.matrix, other.matrix.shape)
+            assert np.abs(own.matrix - other.matrix).max() <= limit, path
+
+
+def picture(model: nn.Module) -> object:
+    """Everything of a model that could change: modules, their classes, parameters."""
+    arrays = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
+    modules = [(path, id(m), type(m)) for path, m in modules_by_path(model).items()]
+    return modules, [(name, id(a), bits(a)) for name, a in arrays.items()]
+
+
+def measured(file: Path, model: nn.Module | None = None, **options: Any) -> bytes:
+    """The bytes of the file."""
+    measure_grams(model or Model(), BATCHES, file, **options).close()
+    assert list(file.parent.iterdir()) == [file]
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_block_by_block_is_as_in_one_pass(kind: type[Model], seed: int, tmp_path: Path) -> None:
+    model = kind()
+    before = picture(model)
+    assert chain_of(model) is not None
+    with measure_grams(model, BATCHES, tmp_path / "grams", seed=seed) as grams:
+        assert picture(model) == before
+        assert_close(grams, loss_grams(model, BATCHES, seed=seed))
+    assert list(tmp_path.iterdir()) == [tmp_path / "grams"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_chain_of_blocks_is_one_block(kind: type[nn.Module], tmp_path: Path) -> None:
+    model = kind()
+    assert chain_of(model) is None
+    with measure_grams(model, BATCHES, tmp_path / "grams") as grams:
+        assert_close(grams, loss_grams(model, BATCHES))
+
+
+@pytest.mark.parametrize("paths", [["layers.1.q"], ["head"], ["layers.0.down", "layers.2.v"]])
+def test_only_the_paths_asked_for_are_measured(paths: list[str], tmp_path: Path) -> None:
+    with measure_grams(Model(), BATCHES, tmp_path / "grams", paths=paths) as grams:
+        assert_close(grams, loss_grams(Model(), BATCHES, paths=paths))
+
+
+def test_a_layer_before_the_blocks_is_no_hindrance_unless_wanted(tmp_path: Path) -> None:
+    model, paths = Early(), ["layers.0.q", "head"]
+    linears, _ = linear_layers(model, None)
+    assert Chain.of(model, linears, paths, BATCHES[0]) is not None
+    with measure_grams(model, BATCHES, tmp_path / "grams", paths=paths) as grams:
+        assert_close(grams, loss_grams(model, BATCHES, paths=paths))
+
+
+class Tied(Model):
+    """The head is the embedding, and what enters the blocks is scaled."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        y: mx.array = self.embed.as_linear(self.through(3.0 * self.embed(tokens), tokens))
+        return y
+
+
+class Skipped(Model):
+    """The head sees the embedding itself."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        embedded = self.embed(tokens)
+        y: mx.array = self.head(self.through(embedded, tokens) + embedded)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_chain"),
+    [(Model, True), (Tied, True), (Early, True), (WithTokens, False), (Skipped, False)],
+)
+def test_embeddings_are_measured_last(kind: type[Model], is_chain: bool, tmp_path: Path) -> None:
+    model, paths = kind(), ["embed", "before", "layers.0.q", "layers.2.down"]
+    linears, wanted = linear_layers(model, paths)
+    assert (Chain.of(model, linears, wanted, BATCHES[0][:1]) is not None) == is_chain
+    before = picture(model)
+    with measure_grams(model, BATCHES, tmp_path / "grams", paths=paths) as grams:
+        assert_close(grams, loss_grams(model, BATCHES, paths=paths))
+        assert ("embed.as_linear" in grams) == (kind is Tied)
+        assert grams["embed"].input.matrix.shape == (VOCABULARY, 1, 1)
+    assert picture(model) == before
+
+
+def test_wide_sides_are_kept_in_blocks(tmp_path: Path) -> None:
+    with measure_grams(Model(), BATCHES, tmp_path / "grams", widest=WIDTH) as grams:
+        assert_close(grams, loss_grams(Model(), BATCHES, widest=WIDTH))
+        assert grams["layers.0.q"].input.matrix.shape == (WIDTH, WIDTH)
+        assert grams["layers.0.down"].input.matrix.shape == (HIDDEN, 1, 1)
+        assert grams["head"].output.matrix.shape == (VOCABULARY, 1, 1)
+    with pytest.raises(ValueError, match="but its widest differs; delete it"):
+        measure_grams(Model(), BATCHES, tmp_path / "grams")
+
+
+def test_each_block_is_run_twice_per_batch_and_twice_for_trial(tmp_path: Path) -> None:
+    Block.calls = 0
+    measured(tmp_path / "grams")
+    assert Block.calls == BLOCKS * (2 * len(BATCHES) + 2)
+
+
+def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    written: list[set[str]] = []
+    file = tmp_path / "grams"
+
+    def track(items: Sequence[Any], description: str) -> Iterable[Any]:
+        for item in items:
+            state = file.with_name("grams.parts") / "state.json"
+            written.append(set(json.loads(state.read_text())["sites"]) if state.exists() else set())
+            yield item
+
+    measured(file, track=track)
+    assert written[:3] == [set()] * 3
+    blocks = [{path.partition(".q")[0] for path in sites if ".q" in path} for sites in written[3:]]
+    assert blocks == [set(), {"layers.2"}, {"layers.2", "layers.1"}]
+
+
+def test_sums_are_let_go_with_their_block(tmp_path: Path) -> None:
+    alive: list[int] = []
+
+    def track(items: Sequence[Any], description: str) -> Iterable[Any]:
+        for item in items:
+            yield item
+            alive.append(sum(isinstance(found, Site) for found in gc.get_objects()))
+
+    gc.collect()
+    gc.disable()
+    try:
+        measured(tmp_path / "grams", track=track)
+    finally:
+        gc.enable()
+    assert alive[-BLOCKS:] == [0] * BLOCKS
+
+
+def test_layers_with_one_input_follow_each_other_and_share_it(tmp_path: Path) -> None:
+    with measure_grams(Model(), BATCHES, tmp_path / "grams") as grams:
+        assert len(grams) == len(list(grams)) == 7 * BLOCKS + 1
+        seen: list[Any] = []
+        for both in grams.values():
+            if not seen or both.input is not seen[-1]:
+                seen.append(both.input)
+        assert len(seen) == len({id(gram) for gram in seen}) == 4 * BLOCKS + 1
+        assert grams["layers.1.q"].input is grams["layers.1.v"].input
+        assert "layers.1.q" in grams
+        assert "layers.1" not in grams
+        with pytest.raises(KeyError):
+            grams["layers.1"]
+
+
+def test_numpy_reads_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "grams.npz"
+    with measure_grams(Model(), BATCHES, file) as grams, np.load(file) as content:
+        header = json.loads(content["header"].tobytes())
+        assert header["version"] == 3
+        C = grams["head"].output.matrix
+        assert np.array_equal(content["output.head"], C[np.tril_indices(VOCABULARY)])
+        assert content["input.head"].dtype == np.float32
+        assert len(content.files) == 1 + (4 + 7) * BLOCKS + 2
+
+
+def test_equal_runs_give_equal_bytes_and_a_finished_one_is_not_repeated(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first = measured(tmp_path / "a" / "grams")
+    assert measured(tmp_path / "b" / "grams") == first
+    Block.calls = 0
+    assert measured(tmp_path / "a" / "grams") == first
+    assert Block.calls == 0
+
+
+@pytest.mark.parametrize("call", [10, 18, 24])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(call: int, tmp_path: Path) -> None:
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut.mkdir()
+    whole.mkdir()
+    dead = subprocess.run([sys.executable, __file__, str(cut / "grams"), str(call)], check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert not (cut / "grams").exists()
+    Block.calls = 0
+    assert measured(cut / "grams") == measured(whole / "grams")
+    # Six calls for trial; nine are the first part, each further three are one more.
+    spared = 0 if call <= 15 else 9 + (call - 16) // 3 * 3
+    assert Block.calls == 48 - spared
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_an_interruption_before_anything_is_finished_leaves_nothing(
+    batch: int, tmp_path: Path
+) -> None:
+    def track(items: Sequence[Any], description: str) -> Iterable[Any]:
+        yield from items[:batch]
+        raise KeyboardInterrupt
+
+    model = Model()
+    before = picture(model)
+    with pytest.raises(KeyboardInterrupt):
+        measure_grams(model, BATCHES, tmp_path / "grams", track=track)
+    assert list(tmp_path.iterdir()) == []
+    assert picture(model) == before
+
+
+def cut_after_the_first_part(items: Sequence[Any], description: str) -> Iterable[Any]:
+    if "block" in description:
+        raise KeyboardInterrupt
+    return items
+
+
+DIFFERENCES: list[tuple[str, int, list[mx.array], dict[str, Any]]] = [
+    ("model", 1, BATCHES, {}),
+    ("seed", 0, BATCHES, {"seed": 1}),
+    ("layers", 0, BATCHES, {"paths": ["head"]}),
+    ("text", 0, BATCHES[::-1], {}),
+    ("text", 0, BATCHES[:2], {}),
+]
+
+
+@pytest.mark.parametrize(("what", "model", "batches", "options"), DIFFERENCES)
+def test_the_file_of_another_run_is_refused_and_kept(
+    tmp_path: Path, what: str, model: int, batches: list[mx.array], options: dict[str, Any]
+) -> None:
+    file = tmp_path / "grams"
+    before = measured(file)
+    with pytest.raises(ValueError, match=f"grams: .* but its {what} differs; delete it"):
+        measure_grams(Model(model), batches, file, **options)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("what", "model", "batches", "options"), DIFFERENCES)
+def test_the_parts_of_another_run_are_refused_and_kept(
+    tmp_path: Path, what: str, model: int, batches: list[mx.array], options: dict[str, Any]
+) -> None:
+    file = tmp_path / "grams"
+    with pytest.raises(KeyboardInterrupt):
+        measure_grams(Model(), BATCHES, file, track=cut_after_the_first_part)
+    with pytest.raises(ValueError, match=rf"grams\.parts: .* but its {what} differs; delete it"):
+        measure_grams(Model(model), batches, file, **options)
+    measured(file)
+
+
+@pytest.mark.parametrize("name", ["state.json", "input.2", "gradient.3"])
+def test_damaged_parts_are_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "grams"
+    with pytest.raises(KeyboardInterrupt):
+        measure_grams(Model(), BATCHES, file, track=cut_after_the_first_part)
+    part = tmp_path / "grams.parts" / name
+    part.write_bytes(part.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"grams\.parts: damaged; delete the folder"):
+        measure_grams(Model(), BATCHES, file)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "other", "list"])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "grams"
+    content = measured(file)
+    broken = {"empty": b"", "text": b"no archive", "truncated": content[: len(content) // 2]}
+    file.write_bytes(broken.get(damage, b""))
+    if damage not in broken:
+        with file.open("wb") as stream:
+            name = "header" if damage == "list" else "something"
+            np.savez(stream, **{name: np.frombuffer(b"[]", np.uint8)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grams: damaged or no file of Grams"):
+        GramFile(file)
+    with pytest.raises(ValueError, match="grams: damaged or no file of Grams"):
+        measure_grams(Model(), BATCHES, file)
+
+
+def test_an_altered_gram_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "grams"
+    content = bytearray(measured(file))
+    with zipfile.ZipFile(file) as archive:
+        info = archive.getinfo("output.head.npy")
+    content[info.header_offset + info.file_size] ^= 1  # well inside the numbers
+    file.write_bytes(content)
+    with GramFile(file) as grams, pytest.raises(ValueError, match="grams: damaged"):
+        grams["head"]
+
+
+def test_the_layout_before_this_one_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "grams"
+    header = json.dumps({"made_for": {"version": 1}, "done": {}, "meta": {}}).encode()
+    with file.open("wb") as stream:
+        np.savez(stream, header=np.frombuffer(header, np.uint8))
+    with pytest.raises(ValueError, match=r"layout of version 1, not 3; delete it and calibrate"):
+        GramFile(file)
+
+
+def test_an_archive_goes_on_from_its_mark_whatever_was_added_since(tmp_path: Path) -> None:
+    def entry(name: str, size: int) -> Sum:
+        return Sum(name, np.arange(size * size, dtype=np.float64).reshape(size, size), 3)
+
+    mark: Mark | None = None
+    for entries in ([], [entry("a", 1), entry("b", 5)], [b"{}"]):
+        earlier, mark = mark, append(tmp_path / "steady", entries, mark)
+    for broken in ([entry("c", 9)], []):
+        file = tmp_path / "broken"
+        file.write_bytes((tmp_path / "steady").read_bytes())
+        append(file, broken, earlier)
+        with file.open("ab") as stream:
+            stream.write(bytes(100))
+        assert append(file, [b"{}"], earlier) == mark
+        assert file.read_bytes() == (tmp_path / "steady").read_bytes()
+
+
+def infinite(weight: mx.array) -> mx.array:
+    return weight * mx.array(np.inf)
+
+
+def test_an_activation_that_is_not_finite_names_the_layer(tmp_path: Path) -> None:
+    def spoil(model: Model, name: str) -> nn.Module:
+        layer = getattr(model.layers[1], name)
+        layer.weight = infinite(layer.weight)
+        return model
+
+    for name, layer in (("v", "layers.1.o"), ("up", "layers.1.down"), ("norm", "layers.1.q")):
+        with pytest.raises(ValueError, match="must be finite") as caught:
+            measure_grams(spoil(Model(), name), BATCHES, tmp_path / "grams")
+        assert caught.value.__notes__ == [f"while measuring the inputs of layer '{layer}'"]
+    with pytest.raises(ValueError, match=r"output of 'layers\.1' must be finite"):
+        measure_grams(spoil(Model(), "down"), BATCHES, tmp_path / "grams")
+    model = Model()
+    model.embed.weight = infinite(model.embed.weight)
+    with pytest.raises(ValueError, match=r"input of 'layers\.0'` must be finite"):
+        measure_grams(model, BATCHES, tmp_path / "grams")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_batches_and_no_such_layer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`batches` must hold"):
+        measure_grams(Model(), [], tmp_path / "grams")
+    with pytest.raises(ValueError, match=r"got 'layers\.1'"):
+        measure_grams(Model(), BATCHES, tmp_path / "grams", paths=["layers.1"])
+
+
+if __name__ == "__main__":
+    Block.fatal = int(sys.argv[2])
+    measure_grams(Model(), BATCHES, sys.argv[1])

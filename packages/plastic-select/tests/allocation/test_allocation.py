@@ -1,0 +1,509 @@
+"""Allocations against every combination, against the dual, and at full size."""
+
+import doctest
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import reduce
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from plastic_select import Allocation, Option, allocate, break_even_rank, rank_options
+from plastic_select.allocation.hull import frontier
+
+Options = Mapping[str, Sequence[Option]]
+Problem = tuple[dict[str, list[Option]], int]
+
+EPS = float(np.finfo(np.float64).eps)
+quick = settings(deadline=None, derandomize=True)
+# Dyadic costs bring ties and collinear options, the others rounding.
+costs = st.integers(0, 40).map(lambda c: c / 8) | st.floats(0, 100)
+offers = st.lists(st.builds(Option, st.integers(0, 60), costs, st.none()), min_size=1, max_size=5)
+small_costs = st.integers(0, 12).map(float)
+point_lists = st.lists(st.tuples(st.integers(0, 12), small_costs), min_size=1, max_size=12)
+
+
+def sums(options: Options) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The bytes and the cost of every combination."""
+    nbytes = [np.array([o.nbytes for o in offered]) for offered in options.values()]
+    cost = [np.array([o.cost for o in offered]) for offered in options.values()]
+    return reduce(np.add.outer, nbytes).ravel(), reduce(np.add.outer, cost).ravel()
+
+
+def optimum(options: Options, budget: int) -> float:
+    nbytes, cost = sums(options)
+    return float(cost[nbytes <= budget].min())
+
+
+def dual(options: Options, budget: int) -> float:
+    """The linear relaxation by its dual, which is greatest at the slope between two options."""
+    slopes = {0.0}
+    for offered in options.values():
+        for a, b in itertools.combinations(offered, 2):
+            if a.nbytes != b.nbytes:
+                slopes.add(max(0.0, (a.cost - b.cost) / (b.nbytes - a.nbytes)))
+    return max(
+        sum(min(o.cost + x * o.nbytes for o in offered) for offered in options.values())
+        - x * budget
+        for x in slopes
+    )
+
+
+def tolerance(options: Options) -> float:
+    """What adding up costs in another order, weighed by bytes, may change."""
+    sizes = [o.nbytes for offered in options.values() for o in offered]
+    return 10 * EPS * (1 + max(sizes)) * sum(max(o.cost for o in v) for v in options.values())
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Up to five matrices of up to five options, and a budget that can be met."""
+    offered = draw(st.lists(offers, min_size=1, max_size=5))
+    options = {f"m{i}": each for i, each in enumerate(offered)}
+    nbytes, _ = sums(options)
+    return options, draw(st.integers(int(nbytes.min()), int(nbytes.max()) + 3))
+
+
+def of_spectra(matrices: int, seed: int) -> dict[str, list[Option]]:
+    """Up to 63 ranks and the dense matrix, for power laws at the shapes of a Llama."""
+    rng = np.random.default_rng(seed)
+    shapes = [(4096, 4096), (1024, 4096), (11008, 4096), (4096, 11008)]
+    options = {}
+    for i in range(matrices):
+        m, n = shapes[i % 4]
+        s = math.exp(rng.normal()) * np.arange(1.0, min(m, n) + 1) ** -rng.uniform(0.3, 1.2)
+        step = break_even_rank((m, n)) // 62
+        options[f"m{i}"] = rank_options(
+            s,
+            bytes_per_component=2 * (m + n),
+            ceiling=62 * step,
+            multiple_of=step,
+            dense=2 * m * n,
+        )
+    return options
+
+
+def between(options: Options, fraction: float) -> int:
+    """A budget between the least and the greatest use of bytes."""
+    least = sum(min(o.nbytes for o in offered) for offered in options.values())
+    most = sum(max(o.nbytes for o in offered) for offered in options.values())
+    return int(least + fraction * (most - least))
+
+
+@quick
+@given(problems())
+def test_no_combination_within_the_budget_costs_less(problem: Problem) -> None:
+    options, budget = problem
+    (allocation,) = allocate(options, [budget])
+    assert allocation.optimal
+    assert allocation.cost <= optimum(options, budget) + tolerance(options)
+
+
+@quick
+@given(problems())
+def test_the_sums_are_those_of_the_options_chosen_and_within_the_budget(problem: Problem) -> None:
+    options, budget = problem
+    (allocation,) = allocate(options, [budget])
+    assert list(allocation.chosen) == list(options)
+    chosen = [options[name][i] for name, i in allocation.chosen.items()]
+    assert allocation.nbytes == sum(o.nbytes for o in chosen) <= allocation.budget == budget
+    assert allocation.cost == math.fsum(o.cost for o in chosen)
+
+
+@quick
+@given(problems())
+def test_the_lower_bound_is_between_the_dual_and_the_optimum(problem: Problem) -> None:
+    options, budget = problem
+    (allocation,) = allocate(options, [budget])
+    assert allocation.lower_bound >= dual(options, budget) - tolerance(options)
+    assert allocation.lower_bound <= optimum(options, budget) + tolerance(options)
+    assert 0 <= allocation.lower_bound <= allocation.cost
+    assert allocation.gap >= 0
+
+
+@quick
+@given(problems())
+def test_the_multiplier_supports_the_lower_bound(problem: Problem) -> None:
+    options, budget = problem
+    # An option of one byte and no use lets every budget be filled exactly.
+    options = options | {"filler": [Option(0, 0.0), Option(1, 0.0)]}
+    options["odd"] = [Option(0, 300.0), Option(1, 100.0), Option(2, 0.0)]
+    (a,) = allocate(options, [budget])
+    x = a.multiplier
+    supported = sum(min(o.cost + x * o.nbytes for o in v) for v in options.values()) - x * budget
+    assert x >= 0
+    assert supported == pytest.approx(a.lower_bound, rel=0, abs=100 * tolerance(options))
+
+
+@quick
+@given(problems(), st.integers(0, 200))
+def test_a_larger_budget_costs_no_more(problem: Problem, more: int) -> None:
+    options, budget = problem
+    tight, roomy = allocate(options, [budget, budget + more])
+    assert roomy.cost <= tight.cost + tolerance(options)
+    assert roomy.lower_bound <= tight.lower_bound + tolerance(options)
+    assert roomy.multiplier <= tight.multiplier
+
+
+@quick
+@given(problems(), st.lists(st.integers(0, 100), max_size=4))
+def test_several_budgets_give_what_each_alone_gives(problem: Problem, more: list[int]) -> None:
+    options, budget = problem
+    budgets = [budget + each for each in more]
+    assert allocate(options, budgets) == [allocate(options, [each])[0] for each in budgets]
+
+
+@quick
+@given(problems(), st.randoms(use_true_random=False))
+def test_the_order_of_matrices_and_options_does_not_matter(problem: Problem, random: Any) -> None:
+    options, budget = problem
+    (before,) = allocate(options, [budget])
+    names = random.sample(list(options), len(options))
+    (after,) = allocate({name: options[name] for name in names}, [budget])
+    assert before == after
+    mixed = {name: random.sample(each, len(each)) for name, each in options.items()}
+    (after,) = allocate(mixed, [budget])
+    assert (after.nbytes, after.cost) == (before.nbytes, before.cost)
+    for name, i in after.chosen.items():
+        assert mixed[name][i][:2] == options[name][before.chosen[name]][:2]
+
+
+@quick
+@given(problems(), st.data())
+def test_a_fixed_choice_is_kept_and_the_rest_is_the_best_beside_it(
+    problem: Problem, data: st.DataObject
+) -> None:
+    options, budget = problem
+    names = data.draw(st.sets(st.sampled_from(sorted(options))))
+    fixed = {name: data.draw(st.integers(0, len(options[name]) - 1)) for name in names}
+    budget += 60 * len(fixed)
+    (allocation,) = allocate(options, [budget], fixed=fixed)
+    assert {name: allocation.chosen[name] for name in fixed} == fixed
+    left = {n: [each[fixed[n]]] if n in fixed else each for n, each in options.items()}
+    assert allocation.cost <= optimum(left, budget) + tolerance(options)
+
+
+@quick
+@given(problems(), st.data())
+def test_options_that_another_beats_change_nothing(problem: Problem, data: st.DataObject) -> None:
+    options, budget = problem
+    worse = {
+        name: [*each, *(Option(o.nbytes + data.draw(st.integers(0, 9)), o.cost + 1) for o in each)]
+        for name, each in options.items()
+    }
+    (before,), (after,) = allocate(options, [budget]), allocate(worse, [budget])
+    assert after.chosen == before.chosen
+
+
+@quick
+@example([[(0, 6.0), (2, 4.0), (4, 2.0), (6, 1.0)], [(0, 3.0), (3, 0.0), (1, 2.0)]])
+@given(st.lists(point_lists, min_size=1, max_size=4))
+def test_the_frontier_and_its_hull_are_those_of_the_definitions(
+    matrices: list[list[tuple[int, float]]],
+) -> None:
+    flat = [point for points in matrices for point in points]
+    owner = np.repeat(np.arange(len(matrices)), [len(points) for points in matrices])
+    f = frontier(owner, np.array([x for x, _ in flat]), np.array([y for _, y in flat]))
+    joined = [
+        (
+            int(f.owner[a]),
+            (int(f.nbytes[a]), float(f.cost[a])),
+            (int(f.nbytes[b]), float(f.cost[b])),
+        )
+        for a, b in zip(f.start, f.end, strict=True)
+    ]
+    for number, points in enumerate(matrices):
+        best = sorted(p for p in set(points) if not any(beats(q, p) for q in set(points)))
+        rows = np.flatnonzero(f.owner == number)
+        assert list(zip(f.nbytes[rows].tolist(), f.cost[rows].tolist(), strict=True)) == best
+        hull = [
+            p
+            for p in best
+            if not any(
+                p != a and p != b and on_or_above(p, a, b)
+                for a, b in itertools.combinations(best, 2)
+            )
+        ]
+        assert [(a, b) for i, a, b in joined if i == number] == list(itertools.pairwise(hull))
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for _, a, b in joined]
+    assert slopes == sorted(slopes)
+
+
+def beats(p: tuple[int, float], q: tuple[int, float]) -> bool:
+    return p != q and p[0] <= q[0] and p[1] <= q[1]
+
+
+def on_or_above(p: tuple[int, float], a: tuple[int, float], b: tuple[int, float]) -> bool:
+    """Whether p lies on or above the segment from a to b, in exact arithmetic."""
+    if not a[0] <= p[0] <= b[0]:
+        return False
+    share = Fraction(p[0] - a[0], b[0] - a[0])
+    return Fraction(p[1]) >= (1 - share) * Fraction(a[1]) + share * Fraction(b[1])
+
+
+@quick
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 8), (2, 2), (1000, 8)]), st.booleans())
+def test_a_proof_holds_however_narrow_the_sweep(
+    seed: int, widths: tuple[int, int], hard: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    nbytes = rng.integers(0, 100, (12, 6))
+    cost = 100 - nbytes + rng.integers(-2, 3, nbytes.shape) if hard else rng.random(nbytes.shape)
+    options = {
+        f"m{i}": [Option(int(b), max(0.0, float(c))) for b, c in zip(*each, strict=True)]
+        for i, each in enumerate(zip(nbytes, cost, strict=True))
+    }
+    budgets = [between(options, fraction) for fraction in (0.1, 0.3, 0.5)]
+    best = least_costs(options, budgets[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plastic_select.allocation.search.WIDTH", widths[0])
+        patch.setattr("plastic_select.allocation.search.FACTOR", widths[1])
+        for found in allocate(options, budgets):
+            assert found.optimal
+            assert found.cost <= best[found.budget] + tolerance(options)
+
+
+def least_costs(options: Options, budget: int) -> NDArray[np.float64]:
+    """The least cost within 0, 1, ..., ``budget`` bytes, by dynamic programming over bytes."""
+    best = np.zeros(budget + 1)
+    for offered in options.values():
+        sizes = [min(o.nbytes, budget + 1) for o in offered]
+        shifted = [np.append(np.full(n, np.inf), best)[: budget + 1] for n in sizes]
+        best = np.min([x + o.cost for x, o in zip(shifted, offered, strict=True)], axis=0)
+    return best
+
+
+def test_without_time_to_search_the_result_is_within_the_budget_and_not_called_optimal() -> None:
+    options = of_spectra(40, seed=1)
+    budget = between(options, 0.5)
+    assert allocate(options, [budget])[0].optimal
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "plastic_select.allocation.search.FACTOR", 10**9
+        )  # one sweep to the end would do
+        patch.setattr("plastic_select.allocation.search.WORK", 1)
+        (allocation,) = allocate(options, [budget])
+    assert allocation.nbytes <= budget
+    assert not allocation.optimal
+    assert 0 < allocation.gap < 0.1
+
+
+def test_equal_matrices_are_no_harder_than_one() -> None:
+    offered = [Option(0, 5.3), Option(40, 2.1), Option(70, 1.9), Option(100, 0.7), Option(190, 0)]
+    options = {f"m{i}": offered for i in range(500)}
+    for allocation in allocate(options, [between(options, f) for f in (0.1, 0.33, 0.77)]):
+        assert allocation.optimal
+
+
+def test_two_thousand_matrices_come_within_a_thousandth_of_the_lower_bound() -> None:
+    options = of_spectra(2000, seed=0)
+    assert {len(offered) for offered in options.values()} == {64}
+    budgets = [between(options, fraction) for fraction in (0.05, 0.3, 0.6, 0.95)]
+    for allocation in allocate(options, budgets):
+        assert allocation.nbytes <= allocation.budget
+        assert 0 < allocation.gap <= 1e-3
+        assert allocation.optimal
+
+
+def test_a_sum_of_bytes_that_hits_the_budget_is_found() -> None:
+    options = subset_sums(40)
+    (allocation,) = allocate(options, [between(options, 0.5)])
+    assert allocation.nbytes == allocation.budget
+    assert allocation.optimal
+    assert allocation.gap == 0
+
+
+def subset_sums(matrices: int) -> dict[str, list[Option]]:
+    """Every byte is worth the same, so that only the sum matters."""
+    rng = np.random.default_rng(0)
+    return {
+        f"m{i}": [Option(int(b), float(10**6 - b)) for b in rng.integers(1, 10**6, 10)]
+        for i in range(matrices)
+    }
+
+
+def test_two_matrices_by_hand() -> None:
+    offered = [Option(0, 5.0), Option(60, 1.0), Option(100, 0.0)]
+    everything, most, tight, nothing = allocate({"a": offered, "b": offered}, [250, 130, 110, 0])
+    assert everything == Allocation({"a": 2, "b": 2}, 200, 0.0, 250, 0.0, 0.0, True)
+    assert most == Allocation({"a": 1, "b": 1}, 120, 2.0, 130, 2.0, 1 / 40, True)
+    # Two of the middle size do not fit: the relaxation takes two thirds of one of them.
+    assert (tight.nbytes, tight.cost, tight.multiplier) == (100, 5.0, 4 / 60)
+    assert tight.lower_bound == pytest.approx(5 + 5 - 100 * 4 / 60, rel=1e-15)
+    assert tight.gap == pytest.approx(0.5, rel=1e-14)
+    assert (nothing.chosen, nothing.cost, nothing.nbytes) == ({"a": 0, "b": 0}, 10.0, 0)
+
+
+def test_of_equal_matrices_the_same_one_gets_more_in_any_order() -> None:
+    offered = [Option(0, 5.0), Option(10, 0.0)]
+    (before,) = allocate({"a": offered, "b": offered}, [10])
+    (after,) = allocate({"b": offered, "a": offered}, [10])
+    assert before == after
+    assert before.nbytes == 10
+
+
+def test_a_budget_beyond_any_need_buys_the_option_of_least_cost() -> None:
+    options = {"a": [Option(0, 5.0), Option(10, 0.0), Option(20, 0.0)]}
+    assert allocate(options, [10**30]) == [Allocation({"a": 1}, 10, 0.0, 10**30, 0.0, 0.0, True)]
+
+
+def test_a_gap_above_a_bound_of_zero_is_infinite() -> None:
+    assert Allocation({}, 0, 1.0, 0, 0.0, 0.0, False).gap == math.inf
+    assert Allocation({}, 0, 0.0, 0, 0.0, 0.0, True).gap == 0.0
+
+
+def test_matrices_without_a_choice_cost_what_they_cost() -> None:
+    options = {"a": [Option(7, 2.0)], "b": [Option(5, 1.0), Option(5, 0.5), Option(6, 3.0)]}
+    (allocation,) = allocate(options, [12])
+    assert allocation == Allocation({"a": 0, "b": 1}, 12, 2.5, 12, 2.5, 0.0, True)
+
+
+def test_bytes_beyond_32_bits_and_numpy_numbers_are_exact() -> None:
+    big = 3 * 2**40 + 1
+    options = {
+        "a": [Option(0, np.float32(1.0)), Option(big, 0.0)],  # type: ignore[arg-type]
+        "b": [Option(np.int64(big), 0.25), Option(0, 2.0)],  # type: ignore[arg-type]
+    }
+    exact, short = allocate(options, np.array([2 * big, 2 * big - 1]))  # type: ignore[arg-type]
+    assert (exact.nbytes, exact.cost) == (2 * big, 0.25)
+    assert (short.nbytes, short.cost) == (big, 1.25)
+    assert type(exact.nbytes) is type(exact.budget) is type(exact.chosen["a"]) is int
+
+
+def test_no_budgets_give_no_allocations() -> None:
+    assert allocate({"a": [Option(1, 1.0)]}, []) == []
+
+
+def test_a_budget_below_the_least_possible_names_that() -> None:
+    options = {"a": [Option(70, 0.0), Option(50, 1.0)], "b": [Option(40, 0.0)]}
+    message = r"`budgets` must be at least 90 bytes, .* 2 matrices .*, got 89\. Raise it"
+    with pytest.raises(ValueError, match=message):
+        allocate(options, [1000, 89])
+    with pytest.raises(ValueError, match=r"at least 110 bytes.*, got 90\."):
+        allocate(options, [90], fixed={"a": 0})
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        (Option(-4, 0.0), ValueError, r"`options\['b'\]\[1\]\.nbytes` must be at least 0 .*got -4"),
+        (Option(2**53, 0.0), ValueError, r"`options\['b'\]\[1\]\.nbytes` must .* below 2\*\*53"),
+        (Option(2**80, 0.0), ValueError, r"`options\['b'\]\[1\]\.nbytes` must .* below 2\*\*53"),
+        (Option(2.0, 0.0), TypeError, r"`options\['b'\]\[1\]\.nbytes` must be an integer, got 2.0"),  # type: ignore[arg-type]
+        (Option(1, -0.5), ValueError, r"`options\['b'\]\[1\]\.cost` must be at least 0 .*got -0.5"),
+        (Option(1, math.nan), ValueError, r"`options\['b'\]\[1\]\.cost` must be .*finite, got nan"),
+        (Option(1, math.inf), ValueError, r"`options\['b'\]\[1\]\.cost` must be .*finite, got inf"),
+        (Option(1, None), TypeError, r"`options\['b'\]\[1\]\.cost` must be a number, got None"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_impossible_option_is_named(
+    option: Option, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        allocate({"a": [Option(1, 1.0)], "b": [Option(1, 1.0), option]}, [10])
+
+
+def test_arguments_that_cannot_be_met_are_refused() -> None:
+    options = {"a": [Option(1, 1.0), Option(2, 0.0)]}
+    with pytest.raises(ValueError, match="`options` must name at least one matrix, got none"):
+        allocate({}, [5])
+    with pytest.raises(ValueError, match=r"`options\['b'\]` must hold at least one option"):
+        allocate(options | {"b": []}, [5])
+    with pytest.raises(ValueError, match="`fixed` must name matrices of `options`, got 'c'"):
+        allocate(options, [5], fixed={"c": 0})
+    for choice in (2, -1):
+        with pytest.raises(
+            ValueError, match=rf"`fixed\['a'\]` must be from 0 to 1 .* got {choice}"
+        ):
+            allocate(options, [5], fixed={"a": choice})
+    with pytest.raises(TypeError, match=r"`budgets` must be a sequence .* got 5\. For a single"):
+        allocate(options, 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`budgets` must hold integers .* got 5\.5\. Round it"):
+        allocate(options, [5, 5.5])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"less than 2\*\*53 bytes in all"):
+        allocate({name: [Option(2**52, 0.0)] for name in "abc"}, [2**60])
+    with pytest.raises(ValueError, match=r"finite, got a sum of up to 1e\+308\. Scale them down"):
+        allocate({"a": [Option(10**6, 1e308)]}, [10**6])
+
+
+@quick
+@given(
+    st.lists(st.floats(0, 1e3), min_size=1, max_size=30).map(lambda s: sorted(s, reverse=True)),
+    st.integers(0, 8),
+    st.integers(1, 5),
+)
+def test_ranks_are_the_multiples_between_floor_and_ceiling_at_half_the_dropped_energy(
+    s: list[float], floor: int, multiple_of: int
+) -> None:
+    floor = min(floor, len(s))
+    options = rank_options(
+        s, bytes_per_component=24, base_bytes=7, floor=floor, multiple_of=multiple_of, dense=400
+    )
+    assert options[-1] == Option(400, 0.0, "dense")
+    ranks = [r for r in range(len(s) + 1) if r >= floor and r % multiple_of == 0]
+    assert [o.label for o in options[:-1]] == ranks
+    for option in options[:-1]:
+        assert option.nbytes == 7 + 24 * option.label
+        half = math.fsum(x * x for x in s[option.label :]) / 2
+        assert option.cost == pytest.approx(half, rel=len(s) * EPS)
+    assert options[:-1] == [
+        o for o in rank_options(s, bytes_per_component=24, base_bytes=7) if o.label in ranks
+    ]
+
+
+@quick
+@given(st.integers(2, 40), st.integers(2, 40), st.floats(0, 2), st.floats(0, 1))
+def test_no_rank_at_or_above_the_break_even_is_ever_allocated(
+    m: int, n: int, decay: float, fraction: float
+) -> None:
+    s = np.arange(1.0, min(m, n) + 1) ** -decay
+    options = {"w": rank_options(s, bytes_per_component=m + n, dense=m * n)}
+    (allocation,) = allocate(options, [between(options, fraction)])
+    label = options["w"][allocation.chosen["w"]].label
+    assert label == "dense" if allocation.budget >= m * n else label * (m + n) < m * n
+    assert label == "dense" or label <= break_even_rank((m, n))
+
+
+def test_the_budget_goes_to_where_the_spectrum_is_flat() -> None:
+    steep, flat = 1.0 / np.arange(1, 41) ** 3, np.ones(40)
+    options = {
+        "steep": rank_options(steep, bytes_per_component=80, floor=1, ceiling=20),
+        "flat": rank_options(flat, bytes_per_component=80, floor=1, ceiling=20),
+    }
+    (allocation,) = allocate(options, [80 * 20])
+    assert allocation.chosen == {"steep": 0, "flat": 18}  # ranks 1 and 19
+    assert allocation.optimal
+
+
+def test_impossible_ranks_are_refused() -> None:
+    s = [3.0, 2.0, 1.0]
+    with pytest.raises(ValueError, match=r"0 <= floor <= ceiling <= 3, .* got 2 and 1"):
+        rank_options(s, bytes_per_component=8, floor=2, ceiling=1)
+    with pytest.raises(ValueError, match=r"got 0 and 4"):
+        rank_options(s, bytes_per_component=8, ceiling=4)
+    for name in ("bytes_per_component", "multiple_of"):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+            rank_options(s, **{"bytes_per_component": 8, name: 0})
+    for name in ("base_bytes", "dense"):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got -1"):
+            rank_options(s, **{"bytes_per_component": 8, name: -1})
+    with pytest.raises(TypeError, match=r"`bytes_per_component` must be an integer, got 8\.5"):
+        rank_options(s, bytes_per_component=8.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`multiple_of` = 64 has no multiple from 1 to 3"):
+        rank_options(s, bytes_per_component=8, floor=1, multiple_of=64)
+    only = rank_options(s, bytes_per_component=8, floor=1, multiple_of=64, dense=9)
+    assert only == [Option(9, 0.0, "dense")]
+    with pytest.raises(ValueError, match="their squares overflow"):
+        rank_options([1e200], bytes_per_component=8)
+
+
+def test_the_example_in_the_docstring_runs() -> None:
+    tested = doctest.testmod(import_module("plastic_select.allocation.allocation"))
+    assert tested.attempted == 4
+    assert tested.failed == 0
