@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.quant import dwq, dynamic_quant, gptq
 from plastic_core import linalg
-from plastic_export.model import divergences, log_softmax, numpy_functions
+from plastic_export.model import divergences, log_softmax, use_numpy_functions
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def quick() -> Iterator[None]:
         (dynamic_quant, "kl_div_loss", divergences_of),
         (gptq, "Catcher", _Catcher),
     ]
-    with numpy_functions(), contextlib.ExitStack() as stack:
+    with use_numpy_functions(), contextlib.ExitStack() as stack:
         for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
             stack.enter_context(redirect(io.StringIO()))
         for owner, name, ours in replaced if mx.default_device() == mx.Device(mx.cpu) else ():

@@ -22,7 +22,7 @@ from plastic_export.healing.loop import Arrays, HealingOptions, HealState, batch
 from plastic_export.healing.state import StateFile
 from plastic_export.healing.trainable import TrainedTensor, trainable, use_trainable_host_layers
 from plastic_export.model.numpy_attention import attend
-from plastic_export.model.numpy_functions import divergences, numpy_functions, sigmoid
+from plastic_export.model.numpy_functions import divergences, sigmoid
 from plastic_export.model.plastic_model import QuantizedRows, Rows
 
 T = TypeVar("T")
@@ -374,7 +374,7 @@ def test_the_sigmoid_has_the_values_and_gradients_of_mlx_everywhere() -> None:
 def test_activations_compute_in_numpy_inside_the_block_alone() -> None:
     own, x = mx.sigmoid, random((5,), 0)
     stock = nn.silu(x)
-    with numpy_functions():
+    with use_numpy_functions():
         assert mx.sigmoid is not own
         inside = nn.silu(x)
     assert mx.sigmoid is own

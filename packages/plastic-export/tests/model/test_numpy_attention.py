@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from plastic_export.model.numpy_attention import numpy_attention
+from plastic_export.model.numpy_attention import use_numpy_attention
 
 STOCK = mx.fast.scaled_dot_product_attention
 MASKS = ["none", "causal", "boolean", "boolean of one head", "additive"]
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 def attention(*arrays: NDArray[np.float32], **options: Any) -> NDArray[np.float32]:
     """Through the function that mlx-lm calls."""
-    with numpy_attention():
+    with use_numpy_attention():
         assert mx.fast.scaled_dot_product_attention is not STOCK
         y = mx.fast.scaled_dot_product_attention(*map(mx.array, arrays), **options)
     return np.asarray(y)
@@ -93,12 +93,12 @@ def test_sinks_are_left_to_mlx() -> None:
 
 def test_the_type_is_that_of_the_queries() -> None:
     q = mx.ones((1, 1, 2, 4), mx.bfloat16)
-    with numpy_attention():
+    with use_numpy_attention():
         assert mx.fast.scaled_dot_product_attention(q, q, q, scale=1.0).dtype == mx.bfloat16
 
 
 def fail_inside() -> None:
-    with numpy_attention():
+    with use_numpy_attention():
         raise KeyboardInterrupt
 
 

@@ -59,7 +59,7 @@ def test_a_factorisation_that_does_not_come_back_is_exit_1_and_named(
     how: str,
     place: str,
 ) -> None:
-    monkeypatch.setattr(f"plastic_export.{place}", getattr(faults, name))
+    monkeypatch.setattr(f"plastic_export.compression.{place}", getattr(faults, name))
     before = sorted(path.name for path in tmp_path.iterdir())
     start = time.monotonic()
     with pytest.raises(SystemExit) as stopped:

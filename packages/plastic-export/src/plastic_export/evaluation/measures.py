@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from plastic_core import linalg
 
 from plastic_export.folder.progress import Track
-from plastic_export.model.numpy_attention import numpy_attention
+from plastic_export.model.numpy_attention import use_numpy_attention
 
 LOGITS = 2**23  # at most so many logits of one model at a time, unless one window has more
 ROWS = 8  # and at most so many windows
@@ -106,7 +106,7 @@ def measure_texts(
 
 def log_probabilities(model: nn.Module, tokens: mx.array) -> LogProbabilities:
     """Log-probabilities of what follows each of the tokens, of shape (windows, tokens)."""
-    with numpy_attention():
+    with use_numpy_attention():
         logits: mx.array = model(tokens).astype(mx.float32)
         mx.eval(logits)
     xp = _namespace()

@@ -18,7 +18,7 @@ from plastic_core.files import Closing
 from plastic_export.folder.progress import Track, untracked
 from plastic_export.healing.loop import Arrays, Rows
 from plastic_export.healing.trainable import use_trainable_host_layers
-from plastic_export.model.numpy_functions import divergences, log_softmax, numpy_functions
+from plastic_export.model.numpy_functions import divergences, log_softmax
 
 _LOGITS = 2**22  # of one model at a time, unless one window has more; several copies are held
 _ROOM = 2**31  # bytes of the reference's log-probabilities that a file may take
@@ -103,7 +103,7 @@ class Reference(Closing):
         file.flush()
 
     def _computed(self, rows: Rows) -> mx.array:
-        with numpy_functions():
+        with use_numpy_functions():
             logits = self._model(self._tokens[mx.array(rows)]).astype(mx.float32)
             mx.eval(logits)
         return log_softmax(logits)
@@ -154,7 +154,7 @@ class Distillation:
     def gradient(self, values: Mapping[str, mx.array], rows: Rows) -> Arrays:
         """The gradient of the mean divergence over these training windows, by name."""
         numbers, total = self._split.training[rows], None
-        with numpy_functions():
+        with use_numpy_functions():
             for part in parts(numbers, self._tokens, self._reference.vocabulary):
                 new = self._sum(self._typed(values), part, self._reference(part))
                 total = new if total is None else {n: total[n] + g for n, g in new.items()}
@@ -165,7 +165,7 @@ class Distillation:
     def divergence(self, values: Mapping[str, mx.array]) -> float:
         """The mean divergence over the held-out windows, summed in float64."""
         total, numbers = 0.0, self._split.held_out
-        with numpy_functions():
+        with use_numpy_functions():
             self._model.update(tree_unflatten(list(self._typed(values).items())))
             for part in parts(numbers, self._tokens, self._reference.vocabulary):
                 log_q = self._reference(part)

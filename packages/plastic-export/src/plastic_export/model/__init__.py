@@ -4,6 +4,6 @@ Stands on ``checkpoint`` and ``folder``.
 """
 
 from plastic_export.model.load import read_text
-from plastic_export.model.numpy_functions import divergences, log_softmax, numpy_functions
+from plastic_export.model.numpy_functions import divergences, log_softmax, use_numpy_functions
 
-__all__ = ["divergences", "log_softmax", "numpy_functions", "read_text"]
+__all__ = ["divergences", "log_softmax", "read_text", "use_numpy_functions"]

@@ -16,7 +16,7 @@ _LEAST = np.finfo(np.float32).min
 
 
 @contextmanager
-def numpy_attention() -> Iterator[None]:
+def use_numpy_attention() -> Iterator[None]:
     """Let ``mx.fast.scaled_dot_product_attention`` compute in NumPy inside the block.
 
     Only where MLX's default device is the CPU, and not where there are sinks. mlx's CPU wheel for

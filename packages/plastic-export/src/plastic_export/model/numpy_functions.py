@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
 
-from plastic_export.model.numpy_attention import numpy_attention
+from plastic_export.model.numpy_attention import use_numpy_attention
 
 F32 = NDArray[np.float32]
 
 
 @contextmanager
-def numpy_functions() -> Iterator[None]:
+def use_numpy_functions() -> Iterator[None]:
     """Let attention and ``mx.sigmoid`` compute in NumPy inside the block; both stay differentiable.
 
     Only where MLX's default device is the CPU. There MLX takes about 20 ns for an exponential,
@@ -34,7 +34,7 @@ def numpy_functions() -> Iterator[None]:
         simple = x.dtype == mx.float32 and not options
         return sigmoid(x) if simple else own(x, **options)
 
-    with numpy_attention():
+    with use_numpy_attention():
         mx.disable_compile()
         mx.sigmoid = either
         try:
