@@ -184,7 +184,7 @@ def test_a_layer_that_is_not_finite_is_neither_balanced_nor_grown_and_stays(
         with pytest.raises(ValueError, match=f"`{name}` must be finite"):
             change()
     assert [bits(a) for a in layer.factors()] == before
-    parked = layer.park([1, 2])  # moving it is no arithmetic
+    parked = layer.park([0])  # moving it is no arithmetic
     layer.wake(parked)
     assert layer.rank == 3
 

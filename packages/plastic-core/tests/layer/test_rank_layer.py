@@ -252,9 +252,15 @@ def test_parking_and_waking_move_components_without_changing_a_bit(rank, data, d
     keep = data.draw(
         st.permutations(range(rank)).flatmap(lambda p: st.integers(0, rank).map(lambda n: p[:n]))
     )
-    parked = layer.park(keep)
-    order = [*keep, *sorted(set(range(rank)) - set(keep))]
-    assert (layer.rank, parked.rank) == (len(keep), rank - len(keep))
+    others = sorted(set(range(rank)) - set(keep))
+    order = [*keep, *others]
+    if data.draw(st.booleans()):
+        parked = layer.keep(keep)
+        assert (layer.rank, parked.rank) == (len(keep), rank - len(keep))
+    else:
+        parked = layer.park(keep)
+        assert (layer.rank, parked.rank) == (rank - len(keep), len(keep))
+        order = [*others, *keep]
     layer.wake(parked)
     for column, i in enumerate(order):
         assert bits(layer.U[:, column]) == bits(before.U[:, i])
@@ -284,7 +290,7 @@ def test_the_truncation_error_is_the_distance_to_what_remains(rank, data):
     layer = rank_layer(10, 8, rank, seed=3)
     parked = data.draw(st.lists(st.integers(0, rank - 1), unique=True)) if rank else []
     before, error = dense(layer), layer.truncation_error(parked)
-    layer.park([i for i in range(rank) if i not in parked])
+    layer.park(parked)
     expected = np.linalg.norm(before - dense(layer))
     assert abs(error - expected) <= tolerance(before, before.shape)
 
@@ -511,9 +517,10 @@ def factors_of(*shapes):
             ValueError,
             "`gradient` must be finite",
         ),
-        (lambda: rank_layer().park([0, 0]), ValueError, r"`keep` must hold distinct .* = 3"),
-        (lambda: rank_layer().park([4]), ValueError, "`keep`"),
-        (lambda: rank_layer().park([-1]), ValueError, "`keep`"),
+        (lambda: rank_layer().park([0, 0]), ValueError, r"`indices` must hold distinct .* = 3"),
+        (lambda: rank_layer().park([4]), ValueError, "`indices`"),
+        (lambda: rank_layer().keep([0, 0]), ValueError, r"`indices` must hold distinct .* = 3"),
+        (lambda: rank_layer().keep([-1]), ValueError, "`indices`"),
         (lambda: rank_layer().truncation_error([4]), ValueError, "`parked`"),
         (lambda: rank_layer().soft_threshold(-0.1), ValueError, "`tau`"),
         (lambda: rank_layer().soft_threshold(float("nan")), ValueError, "`tau`"),

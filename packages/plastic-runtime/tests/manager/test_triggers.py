@@ -280,7 +280,7 @@ def test_only_rank_layers_are_managed() -> None:
 
 def test_a_layer_of_rank_zero_can_grow_and_does_not_shrink() -> None:
     model = stack([1.0])
-    model.layers[0].park([])
+    model.layers[0].keep([])
     manager = manage(model)
     assert until(manager, "grow").rank_after == 2
 

@@ -70,7 +70,7 @@ def test_the_gradient_score_is_the_norm_of_all_gradients_of_the_factors() -> Non
 def test_a_frozen_layer_and_one_of_rank_zero_have_a_gradient_score() -> None:
     model, (x, c) = Sum(), probe()
     model.parts[0].freeze()
-    model.parts[1].park([])
+    model.parts[1].keep([])
     scores = gradient_score(model, lambda: (model(x) * c).sum())
     assert scores["parts.0"] > 0.0
     assert scores["parts.1"] == 0.0

@@ -156,23 +156,57 @@ class RankLayer(FactoredLinear):
             mx.concatenate([self.Vh, factors.Vh]),
         )
 
-    def park(self, keep: Sequence[int]) -> Factors:
-        """Keep the components ``keep``, in that order; remove and return all others.
+    def park(self, indices: Sequence[int]) -> Factors:
+        """Remove the components ``indices`` and return them; the others keep their order.
 
-        Bits are unchanged on both sides: ``wake(park(keep))`` restores the function.
+        Bits are unchanged on both sides: ``wake(park(indices))`` restores the function.
 
         Args:
-            keep: Distinct indices from 0 to ``rank - 1``.
+            indices: Distinct indices from 0 to ``rank - 1``.
 
         Returns:
-            The removed components in ascending order of their indices.
+            The parked components, in the order of ``indices``.
 
         Raises:
             ValueError: If an index is out of range or appears twice.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(3), mx.array([3.0, 2.0, 1.0]), mx.eye(3))
+            >>> asleep = layer.park([2])
+            >>> layer.rank, layer.S.tolist(), asleep.S.tolist()
+            (2, [3.0, 2.0], [1.0])
+            >>> layer.wake(asleep)
+            >>> layer.S.tolist()
+            [3.0, 2.0, 1.0]
         """
-        check_indices("keep", keep, self.rank)
-        parked = self._select(sorted(set(range(self.rank)).difference(keep)))
-        self.set_factors(*self._select(keep))
+        check_indices("indices", indices, self.rank)
+        parked = self._select(indices)
+        self.set_factors(*self._select(self._others(indices)))
+        return parked
+
+    def keep(self, indices: Sequence[int]) -> Factors:
+        """Keep the components ``indices``, in that order; remove all others and return them.
+
+        Bits are unchanged on both sides: ``wake(keep(indices))`` restores the function.
+
+        Args:
+            indices: Distinct indices from 0 to ``rank - 1``.
+
+        Returns:
+            The parked components, in ascending order of their indices.
+
+        Raises:
+            ValueError: If an index is out of range or appears twice.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(3), mx.array([3.0, 2.0, 1.0]), mx.eye(3))
+            >>> asleep = layer.keep([0])
+            >>> layer.S.tolist(), asleep.S.tolist()
+            ([3.0], [2.0, 1.0])
+        """
+        check_indices("indices", indices, self.rank)
+        parked = self._select(self._others(indices))
+        self.set_factors(*self._select(indices))
         return parked
 
     def soft_threshold(self, tau: float) -> tuple[list[int], mx.array]:
@@ -239,6 +273,10 @@ class RankLayer(FactoredLinear):
     def _stored(self, U: NDArray[Any], S: NDArray[Any], Vh: NDArray[Any]) -> Factors:
         """The factors as MLX arrays in the layer's dtypes."""
         return cast_factors(Factors(*map(mx.array, (U, S, Vh))), [a.dtype for a in self.factors()])
+
+    def _others(self, indices: Sequence[int]) -> list[int]:
+        """The components that ``indices`` leaves out, ascending."""
+        return sorted(set(range(self.rank)).difference(indices))
 
     def _select(self, indices: Sequence[int]) -> Factors:
         """The components ``indices``, in that order."""

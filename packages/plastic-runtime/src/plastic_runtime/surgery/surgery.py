@@ -230,7 +230,7 @@ def park_components(
     state.check_rank(len(keep))
     moments = state.moments()
     ids = sleep.park(path, _take_factors(layer, indices), take(moments, indices))
-    layer.park(keep)
+    layer.keep(keep)
     state.write(take(moments, keep))
     mx.eval(layer.factors())
     return ids
