@@ -1,4 +1,4 @@
-"""A few faults of each kind; ``tools/bench/faults.py`` without ``--quick`` provokes them all."""
+"""A few faults of each kind; ``tools/faults/provoke.py`` without ``--quick`` provokes them all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FAULTS = Path(__file__).parents[1] / "tools" / "bench" / "faults.py"
+FAULTS = Path(__file__).parents[1] / "tools" / "faults" / "provoke.py"
 ROWS = [
     "malformed,special",
     "kill,stop",

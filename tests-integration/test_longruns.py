@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench"
+FAULTS = Path(__file__).resolve().parents[1] / "tools" / "faults"
 
 
 def quick(tool: str) -> None:
-    command = [sys.executable, str(BENCH / tool), "--quick"]
+    command = [sys.executable, str(FAULTS / tool), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -30,19 +30,19 @@ from plastic_export import (
 from plastic_export.training import GAUGE
 from plastic_runtime import Generations, PlasticityManager, attach
 
-TOOLS = Path(__file__).parents[1] / "tools" / "bench"
+FAULTS = Path(__file__).parents[1] / "tools" / "faults"
 SHORT = TrainingOptions(steps=8, batch=2, window=32, rank=2, evaluate_every=4, evaluate_batches=2)
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The random Llama and the rows that the benchmarks of cut runs train on."""
-    sys.path.insert(0, str(TOOLS))
+    """The random Llama and the rows that the tools that cut runs train on."""
+    sys.path.insert(0, str(FAULTS))
     try:
         from tinyrun import TinyRun
     finally:
-        sys.path.remove(str(TOOLS))
+        sys.path.remove(str(FAULTS))
     folder = tmp_path_factory.mktemp("tiny")
     made = TinyRun(folder / "base", folder / "data")
     made.write()
@@ -150,7 +150,7 @@ def plastic_layers(model: nn.Module) -> dict[str, RankLayer]:
 
 
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_an_undisturbed_one() -> None:
-    words = [sys.executable, str(TOOLS / "kills.py"), "--kills", "20"]
+    words = [sys.executable, str(FAULTS / "kills.py"), "--kills", "20"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {line[:34].strip(): int(line[34:]) for line in done.stdout.splitlines()}

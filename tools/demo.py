@@ -83,7 +83,7 @@ def random_inputs(log: Path) -> None:
         guard=2,
     )
     adapt(model, optimizer, manager, batch, evaluations=30, steps=5)
-    report(manager)
+    print_report(manager)
 
 
 def known_truth(log: Path) -> bool:
@@ -111,8 +111,8 @@ def known_truth(log: Path) -> bool:
         guard=4,
     )
     adapt(student, optimizer, manager, batch, evaluations=250, steps=20)
-    report(manager)
-    return compare(manager)
+    print_report(manager)
+    return found_the_truth(manager)
 
 
 def make_teacher_and_student() -> tuple[nn.Module, nn.Module]:
@@ -166,14 +166,14 @@ def adapt(
             break
 
 
-def report(manager: PlasticityManager) -> None:
+def print_report(manager: PlasticityManager) -> None:
     """Print what the manager did and what is awake and asleep."""
     print(events_table(manager.events))
     awake, asleep = format_bytes(manager.bytes_awake), format_bytes(manager.bytes_asleep)
     print(f"\n{awake} awake, {asleep} asleep in {len(manager.sleep_dict)} components")
 
 
-def compare(manager: PlasticityManager) -> bool:
+def found_the_truth(manager: PlasticityManager) -> bool:
     """Print true and found ranks; whether they agree and a waking repaired a shrink."""
     print(f"\n{'layer':10}{'start':>7}{'true':>7}{'found':>7}")
     found, true = list(manager.ranks().values()), [len(s) for s in TRUTH]

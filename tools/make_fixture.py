@@ -161,7 +161,7 @@ def mean_loss(model: nn.Module, windows: mx.array) -> mx.array:
     return nn.losses.cross_entropy(model(windows[:, :-1]), windows[:, 1:], reduction="mean")
 
 
-def train(model: nn.Module, tokens: NDArray[np.int32]) -> None:
+def train_fixture(model: nn.Module, tokens: NDArray[np.int32]) -> None:
     """AdamW with a short warm-up and a cosine decay, printing the loss now and then."""
     steps = sum(phase[2] for phase in PHASES)
     warm_up = optim.linear_schedule(0.0, PEAK_LEARNING_RATE, steps=50)
@@ -198,18 +198,18 @@ def heldout_loss(model: nn.Module, tokens: list[int], *, length: int = 256) -> f
     return float(np.mean([mean_loss(model, window[None]).item() for window in windows]))
 
 
-def write_json(path: Path, content: dict[str, object]) -> None:
+def write_sorted_json(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_side_files(out: Path, tokenizer: bytes) -> None:
     """Everything of a Hugging Face folder except the weights, and the two excerpts."""
     (out / "tokenizer.model").write_bytes(tokenizer)
-    write_json(out / "config.json", CONFIG)
-    write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
+    write_sorted_json(out / "config.json", CONFIG)
+    write_sorted_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
     special = {key: TOKENIZER_CONFIG[key] for key in ("bos_token", "eos_token", "unk_token")}
-    write_json(out / "special_tokens_map.json", special)
-    write_json(out / "generation_config.json", {"bos_token_id": BOS, "eos_token_id": 2})
+    write_sorted_json(out / "special_tokens_map.json", special)
+    write_sorted_json(out / "generation_config.json", {"bos_token_id": BOS, "eos_token_id": 2})
     for name, modules in (("calibration", CALIBRATION), ("heldout", HELDOUT)):
         text = excerpt(modules, EXCERPT[name])
         (out / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -246,7 +246,7 @@ def main() -> None:
 
     mx.random.seed(SEED)
     model = llama.Model(llama.ModelArgs.from_dict(CONFIG))
-    train(model, tokens)
+    train_fixture(model, tokens)
 
     stored = tree_map(lambda weight: weight.astype(mx.bfloat16), model.parameters())
     weights = dict(tree_flatten(stored))

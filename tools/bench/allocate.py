@@ -69,7 +69,9 @@ def budgets_between(options: Options, count: int) -> list[int]:
     return [least + (most - least) * (i + 1) // (count + 1) for i in range(count)]
 
 
-def timed(options: Options, budgets: list[int], repeats: int) -> tuple[float, list[Allocation]]:
+def least_time(
+    options: Options, budgets: list[int], repeats: int
+) -> tuple[float, list[Allocation]]:
     """The least time of several runs, and what they return."""
     times = []
     for _ in range(repeats):
@@ -92,8 +94,8 @@ def main() -> None:
     for make in (ranks, mixed, random, subset_sum):
         options = make(arguments.matrices, arguments.options)
         budgets = budgets_between(options, arguments.budgets)
-        one, _ = timed(options, budgets[len(budgets) // 2 :][:1], arguments.repeats)
-        every, results = timed(options, budgets, 1)
+        one, _ = least_time(options, budgets[len(budgets) // 2 :][:1], arguments.repeats)
+        every, results = least_time(options, budgets, 1)
         further = (every - one) / max(1, len(budgets) - 1)
         gap, proven = max(a.gap for a in results), sum(a.optimal for a in results)
         print(

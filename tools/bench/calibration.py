@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+from meters import peak_resident
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from plastic_export.calibration import in_batches, use_float32
@@ -54,13 +54,7 @@ def random_model(blocks: int, width: int, vocabulary: int) -> nn.Module:
     return model
 
 
-def peak() -> int:
-    """Bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def seconds(run: Callable[[], object]) -> float:
+def wall_seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -90,24 +84,24 @@ def child(options: argparse.Namespace) -> dict[str, float]:
     tokens = mx.random.randint(0, options.vocabulary, shape, key=mx.random.key(0))
     batches = in_batches(tokens, max(options.vocabulary, options.width * 11 // 4))
     mx.eval(batches)
-    loaded, once = peak(), seconds(lambda: forward(model, batches))
+    loaded, once = peak_resident(), wall_seconds(lambda: forward(model, batches))
     paths = [path for path in linear_layers(model, None)[0] if path != "lm_head"]
     if options.only == "whole":
-        taken = seconds(lambda: loss_grams(model, batches, paths=paths))
+        taken = wall_seconds(lambda: loss_grams(model, batches, paths=paths))
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "grams.npz"
-            taken = seconds(lambda: measure_grams(model, batches, file, paths=paths).close())
+            taken = wall_seconds(lambda: measure_grams(model, batches, file, paths=paths).close())
     return {
         "loaded": loaded,
         "grams": gram_bytes(model.layers[0]),
-        "peak": peak(),
+        "peak": peak_resident(),
         "forward": once / tokens.size,
         "seconds": taken / tokens.size,
     }
 
 
-def report(options: argparse.Namespace) -> None:
+def print_passes(options: argparse.Namespace) -> None:
     words = [sys.executable, *sys.argv]
     print(f"{options.blocks} blocks, {options.width} wide, {options.tokens} tokens")
     print(f"{'pass':<15} {'peak MB':>8} {'limit MB':>8} {'ms/token':>9} {'forward passes':>15}")
@@ -136,7 +130,7 @@ def main() -> None:
     if options.only:
         print(json.dumps(child(options)))
     else:
-        report(options)
+        print_passes(options)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def tolerance_table() -> Table:
     return table
 
 
-def compare(
+def compare_methods(
     matrices: Iterator[Matrix],
     methods: Iterable[str],
     options: argparse.Namespace,
@@ -190,7 +190,7 @@ def compare(
             f"{m.memory:.1f}",
         )
     if worst:
-        console.print(ranks, tolerances, summary(worst))
+        console.print(ranks, tolerances, target_table(worst))
 
 
 def _note(
@@ -212,7 +212,7 @@ def _note(
         worst.setdefault("peer", []).append(ours.seconds / min(peers, default=math.nan))
 
 
-def summary(worst: dict[str, list[float]]) -> Table:
+def target_table(worst: dict[str, list[float]]) -> Table:
     """The targets, each with the worst figure of this run."""
     rows = {
         "error": ("Frobenius error over the least possible", 1.01),
@@ -261,7 +261,7 @@ def main() -> None:
             ([OURS], synthetic(options.alone, ["i^-1"], folder)),
             (METHODS, real(options.weights, folder)),
         ):
-            compare(matrices, methods, options, console)
+            compare_methods(matrices, methods, options, console)
 
 
 if __name__ == "__main__":

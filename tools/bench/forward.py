@@ -27,7 +27,7 @@ def layer_of_rank(size: int, rank: int, dtype: mx.Dtype) -> RankLayer:
     return RankLayer(*factors)
 
 
-def seconds(layer: Callable[[mx.array], mx.array], x: mx.array) -> float:
+def forward_seconds(layer: Callable[[mx.array], mx.array], x: mx.array) -> float:
     start = time.perf_counter()
     mx.eval(layer(x))
     return time.perf_counter() - start
@@ -37,11 +37,13 @@ def best_times(
     layers: Sequence[Callable[[mx.array], mx.array]], x: mx.array, repeats: int
 ) -> list[float]:
     """The least time of each layer over rounds in which every layer has its turn."""
-    rounds = [[seconds(layer, x) for layer in layers] for _ in range(repeats + 1)]
+    rounds = [[forward_seconds(layer, x) for layer in layers] for _ in range(repeats + 1)]
     return [min(times) for times in zip(*rounds[1:], strict=True)]  # the first round warms up
 
 
-def report(size: int, tokens: int, ranks: Sequence[int], dtype: mx.Dtype, repeats: int) -> str:
+def forward_table(
+    size: int, tokens: int, ranks: Sequence[int], dtype: mx.Dtype, repeats: int
+) -> str:
     linear = nn.Linear(size, size, bias=False)
     linear.set_dtype(dtype)
     layers = [layer_of_rank(size, rank, dtype) for rank in ranks]
@@ -69,7 +71,9 @@ def main() -> None:
     options = parser.parse_args()
     for tokens in options.tokens:
         dtype = DTYPES[options.dtype]
-        print(report(options.size, tokens, options.ranks, dtype, options.repeats), end="\n\n")
+        print(
+            forward_table(options.size, tokens, options.ranks, dtype, options.repeats), end="\n\n"
+        )
 
 
 if __name__ == "__main__":

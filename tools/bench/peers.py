@@ -43,7 +43,7 @@ class Measurement(NamedTuple):
     method: str = ""
 
 
-def plastic(A: NDArray[Any], rank: int) -> Any:
+def plastic_core_lowrank(A: NDArray[Any], rank: int) -> Any:
     return factorized_lowrank(A, rank)
 
 
@@ -80,7 +80,7 @@ def mlx_svd(A: NDArray[Any], rank: int) -> Triplet:
 
 
 METHODS: dict[str, tuple[Callable[[NDArray[Any], int], Any], str]] = {
-    "plastic_core": (plastic, "plastic_core"),
+    "plastic_core": (plastic_core_lowrank, "plastic_core"),
     "torch.svd_lowrank": (torch_lowrank, "torch"),
     "sklearn randomized_svd": (sklearn_randomized, "sklearn"),
     "scipy svds": (scipy_svds, "scipy"),

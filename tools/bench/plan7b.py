@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import TypeVar, get_args
 
 import numpy as np
+from meters import peak_resident
 from plastic_core import block_side
 from plastic_core.linalg import Float64
 from plastic_export import LossPlan, plan_bits
@@ -99,22 +100,22 @@ def allocation(format: Format) -> list[str]:
     matrices = [offered(m, i, CHOICES[format]) for i, m in enumerate(llama())]
     plan = LossPlan({"name": ""}, {}, ("", ""), tuple(matrices), (), 0, (), format)
     options = sum(len(m.offers) for m in matrices)
-    one, _ = timed(lambda: plan_bits(matrices, [3.5], format=format))
-    ten, plans = timed(lambda: plan_bits(matrices, BUDGETS, format=format))
-    curve, _ = timed(lambda: plan_frontier(plan))
+    one, _ = processor_time(lambda: plan_bits(matrices, [3.5], format=format))
+    ten, plans = processor_time(lambda: plan_bits(matrices, BUDGETS, format=format))
+    curve, _ = processor_time(lambda: plan_frontier(plan))
     gap = max(p.gap for p in plans)
     seconds = [f"{s:.2f} s" for s in (one, ten, curve)]
     return [format, str(len(matrices)), f"{options:,}", *seconds, f"{gap:.1e}"]
 
 
-def timed(f: Callable[[], T]) -> tuple[float, T]:
+def processor_time(f: Callable[[], T]) -> tuple[float, T]:
     """Processor time of a call in seconds, and what it gave."""
     start = time.process_time()
     found = f()
     return time.process_time() - start, found
 
 
-def gram(side: int, widest: int, seed: int) -> Gram:
+def random_gram(side: int, widest: int, seed: int) -> Gram:
     """Low rank and a diagonal; blocks of it where it is too wide."""
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((side, 256)) * np.arange(1.0, 257) ** -0.5
@@ -132,21 +133,13 @@ def price_one(shape: tuple[int, int], format: Format, widest: int) -> dict[str, 
     """Seconds and bytes of pricing one matrix, in this process."""
     (out, in_), rng = shape, np.random.default_rng(0)
     weight = rng.standard_normal(shape).astype(np.float32) / np.float32(in_**0.5)
-    grams = LossGrams(gram(in_, widest, 1), gram(out, widest, 2))
-    before = peak()
+    grams = LossGrams(random_gram(in_, widest, 1), random_gram(out, widest, 2))
+    before = peak_resident()
     m, choices = matrix("m", shape), CHOICES[format]
-    seconds, found = timed(lambda: offers_of(weight, m, (grams,), choices))
+    seconds, found = processor_time(lambda: offers_of(weight, m, (grams,), choices))
     given = weight.nbytes + grams.input.matrix.nbytes + grams.output.matrix.nbytes
-    sizes = {"peak": peak(), "given": given, "added": peak() - before}
+    sizes = {"peak": peak_resident(), "given": given, "added": peak_resident() - before}
     return {"seconds": seconds, "offers": len(found.offers), **sizes}
-
-
-def peak() -> int:
-    """The most that this process has had in memory."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def priced(shape: str, options: argparse.Namespace) -> list[str]:

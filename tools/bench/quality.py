@@ -51,10 +51,10 @@ from quantisers import Task, Unsupported
 from rich.console import Console
 from rich.table import Table
 from strategies import DATA
-from targets import Result, Results, shown, summary
+from targets import Figures, Results, goal_table, shown
 
 
-class Bench:
+class BakeOff:
     """What every row needs: the options, a folder, and what the other modules start from."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, checkpoint: Checkpoint) -> None:
@@ -91,7 +91,7 @@ class Bench:
         return file
 
 
-Method = Callable[[Bench, Path, Any], Written]  # writes what it makes of one budget
+Method = Callable[[BakeOff, Path, Any], Written]  # writes what it makes of one budget
 
 
 def weigh(folder: Path, predicted: float | None = None) -> Written:
@@ -108,7 +108,7 @@ def whole_bits(budget: float) -> int:
     return int(bits)
 
 
-def round_to_nearest(bench: Bench, out: Path, budget: float) -> Written:
+def stock_rounding(bench: BakeOff, out: Path, budget: float) -> Written:
     """Stock ``mlx_lm.convert`` of the same matrices."""
     paths = bench.task.paths
     with contextlib.redirect_stdout(io.StringIO()):
@@ -128,17 +128,17 @@ def quantiser(
 ) -> Method:
     """One of mlx-lm's quantisers."""
 
-    def method(bench: Bench, out: Path, budget: float) -> Written:
+    def method(bench: BakeOff, out: Path, budget: float) -> Written:
         run(bench.task, out, bits(budget))
         return weigh(out)
 
     return method
 
 
-def planned(format: Format) -> Method:
+def in_format(format: Format) -> Method:
     """Ours, in one of its formats."""
 
-    def method(bench: Bench, out: Path, budget: float) -> Written:
+    def method(bench: BakeOff, out: Path, budget: float) -> Written:
         file = bench.plan(format)
         result = execute_plan(bench.task.source, out, file, budget=budget)
         return weigh(out, result.plan.cost)
@@ -146,20 +146,20 @@ def planned(format: Format) -> Method:
     return method
 
 
-def healed(bench: Bench, out: Path, budget: float) -> Written:
+def healed(bench: BakeOff, out: Path, budget: float) -> Written:
     """Ours in the format of bits and ranks, after a distillation as long as that of DWQ.
 
     On as many windows of the text as DWQ may read.
     """
     folder = out.with_name(f"{out.name}-unhealed")
-    unhealed = planned("corrected")(bench, folder, budget)
+    unhealed = in_format("corrected")(bench, folder, budget)
     steps = bench.options.steps
     text = replace(bench.task.calibration, windows=steps * quantisers.BATCH + quantisers.HELD_OUT)
     heal(folder, bench.task.source, out, calibration=text, options=HealingOptions(steps=steps))
     return weigh(out, unhealed.predicted)
 
 
-def error_feedback(bench: Bench, out: Path, budget: float) -> Written:
+def uniform_bits(bench: BakeOff, out: Path, budget: float) -> Written:
     """Our backbone, with the same bits in every matrix."""
     plan = read_plan(bench.plan("mixed"))
     chosen = {m.name: m.offer(whole_bits(budget)) for m in plan.matrices}
@@ -172,7 +172,7 @@ def error_feedback(bench: Bench, out: Path, budget: float) -> Written:
 def strategy(name: str) -> Method:
     """Factors alone, ranks by one of the strategies of ``plastic compress``."""
 
-    def method(bench: Bench, out: Path, keep: float) -> Written:
+    def method(bench: BakeOff, out: Path, keep: float) -> Written:
         calibration = bench.task.calibration if name == "activation" else None
         names = [m.name for m in bench.matrices]
         source = bench.task.source
@@ -189,15 +189,15 @@ def studied(run: Callable[[Study, Path, Any], Written]) -> Method:
 
 TABLES: dict[str, dict[str, Method]] = {
     "bits": {
-        "rounding": round_to_nearest,
+        "rounding": stock_rounding,
         "gptq": quantiser(quantisers.gptq_bits),
         "awq": quantiser(quantisers.awq_bits),
         "dwq": quantiser(quantisers.dwq_bits),
         "dynamic": quantiser(quantisers.dynamic_bits, bits=float),
-        "feedback": error_feedback,
-        "mixed": planned("mixed"),
-        "adapter": planned("adapter"),
-        "corrected": planned("corrected"),
+        "feedback": uniform_bits,
+        "mixed": in_format("mixed"),
+        "adapter": in_format("adapter"),
+        "corrected": in_format("corrected"),
         "healed": healed,
     },
     "rank": {
@@ -212,7 +212,7 @@ TABLES: dict[str, dict[str, Method]] = {
 }
 
 
-def run(bench: Bench, name: str, budgets: list[Any], results: Results) -> Table:
+def run(bench: BakeOff, name: str, budgets: list[Any], results: Results) -> Table:
     """Write and measure all rows of a table, fewest bytes first."""
     options = bench.options
     texts = options.text or [DATA / "heldout.txt", DATA / "heldout-prose.txt"]
@@ -231,7 +231,7 @@ def run(bench: Bench, name: str, budgets: list[Any], results: Results) -> Table:
                 continue
             made = time.perf_counter() - start
             found = evaluate(folder, texts, reference=options.source, windows=options.measured)
-            result = Result(predicted, {r.text: r.kl or 0.0 for r in found})
+            result = Figures(predicted, {r.text: r.kl or 0.0 for r in found})
             results.setdefault(name, {}).setdefault(budget, {})[label] = result
             cells = [f"{nbytes:,}", "" if predicted is None else f"{1e3 * predicted:.3f}"]
             for r in found:
@@ -248,7 +248,7 @@ def correction(text: str) -> tuple[int, float]:
     return int(bits), float(extra)
 
 
-def parsed() -> argparse.Namespace:
+def bake_off_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", type=Path, default=DATA)
@@ -270,12 +270,12 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     """Print one row per compressed checkpoint, and the targets."""
-    options, results, console = parsed(), Results(), Console(width=140)
+    options, results, console = bake_off_options(), Results(), Console(width=140)
     with tempfile.TemporaryDirectory() as name, open_checkpoint(options.source) as checkpoint:
-        bench = Bench(options, Path(name), checkpoint)
+        bench = BakeOff(options, Path(name), checkpoint)
         for kind in options.table:
             console.print(run(bench, kind, getattr(options, kind), results), "")
-    console.print(summary(results))
+    console.print(goal_table(results))
 
 
 if __name__ == "__main__":

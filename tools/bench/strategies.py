@@ -42,7 +42,9 @@ def factored(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, s
             yield strategy, f"{result.plan.kept:.1%}", out
 
 
-def quantised(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Path]]:
+def rounded_to_nearest(
+    options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, str, Path]]:
     """Round the same matrices to nearest at several bits."""
     with open_checkpoint(options.source) as checkpoint:
         paths = {module_path(name) for name in compressible(checkpoint.tensors)}
@@ -79,7 +81,7 @@ def main() -> None:
         table.add_column("top-1", justify="right")
     with tempfile.TemporaryDirectory() as name:
         rows = [("source", "100.0%", options.source)]
-        rows += [*factored(options, Path(name)), *quantised(options, Path(name))]
+        rows += [*factored(options, Path(name)), *rounded_to_nearest(options, Path(name))]
         for label, kept, folder in rows:
             size = sum(p.stat().st_size for p in folder.glob("model*.safetensors"))
             cells = []

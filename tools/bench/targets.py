@@ -12,17 +12,17 @@ UNHEALED, HEALED = ("mixed", "corrected", "adapter"), ("healed",)
 OURS = {*UNHEALED, *HEALED, "feedback", "loss"}
 
 
-class Result(NamedTuple):
+class Figures(NamedTuple):
     """One row: predicted KL in nats, measured KL in nats by text."""
 
     predicted: float | None
     kl: dict[str, float]
 
 
-Results = dict[str, dict[Any, dict[str, Result]]]  # by table, budget and method
+Results = dict[str, dict[Any, dict[str, Figures]]]  # by table, budget and method
 
 
-class Target(NamedTuple):
+class Goal(NamedTuple):
     """The least KL of ours over the least one of theirs, and its limit at every budget."""
 
     what: str
@@ -32,25 +32,25 @@ class Target(NamedTuple):
     limits: dict[Any, float]
 
 
-TARGETS = (
-    Target("best unhealed / GPTQ", "bits", UNHEALED, ("gptq",), {2.5: 0.5, 3.5: 0.35, 4.5: 0.25}),
-    Target("healed / unhealed", "bits", HEALED, UNHEALED, {2.5: 0.6, 3.5: 0.6, 4.5: 0.6}),
-    Target(
+GOALS = (
+    Goal("best unhealed / GPTQ", "bits", UNHEALED, ("gptq",), {2.5: 0.5, 3.5: 0.35, 4.5: 0.25}),
+    Goal("healed / unhealed", "bits", HEALED, UNHEALED, {2.5: 0.6, 3.5: 0.6, 4.5: 0.6}),
+    Goal(
         what="best of ours / best of AWQ, DWQ, dynamic",
         table="bits",
         ours=UNHEALED + HEALED,
         theirs=("awq", "dwq", "dynamic"),
         limits={2.5: 0.7, 3.5: 0.7, 4.5: 0.7},
     ),
-    Target("mixed bits / GPTQ", "bits", ("mixed",), ("gptq",), {2.5: 1.0, 3.5: 0.6, 4.5: 0.6}),
-    Target("ours / SVD-LLM", "rank", ("loss",), ("svd-llm",), {0.8: 0.08, 0.6: 0.12, 0.4: 0.22}),
-    Target("ours / QERA", "correction", ("loss",), ("qera",), {(2, 0.25): 0.6, (3, 0.5): 0.6}),
+    Goal("mixed bits / GPTQ", "bits", ("mixed",), ("gptq",), {2.5: 1.0, 3.5: 0.6, 4.5: 0.6}),
+    Goal("ours / SVD-LLM", "rank", ("loss",), ("svd-llm",), {0.8: 0.08, 0.6: 0.12, 0.4: 0.22}),
+    Goal("ours / QERA", "correction", ("loss",), ("qera",), {(2, 0.25): 0.6, (3, 0.5): 0.6}),
 )
 
 
-def aims(results: Results) -> Iterator[tuple[str, str, float, float]]:
+def goal_figures(results: Results) -> Iterator[tuple[str, str, float, float]]:
     """What is aimed at, at which budget, the limit and the worst figure over all texts."""
-    for what, table, ours, theirs, limits in TARGETS:
+    for what, table, ours, theirs, limits in GOALS:
         for budget, limit in limits.items():
             rows = results.get(table, {}).get(budget, {})
             left, right = ([rows[k].kl for k in keys if k in rows] for keys in (ours, theirs))
@@ -70,10 +70,10 @@ def aims(results: Results) -> Iterator[tuple[str, str, float, float]]:
             yield f"{table}: KL with more bytes / with fewer", "all", 1.0, worst
 
 
-def summary(results: Results) -> Table:
+def goal_table(results: Results) -> Table:
     """The targets, each with the worst figure of this run."""
     table = Table("what", "budget", "target", "worst", "met", title="Targets", box=None)
-    for what, budget, limit, worst in aims(results):
+    for what, budget, limit, worst in goal_figures(results):
         met = "yes" if worst <= limit else "no"
         table.add_row(what, budget, f"<= {limit:g}", f"{worst:.3f}", met)
     return table

@@ -65,7 +65,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """One run.
 
     Attributes:
@@ -93,7 +93,7 @@ class Result:
     change: float = 0.0
 
 
-class Bench:
+class TrainingBench:
     """The base, the texts, and the loop that is the same for all."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -189,11 +189,11 @@ class Bench:
         nbytes: int,
         most: int,
         times: Times,
-    ) -> Result:
+    ) -> RunResult:
         """Measure what came of a run."""
         model.eval()
         step = median(times.steps)
-        return Result(
+        return RunResult(
             method,
             rank,
             seed,
@@ -234,7 +234,7 @@ def texts(options: argparse.Namespace) -> tuple[str, str, list[str]]:
     return train, valid, [path.read_text() for path in old]
 
 
-def lora(bench: Bench, rank: int, seed: int, *, head: bool = False) -> list[Result]:
+def lora(bench: TrainingBench, rank: int, seed: int, *, head: bool = False) -> list[RunResult]:
     """mlx-lm's LoRA at one rank."""
     model = bench.base()
     mx.random.seed(seed)
@@ -248,7 +248,7 @@ def lora(bench: Bench, rank: int, seed: int, *, head: bool = False) -> list[Resu
     return [bench.result(name, rank, seed, model, nbytes, nbytes, times)]
 
 
-def adalora(bench: Bench, rank: int, seed: int) -> list[Result]:
+def adalora(bench: TrainingBench, rank: int, seed: int) -> list[RunResult]:
     """AdaLoRA that ends at the bytes of a fixed rank, from 1.5 times the rank as in the paper."""
     model = bench.base()
     layers = svd_layers(model, math.ceil(1.5 * rank), bench.options.adalora_scale, seed)
@@ -282,9 +282,9 @@ def adalora(bench: Bench, rank: int, seed: int) -> list[Result]:
     return [bench.result("adalora", rank, seed, model, allocator.nbytes, allocator.first, times)]
 
 
-def plastic(
-    bench: Bench, rank: int, seed: int, factors: Sequence[float] = (1.0, TURNED)
-) -> list[Result]:
+def our_runs(
+    bench: TrainingBench, rank: int, seed: int, factors: Sequence[float] = (1.0, TURNED)
+) -> list[RunResult]:
     """Ours: every layer and the head, from more bytes than allowed down to those of the rank.
 
     Returns:
@@ -317,15 +317,15 @@ def plastic(
     return found
 
 
-METHODS: dict[str, Callable[[Bench, int, int], list[Result]]] = {
+METHODS: dict[str, Callable[[TrainingBench, int, int], list[RunResult]]] = {
     "lora": lora,
     "lora+head": partial(lora, head=True),
     "adalora": adalora,
-    "plastic": plastic,
+    "plastic": our_runs,
 }
 
 
-def budget(bench: Bench, rank: int) -> int:
+def budget(bench: TrainingBench, rank: int) -> int:
     """Bytes of mlx-lm's LoRA of a rank, on the layers it takes by default."""
     shapes = [p.shape for p in projections(bench.base())]
     return sum(4 * min(rank, *shape) * sum(shape) for shape in shapes)
@@ -346,7 +346,7 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
                 yield method, rank, seed
 
 
-def measured(bench: Bench) -> list[Result]:
+def measured(bench: TrainingBench) -> list[RunResult]:
     """Make all runs that are not on file yet."""
     options = bench.options
     file: Path | None = options.results
@@ -365,10 +365,10 @@ def measured(bench: Bench) -> list[Result]:
     return [r for r in found.values() if (r.rank, r.seed) in asked]
 
 
-def on_file(file: Path | None) -> dict[tuple[str, int, int], Result]:
+def on_file(file: Path | None) -> dict[tuple[str, int, int], RunResult]:
     """Finished runs by method, rank and seed."""
     lines = [] if file is None or not file.exists() else file.read_text().splitlines()
-    return {(r.method, r.rank, r.seed): r for r in (Result(**json.loads(x)) for x in lines)}
+    return {(r.method, r.rank, r.seed): r for r in (RunResult(**json.loads(x)) for x in lines)}
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
@@ -378,7 +378,7 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
-def parsed() -> argparse.Namespace:
+def comparison_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", type=Path, default=DATA)
@@ -412,23 +412,23 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     """Print one row per method and size."""
-    options = parsed()
+    options = comparison_options()
     console = Console(width=140)
     if options.memory:
-        console.print(memory(Bench(options)))
+        console.print(memory(TrainingBench(options)))
         return
     if options.dial:
-        console.print(dial(Bench(options)))
+        console.print(dial(TrainingBench(options)))
         return
     if options.report:
         results = list(on_file(options.results).values())
     else:
-        results = measured(Bench(options))
+        results = measured(TrainingBench(options))
     console.print(table(results), "")
-    console.print(aims(results))
+    console.print(aim_table(results))
 
 
-def table(results: list[Result]) -> Table:
+def table(results: list[RunResult]) -> Table:
     """One row per size and method; the step is over that of the fixed rank."""
     columns = ("bytes of rank", "method", "seeds", "bytes", "at the start", "loss", "old", "step")
     rows = Table(*columns, title="Training", box=None)
@@ -452,7 +452,7 @@ def table(results: list[Result]) -> Table:
     return rows
 
 
-def aims(results: list[Result]) -> Table:
+def aim_table(results: list[RunResult]) -> Table:
     """What is aimed at, and what this run shows."""
     rows = Table("what", "target", "measured", "met", title="Targets", box=None)
 
@@ -485,7 +485,7 @@ def aims(results: list[Result]) -> Table:
     return rows
 
 
-def bytes_to_reach(results: list[Result], rank: int) -> tuple[float, str]:
+def bytes_to_reach(results: list[RunResult], rank: int) -> tuple[float, str]:
     """The fewest of our bytes whose loss is that of a fixed rank or less, over its bytes."""
     fixed = [r for r in results if (r.method, r.rank) == ("lora", rank)]
     goal = mean(r.loss for r in fixed) if fixed else -math.inf
@@ -496,7 +496,7 @@ def bytes_to_reach(results: list[Result], rank: int) -> tuple[float, str]:
     return math.inf, "never"
 
 
-def memory(bench: Bench) -> Table:
+def memory(bench: TrainingBench) -> Table:
     """Active memory after a fall in bytes, over that of a run built at the ranks it ends with."""
     rank = bench.options.ranks[0]
     last = budget(bench, rank)
@@ -525,15 +525,15 @@ def memory(bench: Bench) -> Table:
     return rows
 
 
-def dial(bench: Bench) -> Table:
+def dial(bench: TrainingBench) -> Table:
     """Loss and what is forgotten as every S of one run of ours is turned down."""
     rows = Table("run", "loss", "old", title=f"Bytes of rank {bench.options.ranks[0]}", box=None)
-    for r in plastic(bench, bench.options.ranks[0], 0, (1.0, 0.9, 0.8, 0.7, 0.6)):
+    for r in our_runs(bench, bench.options.ranks[0], 0, (1.0, 0.9, 0.8, 0.7, 0.6)):
         rows.add_row(r.method, f"{r.loss:.4f}", " / ".join(f"{x:.3f}" for x in r.old))
     return rows
 
 
-def settled(bench: Bench, model: nn.Module, optimizer: optim.Optimizer) -> int:
+def settled(bench: TrainingBench, model: nn.Module, optimizer: optim.Optimizer) -> int:
     """Active memory in bytes after a few steps."""
     bench.train(model, optimizer, 0)
     gc.collect()

@@ -1,6 +1,6 @@
 """Cut a training run in its middle, go on, and compare with an undisturbed run, seed by seed.
 
-    uv run tools/bench/resume.py               10 seeds
+    uv run tools/faults/resume.py               10 seeds
 
 Each run of ``plastic train`` grows, shrinks and wakes on both sides of the cut (SIGKILL before a
 step drawn from the middle third). The seeds take turns in the optimizers. Exit status 1 if one bit
@@ -25,7 +25,7 @@ from forks import finished, one_thread, started
 from plastic_export import TrainingOptions
 from plastic_export.training import CHANGES, OPTIMIZERS, read_history
 from plastic_runtime import ResumableBatches
-from runbits import compare
+from runbits import compare_runs
 from tinyrun import TRAINING, TinyRun
 
 
@@ -58,7 +58,7 @@ def cut_and_compare(tiny: TinyRun, folder: Path, seed: int) -> tuple[Any, ...]:
     step = third + int(np.random.default_rng(seed).integers(third))
     folder.mkdir()
     finished(started(tiny.train, folder / "whole", training))
-    cut = started(train_until, tiny, folder / "cut", training, step)
+    cut = started(train_until_step, tiny, folder / "cut", training, step)
     cut.join()
     if cut.exitcode != -signal.SIGKILL:
         raise RuntimeError(f"the run was to be killed and ended with {cut.exitcode}")
@@ -67,7 +67,7 @@ def cut_and_compare(tiny: TinyRun, folder: Path, seed: int) -> tuple[Any, ...]:
     return seed, name, step, *json.loads((folder / "row.json").read_text())
 
 
-def train_until(tiny: TinyRun, out: Path, training: TrainingOptions, step: int) -> None:
+def train_until_step(tiny: TinyRun, out: Path, training: TrainingOptions, step: int) -> None:
     """Train, and die when the batch of that step is asked for."""
     iterate, taken = ResumableBatches.__call__, 0
 
@@ -88,7 +88,7 @@ def write_row(folder: Path, step: int) -> None:
     events = read_history(folder / "cut").events
     sides = Counter((at < step, event.action) for at, event in events)
     counts = [sides[before, action] for before in (True, False) for action in CHANGES]
-    difference = compare(folder / "whole", folder / "cut")
+    difference = compare_runs(folder / "whole", folder / "cut")
     row = [*counts, difference.bits, len(difference.other)]
     (folder / "row.json").write_text(json.dumps(row))
 

@@ -1,7 +1,7 @@
 """Kill a training run again and again, go on each time, and compare with an undisturbed run.
 
-    uv run tools/bench/kills.py                200 kills
-    uv run tools/bench/kills.py --kills 20
+    uv run tools/faults/kills.py                200 kills
+    uv run tools/faults/kills.py --kills 20
 
 A run of ``plastic train`` that grows, shrinks and wakes. Every other kill (SIGKILL) comes from
 inside, at a moment drawn beforehand: before a batch, before or after a file is synced or renamed.
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from forks import finished, one_thread, started
 from plastic_runtime import ResumableBatches
-from runbits import compare
+from runbits import compare_runs
 from tinyrun import TinyRun
 
 MOMENTS = 60  # a kill from inside comes after at most this many
@@ -97,7 +97,7 @@ def kill_and_compare(folder: Path, kills: int, rng: np.random.Generator) -> Tall
     return tally
 
 
-def train_until(tiny: TinyRun, out: Path, moment: int) -> None:
+def train_until_moment(tiny: TinyRun, out: Path, moment: int) -> None:
     """Train, or go on, and die at a moment."""
     _kill_at(moment)
     tiny.train(out)
@@ -105,7 +105,7 @@ def train_until(tiny: TinyRun, out: Path, moment: int) -> None:
 
 def write_difference(folder: Path) -> None:
     """Compare the two runs in a folder: this computes with MLX, which its parent must not."""
-    difference = compare(folder / "whole", folder / "cut")
+    difference = compare_runs(folder / "whole", folder / "cut")
     text = json.dumps([difference.bits, difference.other])
     (folder / "difference.json").write_text(text)
 
@@ -115,7 +115,7 @@ def _cut(tiny: TinyRun, out: Path, tally: Tally, whole: float, rng: np.random.Ge
     moment, seconds = int(rng.integers(1, MOMENTS)), float(rng.uniform(0, 0.6 * whole))
     inside = tally.kills % 2 == 0
     if inside:
-        run = started(train_until, tiny, out, moment)
+        run = started(train_until_moment, tiny, out, moment)
     else:
         run = started(tiny.train, out)
         run.join(seconds)

@@ -1,7 +1,7 @@
 """The same seed gives the same bytes: everything done twice, in two processes, and compared.
 
-    uv run tools/bench/repeat.py            every output, the demo included: about two minutes
-    uv run tools/bench/repeat.py --quick    without the demo, with less text
+    uv run tools/faults/repeat.py            every output, the demo included: about two minutes
+    uv run tools/faults/repeat.py --quick    without the demo, with less text
 
 The two processes have different ``PYTHONHASHSEED``s, so that no order of a set or of a hash decides
 anything. Compared are the SHA-256 of every file written: compressed by rank in both formats and
@@ -52,7 +52,7 @@ CHOICES: dict[Format, Choices] = {
 }
 
 
-def compressed(folder: Path, windows: int) -> None:
+def compress_by_rank(folder: Path, windows: int) -> None:
     """By rank, in both formats; and back."""
     text = Calibration(TEXT, window=64, windows=windows)
     compress(SOURCE, folder / "factored", keep=0.6, exact=True)
@@ -63,7 +63,7 @@ def compressed(folder: Path, windows: int) -> None:
     restore(folder / "dense", folder / "woken")
 
 
-def planned(folder: Path, windows: int) -> None:
+def plan_and_heal(folder: Path, windows: int) -> None:
     """A plan in every format, carried out; one of them healed."""
     text = Calibration(TEXT, window=64, windows=windows)
     formats: list[Format] = ["corrected"] if windows == FEW else list(CHOICES)
@@ -88,7 +88,7 @@ def planned(folder: Path, windows: int) -> None:
     )
 
 
-def trained(folder: Path, windows: int) -> None:
+def train_with_sleepers(folder: Path, windows: int) -> None:
     """A run whose ranks follow its loss, with its sleepers on disk."""
     mx.random.seed(0)
     model = nn.Sequential(*(RankLayer.from_linear(nn.Linear(16, 16), 4) for _ in range(4)))
@@ -111,7 +111,7 @@ def trained(folder: Path, windows: int) -> None:
     without_time(folder / "e.jsonl")
 
 
-def demo(folder: Path, windows: int) -> None:
+def run_demo(folder: Path, windows: int) -> None:
     """What the README shows."""
     command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--out", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -125,10 +125,10 @@ def without_time(log: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Path, int], None]] = {
-    "compressed": compressed,
-    "planned": planned,
-    "trained": trained,
-    "demo": demo,
+    "compressed": compress_by_rank,
+    "planned": plan_and_heal,
+    "trained": train_with_sleepers,
+    "demo": run_demo,
 }
 
 

@@ -12,7 +12,7 @@ from plastic_export.cli import DONE
 
 from provoked.checkpoints import tree
 from provoked.child import Child, command
-from provoked.jobs import Job, low_rank, planned
+from provoked.jobs import Job, by_plan, low_rank
 from provoked.outcome import Outcome
 
 
@@ -23,7 +23,7 @@ def kill(quick: bool, work: Path) -> list[Outcome]:
 
 def killplan(quick: bool, work: Path) -> list[Outcome]:
     """The same while a plan is carried out."""
-    return [_killed(planned(work), 4 if quick else 200)]
+    return [_killed(by_plan(work), 4 if quick else 200)]
 
 
 def stop(quick: bool, work: Path) -> list[Outcome]:

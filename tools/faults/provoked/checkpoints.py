@@ -49,7 +49,7 @@ def tiny(folder: Path, *, shards: int = 2) -> Path:
     return folder
 
 
-def trained(folder: Path) -> Path:
+def trained_copy(folder: Path) -> Path:
     """A copy of the trained checkpoint of the repository, 0.9 million parameters."""
     shutil.copytree(TRAINED, folder)
     return folder

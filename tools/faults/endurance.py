@@ -1,7 +1,7 @@
 """Memory and open files of long runs: they must not grow.
 
-    uv run tools/bench/endurance.py             2,000 steps and 500 compressions: four minutes
-    uv run tools/bench/endurance.py --quick     a fortieth of it
+    uv run tools/faults/endurance.py             2,000 steps and 500 compressions: four minutes
+    uv run tools/faults/endurance.py --quick     a fortieth of it
 
 Training: a model of three ``RankLayer``s under Adam, its sleepers in a ``SleepStore``; every 50
 steps a layer shrinks, wakes or grows, and the run is saved. Compressing: a tiny Llama, again and
@@ -67,7 +67,7 @@ def held() -> Held:
     return Held(resident, len(os.listdir("/proc/self/fd")), mx.get_active_memory())
 
 
-def watched(step: Callable[[int], None], count: int) -> tuple[Held, Held]:
+def held_early_and_late(step: Callable[[int], None], count: int) -> tuple[Held, Held]:
     """Take steps; what is held after a tenth of them, and at the end."""
     early = held()
     for i in range(count):
@@ -161,7 +161,7 @@ def main() -> int:
         count = max(20, count // 40) if quick else count
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            early, end = watched(make(Path(folder)), count)
+            early, end = held_early_and_late(make(Path(folder)), count)
         growth = end.resident / early.resident - 1
         grown |= growth > ALLOWED or end.files > early.files
         table.add_row(

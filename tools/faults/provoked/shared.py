@@ -32,7 +32,7 @@ def busy(quick: bool, work: Path) -> list[Outcome]:
     return [outcome]
 
 
-def changed(quick: bool, work: Path) -> list[Outcome]:
+def source_changes(quick: bool, work: Path) -> list[Outcome]:
     """The source is written to, cut or replaced, early, half way and late."""
     outcome = Outcome(
         "the source is rewritten, cut, renamed over while it is read",

@@ -16,7 +16,7 @@ FILES = ("losses.jsonl", "adapters/adapters.safetensors", "peft/adapter_model.sa
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class RunDifference:
     """How two finished runs differ: bits of arrays, and other things by name."""
 
     bits: int
@@ -26,14 +26,14 @@ class Difference:
         return self.bits > 0 or bool(self.other)
 
 
-def compare(run: Path, other: Path) -> Difference:
+def compare_runs(run: Path, other: Path) -> RunDifference:
     """Compare weights, optimizer, sleepers, random state, records and files of two runs.
 
     Only the clock may differ: the times of events, and so the sizes of their log.
     """
     newest = [sorted((folder / "generations").iterdir())[-1] for folder in (run, other)]
     if newest[0].name != newest[1].name:
-        return Difference(0, ("the last step",))
+        return RunDifference(0, ("the last step",))
     (arrays, record), (others, other_record) = map(read_run, newest)
     named = [name for name in sorted(arrays.keys() ^ others.keys())]
     bits = sum(_bits(arrays[name], others[name]) for name in arrays.keys() & others.keys())
@@ -43,7 +43,7 @@ def compare(run: Path, other: Path) -> Difference:
         named.append("events")
     named += [n for n in FILES if (run / n).read_bytes() != (other / n).read_bytes()]
     named += sorted(_names(run) ^ _names(other))
-    return Difference(bits, tuple(named))
+    return RunDifference(bits, tuple(named))
 
 
 def _bits(a: mx.array, b: mx.array) -> int:

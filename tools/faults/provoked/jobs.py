@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from provoked.checkpoints import strays, tiny, trained, tree
+from provoked.checkpoints import strays, tiny, trained_copy, tree
 from provoked.child import Ended, command, in_child
 
 
@@ -58,14 +58,14 @@ class Job:
 
 def low_rank(work: Path, *, small: bool = False) -> Job:
     """``plastic compress --keep 0.5`` of the trained checkpoint, or of a tiny one."""
-    source = tiny(work / "source") if small else trained(work / "source")
+    source = tiny(work / "source") if small else trained_copy(work / "source")
     words = ["compress", str(source), "--keep", "0.5", "--format", "dense" if small else "factored"]
     return _job("compress --keep", words, work)
 
 
-def planned(work: Path) -> Job:
+def by_plan(work: Path) -> Job:
     """``plastic compress --plan`` of four matrices of the trained checkpoint, with corrections."""
-    source, plan = trained(work / "source"), work / "plan.json"
+    source, plan = trained_copy(work / "source"), work / "plan.json"
     text = source / "calibration.txt"
     options = ["--bits-per-weight", "4.5", "--format", "corrected", "--windows", "4"]
     options += ["--include", "*layers.0.self_attn*"]

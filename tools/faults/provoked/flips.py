@@ -8,7 +8,7 @@ from pathlib import Path
 from plastic_core.files import FormatError, read_header
 from plastic_export import verify
 
-from provoked.jobs import Job, low_rank, planned
+from provoked.jobs import Job, by_plan, low_rank
 from provoked.outcome import Outcome
 
 
@@ -16,7 +16,7 @@ def flips(quick: bool, work: Path) -> list[Outcome]:
     """A random bit of a finished output turns over; ``plastic verify`` must name its place."""
     if quick:
         return [_flipped(low_rank(work, small=True), 40)]
-    return [_flipped(make(work / make.__name__), 200) for make in (low_rank, planned)]
+    return [_flipped(make(work / make.__name__), 200) for make in (low_rank, by_plan)]
 
 
 def _flipped(job: Job, count: int) -> Outcome:

@@ -1,8 +1,8 @@
 """Provoke every fault that files can meet, for real, and print what happened.
 
-    uv run tools/bench/faults.py                       everything: an hour on two cores
-    uv run tools/bench/faults.py --quick               a few of each, about a minute
-    uv run tools/bench/faults.py --rows fuzz,flips     these rows alone
+    uv run tools/faults/provoke.py                       everything: an hour on two cores
+    uv run tools/faults/provoke.py --quick               a few of each, about a minute
+    uv run tools/faults/provoke.py --rows fuzz,flips     these rows alone
 
 Exit status 1 if anything went otherwise than it must. Linux; what needs to mount a file system or
 to become another user is skipped, with a word, where that is not allowed.
@@ -26,18 +26,27 @@ from provoked.kill import kill, killplan, stop
 from provoked.malformed import malformed, special
 from provoked.outcome import Outcome, show
 from provoked.powerloss import powerloss
-from provoked.shared import busy, changed
+from provoked.shared import busy, source_changes
 from provoked.sleeping import asleep
 
 Row = Callable[[bool, Path], list[Outcome]]
 
 ROWS: dict[str, Row] = {
-    row.__name__: row
-    for row in (
-        malformed, special, fuzz, kill, killplan, stop, powerloss, calls, full, refused, flips,
-        busy, changed, asleep,
-    )
-}  # fmt: skip
+    "malformed": malformed,
+    "special": special,
+    "fuzz": fuzz,
+    "kill": kill,
+    "killplan": killplan,
+    "stop": stop,
+    "powerloss": powerloss,
+    "calls": calls,
+    "full": full,
+    "refused": refused,
+    "flips": flips,
+    "busy": busy,
+    "changed": source_changes,
+    "asleep": asleep,
+}
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Faults provoked for real, one kind per module; ``tools/faults/provoke.py`` runs them."""
