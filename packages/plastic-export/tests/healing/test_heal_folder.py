@@ -22,7 +22,7 @@ from plastic_export.healing.loop import Arrays, HealingOptions, HealState, batch
 from plastic_export.healing.state import StateFile
 from plastic_export.healing.trainable import TrainedTensor, trainable, use_trainable_host_layers
 from plastic_export.model.numpy_attention import attend
-from plastic_export.model.numpy_functions import divergences, sigmoid
+from plastic_export.model.numpy_functions import divergences, sigmoid, use_numpy_functions
 from plastic_export.model.plastic_model import QuantizedRows, Rows
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from plastic_core.files import Closing
 from plastic_export.folder.progress import Track, untracked
 from plastic_export.healing.loop import Arrays, Rows
 from plastic_export.healing.trainable import use_trainable_host_layers
-from plastic_export.model.numpy_functions import divergences, log_softmax
+from plastic_export.model.numpy_functions import divergences, log_softmax, use_numpy_functions
 
 _LOGITS = 2**22  # of one model at a time, unless one window has more; several copies are held
 _ROOM = 2**31  # bytes of the reference's log-probabilities that a file may take
