@@ -12,7 +12,6 @@ PENDING = set(
         "_Run",
         "Layout",
         "Reference",
-        "blaming",
         "check_same",
         "compress",
         "evaluate",
@@ -21,7 +20,6 @@ PENDING = set(
         "restore",
         "take",
         "train",
-        "untracked",
         "verify",
         "wake",
     ]

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.quant import dwq, dynamic_quant, gptq
 from plastic_core import linalg
+from plastic_core.linalg import on_cpu
 from plastic_export.model import divergences, log_softmax, use_numpy_functions
 
 
@@ -34,7 +35,7 @@ def quick() -> Iterator[None]:
     with use_numpy_functions(), contextlib.ExitStack() as stack:
         for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
             stack.enter_context(redirect(io.StringIO()))
-        for owner, name, ours in replaced if mx.default_device() == mx.Device(mx.cpu) else ():
+        for owner, name, ours in replaced if on_cpu() else ():
             stack.enter_context(patch.object(owner, name, ours))
         yield
 

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from plastic_export.evaluation.measures import Reference, Windows, log_probabilities, measure_texts
-from plastic_export.folder.progress import untracked
+from plastic_runtime import untracked
 
 VOCABULARY = 5
 

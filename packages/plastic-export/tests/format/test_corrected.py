@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from plastic_core import Backbone, Correction
 from plastic_core.factors import BITS
 from plastic_core.files import MLX_DTYPES, FormatError, array_bytes, load_safetensors
-from plastic_core.linalg import to_numpy
+from plastic_core.linalg import on_cpu, to_numpy
 from plastic_core.rounding import UNPACKED
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
@@ -289,7 +289,7 @@ def test_the_package_runs_it_as_stock_mlx_lm_does_and_quickly_the_same(
     model: Any = load_for_inference(out)
     atol = 10 * 96 * 16 * EPS * np.abs(reference).max()  # sixteen products of at most 96 terms
     np.testing.assert_allclose(logits(model), reference, rtol=0, atol=atol)
-    if mx.default_device() == mx.Device(mx.cpu):
+    if on_cpu():
         layers = dict(model.named_modules())
         assert all(isinstance(layers[module_path(name)], nn.Linear) for name in NAMES[:3])
         assert all(w.dtype == mx.float32 for w in parameters(model).values())

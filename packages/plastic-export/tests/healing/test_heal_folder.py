@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import llama
 from numpy.typing import NDArray
 from plastic_core.files import FormatError, array_bytes
+from plastic_core.linalg import on_cpu
 from plastic_export.healing.distillation import Distillation, Reference, Split
 from plastic_export.healing.loop import Arrays, HealingOptions, HealState, batch_rows, heal_values
 from plastic_export.healing.state import StateFile
@@ -370,7 +371,7 @@ def test_the_sigmoid_has_the_values_and_gradients_of_mlx_everywhere() -> None:
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=8 * EPS, atol=EPS)
 
 
-@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="on a GPU all stays in MLX")
+@pytest.mark.skipif(not on_cpu(), reason="on a GPU all stays in MLX")
 def test_activations_compute_in_numpy_inside_the_block_alone() -> None:
     own, x = mx.sigmoid, random((5,), 0)
     stock = nn.silu(x)

@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import FormatError
+from plastic_core.linalg import on_cpu
 from plastic_export.model import plastic_model
 from plastic_export.model.load import (
     linear_paths,
@@ -390,7 +391,7 @@ def test_parameters_keep_their_stored_types(make_model: MakeModel) -> None:
     assert types == {mx.bfloat16}
 
 
-@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="the CPU's short cut")
+@pytest.mark.skipif(not on_cpu(), reason="the CPU's short cut")
 def test_inference_on_the_cpu_is_in_float32_and_changes_nothing(make_model: MakeModel) -> None:
     folder = make_model("factored", ranks={"model.layers.0.mlp.up_proj": 3})
     reference = logits(load_model(folder))

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from plastic_core.linalg import on_cpu
 from plastic_export.model.numpy_attention import use_numpy_attention
 
 STOCK = mx.fast.scaled_dot_product_attention
 MASKS = ["none", "causal", "boolean", "boolean of one head", "additive"]
 
-pytestmark = pytest.mark.skipif(
-    mx.default_device() != mx.Device(mx.cpu), reason="on a GPU attention stays in MLX"
-)
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="on a GPU attention stays in MLX")
 
 
 def attention(*arrays: NDArray[np.float32], **options: Any) -> NDArray[np.float32]:

@@ -6,11 +6,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from plastic_core.linalg import on_cpu
 from plastic_export.model.numpy_layers import use_numpy_products
 
-pytestmark = pytest.mark.skipif(
-    mx.default_device() != mx.Device(mx.cpu), reason="on a GPU every layer stays in MLX"
-)
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="on a GPU every layer stays in MLX")
 
 
 @pytest.mark.parametrize("bits", [None, 4])

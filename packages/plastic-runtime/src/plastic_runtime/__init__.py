@@ -18,6 +18,7 @@ from plastic_runtime.measure.fisher import loss_grams
 from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.grams import Gram, LossGrams
 from plastic_runtime.measure.probes import JacobianRank, dense_gradient, input_grams, jacobian_rank
+from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
 from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
 from plastic_runtime.surgery.gauge import Gauge
@@ -58,6 +59,7 @@ __all__ = [
     "SleepDict",
     "SleepStore",
     "Target",
+    "Track",
     "append_loss",
     "attach",
     "dense_gradient",
@@ -81,6 +83,7 @@ __all__ = [
     "relevance_score",
     "save_run",
     "sleeping_benefit",
+    "untracked",
     "verify_store",
     "wake",
 ]

@@ -17,7 +17,7 @@ from plastic_core.files.header import ITEM_BYTES, Header, TensorInfo
 from plastic_core.files.journal import Journal, check_same
 from plastic_core.files.lock import HOLDER, BusyError, FolderLock
 from plastic_core.files.memory import check_memory
-from plastic_core.files.notes import naming
+from plastic_core.files.notes import naming, noting
 from plastic_core.files.paths import files_under, hub_identity, in_hub_cache, member, open_regular
 from plastic_core.files.strictjson import parse_object
 from plastic_core.files.validate import (
@@ -72,6 +72,7 @@ __all__ = [
     "load_safetensors",
     "member",
     "naming",
+    "noting",
     "open_regular",
     "open_safetensors",
     "parse_object",

@@ -1,4 +1,4 @@
-"""The file's name in an error of the system."""
+"""What an error does not know where it is raised: the file, the layer, the matrix."""
 
 from __future__ import annotations
 
@@ -15,4 +15,26 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
+def noting(note: str) -> Iterator[None]:
+    """Add a note to a ``ValueError`` that is raised in the block.
+
+    Args:
+        note: What the error is about, such as ``"in layer 'layers.0.q_proj'"``.
+
+    Examples:
+        >>> try:
+        ...     with noting("at 'w'"):
+        ...         raise ValueError("not finite")
+        ... except ValueError as error:
+        ...     print(error, error.__notes__)
+        not finite ["at 'w'"]
+    """
+    try:
+        yield
+    except ValueError as error:
+        error.add_note(note)
         raise

@@ -32,6 +32,32 @@ def dense_weight(linear: Linear) -> mx.array:
     )
 
 
+def linear_shape(linear: Linear) -> tuple[int, int]:
+    """Return ``(out, in)`` of the weight of ``linear``, whatever its packing.
+
+    Raises:
+        TypeError: If ``linear`` is neither ``nn.Linear`` nor ``nn.QuantizedLinear``.
+
+    Examples:
+        >>> linear_shape(nn.Linear(64, 3).to_quantized(group_size=32, bits=4))
+        (3, 64)
+    """
+    if isinstance(linear, nn.QuantizedLinear):
+        return linear.weight.shape[0], linear.scales.shape[1] * linear.group_size
+    out, inner = dense_weight(linear).shape
+    return out, inner
+
+
+def is_stack(module: object) -> bool:
+    """Whether a module is a stack of experts, such as mlx-lm's ``SwitchLinear``, packed or not.
+
+    Examples:
+        >>> is_stack(nn.Linear(2, 2))
+        False
+    """
+    return all(hasattr(module, name) for name in ("num_experts", "output_dims", "input_dims"))
+
+
 def linear_from(weight: mx.array, bias: mx.array | None) -> nn.Linear:
     """Return an ``nn.Linear`` that holds these very arrays."""
     linear = nn.Linear.__new__(nn.Linear)  # __init__ would draw weights from the global state

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from plastic_core.layer.mlx_linear import is_stack, linear_shape
 from plastic_core.layer.rank_layer import RankLayer
 
 NAMES = {
@@ -43,11 +44,6 @@ class Projection:
     role: str
     shape: tuple[int, int]
     experts: int | None
-
-    @property
-    def fused(self) -> bool:
-        """Whether the matrix holds several projections, one below the other."""
-        return self.role in ("qkv", "gate_up")
 
 
 def projections(model: nn.Module) -> list[Projection]:
@@ -93,13 +89,9 @@ def _sizes(module: nn.Module) -> tuple[tuple[int, int], int | None] | None:
     """``(out, in)`` and the number of experts, or ``None`` for what is no projection."""
     if isinstance(module, RankLayer):
         return module.shape, None
-    if isinstance(module, nn.QuantizedLinear):
-        out, packed = module.weight.shape
-        return (out, packed * 32 // module.bits), None
-    if isinstance(module, nn.Linear):
-        out, inner = module.weight.shape
-        return (out, inner), None
-    if all(hasattr(module, name) for name in ("num_experts", "output_dims", "input_dims")):
+    if isinstance(module, nn.Linear | nn.QuantizedLinear):
+        return linear_shape(module), None
+    if is_stack(module):
         return (module.output_dims, module.input_dims), module.num_experts
     return None
 

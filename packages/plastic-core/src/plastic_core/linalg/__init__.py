@@ -17,7 +17,7 @@ from plastic_core.linalg.arrays import (
     scaled,
     to_numpy,
 )
-from plastic_core.linalg.device import on_gpu, place
+from plastic_core.linalg.device import on_cpu, on_gpu, place
 from plastic_core.linalg.lapack import checked, cholesky, eigh, eigvalsh, solve_transposed
 from plastic_core.linalg.norms import (
     frobenius_norm,
@@ -47,6 +47,7 @@ __all__ = [
     "gram",
     "householder",
     "multiply",
+    "on_cpu",
     "on_gpu",
     "operator_norm",
     "place",

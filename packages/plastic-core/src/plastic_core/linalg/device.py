@@ -15,6 +15,11 @@ import numpy as np
 from plastic_core.linalg.arrays import Float32, Matrix, to_numpy
 
 
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU: its default device is one."""
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
 def on_gpu() -> bool:
     """Whether large products run on MLX's default device: a GPU that multiplies in float32."""
     return mx.default_device() == mx.gpu and _multiplies_in_float32()

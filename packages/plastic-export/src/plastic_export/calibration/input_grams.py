@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_runtime import input_grams
+from plastic_runtime import Track, input_grams, untracked
 
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.model.load import load_for_inference, load_tokenizer, read_text, text_windows
 
 Grams = Mapping[str, NDArray[np.float64]]

@@ -8,12 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from plastic_runtime import GramFile, measure_grams
-from plastic_runtime.measure import LONGEST_DENSE_SIDE, is_stack, modules_by_path
+from plastic_core.layer import is_stack, linear_shape
+from plastic_runtime import GramFile, Track, measure_grams, untracked
+from plastic_runtime.measure import LONGEST_DENSE_SIDE, modules_by_path
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.model.load import load_model, load_tokenizer, read_text, text_windows
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
@@ -67,10 +67,8 @@ def _sides(model: nn.Module, config: Mapping[str, Any], paths: Sequence[str]) ->
         if is_stack(module):
             widest = max(module.input_dims, module.output_dims)
             sides.append(widest * int(config.get("num_experts_per_tok", 1)))
-        elif isinstance(module, nn.QuantizedLinear):
-            sides += [len(module.weight), module.scales.shape[-1] * module.group_size]
-        elif isinstance(module, nn.Linear):
-            sides += module.weight.shape
+        elif isinstance(module, nn.Linear | nn.QuantizedLinear):
+            sides += linear_shape(module)
     return sides
 
 

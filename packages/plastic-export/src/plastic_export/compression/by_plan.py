@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Backbone, Certificate, Correction, certify
-from plastic_core.files import FormatError, Journal, sha256_file
+from plastic_core.files import FormatError, Journal, noting, sha256_file
 from plastic_core.linalg import frobenius_norm
-from plastic_runtime import GramFile, LossGrams
+from plastic_runtime import GramFile, LossGrams, Track, untracked
 
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.by_rank import check_room, no_cache
@@ -26,7 +26,6 @@ from plastic_export.folder.manifest import (
     write_manifest,
 )
 from plastic_export.folder.output import OutputFolder
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.folder.shards import Shards
 from plastic_export.folder.steps import Steps
 from plastic_export.format.adapter import adapter_shards, check_adapter, write_adapter_config
@@ -36,7 +35,7 @@ from plastic_export.model.layers import Layer, layers_of
 from plastic_export.plan.gram_uses import Uses, combined_grams, is_measured
 from plastic_export.plan.offers import BitsPlan, Candidate, Format, Offered
 from plastic_export.plan.plan_file import LossPlan, check_source, grams_file, read_plan
-from plastic_export.plan.pricing import blaming, candidate, stored, weights_of
+from plastic_export.plan.pricing import candidate, stored, weights_of
 from plastic_export.process.in_worker import in_worker
 
 
@@ -248,7 +247,7 @@ def _stream(
     backbones, errors, correction = list[Backbone](), list[_Errors](), None
     uses = Uses(m, grams)
     for expert, weight in enumerate(weights_of(checkpoint, replace(layer, experts=m.experts))):
-        with blaming(m.name):
+        with noting(f"at {m.name!r}"):
             both = combined_grams(uses.of(expert))
         offer, shape = layout.chosen[m.name], weight.shape
         backbone, correction = in_worker(stored, weight, offer, both, m, name=m.name, shape=shape)

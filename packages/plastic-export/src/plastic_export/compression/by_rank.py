@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from plastic_core.files import copy_file, write_json
+from plastic_runtime import Track, untracked
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.checkpoint.packing import without_quantization
@@ -22,7 +23,6 @@ from plastic_export.compression.write_ranks import Format, execute
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.manifest import MatrixRecord, read_manifest, run_identity, write_manifest
 from plastic_export.folder.output import OutputFolder
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.model.load import MODEL_FILE, linear_paths
 
 

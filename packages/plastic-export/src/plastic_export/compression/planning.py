@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plastic_core.files import FormatError, TensorSpec, sha256_file
-from plastic_runtime import GramFile
+from plastic_runtime import GramFile, Track, untracked
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.calibration.loss_grams import measure_loss_grams
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, is_matrix, is_weight, module_path
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.format.header_bytes import fixed_bytes, overhead_of
 from plastic_export.model.layers import layers_of, stored_apart
 from plastic_export.plan.budgets import Budget, check_budget

@@ -17,6 +17,7 @@ from plastic_core.files import (
     open_safetensors,
     write_json,
 )
+from plastic_runtime import Track, untracked
 
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import COMPANIONS, module_path
@@ -25,7 +26,6 @@ from plastic_export.compression.write_ranks import METADATA, wake
 from plastic_export.exact.exactness import EXACT, Exact
 from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.folder.output import OutputFolder
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.folder.shards import Shards, as_float32, as_stored
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import weighted_spectrum
 from plastic_core.files import Journal, check_same
+from plastic_runtime import Track
 
 from plastic_export.calibration.input_grams import Calibration, Grams, calibrate
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
 from plastic_export.compression.ranks import Surveyed
-from plastic_export.folder.progress import Track
 from plastic_export.process.in_worker import in_worker
 
 

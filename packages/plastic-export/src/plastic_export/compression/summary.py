@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import weighted_spectrum
+from plastic_runtime import Track, untracked
 from plastic_select import (
     break_even_rank,
     effective_rank_of_spectrum,
@@ -25,7 +26,6 @@ from plastic_export.checkpoint.tensors import (
     module_path,
     stored_parts,
 )
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.process.in_worker import in_worker
 
 

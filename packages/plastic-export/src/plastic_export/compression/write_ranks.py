@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from plastic_core import Certificate, certify, output_basis
 from plastic_core.files import Journal, TensorSpec
 from plastic_core.linalg import blocks, frobenius_norm, spectral_norm
+from plastic_runtime import Track, untracked
 
 from plastic_export.calibration.input_grams import Grams
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import COMPANIONS, module_path
 from plastic_export.compression.ranks import MatrixPlan, Plan
 from plastic_export.folder.manifest import MatrixRecord, record_of
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.folder.shards import Shards, as_float32, as_stored
 from plastic_export.folder.steps import Steps
 from plastic_export.process.in_worker import in_worker

@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import FormatError
+from plastic_runtime import Track, untracked
 
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.evaluation.estimates import Evaluation, estimate
 from plastic_export.evaluation.measures import Reference, Windows, measure_texts
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.model.load import load_for_inference, load_tokenizer, read_text, text_windows
 
 _HELD = 2**30  # bytes of the reference's log-probabilities that are held between checkpoints

@@ -14,8 +14,9 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
+from plastic_core.linalg import on_cpu
+from plastic_runtime import Track
 
-from plastic_export.folder.progress import Track
 from plastic_export.model.numpy_attention import use_numpy_attention
 
 LOGITS = 2**23  # at most so many logits of one model at a time, unless one window has more
@@ -145,7 +146,7 @@ def _divergence(log_q: Any, log_p: Any, xp: Any) -> Any:
 
 def _namespace() -> Any:
     """The library that computes functions of logits: ``numpy`` or ``mlx.core``."""
-    return np if mx.default_device() == mx.Device(mx.cpu) else mx
+    return np if on_cpu() else mx
 
 
 def _check_vocabulary(ours: int, theirs: int) -> None:

@@ -26,6 +26,7 @@ from plastic_core.files import (
     array_from_bytes,
     open_safetensors,
 )
+from plastic_runtime import Track, untracked
 
 from plastic_export.checkpoint.reader import CONFIG, Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
@@ -39,7 +40,6 @@ from plastic_export.exact.byte_planes import (
 )
 from plastic_export.exact.prediction import WIDTHS, Guess
 from plastic_export.folder.manifest import SLEEP
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.folder.shards import as_float32
 
 EXACT = "exact.safetensors"

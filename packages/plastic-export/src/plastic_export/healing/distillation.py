@@ -14,8 +14,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 from plastic_core.files import Closing
+from plastic_core.linalg import on_cpu
+from plastic_runtime import Track, untracked
 
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.healing.loop import Arrays, Rows
 from plastic_export.healing.trainable import use_trainable_host_layers
 from plastic_export.model.numpy_functions import divergences, log_softmax, use_numpy_functions
@@ -142,7 +143,7 @@ class Distillation:
                 f"`reference` must predict {size} tokens, as the checkpoint does, and predicts "
                 f"{reference.vocabulary}; name the checkpoint that it was made from"
             )
-        self._host = mx.default_device() == mx.Device(mx.cpu)
+        self._host = on_cpu()
         if self._host:
             use_trainable_host_layers(model, set(names))
         self._model = model.train()  # some layers can be differentiated in this mode alone

@@ -12,13 +12,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 from plastic_core.files import FormatError, read_header
+from plastic_runtime import Track, untracked
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.by_rank import check_room
 from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.folder.output import OutputFolder
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.healing.distillation import Distillation, Reference, Split
 from plastic_export.healing.loop import HealingOptions, HealState, heal_values
 from plastic_export.healing.state import StateFile, heal_identity

@@ -11,8 +11,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from numpy.typing import NDArray
-
-from plastic_export.folder.progress import Track, untracked
+from plastic_runtime import Track, untracked
 
 Arrays = dict[str, mx.array]
 Rows = NDArray[np.intp]

@@ -20,6 +20,7 @@ from plastic_core.files import (
     read_header,
 )
 from plastic_core.linalg import Float32, frobenius_norm
+from plastic_runtime import Track, untracked
 
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
@@ -38,7 +39,6 @@ from plastic_export.folder.manifest import (
     source_record,
     write_manifest,
 )
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.folder.shards import Shards, as_float32, as_stored
 from plastic_export.format.adapter import adapter_shards
 from plastic_export.model.load import MODEL_FILE

@@ -18,7 +18,8 @@ from plastic_core.files import (
     read_json,
     sha256_file,
 )
-from plastic_runtime.measure import is_stack
+from plastic_core.layer import is_stack
+from plastic_core.linalg import on_cpu
 
 from plastic_export.checkpoint.tensors import Kind
 from plastic_export.folder.adapter_files import adapter_of
@@ -100,7 +101,7 @@ def load_for_inference(folder: str | Path) -> nn.Module:
         FormatError, ModuleNotFoundError, OSError: As `load_model` does.
     """
     model = load_model(folder)
-    if mx.default_device() == mx.Device(mx.cpu):
+    if on_cpu():
         model.set_dtype(mx.float32)
         merge_corrections(model)
         use_numpy_products(model)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
+from plastic_core.linalg import on_cpu
 
 F32 = NDArray[np.float32]
 _LEAST = np.finfo(np.float32).min
@@ -30,7 +31,7 @@ def use_numpy_attention() -> Iterator[None]:
             return own(q, k, v, **options)
         return attend(q, k, v, scale=options["scale"], mask=options.get("mask"))
 
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not on_cpu():
         yield
         return
     mx.fast.scaled_dot_product_attention = attention

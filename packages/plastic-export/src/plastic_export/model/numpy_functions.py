@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
+from plastic_core.linalg import on_cpu
 
 from plastic_export.model.numpy_attention import use_numpy_attention
 
@@ -25,7 +26,7 @@ def use_numpy_functions() -> Iterator[None]:
     NumPy 2, so that the activations of a feed-forward layer cost as much as one of its products.
     Compilation is off meanwhile: what is compiled calls no function of Python.
     """
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not on_cpu():
         yield
         return
     own = mx.sigmoid
@@ -104,6 +105,6 @@ def _log_softmax(x: Any, xp: Any) -> Any:
 
 def _namespace() -> tuple[Any, Callable[[mx.array], Any]]:
     """NumPy or MLX, whose functions have the same names, and what brings an array there."""
-    if mx.default_device() == mx.Device(mx.cpu):
+    if on_cpu():
         return np, linalg.to_numpy
     return mx, lambda x: x

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from plastic_core.layer import dense_weight, linear_from
+from plastic_core.linalg import on_cpu
 from plastic_runtime.measure import numpy_product
 
 REPLACED = (nn.Linear, nn.QuantizedLinear)  # and no subclass: it may do more
@@ -53,7 +54,7 @@ class NumpyEmbedding(nn.Embedding):
 
 def use_numpy_products(model: nn.Module) -> None:
     """Replace linear layers and embeddings, quantised or not, if the default device is the CPU."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not on_cpu():
         return
     modules = model.named_modules()  # type: ignore[no-untyped-call]
     linears = [(path, NumpyLinear(m)) for path, m in modules if type(m) in REPLACED]

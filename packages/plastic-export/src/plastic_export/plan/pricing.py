@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
@@ -24,13 +23,12 @@ from plastic_core import (
     predicted_cost,
 )
 from plastic_core.factors import BITS, as_operator
-from plastic_core.files import MLX_DTYPES
+from plastic_core.files import MLX_DTYPES, noting
 from plastic_core.rounding import UNPACKED
-from plastic_runtime import LossGrams
+from plastic_runtime import LossGrams, Track, untracked
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
-from plastic_export.folder.progress import Track, untracked
 from plastic_export.model.layers import Layer, layers_of
 from plastic_export.plan.gram_uses import Uses, combined_grams
 from plastic_export.plan.offers import (
@@ -146,7 +144,7 @@ def stored(
     weight: NDArray[np.float32], offer: Offer, grams: LossGrams, m: Candidate
 ) -> tuple[Backbone | None, Correction | None]:
     """The backbone and the correction of an offer of one matrix; None for what it does without."""
-    with blaming(m.name):
+    with noting(f"at {m.name!r}"):
         backbone = None
         if offer.bits is not None:
             backbone = rounded(weight, offer.bits, grams, m)
@@ -156,16 +154,6 @@ def stored(
         change = _change(weight, backbone)
         factors = loss_factors(change, offer.rank, inputs=inputs, outputs=outputs)
         return backbone, corrected(factors, offer.factor_bits, grams, m)
-
-
-@contextmanager
-def blaming(name: str) -> Iterator[None]:
-    """Add the name of the matrix to what is refused in the block."""
-    try:
-        yield
-    except ValueError as error:
-        error.add_note(f"at {name!r}")
-        raise
 
 
 def price(
@@ -201,7 +189,7 @@ def price(
     """
     found, layers = [], layers_of(checkpoint)
     for m in track(candidates, "pricing"):
-        with blaming(m.name):
+        with noting(f"at {m.name!r}"):
             found.append(_offered(checkpoint, layers[m.name], m, grams, choices, probe))
     return tuple(found)
 

@@ -6,14 +6,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core.layer import linear_from
+from plastic_core.layer import is_stack, linear_from
+from plastic_core.linalg import on_cpu
+from plastic_runtime import untracked
 from plastic_runtime.measure import (
     Around,
     Bound,
     chosen_experts,
     hosted,
     intercepted,
-    is_stack,
     linear_layers,
     modules_by_path,
     numpy_product,
@@ -23,7 +24,6 @@ from plastic_export.calibration.input_grams import Calibration
 from plastic_export.calibration.loss_grams import use_float32
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.evaluation.measures import Reference, Windows, measure_texts
-from plastic_export.folder.progress import untracked
 from plastic_export.model.load import (
     evenly_spread,
     load_model,
@@ -111,7 +111,7 @@ def _plus(change: mx.array, expert: int | None) -> Around:
     For an embedding, where tokens are looked up, adds their rows of the change.
     """
     linear = linear_from(change, None)
-    on_host = mx.default_device() == mx.Device(mx.cpu)
+    on_host = on_cpu()
 
     def around(path: str, call: Bound, x: mx.array) -> mx.array:
         y: mx.array = call(x)

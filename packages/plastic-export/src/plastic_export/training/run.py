@@ -24,6 +24,7 @@ import mlx.nn as nn
 from plastic_core import RankLayer, projections
 from plastic_core.files import FormatError, sha256_file, sync_path
 from plastic_core.layer import dense_weight
+from plastic_core.linalg import on_cpu
 from plastic_runtime import (
     EventLog,
     Generations,
@@ -276,7 +277,7 @@ def _plastic_model(
 ) -> tuple[nn.Module, dict[str, RankLayer]]:
     """The model with a plastic part on every matrix chosen, and those layers in its order."""
     model = load_model(checkpoint.folder)
-    if mx.default_device() == mx.Device(mx.cpu):
+    if on_cpu():
         model.set_dtype(mx.float32)
     sizes = _candidates(model)
     names = list(sizes)

@@ -7,12 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
+from plastic_core.files import noting
 
 from plastic_runtime.manager.state import LayerView
 from plastic_runtime.manager.targets import Target, plastic_spectrum
 from plastic_runtime.measure.grams import Gram
 from plastic_runtime.sleep.sleep_dict import SleepDict
-from plastic_runtime.surgery.blame import blaming
 from plastic_runtime.surgery.gradient_factors import gradient_factors
 from plastic_runtime.surgery.growth import descent_score
 from plastic_runtime.surgery.scores import (
@@ -51,7 +51,7 @@ def layer_views(
     views = []
     for path, layer in find_rank_layers(model).items():
         gram = grams[path].matrix if path in grams else None
-        with blaming(path):
+        with noting(f"in layer {path!r}"):
             spectrum = plastic_spectrum(layer, gram=gram)
         own = scores.get(path, _evenness(spectrum))
         views.append(

@@ -8,7 +8,7 @@ from plastic_runtime.measure.gram_file import VERSION, Sum, append
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, is_dense
 from plastic_runtime.measure.intercept import AS_LINEAR, Around, Bound, intercepted, modules_by_path
 from plastic_runtime.measure.numpy_products import numpy_product
-from plastic_runtime.measure.recorder import chosen_experts, hosted, is_stack, linear_layers
+from plastic_runtime.measure.recorder import chosen_experts, hosted, linear_layers
 
 __all__ = [
     "AS_LINEAR",
@@ -23,7 +23,6 @@ __all__ = [
     "hosted",
     "intercepted",
     "is_dense",
-    "is_stack",
     "linear_layers",
     "modules_by_path",
     "numpy_product",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,18 +18,11 @@ from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.gram_identity import calibration_identity, check_same
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, GramRecorder
 from plastic_runtime.measure.intercept import intercepted
+from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, hosted, linear_layers
 from plastic_runtime.measure.sampled_loss import keys
 from plastic_runtime.measure.spool import put, take, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
-
-T = TypeVar("T")
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-def untracked(items: Sequence[T], description: str) -> Iterable[T]:
-    """Iterate without showing anything."""
-    return items
 
 
 def measure_grams(

@@ -8,7 +8,8 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_core.layer import Linear, linear_from
+from plastic_core.layer import Linear, is_stack, linear_from
+from plastic_core.linalg import on_cpu
 
 from plastic_runtime.measure.grams import (
     LONGEST_DENSE_SIDE,
@@ -156,11 +157,6 @@ class LossRecorder:
         self._awaited.discard(path)
 
 
-def is_stack(module: object) -> bool:
-    """Whether a module is a stack of experts, such as mlx-lm's ``SwitchLinear``, packed or not."""
-    return all(hasattr(module, name) for name in ("num_experts", "output_dims", "input_dims"))
-
-
 def chosen_experts(bound: Bound) -> mx.array:
     """The experts that a call of a stack names beside its input."""
     return cast(mx.array, bound.args[0] if bound.args else bound.kwargs["indices"])
@@ -192,7 +188,7 @@ def linear_layers(
 
 def on_host(linears: Modules) -> dict[str, Linear]:
     """What NumPy is to compute, by path: products of stock layers, where MLX would on the CPU."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not on_cpu():
         return {}
     found: dict[str, Linear] = {}
     for path, module in linears.items():

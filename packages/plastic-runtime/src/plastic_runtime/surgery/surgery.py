@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Factors, RankLayer
 from plastic_core.factors import Arrays, as_arrays, right_map
+from plastic_core.files import noting
 from plastic_core.layer import cast_factors
 
 from plastic_runtime.sleep.sleep_dict import SleepDict
-from plastic_runtime.surgery.blame import blaming
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.moments import AXIS, LayerState, extended, take
 
@@ -44,7 +44,7 @@ def grow(
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
     state = LayerState(optimizer, path, layer)
-    with blaming(path):
+    with noting(f"in layer {path!r}"):
         layer.grow(k, gradient=gradient, key=key)
     state.write(extended(state.moments(), k))
     mx.eval(layer.factors())
@@ -97,7 +97,7 @@ def rebalance(layer: RankLayer, *, path: str, optimizer: optim.Optimizer | None 
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
     state = LayerState(optimizer, path, layer)
-    with blaming(path):
+    with noting(f"in layer {path!r}"):
         new, left, right = layer.balanced()
     turned = state.turned(_bases(layer.factors(), new, left, right))
     layer.set_factors(*new)
@@ -152,7 +152,7 @@ def regauge(
     Raises:
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
-    with blaming(path):
+    with noting(f"in layer {path!r}"):
         written = gauge.written(as_arrays(layer.factors()))
     rewrite(layer, _stored(layer, written), path=path, optimizer=optimizer)
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from plastic_core import RankLayer, projections
-from plastic_core.layer import Linear, dense_weight
+from plastic_core.layer import Linear, linear_shape
 
 from plastic_runtime.measure.intercept import modules_by_path
 from plastic_runtime.surgery.gauge import Gauge
@@ -105,7 +105,7 @@ def _names(key: str, path: str) -> bool:
 def _layer(
     base: Linear, rank: int, gauge: Gauge | None, dtype: mx.Dtype, key: mx.array
 ) -> RankLayer:
-    out, inner = dense_weight(base).shape
+    out, inner = linear_shape(base)
     empty = mx.zeros((out, 0), dtype), mx.zeros(0, dtype), mx.zeros((0, inner), dtype)
     layer = RankLayer(*empty, base=base)
     layer.grow(min(rank, layer.max_rank), key=key)

@@ -1,0 +1,34 @@
+"""How a long loop tells its progress: a wrapper around its items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """``track(items, description)`` yields the items and may show how far it is.
+
+    Examples:
+        >>> def announced(items, description):
+        ...     print(description)
+        ...     yield from items
+        >>> list(announced([1, 2], "counting"))
+        counting
+        [1, 2]
+    """
+
+    def __call__(self, items: Sequence[T], description: str) -> Iterable[T]:
+        """Iterate over ``items``."""
+
+
+def untracked(items: Sequence[T], description: str) -> Iterable[T]:
+    """Iterate without showing anything: the ``track`` of who does not look.
+
+    Examples:
+        >>> list(untracked([1, 2], "counting"))
+        [1, 2]
+    """
+    return items
