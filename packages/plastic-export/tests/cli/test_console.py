@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from plastic_export.cli.console import DONE, Output
+from plastic_export.reporting.tables import Presented
 
 
 class Interrupting:
@@ -15,10 +16,10 @@ class Interrupting:
 
 def test_an_interrupted_report_says_that_the_work_was_done() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
-        Output(as_json=False).show({}, "first", Interrupting())
+        Output(as_json=False).show(Presented({}, ["first", Interrupting()]))
     assert caught.value.__notes__ == [DONE]
 
 
 def test_a_record_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    Output(as_json=True).show({"a": 1}, Interrupting())
+    Output(as_json=True).show(Presented({"a": 1}, [Interrupting()]))
     assert capsys.readouterr().out == '{\n  "a": 1\n}\n'

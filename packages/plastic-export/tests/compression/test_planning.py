@@ -28,7 +28,7 @@ from plastic_export.plan.gram_uses import Uses, combined_grams, smoothed
 from plastic_export.plan.offers import Format, Kind
 from plastic_export.plan.plan_file import LossPlan, read_plan
 from plastic_export.plan.pricing import Choices, rounded, weights_of
-from plastic_export.reporting import plan_tables
+from plastic_export.reporting.plan import present_plan
 from plastic_runtime import GramFile
 
 Make = Callable[..., Path]
@@ -415,7 +415,7 @@ def test_a_layer_of_a_kind_that_is_not_understood_is_named_and_copied(
     plan = planned(make_readable("lfm2", weights=weights, **LFM2), text, budgets=[4])
     convolution = "model.layers.0.conv.conv.weight"
     assert plan.left == (convolution,)
-    _, _, *lines = plan_tables.planned(plan, Path("plan.json"), Path("plan.png"))
+    _, _, *lines = present_plan(plan, Path("plan.json"), Path("plan.png")).lines
     assert "1 left as they are: " + convolution in str(lines[0])
     result = written(text.with_name("lfm2"), text)
     after = load_safetensors(result.out / "model.safetensors")

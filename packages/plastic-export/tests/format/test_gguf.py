@@ -20,9 +20,9 @@ HUB = {"name": "owner/model", "revision": "0123abc"}
 
 def parsed(command: str, words: list[str]) -> dict[str, Any]:
     """The parameters as the ``plastic`` command itself understands the words."""
-    from plastic_export.cli.command import plastic
+    from plastic_export.cli.command import plastic_command
 
-    return plastic.commands[command].make_context(command, words).params
+    return plastic_command.commands[command].make_context(command, words).params
 
 
 def make(folder: Path, dtype: mx.Dtype = mx.bfloat16, **config: Any) -> Path:
@@ -188,7 +188,7 @@ def test_the_original_behind_a_factored_checkpoint_is_offered_too(tmp_path: Path
     (line,) = [line for line in guide(folder) if "plastic restore" in line]
     words = shlex.split(line, comments=False)[1:]
     given = parsed("restore", words[2:])
-    assert (given["out"], given["dest"]) == (folder, Path("small-dense"))
+    assert (given["src"], given["out"]) == (folder, Path("small-dense"))
 
 
 def test_without_a_manifest_the_unknown_words_are_in_capitals(tmp_path: Path) -> None:

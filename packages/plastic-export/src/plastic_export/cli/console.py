@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
 from plastic_export.cli.bar import ProgressBar
+from plastic_export.reporting.tables import Presented
 
 FOLDER = click.Path(path_type=Path)
 TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -26,14 +26,14 @@ class Output:
         self.out = Console(highlight=False, width=width)
         self.track = ProgressBar(Console(stderr=True, quiet=as_json))
 
-    def show(self, record: Any, *parts: Any) -> None:
-        """Print ``record`` as JSON, or else the parts; what is interrupted here has been done."""
+    def show(self, presented: Presented) -> None:
+        """Print the record as JSON, or else the lines; what is interrupted here has been done."""
         try:
             if self.as_json:
-                click.echo(json.dumps(record, indent=2, default=str))
+                click.echo(json.dumps(presented.record, indent=2, default=str))
                 return
-            for part in parts:
-                self.out.print(part)
+            for line in presented.lines:
+                self.out.print(line)
         except KeyboardInterrupt as error:
             error.add_note(DONE)
             raise

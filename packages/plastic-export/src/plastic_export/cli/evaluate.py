@@ -7,18 +7,18 @@ from pathlib import Path
 import click
 
 from plastic_export.cli.console import TEXT, Output, json_option, window_option
-from plastic_export.evaluation import evaluation
-from plastic_export.reporting import tables
+from plastic_export.evaluation.evaluation import compare
+from plastic_export.reporting.evaluate import present_evaluations
 
 
-@click.command()
+@click.command("evaluate")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
 @click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
 @window_option
 @click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
 @json_option
-def evaluate(
+def evaluate_command(
     sources: tuple[str, ...],
     texts: tuple[Path, ...],
     reference: str | None,
@@ -32,7 +32,7 @@ def evaluate(
     Every SRC after the first is compared with that one on the same windows of text.
     """
     output = Output(as_json)
-    results = evaluation.compare(
+    results = compare(
         sources, texts, reference=reference, window=window, windows=windows, track=output.track
     )
-    output.show([tables.evaluation_record(r) for r in results], *tables.evaluations(results))
+    output.show(present_evaluations(results))

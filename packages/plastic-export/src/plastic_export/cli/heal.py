@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.cli.console import FOLDER, TEXT, Output, json_option, window_option
-from plastic_export.healing.heal_folder import Healed
-from plastic_export.healing.heal_folder import heal as heal_checkpoint
+from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import HealingOptions
-from plastic_export.reporting.tables import figures
+from plastic_export.reporting.heal import present_healed
 
 _DEFAULT = HealingOptions()
 
 
-@click.command()
+@click.command("heal")
 @click.argument("folder", type=FOLDER)
 @click.option("--reference", required=True, metavar="SRC", help="What FOLDER was made from.")
 @click.option("--calibration", type=TEXT, required=True, help="Text to learn from.")
@@ -39,7 +36,7 @@ _DEFAULT = HealingOptions()
 @click.option("--out", type=FOLDER, metavar="NEW", help="Folder to write; else FOLDER is replaced.")
 @click.option("--force", is_flag=True, help="Replace NEW if it is an earlier output.")
 @json_option
-def heal(
+def heal_command(
     folder: Path,
     reference: str,
     calibration: Path,
@@ -60,7 +57,7 @@ def heal(
     started again: its state is beside the output, in NEW.heal.safetensors.
     """
     output = Output(as_json)
-    result = heal_checkpoint(
+    result = heal(
         folder,
         reference,
         out,
@@ -69,27 +66,4 @@ def heal(
         force=force,
         track=output.track,
     )
-    output.show(asdict(result), *_lines(result))
-
-
-def _lines(r: Healed) -> list[Table | str]:
-    """What is printed for people."""
-    table = figures("after step", "KL to reference, mnat")
-    for step, kl in r.measured:
-        table.add_row(str(step), f"{1e3 * kl:.4f}")
-    learned, held_out = r.windows
-    if r.step:
-        verdict = (
-            f"healed     KL {1e3 * r.kl_before:.4f} -> {1e3 * r.kl_after:.4f} millinats per token "
-            f"({r.kl_after / r.kl_before:.1%}), the values of step {r.step}"
-        )
-    else:
-        verdict = "healed     no: nothing was better than the start, so every tensor is as it was"
-    return [
-        table,
-        "",
-        verdict,
-        f"trained    {r.parameters:,} numbers in {r.tensors} tensors on {learned} windows; judged "
-        f"by {held_out} held out",
-        f"written    {r.out}",
-    ]
+    output.show(present_healed(result))

@@ -1,4 +1,4 @@
-"""``plastic plan``, and what ``plastic compress`` does with its plan."""
+"""``plastic plan``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from click.core import ParameterSource
 from plastic_core.factors import BITS
 from plastic_core.files import FormatError
 from plastic_core.rounding import UNPACKED
@@ -24,11 +23,12 @@ from plastic_export.cli.console import (
     revision_option,
     window_option,
 )
-from plastic_export.compression import by_plan, planning
+from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.offers import Format
 from plastic_export.plan.pricing import CHOICES, Choices
-from plastic_export.reporting import plan_plot, plan_tables
+from plastic_export.reporting.plan import present_plan
+from plastic_export.reporting.plan_plot import save_plan_plot
 
 DEFAULT = "3,3.5,4.5"
 
@@ -63,7 +63,7 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     return tuple(sorted(map(int, words))) if words else None
 
 
-@click.command()
+@click.command("plan")
 @click.argument("src")
 @click.option("--calibration", type=TEXT, required=True, help="Text to measure the loss on.")
 @click.option(
@@ -107,7 +107,7 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--force", is_flag=True, help="Replace the plan if it exists.")
 @revision_option
 @json_option
-def plan(
+def plan_command(
     src: str,
     calibration: Path,
     bits_per_weight: list[float],
@@ -142,7 +142,7 @@ def plan(
     ]
     if bits and not budgets:
         raise click.UsageError("--bits needs a budget: --bits-per-weight, --size or --keep")
-    result = planning.plan_checkpoint(
+    result = plan_checkpoint(
         src,
         file,
         calibration=Calibration(calibration, window, windows),
@@ -157,8 +157,8 @@ def plan(
         force=force,
         track=output.track,
     )
-    plan_plot.save_plan_plot(plot, result)
-    output.show(plan_tables.planned_record(result, file), *plan_tables.planned(result, file, plot))
+    save_plan_plot(plot, result)
+    output.show(present_plan(result, file, plot))
 
 
 def _check_plot(file: Path, plot: Path) -> None:
@@ -179,66 +179,3 @@ def _choices(
     return replace(
         choices, bits=bits or choices.bits, factor_bits=factor_bits or choices.factor_bits
     )
-
-
-def asked(bits_per_weight: float | None, size: str | None, keep: float | None) -> str | None:
-    """Which budget of a plan is meant; None where none is named."""
-    named = [Budget("bits_per_weight", bits_per_weight)] if bits_per_weight is not None else []
-    try:
-        named += [Budget("size", parse_size(size))] if size is not None else []
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    named += [Budget("keep", keep)] if keep is not None else []
-    if len(named) > 1:
-        raise click.UsageError("--bits-per-weight, --size and --keep each name a budget; give one")
-    return str(named[0]) if named else None
-
-
-def carry_out_plan(
-    src: str,
-    out: Path,
-    plan_file: Path,
-    *,
-    budget: str | None,
-    revision: str | None,
-    force: bool,
-    exact: bool,
-    resume: bool,
-    output: Output,
-) -> None:
-    """What ``plastic compress --plan`` does."""
-    _check_decided_by_plan()
-    result = by_plan.execute_plan(
-        src,
-        out,
-        plan_file,
-        budget=budget,
-        revision=revision,
-        force=force,
-        exact=exact,
-        resume=resume,
-        track=output.track,
-    )
-    output.show(plan_tables.quantised_record(result), *plan_tables.quantised(result))
-
-
-def _check_decided_by_plan() -> None:
-    """Refuse the options that have no say beside a plan."""
-    context = click.get_current_context()
-    allowed = {
-        "src",
-        "out",
-        "plan_file",
-        "bits_per_weight",
-        "size",
-        "keep",
-        "revision",
-        "force",
-        "exact",
-        "resume",
-        "as_json",
-    }
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "")
-        if given is ParameterSource.COMMANDLINE and parameter.name not in allowed:
-            raise click.UsageError(f"--plan has decided; drop {parameter.opts[0]}")

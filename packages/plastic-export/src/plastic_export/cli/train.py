@@ -18,9 +18,8 @@ from plastic_export.cli.console import (
     revision_option,
 )
 from plastic_export.plan.budgets import parse_size
-from plastic_export.reporting.run_report import facts
-from plastic_export.reporting.tables import figures
-from plastic_export.training.run import train as train_checkpoint
+from plastic_export.reporting.train import present_trained
+from plastic_export.training.run import train
 from plastic_export.training.settings import OPTIMIZERS, TrainingOptions
 
 _DEFAULT = TrainingOptions()
@@ -40,7 +39,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
     return click.option(flag, type=type, default=default, show_default=True, help=help)
 
 
-@click.command()
+@click.command("train")
 @click.argument("src")
 @click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
 @click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
@@ -68,7 +67,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @exclude_option
 @revision_option
 @json_option
-def train(
+def train_command(
     src: str,
     data: Path,
     out: Path,
@@ -86,7 +85,7 @@ def train(
     (`plastic report RUN`), the newest states, and at the end `adapters` for mlx-lm and `peft`.
     """
     output = Output(as_json)
-    result = train_checkpoint(
+    result = train(
         src,
         data,
         out,
@@ -96,15 +95,4 @@ def train(
         revision=revision,
         say=lambda line: None if as_json else click.echo(line, err=True),
     )
-    summary = facts(result.history)
-    table = figures("run", result.history.name, text=2)
-    for name, value in summary.items():
-        table.add_row(name, value)
-    record = {"out": out, "adapter": result.adapter, "peft": result.peft, **summary}
-    output.show(
-        record,
-        table,
-        "",
-        f"run it     mlx_lm.generate --model {src} --adapter-path {result.adapter} --prompt ...",
-        f"see it     plastic report {out}",
-    )
+    output.show(present_trained(result, src, out))

@@ -1,0 +1,24 @@
+"""``plastic restore``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from plastic_export.cli.console import FOLDER, Output, json_option
+from plastic_export.compression.restoration import restore
+from plastic_export.reporting.restore import present_restored
+
+
+@click.command("restore")
+@click.argument("src", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@json_option
+def restore_command(src: Path, out: Path, as_json: bool) -> None:
+    """Wake everything in SRC, a compressed folder, and write it dense to the folder OUT.
+
+    What was compressed with --exact comes back bit for bit.
+    """
+    output = Output(as_json)
+    output.show(present_restored(restore(src, out, track=output.track)))

@@ -1,0 +1,136 @@
+"""What ``plastic compress`` prints, by rank and by plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from plastic_runtime import format_bytes
+from rich.table import Table
+
+from plastic_export.compression.by_plan import Quantised
+from plastic_export.compression.by_rank import Compressed
+from plastic_export.folder.adapter_files import FOLDER as ADAPTERS
+from plastic_export.reporting.plan import budget_record
+from plastic_export.reporting.tables import Presented, figures
+
+
+def present_compressed(result: Compressed, format: str) -> Presented:
+    """Say what a compression by rank wrote; ``format`` is that of its factors."""
+    return Presented(_rank_record(result), _rank_lines(result, format))
+
+
+def present_quantised(result: Quantised) -> Presented:
+    """Say what a compression by a plan wrote."""
+    return Presented(_plan_record(result), _plan_lines(result))
+
+
+def _rank_record(result: Compressed) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "strategy": result.plan.strategy,
+        "keep": result.plan.keep,
+        "kept": result.plan.kept,
+        "removed": 1 - result.plan.kept,
+        "source_bytes": result.source_bytes,
+        "model_bytes": result.model_bytes,
+        "sleep_bytes": result.sleep_bytes,
+        "exact_bytes": result.exact_bytes,
+        "matrices": [asdict(r) for r in result.matrices],
+    }
+
+
+def _rank_lines(result: Compressed, format: str) -> list[Table | str]:
+    numbers = ("shape", "rank", "asleep", "awake", "of dense", "rel. error", "restored to")
+    table = figures("matrix", *numbers)
+    for r in result.matrices:
+        table.add_row(
+            r.name.removesuffix(".weight"),
+            "{} x {}".format(*r.shape),
+            "dense" if r.choice == "dense" else str(r.rank),
+            str(r.parked),
+            format_bytes(r.awake_bytes),
+            f"{r.awake_bytes / r.source_bytes:.1%}",
+            f"{r.relative_error:.4f}",
+            "exact" if r.restored_error == 0 else f"{r.restored_error:.1e}",
+        )
+    plan = result.plan
+    lines: list[Table | str] = [
+        table,
+        "",
+        f"matrices   {format_bytes(plan.source_bytes)} -> {format_bytes(plan.awake_bytes)} awake: "
+        f"kept {plan.kept:.1%}, removed {1 - plan.kept:.1%} (asked to keep {plan.keep:.1%})",
+        f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)} in "
+        f"model files, {format_bytes(result.sleep_bytes)} asleep beside them",
+    ]
+    if result.exact_bytes:
+        lines.append(_exact_line(result.exact_bytes, result.source_bytes))
+    if format == "dense":
+        lines.append("dense format: the file is as large as the source, the rank is lower")
+    else:
+        lines.append(
+            f"run it     mlx_lm.generate --model {result.out} --trust-remote-code --prompt ..."
+        )
+    return lines
+
+
+def _plan_record(result: Quantised) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "format": result.format,
+        "source_bytes": result.source_bytes,
+        "model_bytes": result.model_bytes,
+        "adapter_bytes": result.adapter_bytes,
+        "exact_bytes": result.exact_bytes,
+        "budget": budget_record(result.plan),
+        "matrices": [asdict(r) for r in result.matrices],
+    }
+
+
+def _plan_lines(result: Quantised) -> list[Table | str]:
+    numbers = ("shape", "bits", "rank", "bytes", "of source", "predicted KL", "rel. error")
+    table = figures("matrix", *numbers)
+    for r in result.matrices:
+        table.add_row(
+            r.name.removesuffix(".weight"),
+            (f"{r.experts} x " if r.experts else "") + "{} x {}".format(*r.shape),
+            "-" if r.bits is None else str(r.bits),
+            f"{r.rank} ({r.factor_bits} bits)" if r.rank else "-",
+            format_bytes(r.stored_bytes),
+            f"{r.stored_bytes / r.source_bytes:.1%}",
+            f"{1e3 * r.predicted_kl:.4f} mnat",
+            f"{r.relative_error:.4f}",
+        )
+    plan = result.plan
+    adapter = (
+        f" and {format_bytes(result.adapter_bytes)} of adapter" if result.adapter_bytes else ""
+    )
+    return [
+        table,
+        "",
+        f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.asked}), "
+        f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.cost:.3f} millinats per token",
+        f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
+        f"{adapter}",
+        *([_exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),
+        *_ways_to_run(result),
+    ]
+
+
+def _ways_to_run(result: Quantised) -> list[Table | str]:
+    run = f"run it     mlx_lm.generate --model {result.out}"
+    if result.adapter_bytes:
+        return [
+            f"{run} --adapter-path {result.out / ADAPTERS} --prompt ...",
+            "never fuse the adapter without --dequantize: quantising again rounds it away",
+        ]
+    flag = " --trust-remote-code" if result.needs_model_file else ""
+    return [f"{run}{flag} --prompt ..."]
+
+
+def _exact_line(exact_bytes: int, source_bytes: int) -> str:
+    """What ``--exact`` costs."""
+    return (
+        f"exact      {format_bytes(exact_bytes)} beside them, {exact_bytes / source_bytes:.1%} of "
+        "the source: `plastic restore` gives back every bit of it"
+    )

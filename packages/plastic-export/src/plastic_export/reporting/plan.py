@@ -1,0 +1,83 @@
+"""What ``plastic plan`` prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+from plastic_runtime import format_bytes
+from rich.table import Table
+
+from plastic_export.checkpoint.tensors import Kind
+from plastic_export.plan.offers import BitsPlan
+from plastic_export.plan.plan_file import LossPlan
+from plastic_export.reporting.tables import Presented, figures
+
+
+def present_plan(plan: LossPlan, file: Path, plot: Path) -> Presented:
+    """Show what every budget buys, and where the plan and its plot are."""
+    return Presented(_record(plan, file), _lines(plan, file, plot))
+
+
+def _record(plan: LossPlan, file: Path) -> dict[str, Any]:
+    return {
+        "plan": str(file),
+        "matrices": len(plan.matrices),
+        "kinds": dict(Counter(m.kind for m in plan.matrices)),
+        "unreached_experts": plan.calibration.get("unreached_experts", 0),
+        "left": list(plan.left),
+        "left_bytes": plan.left_bytes,
+        "format": plan.format,
+        "budgets": [budget_record(b) for b in plan.budgets],
+    }
+
+
+def budget_record(b: BitsPlan) -> dict[str, Any]:
+    """One budget as JSON."""
+    return {
+        "asked": b.asked,
+        "bits_per_weight": b.bits_per_weight,
+        "bytes": b.nbytes,
+        "predicted_kl": b.cost,
+        "gap": b.gap,
+        "rank": b.rank,
+        "mix": b.mix,
+    }
+
+
+def _lines(plan: LossPlan, file: Path, plot: Path) -> list[Table | str]:
+    table = figures("asked", "bits/weight", "matrices", "all tensors", "predicted KL", "gap", "mix")
+    for b in plan.budgets:
+        table.add_row(
+            b.asked,
+            f"{b.bits_per_weight:.4f}",
+            format_bytes(b.nbytes),
+            format_bytes(b.nbytes + plan.left_bytes),
+            f"{1e3 * b.cost:.3f} mnat",
+            f"{b.gap:.2%}",
+            ", ".join(f"{count} x {kind}" for kind, count in b.mix.items()),
+        )
+    left = f"{len(plan.left)} left as they are" + (f": {', '.join(plan.left)}" if plan.left else "")
+    return [
+        table,
+        "",
+        f"matrices   {_counted(plan)} planned, {left}",
+        *_unreached(plan),
+        f"plan       {file}; its Grams: {plan.grams[0]}; size and quality: {plot}",
+        f"write it   plastic compress SRC OUT --plan {file}"
+        + (" --bits-per-weight ..." if len(plan.budgets) > 1 else ""),
+    ]
+
+
+def _counted(plan: LossPlan) -> str:
+    """How many layers of which kind were planned: ``"29 linear, 1 embedding, 6 experts"``."""
+    kinds = Counter(m.kind for m in plan.matrices)
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Kind) if kinds[kind])
+
+
+def _unreached(plan: LossPlan) -> list[Table | str]:
+    """A line about experts that the text did not reach, if there are any."""
+    count = plan.calibration.get("unreached_experts", 0)
+    told = f"experts    {count} that no token reached were given the Grams of the others"
+    return [told] if count else []
