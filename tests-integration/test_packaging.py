@@ -1,10 +1,8 @@
-"""The four packages fit together: directions, bounds, versions, and the READMEs' Python."""
+"""The four packages fit together: directions, bounds and versions."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ ALLOWED = {
     "plastic-runtime": {"plastic-core", "plastic-select"},
     "plastic-export": {"plastic-core", "plastic-select", "plastic-runtime"},
 }
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 
 
 def project(name: str) -> dict[str, Any]:
@@ -56,18 +53,3 @@ def test_each_package_is_complete(name: str) -> None:
     folder = MEMBERS[name].parent
     assert (folder / "src" / name.replace("-", "_") / "py.typed").is_file()
     assert project(name)["version"] in (folder / "CHANGELOG.md").read_text()
-
-
-@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
-def test_the_python_of_a_readme_runs(path: Path, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
-    assert blocks
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "\n".join(blocks)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
