@@ -1,4 +1,4 @@
-"""Between the bytes of a file and an array, bit for bit."""
+"""The bytes of a file as an array and back, bit for bit."""
 
 from __future__ import annotations
 

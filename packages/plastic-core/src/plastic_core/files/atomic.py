@@ -57,7 +57,7 @@ class AtomicFile:
 
     @property
     def closed(self) -> bool:
-        """Whether the file was committed or abandoned."""
+        """Tell whether the file was committed or abandoned."""
         return self._descriptor < 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -104,7 +104,7 @@ class AtomicFile:
             self._close()
 
     def _opened(self) -> int:
-        """The temporary file, locked; what is there and not locked was left by a dead process."""
+        """Open the temporary file and lock it; one that nobody locks was left by a dead process."""
         if self._keep and self.path.exists():
             os.replace(self.path, self._temporary)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

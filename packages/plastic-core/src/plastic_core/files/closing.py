@@ -1,4 +1,4 @@
-"""What has to be closed, as a context manager."""
+"""A base class for what has to be closed: a context manager."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _DOWNLOAD = "copy or download the file again"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a tensor is and where it lies.
+    """The name, type, shape and place of one tensor of a file.
 
     Attributes:
         name: Its name.
@@ -66,7 +66,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says it holds.
+    """The tensors and the metadata that a safetensors file says it holds.
 
     Attributes:
         tensors: Every tensor by name, in the order of the header.

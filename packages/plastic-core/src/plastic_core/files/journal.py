@@ -1,4 +1,4 @@
-"""What a long run has finished, line by line, for the run that goes on after it."""
+"""The journal of a long run: what is finished, line by line, for the run that goes on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plastic_core.files.notes import naming
 
 
 class Journal(Closing):
-    """Records in a file that only grows. A context manager.
+    """A file of records that only grows. A context manager.
 
     A line is the CRC-32 of a record and the record as JSON. Reading ends at the first line that
     is not whole: a crash tears the end, and what stands after a tear is not trusted. A record is

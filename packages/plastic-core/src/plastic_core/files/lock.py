@@ -124,7 +124,7 @@ class FolderLock:
 
 
 def is_still(path: Path, descriptor: int) -> bool:
-    """Whether a name still belongs to the file or folder that was opened by it."""
+    """Tell whether a name still belongs to the file or folder that was opened by it."""
     opened = os.fstat(descriptor)
     try:
         there = os.lstat(path)

@@ -1,4 +1,4 @@
-"""How much can be read at once: asked before, since a failed allocation may end the process."""
+"""The memory that a read needs, asked for before: a failed allocation may end the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an error does not know where it is raised: the file, the layer, the matrix."""
+"""Notes on errors about what the place that raises does not know: file, layer, matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening what other people's folders hold: never blocking, never following a link outside."""
+"""Files of other people's folders, opened without blocking or following a link outside."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def files_under(folder: Path) -> list[Path]:
 
 
 def in_hub_cache(path: Path) -> bool:
-    """Whether a path, every link in it resolved, lies in a repository of a Hub cache."""
+    """Tell whether a path, every link in it resolved, lies in a repository of a Hub cache."""
     real = Path(os.path.realpath(path))
     return any(_CACHED.match(parent.name) for parent in real.parents)
 

@@ -30,7 +30,7 @@ _DOWNLOAD = "copy or download the file again"
 
 
 class Fingerprint(NamedTuple):
-    """What tells a file from another, or from itself after somebody wrote to it."""
+    """The marks that tell a file from another, or from itself after somebody wrote to it."""
 
     device: int
     inode: int

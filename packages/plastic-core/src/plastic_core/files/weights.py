@@ -1,4 +1,4 @@
-"""Named arrays to a safetensors file and back, bit for bit."""
+"""Named arrays, written to a safetensors file and read back bit for bit."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def is_repository(source: str) -> bool:
-    """Whether ``source`` has the form of a Hub id, ``owner/name``."""
+    """Tell whether ``source`` has the form of a Hub id, ``owner/name``."""
     return _REPOSITORY.fullmatch(source) is not None
 
 

@@ -1,4 +1,4 @@
-"""Weights in MLX's quantised form: how each is packed, and what it stands for."""
+"""Weights in MLX's quantised form: the way each is packed, and the matrix it stands for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MODES = {
 
 
 class Packing(NamedTuple):
-    """How a weight is packed: bits per entry, entries per scale, and the mode's name."""
+    """The packing of a weight: bits per entry, entries per scale, and the mode's name."""
 
     bits: int
     group_size: int
@@ -129,7 +129,7 @@ def unpacked(
     Args:
         weight: Shape ``(..., in * bits / 32)``, uint32.
         scales: Shape ``(..., in / group_size)``.
-        biases: As ``scales``; None for the modes that have none.
+        biases: Shaped like ``scales``; None for the modes that have none.
         packing: How it is packed.
         global_scale: The one scale of the whole matrix that "nvfp4" may have.
 
@@ -162,7 +162,7 @@ def _refuse_other_tools(config: Mapping[str, Any], file: Path) -> None:
 
 
 def without_quantization(config: dict[str, Any], paths: Container[str]) -> dict[str, Any]:
-    """The configuration without the per-layer quantisation entries of these layers."""
+    """Return the configuration without the per-layer quantisation entries of these layers."""
     config = dict(config)
     for key in ("quantization", "quantization_config"):
         if isinstance(config.get(key), dict):

@@ -205,7 +205,7 @@ class Checkpoint(Closing):
 
 
 def _part(info: TensorInfo, index: int | None) -> TensorInfo:
-    """A tensor, or one item along its first axis."""
+    """Return a tensor, or one item along its first axis."""
     if index is None:
         return info
     size = info.nbytes // info.shape[0]

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are the matrices that a rank can be chosen for."""
+"""The tensors of a checkpoint that are matrices, for which a rank can be chosen."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def module_path(name: str) -> str:
 
 
 def is_packed(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the weight is stored in MLX's quantised form, with scales beside it."""
+    """Tell whether the weight is stored in MLX's quantised form, with scales beside it."""
     words = name.endswith(".weight") and tensors[name].dtype == "U32"
     return words and f"{module_path(name)}.scales" in tensors
 
 
 def stored_parts(name: str, tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
-    """The tensors that hold the weight: itself and, where it is packed, its companions."""
+    """Return the tensors that hold the weight: itself and, where it is packed, its companions."""
     parts = [name]
     if is_packed(name, tensors):
         parts += [f"{module_path(name)}.{leaf}" for leaf in COMPANIONS]
@@ -38,14 +38,14 @@ def stored_parts(name: str, tensors: Mapping[str, TensorInfo]) -> list[TensorInf
 
 
 def is_weight(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the tensor is a matrix or a stack of them, floating or MLX-quantised."""
+    """Tell whether the tensor is a matrix or a stack of them, floating or MLX-quantised."""
     info = tensors[name]
     stored = info.dtype in FLOATS or is_packed(name, tensors)
     return name.endswith(".weight") and len(info.shape) in (2, 3) and stored
 
 
 def is_matrix(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the tensor is a weight of two dimensions, floating or MLX-quantised."""
+    """Tell whether the tensor is a weight of two dimensions, floating or MLX-quantised."""
     shape = tensors[name].shape
     return is_weight(name, tensors) and len(shape) == 2 and min(shape) > 1
 
@@ -85,7 +85,7 @@ def chosen_names(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> list[str]:
-    """Those of some matrices that patterns name; see `compressible`.
+    """Return the matrices that the patterns name; see `compressible`.
 
     Args:
         matrices: The names of all.

@@ -1,4 +1,4 @@
-"""Which files of a folder hold the weights, and what is in each."""
+"""The files of a folder that hold the weights, and the tensors in each."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def find_weights(folder: Path) -> WeightFiles:
 
 
 def _check_presence(folder: Path, names: list[str], present: list[str]) -> None:
-    """Every file that is named is there, and no other that a loader would read."""
+    """Check that every file named is there, and no other that a loader would read."""
     for name in (*names, *_missing_numbers(names)):
         if member(folder, name) is None:
             reason = "a shard of this checkpoint that is not there"
@@ -80,7 +80,7 @@ def _check_presence(folder: Path, names: list[str], present: list[str]) -> None:
 
 
 def _missing_numbers(names: list[str]) -> list[str]:
-    """The first of the numbered shards "3 of 7" that should be there and are not listed."""
+    """Return the first of the numbered shards "3 of 7" that should be there and are not listed."""
     for match in filter(None, map(_NUMBERED.fullmatch, names)):
         stem, count = match["stem"], match["count"]
         for number in range(1, min(int(count), len(names) + 1) + 1):

@@ -1,4 +1,4 @@
-"""How far a checkpoint is from its reference on a text, with intervals.
+"""The distance of a checkpoint from its reference on a text, with intervals.
 
 Stands on ``model`` and below.
 """

@@ -1,4 +1,4 @@
-"""What was measured of a checkpoint on a text: means over windows, and how sure they are."""
+"""The measures of a checkpoint on a text: means over windows with their uncertainty."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Evaluation:
         top1: Fraction of positions where both hold the same token to be the likeliest.
         top1_error: Its standard error.
         checkpoint: What was evaluated, as it was given.
-        difference: To the first of several checkpoints; None for that one.
+        difference: The difference to the first of several checkpoints; None for that one.
     """
 
     text: str
@@ -113,7 +113,7 @@ def estimate(
         checkpoint: What was measured.
         text: Name of the text's file.
         tokens: How many tokens were predicted.
-        measured: From `measures.measure`, shape (measures, windows).
+        measured: The result of `measure_texts`, shape (measures, windows).
         first: The same of the first checkpoint, if this is another.
     """
     estimates = [mean_and_error(row) for row in measured]

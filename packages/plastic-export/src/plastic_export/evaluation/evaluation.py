@@ -1,4 +1,4 @@
-"""How well checkpoints predict a text, how far they are from a reference, and which is nearer."""
+"""Checkpoints on a text: their perplexity, their distance from a reference, the differences."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _folder(source: str | Path) -> Path:
 def _same_windows(
     named: Mapping[str, Path], texts: Sequence[str | Path], window: int, windows: int
 ) -> list[Windows]:
-    """The windows of each text; all checkpoints must cut it into the same tokens."""
+    """Return the windows of each text; all checkpoints must cut it into the same tokens."""
     (first, folder), *others = named.items()
     ids = _all_windows(folder, texts, window, windows)
     for name, other in others:
@@ -145,7 +145,7 @@ def _measure(
     reference: Reference | None,
     track: Track,
 ) -> list[NDArray[np.float64]]:
-    """What `measure` finds; the model is gone when this returns."""
+    """Measure a checkpoint on the texts; the model is gone when this returns."""
     measured = measure_texts(load_for_inference(folder), texts, reference, track)
     for (text, _), values in zip(texts, measured, strict=True):
         if not np.isfinite(values).all():

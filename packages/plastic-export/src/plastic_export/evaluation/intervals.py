@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float | None]:
-    """Mean of the windows and its standard error, which is None if there is only one window."""
+    """Return the mean of the windows and its standard error, None if there is only one window."""
     if len(values) == 1:
         return float(values[0]), None
     return float(values.mean()), float(values.std(ddof=1)) / sqrt(len(values))
@@ -33,7 +33,7 @@ def confidence_interval(mean: float, error: float, windows: int) -> Interval:
     a little too narrow where neighbouring windows resemble each other.
 
     Args:
-        mean: Of the windows.
+        mean: The mean over the windows.
         error: Standard error of ``mean``.
         windows: How many there are, at least 2.
 
@@ -63,7 +63,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def _mass(theta: float, freedom: int) -> float:
-    """Mass within ``sqrt(freedom) tan(theta)``: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
+    """Return the mass within ``sqrt(freedom) tan(theta)`` (Abramowitz and Stegun 26.7.3 f.)."""
     odd = freedom % 2
     term = total = cos(theta) ** odd if freedom > 1 else 0.0
     for k in range(2 + odd, freedom, 2):

@@ -1,4 +1,4 @@
-"""What a model predicts of windows of tokens, by itself and against a reference.
+"""Predictions of a model for windows of tokens, by itself and against a reference.
 
 Where MLX computes on the CPU its ``exp`` takes six times as long as NumPy's, so NumPy goes over the
 logits there. The formulas are the same for both.
@@ -54,7 +54,7 @@ class Reference:
         self._held: dict[Batch, LogProbabilities] = {}
 
     def __call__(self, batch: Batch, tokens: mx.array) -> LogProbabilities:
-        """Log-probabilities of what follows each token.
+        """Return log-probabilities of what follows each token.
 
         Args:
             batch: What tells these tokens from all others.
@@ -106,7 +106,7 @@ def measure_texts(
 
 
 def log_probabilities(model: nn.Module, tokens: mx.array) -> LogProbabilities:
-    """Log-probabilities of what follows each of the tokens, of shape (windows, tokens)."""
+    """Return the log-probabilities of what follows each token, shape (windows, tokens)."""
     with use_numpy_attention():
         logits: mx.array = model(tokens).astype(mx.float32)
         mx.eval(logits)
@@ -139,13 +139,13 @@ def _log_softmax(logits: Any, xp: Any) -> Any:
 
 
 def _divergence(log_q: Any, log_p: Any, xp: Any) -> Any:
-    """KL(q || p) for each token; 0 log 0 is 0."""
+    """Return KL(q || p) for each token; 0 log 0 is 0."""
     q = xp.exp(log_q)
     return xp.where(q == 0, 0, q * (log_q - log_p)).sum(axis=-1)
 
 
 def _namespace() -> Any:
-    """The library that computes functions of logits: ``numpy`` or ``mlx.core``."""
+    """Return the library that computes functions of logits: ``numpy`` or ``mlx.core``."""
     return np if on_cpu() else mx
 
 

@@ -42,7 +42,7 @@ class Layer:
 
 
 def layers_of(checkpoint: Checkpoint) -> dict[str, Layer]:
-    """The linear layers, embeddings and stacks of experts of a checkpoint, by weight name.
+    """Return the linear layers, embeddings and stacks of experts of a checkpoint, by weight name.
 
     Experts that are tensors of their own, as Hugging Face stores them, are found by what mlx-lm's
     ``sanitize`` stacks, run on tensors of one entry each. A stack that it makes in another way, or
@@ -70,7 +70,7 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Layer]:
 
 
 def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -> bool:
-    """Whether a linear layer scores the experts of its block rather than transforms what they see.
+    """Tell whether a linear layer scores the experts of its block rather than feeding them.
 
     It does if its last part says so, or if it has one output, or as many as a stack in the same
     numbered block has experts, and is no part of the attention.
@@ -90,7 +90,7 @@ def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -
 
 
 def stored_apart(layers: Mapping[str, Layer]) -> dict[str, Layer]:
-    """The stacks whose experts are tensors of their own, by the names of these."""
+    """Return the stacks whose experts are tensors of their own, by the names of these."""
     return {tensor: m for m in layers.values() if m.is_apart for tensor in m.tensors}
 
 
@@ -116,7 +116,7 @@ def _stacked(checkpoint: Checkpoint, module: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _alike(checkpoint: Checkpoint, names: tuple[str, ...]) -> bool:
-    """Whether all are plain matrices of one shape and type."""
+    """Tell whether all are plain matrices of one shape and type."""
     infos = [checkpoint.tensors[name] for name in names]
     kinds = {(info.shape, info.dtype) for info in infos}
     packed = any(is_packed(name, checkpoint.tensors) for name in names)

@@ -262,7 +262,7 @@ def _mlx_lm() -> ModuleType:
 
 
 def _is_factored(config: dict[str, Any], file: Path) -> bool:
-    """Whether it is of our own format; any other model file is refused here."""
+    """Tell whether it is of our own format; any other model file is refused here."""
     model_file = config.get("model_file")
     if model_file is not None and (model_file != MODEL_FILE.name or "plastic" not in config):
         reason = f"'model_file' names {model_file!r}, code of the folder, which is never run"
@@ -290,7 +290,7 @@ def _factored_classes() -> tuple[Any, Any]:
 
 
 def _stock_classes(config: dict[str, Any], file: str | Path) -> tuple[Any, Any]:
-    """The classes of mlx-lm itself; where it has none, a folder's own code is no way out."""
+    """Return the classes of mlx-lm itself; where it has none, a folder's own code is no way out."""
     model_type = config.get("model_type")
     try:
         model_class, args_class = _mlx_lm()._get_classes(config)
@@ -304,7 +304,7 @@ def _stock_classes(config: dict[str, Any], file: str | Path) -> tuple[Any, Any]:
 
 
 def _check_weights(folder: Path) -> dict[str, Fingerprint]:
-    """mlx-lm reads every model*.safetensors of a folder, trusting their headers."""
+    """Check every model*.safetensors of a folder, since mlx-lm trusts their headers."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         reason = "no weights: mlx-lm reads model*.safetensors and there is none"

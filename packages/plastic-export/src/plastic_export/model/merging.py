@@ -48,7 +48,7 @@ def _dense(linear: nn.Linear | nn.QuantizedLinear) -> Float32:
 
 
 def _rows(layer: Any) -> Float32:
-    """The weight of the output directions, shape (r, out)."""
+    """Return the weight of the output directions, shape (r, out)."""
     if "scales" not in layer:
         return as_matrix(layer.weight, "weight")
     dense = mx.dequantize(

@@ -105,7 +105,7 @@ def _softmax(scores: F32) -> F32:
 
 
 def _grouped(x: mx.array, groups: int) -> F32:
-    """The heads that share keys stacked below one another: one product for all of them."""
+    """Return the heads that share keys stacked below one another: one product for all of them."""
     batch, _, _, size = x.shape
     return _numpy(x).reshape(batch, groups, -1, size)
 

@@ -1,4 +1,4 @@
-"""What a pass through a model spends its time on, in NumPy where MLX computes on the CPU."""
+"""The functions that a pass through a model spends its time on, in NumPy on the CPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def use_numpy_functions() -> Iterator[None]:
 
 
 def sigmoid(x: mx.array) -> mx.array:
-    """``1 / (1 + exp(-x))`` of a float32 array of any shape, in float32, differentiable."""
+    """Return ``1 / (1 + exp(-x))`` of a float32 array of any shape, in float32, differentiable."""
     kept: list[F32] = []
 
     @mx.custom_function
@@ -65,7 +65,7 @@ def sigmoid(x: mx.array) -> mx.array:
 
 
 def divergences(logits: mx.array, log_q: mx.array) -> mx.array:
-    """KL(q || p) at every position, p given by its logits, differentiable in these alone.
+    """Return KL(q || p) at every position, p given by its logits, differentiable in these alone.
 
     Args:
         logits: Shape ``(..., vocabulary)``, any floating dtype.
@@ -93,7 +93,7 @@ def divergences(logits: mx.array, log_q: mx.array) -> mx.array:
 
 
 def log_softmax(logits: mx.array) -> mx.array:
-    """Normalised log-probabilities along the last axis of float32."""
+    """Return the normalised log-probabilities along the last axis of float32."""
     xp, plain = _namespace()
     return mx.array(_log_softmax(plain(logits), xp))
 

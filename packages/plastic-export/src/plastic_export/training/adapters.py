@@ -1,4 +1,4 @@
-"""What training leaves: an adapter of one rank for stock mlx-lm, and one of exact ranks."""
+"""The results of training: an adapter of one rank for stock mlx-lm, and one of exact ranks."""
 
 from __future__ import annotations
 

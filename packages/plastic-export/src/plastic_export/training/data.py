@@ -15,7 +15,7 @@ _FORMATS = '{"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [.
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from and is judged by.
+    """The data that a run learns from and is judged by.
 
     Attributes:
         train: mlx-lm's ``CacheDataset``, every row in tokens.

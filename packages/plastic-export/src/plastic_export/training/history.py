@@ -1,4 +1,4 @@
-"""What happened in a training run, read from its logs: ranks, bytes and losses over the steps."""
+"""The history of a training run, read from its logs: ranks, bytes and losses over the steps."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def build_history(
 
     Args:
         name: What the run is called.
-        events: As logged.
-        losses: As logged; may be empty.
+        events: The events that were logged.
+        losses: The losses that were logged; may be empty.
         run: The run file, which knows the layers that never changed.
     """
     train, valid = (
@@ -163,7 +163,7 @@ def _losses(file: Path | None, *, required: bool) -> list[LossRecord]:
 
 
 def _training_step(when: Sequence[int], count: int) -> int:
-    """The step of the validation loss number ``count``; the count itself where none is known."""
+    """Return the step of the validation loss number ``count``, or the count if none is known."""
     if not when:
         return count
     return 0 if count == 0 else when[min(count, len(when)) - 1]

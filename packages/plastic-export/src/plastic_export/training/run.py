@@ -63,7 +63,7 @@ class TrainedRun:
         out: Its folder.
         adapter: Adapter of one rank, for mlx-lm's ``--adapter-path``.
         peft: Adapter of exact ranks in the form of PEFT.
-        history: What happened.
+        history: The history of the run.
         resumed: Step that the run went on from; None if it was not cut.
     """
 
@@ -98,7 +98,7 @@ def train(
         training: How to train.
         include: Glob patterns of the matrices to adapt; by default all projections.
         exclude: Glob patterns of matrices to leave alone.
-        revision: Of a Hub id.
+        revision: Commit, tag or branch of a Hub id.
         say: Takes one line per validation.
 
     Returns:
@@ -216,7 +216,7 @@ class _Run:
             )
 
     def _batches(self, *args: Any, evaluated: bool, **kwargs: Any) -> Iterator[Any]:
-        """The training's batches, with all that has to happen between two steps."""
+        """Yield the training's batches, with all that has to happen between two steps."""
         for step, batch in enumerate(self.order(*args, **kwargs), start=self.start):
             if step % self.training.evaluate_every == 0 and not (evaluated and step == self.start):
                 self._evaluate(step)
@@ -275,7 +275,7 @@ def _plastic_model(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> tuple[nn.Module, dict[str, RankLayer]]:
-    """The model with a plastic part on every matrix chosen, and those layers in its order."""
+    """Return the model with plastic parts on the matrices chosen, and those layers in order."""
     model = load_model(checkpoint.folder)
     if on_cpu():
         model.set_dtype(mx.float32)
@@ -293,7 +293,7 @@ def _plastic_model(
 
 
 def _candidates(model: nn.Module) -> dict[str, int]:
-    """Path and bytes of one component of every layer that can be adapted, an untied head too."""
+    """Return path and bytes of a component of every adaptable layer, an untied head too."""
     inside = {p.path: p.shape for p in projections(model) if p.experts is None}
     modules: list[tuple[str, nn.Module]] = model.named_modules()  # type: ignore[no-untyped-call]
     head = {
@@ -339,7 +339,7 @@ def _identity(
     training: TrainingOptions,
     patterns: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """All that the course of the run depends on. Reads every byte of the base."""
+    """Return all that the course of the run depends on. Reads every byte of the base."""
     files = [[path.name, sha256_file(path)] for path in checkpoint.weight_files]
     base = hashlib.sha256(json.dumps([checkpoint.config, files], sort_keys=True).encode())
     options = {f"option {name}": value for name, value in training.record().items()}
@@ -363,7 +363,7 @@ def _check_finite(kind: str, loss: float, step: int) -> None:
 
 
 def _synced_sizes(out: Path) -> dict[str, int]:
-    """Sizes of the logs, whose content is on the disk before a state that counts on it."""
+    """Return the sizes of the logs, synced before a state that counts on them."""
     sizes = {}
     for name in _LOGS:
         file = out / name

@@ -1,4 +1,4 @@
-"""The folder of a training run: what is called how, and the file that says what the run is."""
+"""The folder of a training run: its file names, and the file that identifies the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class RunFile:
-    """What a run is, written before its first step.
+    """The identity of a run, written before its first step.
 
     Attributes:
         identity: All that its course depends on, by name: base, data, options, versions.

@@ -36,7 +36,7 @@ Follow = Literal["loss", "budget"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train.
+    """The settings of a training run.
 
     Attributes:
         steps: Batches to take.
@@ -44,7 +44,7 @@ class TrainingOptions:
         window: Tokens that stay of a longer row.
         accumulate: Batches whose gradients make one update.
         optimizer: A key of ``OPTIMIZERS``.
-        learning_rate: Of the first update after the warm-up.
+        learning_rate: The rate of the first update after the warm-up.
         warmup: Updates during which the rate rises from 0.
         decay: Whether the rate then falls to 0 along a cosine.
         max_bytes: Ceiling on the bytes of all factors, at the end at least; None for none.
@@ -59,7 +59,7 @@ class TrainingOptions:
         evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
         mask_prompt: Learn completions alone, not what is asked.
         grad_checkpoint: Compute activations twice rather than keep them.
-        seed: Of the directions, the order of the data and everything else.
+        seed: The seed of the directions, of the order of the data and of everything else.
         plasticity: Further arguments of the `PlasticityManager`, by name.
     """
 
@@ -121,7 +121,7 @@ class TrainingOptions:
 
     @property
     def by_budget(self) -> bool:
-        """Whether ranks follow the budget."""
+        """Tell whether ranks follow the budget."""
         return self.follow == "budget" or (self.follow is None and self.max_bytes is not None)
 
     def start_rank(self, bytes_per_rank: int) -> int:
@@ -149,7 +149,7 @@ class TrainingOptions:
         return OPTIMIZERS[self.optimizer](self._rate())
 
     def record(self) -> dict[str, Any]:
-        """All of it in JSON's types."""
+        """Return all of it in JSON's types."""
         return asdict(self) | {"plasticity": dict(self.plasticity)}
 
     def _check_follow(self) -> None:

@@ -1,4 +1,4 @@
-"""What happened, line by line: events of the manager, losses of a run.
+"""Logs, line by line: the events of the manager, the losses of a run.
 
 Stands on no other room.
 """

@@ -1,4 +1,4 @@
-"""What the manager did, one event per decision: a JSONL log and a table."""
+"""The decisions of the manager, one event each: a JSONL log and a table."""
 
 import dataclasses
 import json

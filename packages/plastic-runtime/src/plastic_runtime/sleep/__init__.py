@@ -1,4 +1,4 @@
-"""Where parked components wait: in memory, and on the disk.
+"""Components asleep: in memory, and on the disk.
 
 Stands on no other room.
 """

@@ -24,7 +24,7 @@ _LEAVES = ("weight", "scales", "biases")
 
 
 def draft(parked: Parked, bits: int | None) -> Draft:
-    """The component as it will be written: rounded where ``bits`` is given and it can be."""
+    """Return the component as it will be written: rounded where ``bits`` is given and it can be."""
     arrays, coding = dict(named_arrays(parked)), None
     if bits is not None and _can_be_rounded(parked):
         arrays, coding = _rounded(parked, arrays, bits)
@@ -49,7 +49,7 @@ def load(entry: Entry) -> Parked:
 
 
 def _can_be_rounded(parked: Parked) -> bool:
-    """Whether it is finite, not empty, and no range of a group overflows float32."""
+    """Tell whether it is finite, not empty, and no range of a group overflows float32."""
     sides = (parked.U, parked.Vh, parked.S.reshape(1))
     return all(a.size and bool((mx.abs(a.astype(mx.float32)) < LARGEST).all()) for a in sides)
 
@@ -57,7 +57,7 @@ def _can_be_rounded(parked: Parked) -> bool:
 def _rounded(
     parked: Parked, arrays: dict[str, mx.array], bits: int
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """U and Vh as codes, scales and starts; S and the optimizer state as they are."""
+    """Return U and Vh as codes, scales and starts; S and the optimizer state stay."""
     one = mx.array([1.0])
     q = quantize_factors(parked.U[:, None], one, parked.Vh[None], bits, group_size=GROUP_SIZE)
     dtypes = {"U": dtype_name(parked.U), "Vh": dtype_name(parked.Vh)}
@@ -78,7 +78,7 @@ def _rounded(
 
 
 def _restored(arrays: dict[str, mx.array], coding: dict[str, Any]) -> dict[str, mx.array]:
-    """The arrays with U and Vh in the place of their codes."""
+    """Return the arrays with U and Vh in the place of their codes."""
     sides = {
         name: PackedMatrix(**{leaf: arrays[f"{name}.{leaf}"] for leaf in _LEAVES}, columns=size)
         for name, size in coding["sizes"].items()
@@ -92,7 +92,7 @@ def _restored(arrays: dict[str, mx.array], coding: dict[str, Any]) -> dict[str, 
 
 
 def _error(parked: Parked, U: mx.array, Vh: mx.array) -> float:
-    r"""A bound on the change of the component in the Frobenius norm, in float64.
+    r"""Return a bound on the change of the component in the Frobenius norm, in float64.
 
     :math:`s(u v^T - \hat u \hat v^T) = s((u - \hat u) v^T + \hat u (v - \hat v)^T)`.
     """

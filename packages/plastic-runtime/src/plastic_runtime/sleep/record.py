@@ -81,7 +81,7 @@ class Entry:
     Attributes:
         id: Its number.
         path: Path of its layer.
-        coding: As in `Draft`.
+        coding: The rounding of its factors, see `Draft`.
         tensors: Where each of its tensors lies, by the name within the component.
         digests: SHA-256 of each.
     """
@@ -119,11 +119,11 @@ class Entry:
         return data
 
     def label(self, name: str) -> str:
-        """The tensor as messages call it: layer, then factor."""
+        """Return the tensor as messages call it: layer, then factor."""
         return f"{self.path}.{name}" if self.path else name
 
     def draft(self) -> Draft:
-        """The component as it is, to be written again."""
+        """Return the component as it is, to be written again."""
         pieces = (
             Piece(TensorSpec(name, i.dtype, i.shape), self.digests[name], self._reader(name))
             for name, i in self.tensors.items()
@@ -136,7 +136,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one file says.
+    """The content of one file.
 
     Attributes:
         file: The file.
@@ -197,12 +197,12 @@ def write_record(
 
 
 def record_files(folder: Path) -> list[Path]:
-    """The records of a folder, oldest first."""
+    """Return the records of a folder, oldest first."""
     return [folder / name for name in sorted(os.listdir(folder)) if _NAME.fullmatch(name)]
 
 
 def sequence_of(file: Path) -> int:
-    """The place of a record among the others, by its name."""
+    """Return the place of a record among the others, by its name."""
     return int(file.name[:8])
 
 
@@ -242,7 +242,7 @@ def read_record(file: Path) -> Record:
 
 
 def piece(name: str, dtype: str, shape: tuple[int, ...], data: Bytes) -> Piece:
-    """A tensor whose bytes are in memory."""
+    """Return a tensor whose bytes are in memory."""
     return Piece(TensorSpec(name, dtype, shape), _sha256(data), lambda: data)
 
 

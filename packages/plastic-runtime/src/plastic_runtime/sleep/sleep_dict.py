@@ -36,7 +36,7 @@ class Parked(NamedTuple):
 
 
 class Asleep(Protocol):
-    """What has to be known of a component without its arrays."""
+    """The facts about a component that are known without its arrays."""
 
     @property
     def path(self) -> str:
@@ -191,7 +191,7 @@ class SleepDict:
     def _components(
         self, path: str, factors: Factors, moments: Moments | None
     ) -> tuple[Parked, ...]:
-        """The components one by one, numbered from the next id on, in memory of their own."""
+        """Return the components one by one, numbered from the next id on, in their own memory."""
         parked = tuple(
             Parked(
                 self._next_id + i,
@@ -205,7 +205,7 @@ class SleepDict:
         return parked
 
     def _entries(self) -> Mapping[int, Asleep]:
-        """What is asleep, by id, oldest first."""
+        """Return the components asleep, by id, oldest first."""
         return self._parked
 
     def _forget(self, ids: Iterable[int]) -> None:
@@ -253,7 +253,7 @@ def _axis(name: str) -> int:
 
 
 def named_arrays(parked: Parked) -> list[tuple[str, mx.array]]:
-    """The arrays of a component by name, moments as ``factor.leaf``."""
+    """Return the arrays of a component by name, moments as ``factor.leaf``."""
     factors = [(name, getattr(parked, name)) for name in ("U", "S", "Vh")]
     moments = [
         (f"{name}.{leaf}", array)
@@ -264,7 +264,7 @@ def named_arrays(parked: Parked) -> list[tuple[str, mx.array]]:
 
 
 def component_of(id: int, path: str, parts: Mapping[str, mx.array]) -> Parked:
-    """The component whose ``named_arrays`` these are.
+    """Return the component whose ``named_arrays`` these are.
 
     Raises:
         ValueError: If a factor is missing.

@@ -219,7 +219,7 @@ class SleepStore(SleepDict, Closing):
         return self._asleep[id]
 
     def _drafts(self, arrays: Mapping[str, mx.array], meta: Mapping[str, Any]) -> list[Draft]:
-        """The components of a saved run that are not on the disk yet."""
+        """Return the components of a saved run that are not on the disk yet."""
         plain = SleepDict.from_arrays(arrays, meta)
         ids = [id for path in plain.paths() for id in plain.ids(path)]
         drafts = [draft(plain.get(id), self.bits) for id in sorted(ids)]
@@ -314,7 +314,7 @@ def verify_store(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds records of sleep."""
+    """Tell whether a folder holds records of sleep."""
     return Path(folder).is_dir() and bool(record_files(Path(folder)))
 
 
@@ -342,7 +342,7 @@ def _defects(entry: Entry) -> Iterator[str]:
 
 
 def _groups(drafts: list[Draft]) -> Iterator[list[Draft]]:
-    """Runs of components that fit into one file."""
+    """Yield groups of components that fit into one file."""
     group: list[Draft] = []
     filled = 0
     for each in drafts:

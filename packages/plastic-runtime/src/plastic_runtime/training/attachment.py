@@ -38,8 +38,8 @@ def attach(
             their own by full path.
         gauge: How the factors are written (``Gauge``): what Adam trains well. Give the same one
             to the manager.
-        dtype: Of the factors; their optimizer state has the same.
-        seed: Of the directions.
+        dtype: The dtype of the factors and of their optimizer state.
+        seed: The seed of the directions.
 
     Returns:
         The new layers by path.
@@ -63,7 +63,7 @@ def attach(
 
 
 def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
-    """The plain linear layers of the blocks that ``keys`` name, by path."""
+    """Return the plain linear layers of the blocks that ``keys`` name, by path."""
     found = {
         p.path: p.module
         for p in projections(model)
@@ -85,7 +85,7 @@ def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
 
 
 def _outside(model: nn.Module, paths: Iterable[str]) -> dict[str, Linear]:
-    """The linear layers at these paths."""
+    """Return the linear layers at these paths."""
     modules = modules_by_path(model)
     found: dict[str, Linear] = {}
     for path in paths:
@@ -98,7 +98,7 @@ def _outside(model: nn.Module, paths: Iterable[str]) -> dict[str, Linear]:
 
 
 def _names(key: str, path: str) -> bool:
-    """Whether ``key`` is the path or its last parts."""
+    """Tell whether ``key`` is the path or its last parts."""
     return f".{path}".endswith(f".{key}")
 
 

@@ -20,7 +20,7 @@ class ResumableBatches:
 
     Args:
         iterate_batches: mlx-lm's, or one that takes the same arguments.
-        seed: Of the order of the data.
+        seed: The seed of the order of the data.
         position: Batches of the training that were taken before.
 
     Raises:

@@ -19,7 +19,7 @@ class TrainingCallback(Protocol):
 
 
 class PlasticityCallback:
-    """Hands mlx-lm's validation losses to a manager, as ``training_callback``.
+    """A bridge that hands mlx-lm's validation losses to a manager, as ``training_callback``.
 
     Ranks change where no gradient is being accumulated: a loss that is reported between the
     steps of one update waits for its end. mlx-lm's trainer reports losses only every so many

@@ -67,9 +67,9 @@ class Generations:
 
         Args:
             step: Steps made, from 0; the next run goes on from there.
-            model: As for `save_run`.
-            optimizer: As for `save_run`.
-            manager: As for `save_run`.
+            model: The model, see `save_run`.
+            optimizer: The optimizer, see `save_run`.
+            manager: The manager, see `save_run`.
             extra: Whatever else the caller needs to go on, in JSON's types.
 
         Raises:

@@ -91,8 +91,8 @@ def load_run(
     Args:
         path: A file that ``save_run`` wrote.
         model: The same model, at any ranks, with the same parameters frozen.
-        optimizer: Of the same class and settings.
-        manager: With the same settings.
+        optimizer: An optimizer of the same class and settings.
+        manager: A manager with the same settings.
 
     Returns:
         The ``extra`` of the saving.
@@ -116,7 +116,7 @@ def put_back(
     optimizer: optim.Optimizer | None,
     manager: PlasticityManager,
 ) -> None:
-    """Second half of `load_run`: what `read_run` gave, into the parts of a run.
+    """Put what `read_run` gave into the parts of a run: the second half of `load_run`.
 
     Raises:
         ValueError: As `load_run`, naming ``path``.
@@ -141,7 +141,7 @@ def put_back(
 
 
 def read_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """First half of `load_run`: every array of a saved run, and its record, both checked.
+    """Read and check every array of a saved run and its record: the first half of `load_run`.
 
     Raises:
         FormatError: If the file is damaged, a single bit included, or no saved run.
@@ -162,7 +162,7 @@ def read_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _digest(arrays: Arrays, run: Mapping[str, Any]) -> str:
-    """SHA-256 over the record and over names, dtypes, shapes and bytes of all arrays."""
+    """Return the SHA-256 over the record and over names, dtypes, shapes and bytes of all arrays."""
     whole = hashlib.sha256(json.dumps(run, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
@@ -172,7 +172,7 @@ def _digest(arrays: Arrays, run: Mapping[str, Any]) -> str:
 
 
 def _weights(model: nn.Module) -> Arrays:
-    """Trainable parameters, and factors whether frozen or not, by name."""
+    """Return the trainable parameters, and factors whether frozen or not, by name."""
     factors = {
         name: getattr(layer, name.rpartition(".")[2])
         for path, layer in find_rank_layers(model).items()
@@ -210,7 +210,7 @@ def _check_fit(file: str, model: nn.Module, weights: Arrays) -> None:
 
 
 def _kind(array: mx.array, rank_axis: int | None) -> str:
-    """Dtype and shape for comparison, the rank left open."""
+    """Return the dtype and shape for comparison, the rank left open."""
     shape = ["r" if axis == rank_axis else str(size) for axis, size in enumerate(array.shape)]
     return f"{array.dtype} ({', '.join(shape)})"
 
