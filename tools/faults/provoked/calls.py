@@ -124,7 +124,7 @@ def _one_fails(outcome: Outcome, job: Job, number: int, N: int, old: Path) -> bo
             outcome.remark("after the new output was in place")
         elif there != before:
             problems.append("the old output changed")
-    resumed = in_child(command(*job.all_words(), "--force", "--resume"))
+    resumed = in_child(command(*job.all_words(), "--force"))
     outcome.count(problems + job.problems(resumed), what)
     return True
 

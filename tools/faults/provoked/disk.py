@@ -98,7 +98,7 @@ def _filled(job: Job, number: int, sizes: int) -> list[str]:
     if ended.status != 3 or "ENOSPC" not in ended.printed or str(job.place) not in ended.printed:
         problems.append(f"exit {ended.status}: {ended.printed[-300:]}")
     filler.unlink(missing_ok=True)
-    return problems + job.problems(in_child(command(*job.all_words(), "--force", "--resume")))
+    return problems + job.problems(in_child(command(*job.all_words(), "--force")))
 
 
 def _limited(job: Job, sizes: int) -> Outcome:

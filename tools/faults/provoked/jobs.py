@@ -40,7 +40,7 @@ class Job:
 
     def resumed(self) -> Ended:
         """Go on with it to its end."""
-        return in_child(command(*self.all_words(), "--resume"))
+        return in_child(command(*self.all_words()))
 
     def problems(self, ended: Ended) -> list[str]:
         """What is wrong after its end."""

@@ -58,7 +58,7 @@ def _kill_until(job: Job, rng: random.Random) -> int:
     """Kill the job once, and again in a third of the cases; how often that came in time."""
     kills = 0
     while True:
-        child = Child(command(*job.all_words(), "--resume"))
+        child = Child(command(*job.all_words()))
         time.sleep(rng.uniform(0, job.seconds))
         child.send(signal.SIGKILL)
         kills += child.wait().status == -signal.SIGKILL
@@ -80,7 +80,7 @@ def _stopped(job: Job, number: int, name: str, points: int) -> Outcome:
                 outcome.remark("came too late")
             elif ended.status != 5 or not ended.printed.lstrip().startswith("error: interrupted; "):
                 problems.append(f"exit {ended.status}: {ended.printed[-300:]}")
-            elif "--resume" in ended.printed:
+            elif "goes on with it" in ended.printed:
                 outcome.remark("with something to go on with")
             outcome.count(problems + job.problems(job.resumed()), f"point {point}")
             _empty(job.place)

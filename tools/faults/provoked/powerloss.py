@@ -149,7 +149,7 @@ def _problems(job: Job, before: dict[str, str]) -> list[str]:
     there = {name: digest for name, digest in tree(place).items() if name not in names}
     if there not in (before, job.expected):
         problems.append(f"{place.name} is neither the old output nor the new one")
-    resumed = in_child(command(*job.all_words(), "--force", "--resume"))
+    resumed = in_child(command(*job.all_words(), "--force"))
     return problems + job.problems(resumed)
 
 

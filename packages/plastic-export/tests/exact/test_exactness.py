@@ -160,7 +160,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(
     compress(checkpoint_folder, whole, keep=0.5, exact=True)
     with pytest.raises(KeyboardInterrupt):
         compress(checkpoint_folder, out, keep=0.5, exact=True, track=cut)
-    compress(checkpoint_folder, out, keep=0.5, exact=True, resume=True)
+    compress(checkpoint_folder, out, keep=0.5, exact=True)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {
         p.name: p.read_bytes() for p in whole.iterdir()
     }

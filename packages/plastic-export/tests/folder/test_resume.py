@@ -92,7 +92,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(run: Run, tmp_path: Path) 
     out = tmp_path / "out"
     for count in range(1, 60, 6):
         try:
-            run(out, resume=True, track=cut_after(count))
+            run(out, track=cut_after(count))
         except KeyboardInterrupt:
             assert not out.exists()
         else:
@@ -100,7 +100,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(run: Run, tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == sorted([*before, "out"])
     assert tree(out) == expected
     assert verify(out) == []
-    again = run(out, resume=True)
+    again = run(out)
     assert (again.matrices, again.plan) == (whole.matrices, whole.plan)
     assert tree(out) == expected
 
@@ -120,7 +120,7 @@ def test_what_is_not_as_it_was_written_is_written_again(run: Run, tmp_path: Path
             file.write_bytes(
                 {"flip": content, "cut": content[:-99], "tail": file.read_bytes() + b"x"}[damage]
             )
-        run(out, resume=True)
+        run(out)
         assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -132,7 +132,7 @@ def test_a_torn_or_damaged_journal_is_believed_up_to_the_damage(run: Run, tmp_pa
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[-2] = lines[-2].replace(b"{", b"[", 1)
     journal.write_bytes(b"".join(lines)[:-20])
-    run(tmp_path / "out", resume=True)
+    run(tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -144,28 +144,57 @@ def test_with_its_journal_lost_the_run_begins_anew(run: Run, tmp_path: Path) -> 
     (partial / ".journal.jsonl").write_bytes(b"")
     (partial / "plastic.json").write_bytes(b"")
     (partial / "model-00009-of-00009.safetensors").write_bytes(b"")
-    run(tmp_path / "out", resume=True)
+    run(tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_without_resume_the_run_begins_anew(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "out", track=cut_after(run.middle))
-    turns: list[int] = []
-
-    def counted(items: Sequence[Any], description: str) -> Iterator[Any]:
-        turns.append(len(items))
-        return iter(items)
-
-    run(tmp_path / "out", track=counted)
-    run(tmp_path / "whole")
+def test_force_begins_anew_where_other_options_were_cut(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    for error in (KeyboardInterrupt, OSError):
+        with pytest.raises(error):
+            compress(
+                checkpoint_folder,
+                tmp_path / "out",
+                keep=0.5,
+                force=True,
+                track=cut_after(25, error),
+            )
+    with pytest.raises(FormatError, match=r"keep 0\.5, this one has 0\.4; .* --force"):
+        compress(checkpoint_folder, tmp_path / "out", keep=0.4)
+    compress(checkpoint_folder, tmp_path / "out", keep=0.4, force=True)
+    compress(checkpoint_folder, tmp_path / "whole", keep=0.4)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
     assert not (tmp_path / ".out.partial").exists()
 
 
-def test_with_nothing_to_go_on_with_resume_begins(run: Run, tmp_path: Path) -> None:
-    run(tmp_path / "out", resume=True)
-    assert verify(tmp_path / "out") == []
+@pytest.mark.parametrize("force", [False, True])
+def test_a_complete_folder_without_its_name_is_judged_by_its_manifest(
+    checkpoint_folder: Path, tmp_path: Path, force: bool
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    compress(checkpoint_folder, out, keep=0.5)
+    whole = tree(out)
+    out.rename(partial)
+    if force:
+        assert compress(checkpoint_folder, out, keep=0.4, force=True).plan.keep == 0.4
+        assert verify(out) == []
+    else:
+        with pytest.raises(FormatError, match=r"keep 0\.5, this one has 0\.4"):
+            compress(checkpoint_folder, out, keep=0.4)
+        compress(checkpoint_folder, out, keep=0.5)
+        assert tree(out) == whole
+    assert not partial.exists()
+
+
+def test_force_writes_a_finished_output_again(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "out")
+    whole = tree(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text("{}")
+    run(tmp_path / "out")  # finished already: nothing is done
+    assert tree(tmp_path / "out") != whole
+    run(tmp_path / "out", force=True)
+    assert tree(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError])
@@ -176,7 +205,7 @@ def test_the_error_says_how_to_go_on(
         compress(checkpoint_folder, tmp_path / "out", keep=0.5, track=cut_after(9, error))
     (note,) = caught.value.__notes__
     assert str(tmp_path / ".out.partial") in note
-    assert "--resume" in note
+    assert "the same command goes on with it" in note
 
 
 def test_bad_input_leaves_nothing_to_go_on_with(checkpoint_folder: Path, tmp_path: Path) -> None:
@@ -212,7 +241,7 @@ def test_other_options_are_refused_by_name(
             compress(checkpoint_folder, out, keep=0.5, track=cut_after(30))
     left = tree(tmp_path)
     with pytest.raises(FormatError, match=difference):
-        compress(checkpoint_folder, out, resume=True, **({"keep": 0.5} | options))
+        compress(checkpoint_folder, out, **({"keep": 0.5} | options))
     assert {k: v for k, v in tree(tmp_path).items() if ".holder" not in k} == {
         k: v for k, v in left.items() if ".holder" not in k
     }
@@ -227,7 +256,7 @@ def test_another_version_is_refused_by_name(
     with pytest.raises(
         FormatError, match=r"had versions\.plastic-select '\d.*', this one has '99'"
     ):
-        compress(checkpoint_folder, tmp_path / "out", keep=0.5, resume=True)
+        compress(checkpoint_folder, tmp_path / "out", keep=0.5)
 
 
 @pytest.mark.parametrize("changed", ["weights", "config", "tokenizer"])
@@ -253,7 +282,7 @@ def test_another_source_is_refused_by_name(
         (source / "tokenizer.model").write_bytes(b"another")
         difference = r"had source\.side_files\.tokenizer\.model\."
     with pytest.raises(FormatError, match=difference):
-        compress(source, tmp_path / "out", keep=0.5, resume=True)
+        compress(source, tmp_path / "out", keep=0.5)
 
 
 def test_grams_that_come_out_otherwise_are_refused(
@@ -278,19 +307,19 @@ def test_grams_that_come_out_otherwise_are_refused(
     with pytest.raises(KeyboardInterrupt):
         compress(checkpoint_folder, tmp_path / "out", track=cut_after(3), **options)
     value[0] = 2.0
-    with pytest.raises(FormatError, match=r"\.journal\.jsonl: .* had Grams '.*without --resume"):
-        compress(checkpoint_folder, tmp_path / "out", resume=True, **options)
+    with pytest.raises(FormatError, match=r"\.journal\.jsonl: .* had Grams '.*delete its folder"):
+        compress(checkpoint_folder, tmp_path / "out", **options)
     value[0] = 1.0
-    compress(checkpoint_folder, tmp_path / "out", resume=True, **options)
+    compress(checkpoint_folder, tmp_path / "out", **options)
     compress(checkpoint_folder, tmp_path / "whole", **options)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_a_folder_being_written_is_busy(checkpoint_folder: Path, tmp_path: Path) -> None:
     lock = FolderLock(tmp_path / ".out.partial")
-    for resume in (False, True):
+    for force in (False, True):
         with pytest.raises(BusyError, match=f"in use by process {os.getpid()} on .*pytest"):
-            compress(checkpoint_folder, tmp_path / "out", keep=0.5, resume=resume)
+            compress(checkpoint_folder, tmp_path / "out", keep=0.5, force=force)
     lock.release()
     compress(checkpoint_folder, tmp_path / "out", keep=0.5)
     assert verify(tmp_path / "out") == []
@@ -326,7 +355,7 @@ def track(items, description):
         if left == 0:
             os.kill(os.getpid(), getattr(signal, sys.argv[4]))
         yield item
-compress(sys.argv[1], sys.argv[2], keep=0.5, format="dense", resume=True, track=track)
+compress(sys.argv[1], sys.argv[2], keep=0.5, format="dense", track=track)
 """
 
 
@@ -337,5 +366,5 @@ def test_a_killed_run_goes_on_to_the_same_bytes(checkpoint_folder: Path, tmp_pat
     for count in ("20", "30"):
         done = subprocess.run([*command, count, "SIGKILL"], check=False, timeout=60)
         assert done.returncode == -signal.SIGKILL
-    compress(checkpoint_folder, out, keep=0.5, format="dense", resume=True)
+    compress(checkpoint_folder, out, keep=0.5, format="dense")
     assert tree(out) == tree(tmp_path / "whole")

@@ -78,8 +78,11 @@ RANK, PLAN = ("rank",), ("plan",)
 @form_option(PLAN, "--bits-per-weight", type=float, help="Which budget of the plan.")
 @form_option(PLAN, "--size", help="Which budget of the plan, such as 3MB.")
 @click.option("--exact", is_flag=True, help="Keep what `plastic restore` needs for every bit.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is an earlier output.")
-@click.option("--resume", is_flag=True, help="Go on where the same command was cut.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace OUT if it is an earlier output, and what other options left unfinished.",
+)
 @revision_option
 @json_option
 def compress_command(
@@ -103,6 +106,7 @@ def compress_command(
 
     By rank, every matrix becomes the factors of a lower rank; what is left out sleeps in OUT. By a
     plan of `plastic plan`, every matrix gets the bits and the rank that are worth their bytes.
+    A run that was cut goes on when it is started again, to the same bytes.
     """
     output = Output(as_json)
     writing["track"] = output.track

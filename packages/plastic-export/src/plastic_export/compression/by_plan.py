@@ -78,7 +78,6 @@ def execute_plan(
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
-    resume: bool = False,
     track: Track = untracked,
 ) -> Quantised:
     """Write the checkpoint that a plan describes, in a format that stock mlx-lm loads.
@@ -86,7 +85,8 @@ def execute_plan(
     Every matrix is stored as it was when it was priced; all other tensors are copied bit for bit.
     The plan's format says where corrections go: beside the backbones, for ``plastic_model.py``
     (``"corrected"``), or into ``out/adapters`` (``"adapter"``). One matrix and its Grams are in
-    memory at a time. Nothing appears at ``out`` before everything is written and synced.
+    memory at a time. Nothing appears at ``out`` before everything is written and synced. A run that
+    was cut is gone on with as by `compress`.
 
     Args:
         source: The source of the plan: folder or Hub id.
@@ -95,20 +95,19 @@ def execute_plan(
         budget: Which of the plan's: bits per weight, or as the plan states it
             (``BitsPlan.asked``); may be left out where it holds one.
         revision: Commit or branch, for a Hub id.
-        force: Replace ``out`` where it is an earlier output.
+        force: Replace ``out`` where it is an earlier output, and what a run with other arguments
+            left; see `compress`.
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
-        resume: Go on where an earlier run with the same arguments was cut, to the same bytes; see
-            `compress`.
         track: Wraps the loop over the tensors.
 
     Raises:
         FormatError: If the plan is damaged or of another source (the difference is named), its
             Grams are missing or others, a file of the source is damaged, or an adapter cannot
             hold the plan's corrections.
-            With ``resume``, if the run that was cut had other options, versions or another source.
+            Also if a run of other options, versions or another source was cut, unless ``force``.
         ValueError: If the plan does not hold the budget.
         BusyError: If another process is writing ``out``.
-        OSError: If reading or writing fails. What is finished is kept for ``resume``.
+        OSError: If reading or writing fails. What is finished is kept for the next run.
     """
     file = Path(plan_file)
     whole = read_plan(file)
@@ -128,7 +127,7 @@ def execute_plan(
             "calibration": dict(whole.calibration),
             "exact": exact,
         }
-        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=resume)
+        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
         check_room(checkpoint, output, exact=exact)
         with output as folder, no_cache():
             identity = run_identity(checkpoint, options)

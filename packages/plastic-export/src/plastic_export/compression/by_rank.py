@@ -62,7 +62,6 @@ def compress(
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
-    resume: bool = False,
     track: Track = untracked,
 ) -> Compressed:
     """Write a compressed copy of a checkpoint that stock mlx-lm loads.
@@ -77,8 +76,9 @@ def compress(
     size ``min(out, in)`` per matrix, the first for the values alone.
 
     What a run finished before it was killed, interrupted or refused by the system waits in
-    ``.<out>.partial``. With ``resume`` the next one goes on with it, to the same bytes; without,
-    it begins anew.
+    ``.<out>.partial``. The next one with the same arguments goes on with it, to the same bytes; it
+    does nothing where an earlier one had finished. With other arguments it is refused, unless
+    ``force`` is set: then it begins anew.
 
     Args:
         source: Folder, or Hub id, of a Hugging Face or mlx-community checkpoint.
@@ -92,10 +92,9 @@ def compress(
         include: Glob patterns of the matrices to take; default: see ``compressible``.
         exclude: Glob patterns of matrices to leave alone.
         revision: Commit or branch, for a Hub id.
-        force: Replace ``out`` where it is an earlier output of this function.
+        force: Replace ``out`` where it is an earlier output of this function, and what a run with
+            other arguments left.
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
-        resume: Go on where an earlier run with the same arguments was cut, if there is one; do
-            nothing where it had finished.
         track: Wraps every long loop, to show progress.
 
     Raises:
@@ -103,7 +102,7 @@ def compress(
             was cut had other options, versions or another source (the difference is named).
         ValueError: If an argument is out of range, or the strategy lacks its calibration.
         BusyError: If another process is writing ``out``.
-        OSError: If reading or writing fails. What is finished is kept for ``resume``.
+        OSError: If reading or writing fails. What is finished is kept for the next run.
     """
     check_keep(keep)
     _check_calibration(strategy, calibration)
@@ -120,7 +119,7 @@ def compress(
             "calibration": calibration.record() if calibration else None,
             "exact": exact,
         }
-        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=resume)
+        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
         check_room(checkpoint, output, exact=exact)
         with output as folder, no_cache():
             identity = run_identity(checkpoint, options)

@@ -32,7 +32,7 @@ def measured_grams(
     here = {"Grams": digest.hexdigest()}
     before = [r for r in journal.records if "Grams" in r]
     if before:
-        check_same(journal.path, before[0], here, remedy="run without --resume to begin anew")
+        check_same(journal.path, before[0], here, remedy="delete its folder to begin anew")
     else:
         journal.append(here)
     return grams

@@ -37,12 +37,13 @@ class OutputFolder:
     made for it. A folder that is replaced stays as it was until the new one is complete.
 
     After `begin` the folder outlives a run that was killed, interrupted or refused by the system,
-    and the next one goes on with it where ``resume`` is set.
+    and the next one goes on with it where ``resume`` is set. Where that was of another identity it
+    is refused, and with ``force`` it begins anew.
 
     Args:
         path: Name of the folder.
         force: Replace a folder of that name, with all it holds, if that includes
-            ``plastic.json``.
+            ``plastic.json``, and what a run of another identity left.
         source: Folder that is being read meanwhile.
         resume: Go on with what an earlier run left, if it left something.
 
@@ -111,28 +112,37 @@ class OutputFolder:
             OSError: If the system refuses.
         """
         wanted: dict[str, Any] = json.loads(json.dumps(identity))
-        if self._resume and (self.path / MANIFEST).is_file():
-            self._complete = self._is_of(self.path, wanted, required=not self._force)
-            if self._complete:
-                return False
+        if self._resume and not self._force and (self.path / MANIFEST).is_file():
+            _check_identity(self.path, _stated(self.path, wanted), wanted)
+            self._complete = True
+            return False
         _check_place(self.path, self._force)
         if not (self._partial / JOURNAL).is_file() and (self._partial / MANIFEST).is_file():
-            self._is_of(self._partial, wanted)
-            return False
+            there = _stated(self._partial, wanted)
+            if not self._force:
+                _check_identity(self._partial, there, wanted)
+            if there == wanted:
+                return False
+        self.journal = self._begun(wanted)
+        return True
+
+    def _begun(self, wanted: dict[str, Any]) -> Journal:
+        """The journal of this run: that of an earlier one which is gone on with, or a new one."""
         journal = Journal(self._partial / JOURNAL)
         try:
-            if journal.records:
-                remedy = "run with the same arguments, or without --resume to begin anew"
-                check_same(self._partial, journal.records[0], wanted, remedy=remedy)
+            if journal.records and not self._force:
+                _check_identity(self._partial, journal.records[0], wanted)
+            if journal.records and journal.records[0] == wanted:
                 (self._partial / MANIFEST).unlink(missing_ok=True)
-            else:  # what else is there says nothing of what it was written for
-                _clear(self._partial, but=(HOLDER, JOURNAL))
-                journal.append(wanted)
+                return journal
+            journal.close()
+            _clear(self._partial)  # what is there was written for something else, or for nothing
+            journal = Journal(self._partial / JOURNAL)
+            journal.append(wanted)
         except BaseException:
             journal.close()
             raise
-        self.journal = journal
-        return True
+        return journal
 
     def __enter__(self) -> Path:
         self._made = [parent for parent in self.path.parents if not parent.exists()]
@@ -157,8 +167,8 @@ class OutputFolder:
     ) -> None:
         if error is not None and self._is_worth_keeping(error):
             if self.journal is not None:
-                reason = f"what is finished waits in {self._partial}: --resume goes on with it"
-                error.add_note(f"{reason}, and without it the run begins anew")
+                waits = f"what is finished waits in {self._partial}"
+                error.add_note(f"{waits}: the same command goes on with it")
             self._close()
             return
         try:
@@ -170,7 +180,8 @@ class OutputFolder:
     def _is_worth_keeping(self, error: BaseException) -> bool:
         """Whether a later run could go on: not after bad input, nor before the first step."""
         if self.journal is None:  # what an earlier run left is not this one's to remove
-            return self._resume and (self._partial / JOURNAL).exists()
+            left = (self._partial / JOURNAL, self._partial / MANIFEST)
+            return self._resume and any(path.exists() for path in left)
         return len(self.journal.records) > 1 and not isinstance(error, ValueError | TypeError)
 
     def _recover(self) -> None:
@@ -180,15 +191,6 @@ class OutputFolder:
         _remove(self._replaced)
         if not self._resume:
             _clear(self._partial)
-
-    def _is_of(self, folder: Path, wanted: Mapping[str, Any], *, required: bool = True) -> bool:
-        """Whether the manifest of a folder is that of this run; refused if it is required."""
-        manifest = read_json(folder / MANIFEST)
-        there = {name: manifest.get(name) for name in wanted}
-        if required:
-            remedy = "choose another folder, or replace it with --force"
-            check_same(folder, there, wanted, remedy=remedy)
-        return there == dict(wanted)
 
     def _commit(self) -> None:
         files = files_under(self._partial)
@@ -234,6 +236,17 @@ class OutputFolder:
 
     def _beside(self, purpose: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{purpose}")
+
+
+def _stated(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest of a finished folder says of the run that wrote it."""
+    manifest = read_json(folder / MANIFEST)
+    return {name: manifest.get(name) for name in wanted}
+
+
+def _check_identity(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    remedy = "choose another folder, or replace it with --force"
+    check_same(folder, there, wanted, remedy=remedy)
 
 
 def _clear(folder: Path, *, but: Container[str] = (HOLDER,)) -> None:
