@@ -1,4 +1,4 @@
-"""What a spectrum says about rank."""
+"""Measures of rank that a spectrum gives."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def stable_rank_of_spectrum(singular_values: ArrayLike, *, eps: float = 1e-6) ->
 
     Args:
         singular_values: A spectrum, non-negative and non-increasing.
-        eps: As for :func:`stable_rank`.
+        eps: The threshold of :func:`stable_rank`.
 
     Raises:
         TypeError: If the values are not real numbers.

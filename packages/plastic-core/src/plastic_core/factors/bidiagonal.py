@@ -94,16 +94,16 @@ class Bidiagonalisation:
         self.grow_to(self.size + 2 * self.block)
 
     def product(self) -> tuple[Float32, Float32]:
-        """Factors ``(m, size)`` and ``(size, n)`` of what the spaces hold of A."""
+        """Return the factors ``(m, size)`` and ``(size, n)`` of what the spaces hold of A."""
         UB, V = self.U.combine(self.B.astype(np.float32)), to_numpy(self.V.rows)
         return (V.T, UB.T) if self.wide else (UB, V)
 
     def spectrum(self) -> Float64:
-        """The singular values of B, non-increasing: lower bounds of those of A."""
+        """Return the singular values of B, non-increasing: lower bounds of those of A."""
         return np.sqrt(np.maximum(eigvalsh(self.B @ self.B.T), 0.0))
 
     def factors(self, rank: int) -> tuple[Float32, Float32, Float32]:
-        """The ``rank`` leading singular triplets of what the spaces hold of A, float32."""
+        """Return the ``rank`` leading singular triplets of what the spaces hold of A, float32."""
         P, S, W = _leading_triplets(self.B, rank)
         left = self.U.combine(P.astype(np.float32))
         right = self.V.combine(W.astype(np.float32))

@@ -1,4 +1,4 @@
-"""What stored factors cost: their distance from the matrix, in both norms."""
+"""The certificate of stored factors: their distance from the matrix, in both norms."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def certify(A: Operand, U: Matrix, Vh: Matrix, *, key: int | mx.array = 0) -> Ce
 
 
 def spectral_bound(E: Operator, error: float, key: int | mx.array) -> float:
-    """An upper bound of ``||E||_2``, with probability 0.999, at most 1 / 0.92 times too large.
+    """Return an upper bound of ``||E||_2``, at most 1 / 0.92 too large, with probability 0.999.
 
     Args:
         E: The operator.
@@ -69,7 +69,7 @@ def spectral_bound(E: Operator, error: float, key: int | mx.array) -> float:
 
 
 def operator_spectral_norm(A: Operator, norm: float, key: int | mx.array) -> float:
-    """A lower bound of ``||A||_2``, within one percent with probability 0.999."""
+    """Return a lower bound of ``||A||_2``, within one percent with probability 0.999."""
     if norm == 0.0:
         return 0.0
     energy = partial(A.normal_times, scale=1 / norm, dtype=A.precision(norm))
@@ -77,7 +77,7 @@ def operator_spectral_norm(A: Operator, norm: float, key: int | mx.array) -> flo
 
 
 def ratio(error: float, norm: float) -> float:
-    """``error / norm``; of a zero norm, 0.0 where it is met exactly and infinity where not."""
+    """Return ``error / norm``; for a zero norm 0.0 where it is met exactly, infinity where not."""
     if norm == 0.0:
         return 0.0 if error == 0.0 else float("inf")
     return error / norm

@@ -1,4 +1,4 @@
-"""Where a growing layer looks next: new orthonormal directions beside the present ones."""
+"""The new directions of a growing layer, orthonormal to those that it has."""
 
 import mlx.core as mx
 import numpy as np
@@ -37,7 +37,7 @@ def random_directions(U: Float32, Vh: Float32, k: int, key: mx.array) -> tuple[F
         U: Present left directions, shape ``(out, r)``.
         Vh: Present right directions, shape ``(r, in)``.
         k: How many to add, ``r + k <= min(out, in)``.
-        key: From ``mx.random.key``; the same key gives the same directions.
+        key: A key of ``mx.random.key``; the same key gives the same directions.
 
     Returns:
         ``(out, k)`` with orthonormal columns and ``(k, in)`` with orthonormal rows.
@@ -91,5 +91,5 @@ def _project_out(A: Float32, directions: Float32) -> Float32:
 
 
 def _basis(A: Float32) -> Float32:
-    """Orthonormal columns that span those of ``A``."""
+    """Return orthonormal columns that span those of ``A``."""
     return linalg.qr(A)[0]

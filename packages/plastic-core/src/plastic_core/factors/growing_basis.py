@@ -31,7 +31,7 @@ class GrowingBasis:
         return self._rows[: self.size]
 
     def combine(self, P: Float32) -> Float32:
-        """``rows.T @ P``, shape ``(length, c)`` for ``P (size, c)``."""
+        """Return ``rows.T @ P``, shape ``(length, c)`` for ``P (size, c)``."""
         return to_numpy(self.rows.T @ place(P))
 
     def extend(self, Y: Float32, floor: float) -> tuple[Float32, Float64, Float64]:
@@ -92,7 +92,7 @@ class GrowingBasis:
 
 
 def _orthonormal(Y: Float32, floor: float) -> tuple[Float32, Float64, bool]:
-    """``Y = Q @ R`` with orthonormal Q, without the directions whose share is below ``floor``.
+    """Split ``Y = Q @ R``, Q orthonormal, without directions whose share is below ``floor``.
 
     The eigenvectors of the Gram matrix, in float64, twice (Stathopoulos and Wu, *A block
     orthogonalization procedure with constant synchronization requirements*, SIAM J. Sci. Comput.

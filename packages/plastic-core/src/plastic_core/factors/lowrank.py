@@ -108,7 +108,7 @@ def factorized_lowrank(
 def _fewest(
     stored: Callable[[Triplets], Factors], triplets: Triplets, tolerance: float, norm: float
 ) -> tuple[Factors, float]:
-    """The fewest triplets that keep the tolerance once they are stored, or all of them.
+    """Return the fewest triplets that keep the tolerance once they are stored, or all of them.
 
     And the relative error that is left to the triplets by what storing them costs.
     """
@@ -174,7 +174,7 @@ def _checked_rank(A: Operator, rank: int | None) -> int | None:
 
 
 def as_rank(rank: int) -> int:
-    """``rank`` as a Python integer; ``TypeError`` if it is not one."""
+    """Return ``rank`` as a Python integer; raise ``TypeError`` if it is not one."""
     try:
         return operator.index(rank)
     except TypeError as error:
@@ -212,7 +212,7 @@ def _triplets(
     method: Method,
     key: int | mx.array,
 ) -> tuple[Triplets, Method]:
-    """Singular triplets, more than enough for ``tolerance``, and the method that gave them."""
+    """Return more than enough triplets for ``tolerance``, and the method that gave them."""
     budget = exact_cost(A.shape) if method == "auto" else math.inf
     factored = method == "auto" and isinstance(A, LowRank)
     if factored or method == "exact" or budget <= randomised_cost(A.shape, rank or 1):
@@ -244,7 +244,7 @@ def certified(
     key: int | mx.array,
     method: Method,
 ) -> Factors:
-    """The triplets cast to ``dtype``, with the errors of the cast numbers."""
+    """Return the triplets cast to ``dtype``, with the errors of the cast numbers."""
     U, S, Vh = (mx.array(a).astype(dtype, stream=mx.cpu) for a in triplets[:3])
     if not bool(mx.isfinite(S, stream=mx.cpu).all(stream=mx.cpu).item()):
         raise ValueError(f"A singular value overflows {dtype}. Choose a wider `dtype`.")

@@ -50,18 +50,18 @@ class Operator(ABC):
         """Some rows as a dense block, computed in ``dtype``."""
 
     def times(self, X: Float32) -> Float32:
-        """The product ``A @ X`` for ``X (n, c)``."""
+        """Return the product ``A @ X`` for ``X (n, c)``."""
         return np.concatenate([self.rows(rows) @ X for rows in self._slices()])
 
     def transposed_times(self, Y: Float32) -> Float32:
-        """The product ``A.T @ Y`` for ``Y (m, c)``."""
+        """Return the product ``A.T @ Y`` for ``Y (m, c)``."""
         Z = np.zeros((self.shape[1], Y.shape[1]), np.float32)
         for rows in self._slices():
             Z += self.rows(rows).T @ Y[rows]
         return Z
 
     def normal_times(self, x: Float64, scale: float, dtype: DTypeLike = np.float32) -> Float64:
-        """The product ``A.T @ (A @ x)`` for a vector, in one pass, computed in ``dtype``.
+        """Return the product ``A.T @ (A @ x)`` for a vector, in one pass, computed in ``dtype``.
 
         ``scale`` is of the order of ``1 / ||A||``: between the products it keeps a magnitude in
         range whose square is not.
@@ -73,7 +73,7 @@ class Operator(ABC):
         return z / scale
 
     def norm(self) -> float:
-        """``||A||_F``, exact to 1e-3 whatever cancels."""
+        """Return ``||A||_F``, exact to 1e-3 whatever cancels."""
         norm = math.sqrt(self.squared_norm())
         return norm if norm >= self.roundoff() else math.sqrt(self.squared_norm(np.float64))
 
@@ -82,11 +82,11 @@ class Operator(ABC):
         return np.float32 if norm >= self.roundoff() else np.float64
 
     def squared_norm(self, dtype: DTypeLike = np.float32) -> float:
-        """``||A||_F^2``: entries computed in ``dtype``, squares summed in float64."""
+        """Return ``||A||_F^2``: entries computed in ``dtype``, squares summed in float64."""
         return sum(squared_norm(self.rows(rows, dtype)) for rows in self._slices())
 
     def roundoff(self) -> float:
-        """The norm from which on float32 is precise enough."""
+        """Return the norm from which on float32 is precise enough."""
         return SMALL
 
     def _slices(self) -> Iterator[slice]:
@@ -136,7 +136,7 @@ class LowRank(Operator):
         return min(*self.shape, self.rank)
 
     def plus(self, other: LowRank, *, sign: float = 1.0) -> LowRank:
-        """``self + sign * other``, its factors side by side."""
+        """Return ``self + sign * other``, its factors side by side."""
         right = np.concatenate([self.Vh, np.float32(sign) * other.Vh])
         return LowRank(np.concatenate([self.U, other.U], axis=1), right)
 
@@ -144,7 +144,7 @@ class LowRank(Operator):
         return factor_norm(self.U, np.ones(self.rank, np.float32), self.Vh) ** 2
 
     def roundoff(self) -> float:
-        """A multiple of what the products lose: at most ``eps sqrt(r)`` of terms that may cancel.
+        """Return a multiple of what products lose: at most ``eps sqrt(r)`` of cancelling terms.
 
         What rounding adds is not correlated with what is there, so it enters the norm in
         quadrature, beside a correlation by chance of ``1 / sqrt(m n)``.
@@ -262,7 +262,7 @@ def as_operator(A: Operand, name: str = "A") -> Operator:
 
 
 def difference(A: Operand, B: Operand) -> Operator:
-    """``A - B`` without forming it: what `factorized_lowrank` and `certify` take for a matrix.
+    """Return ``A - B``, never formed; `factorized_lowrank` and `certify` take it as a matrix.
 
     Args:
         A: A matrix, `Factors`, `QuantizedFactors`, an ``nn.Linear``, an ``nn.QuantizedLinear``, or

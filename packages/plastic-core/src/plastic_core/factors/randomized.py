@@ -43,32 +43,32 @@ class Triplets(NamedTuple):
     bound: float | None = None
 
     def errors(self) -> Float64:
-        """What the r leading triplets miss, for r = 0, 1, ..., all."""
+        """Return the error of the r leading triplets, for r = 0, 1, ..., all."""
         return np.sqrt(self.error**2 + tails(self.S))
 
     def leading(self, rank: int) -> Triplets:
-        """The ``rank`` leading triplets."""
+        """Return the ``rank`` leading triplets."""
         if rank == len(self.S):
             return self
         return Triplets(self.U[:, :rank], self.S[:rank], self.Vh[:rank], float(self.errors()[rank]))
 
     def residual(self, A: Operator) -> Residual:
-        """What they miss of ``A``."""
+        """Return what they miss of ``A``."""
         return Residual(A, self.U, self.S[:, None] * self.Vh)
 
     def measured(self, A: Operator) -> Triplets:
-        """The same triplets with their error exact to 1e-3."""
+        """Return the same triplets with their error exact to 1e-3."""
         return self._replace(error=self.residual(A).norm())
 
     def bounded(self, A: Operator, key: int | mx.array) -> Triplets:
-        """The same triplets with a bound, unless they miss no more than rounding."""
+        """Return the same triplets with a bound, unless they miss no more than rounding."""
         E = self.residual(A)
         if self.error < E.roundoff():
             return self
         return self._replace(bound=spectral_bound(E, self.error, key))
 
     def are_leading(self) -> bool:
-        """Whether nothing much larger than the last of them can be among what they miss."""
+        """Tell whether nothing much larger than the last of them can be among what they miss."""
         if self.bound is None:
             return True
         largest = (1 - TOLERANCE) * self.bound
@@ -77,7 +77,7 @@ class Triplets(NamedTuple):
 
 
 def leading_triplets(A: Operator, norm: float, rank: int, key: int | mx.array) -> Triplets:
-    """The ``rank`` leading triplets: the space grows until growing hardly helps.
+    """Return the ``rank`` leading triplets: the space grows until growing hardly helps.
 
     Stops at the first extension by a quarter of the rank that lowers the squared error by less
     than one percent. A heuristic: the error was then within 0.1 percent of the least possible in
@@ -89,7 +89,7 @@ def leading_triplets(A: Operator, norm: float, rank: int, key: int | mx.array) -
     Args:
         A: Operator of shape ``(m, n)``.
         norm: Its Frobenius norm.
-        rank: From 1 to ``min(m, n)``.
+        rank: The number of triplets, from 1 to ``min(m, n)``.
         key: Seed or key.
     """
     space = Bidiagonalisation(A, norm, block_size(rank), key)
@@ -104,7 +104,7 @@ def leading_triplets(A: Operator, norm: float, rank: int, key: int | mx.array) -
 
 
 def _settled(space: Bidiagonalisation, norm: float, rank: int) -> Float64:
-    """The spectrum of the space, grown until that hardly helps."""
+    """Return the spectrum of the space, grown until that hardly helps."""
     s = space.spectrum()
     while space.size < space.limit:
         captured = float(np.sum(s[:rank] ** 2))
@@ -120,7 +120,7 @@ def _settled(space: Bidiagonalisation, norm: float, rank: int) -> Float64:
 def triplets_within(
     A: Operator, norm: float, tolerance: float, budget: float, key: int | mx.array
 ) -> Triplets | None:
-    """The fewest leading triplets that miss at most ``tolerance * norm``.
+    """Return the fewest leading triplets that miss at most ``tolerance * norm``.
 
     The space grows by a fifth until the rank that it needs is settled to 2 percent.
 
@@ -157,7 +157,7 @@ def triplets_within(
 
 
 def _squared_errors(space: Bidiagonalisation, s: Float64, norm: float) -> Float64:
-    """``||A - A_r||_F^2`` for the r leading triplets of the space, r = 0, 1, ..., size."""
+    """Return ``||A - A_r||_F^2`` for the r leading triplets of the space, r = 0, 1, ..., size."""
     missed = norm**2 - float(np.sum(s**2))
     if missed < (TRUSTED * norm) ** 2:
         left, right = space.product()
@@ -166,12 +166,12 @@ def _squared_errors(space: Bidiagonalisation, s: Float64, norm: float) -> Float6
 
 
 def tails(s: Float64 | Float32) -> Float64:
-    """``sum_{i >= r} s_i^2`` for r = 0, 1, ..., len(s), in float64."""
+    """Return ``sum_{i >= r} s_i^2`` for r = 0, 1, ..., len(s), in float64."""
     return np.append(np.cumsum(s[::-1].astype(np.float64) ** 2)[::-1], 0.0)
 
 
 def _least_rank(s: Float64, wanted: float) -> int:
-    """How many singular values must at least add up to the energy ``wanted``.
+    """Count the singular values that must at least add up to the energy ``wanted``.
 
     The leading half of the spectrum of the space is taken for converged; none of the values behind
     it exceeds the last of these.

@@ -55,7 +55,7 @@ def grow_factors(A: Operand, factors: Factors, rank: int, *, key: int | mx.array
 
 
 def _within(A: Operator, norm: float, basis: Float32) -> Triplets:
-    """The singular triplets of ``Q Q^T A`` for Q that spans ``basis``."""
+    """Return the singular triplets of ``Q Q^T A`` for Q that spans ``basis``."""
     Q, _ = qr(basis)
     V, S, Ph = thin_svd(A.transposed_times(Q))
     missed = norm**2 - float(np.sum(S.astype(np.float64) ** 2))

@@ -1,4 +1,4 @@
-"""What a factorisation is predicted to cost, exact or randomised.
+"""The predicted work of a factorisation, exact or randomised.
 
 The unit is one multiply-add of a large float32 product. The weights were fitted on NumPy's
 OpenBLAS with two cores; only ratios matter, and only near the point where both cost the same.
@@ -15,7 +15,7 @@ SPACE = 1.75  # dimension of the Krylov space per rank
 
 
 def block_size(rank: int) -> int:
-    """Columns of a block, a power of two: the fewer the better the space, the slower the products.
+    """Return the columns of a block, a power of two: fewer give a better space more slowly.
 
     A heuristic, the fastest of 16, 32, 64 and 128 for ranks of 64, 256 and 1024.
     """

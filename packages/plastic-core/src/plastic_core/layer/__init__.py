@@ -1,4 +1,4 @@
-"""The layers themselves: ``RankLayer``, the blocks made of it, and what MLX's own layers hold.
+"""The layers: ``RankLayer``, the blocks made of it, and access to MLX's own layers.
 
 Stands on ``linalg``, ``factors`` and ``loss``.
 """

@@ -19,7 +19,7 @@ def random_layer(input_dims: int, output_dims: int, rank: int, *, key: mx.array)
         input_dims: Size of the input.
         output_dims: Size of the output.
         rank: Rank of the layer, from 0; lowered to ``min(input_dims, output_dims)`` where greater.
-        key: From ``mx.random.key``.
+        key: A key of ``mx.random.key``.
     """
     if rank < 0:
         raise ValueError(f"`rank` must not be negative, got {rank}.")
@@ -44,7 +44,7 @@ class PlasticBlock(nn.Module):
         rank: Rank of every matrix to begin with, at most the matrix's smaller side.
         num_kv_heads: Number of key and value heads, a divisor of ``num_heads`` and by default that
             number.
-        key: From ``mx.random.key``; by default ``mx.random.key(0)``.
+        key: A key of ``mx.random.key``; by default ``mx.random.key(0)``.
 
     Raises:
         ValueError: If the sizes do not divide each other as stated, or ``rank`` is negative.
@@ -73,7 +73,7 @@ class PlasticBlock(nn.Module):
 
         Args:
             x: Any floating dtype.
-            mask: As in ``mx.fast.scaled_dot_product_attention``; ``None`` attends everywhere.
+            mask: A mask of ``mx.fast.scaled_dot_product_attention``; ``None`` attends everywhere.
         """
         h = x + self.self_attn(self.input_layernorm(x), mask)
         y: mx.array = h + self.mlp(self.post_attention_layernorm(h))
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
+    """The SwiGLU layer ``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, dims: int, hidden_dims: int, rank: int, *, key: mx.array) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -131,5 +131,5 @@ class FeedForward(nn.Module):
 
 
 def _heads(x: mx.array, num_heads: int) -> mx.array:
-    """``(batch, tokens, heads * d)`` to ``(batch, heads, tokens, d)``."""
+    """Turn ``(batch, tokens, heads * d)`` into ``(batch, heads, tokens, d)``."""
     return mx.unflatten(x, -1, (num_heads, -1)).swapaxes(1, 2)

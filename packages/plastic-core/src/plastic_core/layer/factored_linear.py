@@ -149,7 +149,7 @@ class FactoredLinear(nn.Module):
         return text if self.base is None else f"{text}, base={self.base}"
 
     def _bias_outside(self) -> "FactoredLinear":
-        """The same layer with the backbone's bias its own: ``LoRALinear.fuse`` looks only there."""
+        """Return the layer with the backbone's bias as its own: ``LoRALinear.fuse`` looks there."""
         if self.base is None or "bias" not in self.base:
             return self
         layer = copy.copy(self)

@@ -1,4 +1,4 @@
-"""What the package needs to know of MLX's own linear layers."""
+"""The properties of MLX's own linear layers that the package needs."""
 
 import copy
 
@@ -49,7 +49,7 @@ def linear_shape(linear: Linear) -> tuple[int, int]:
 
 
 def is_stack(module: object) -> bool:
-    """Whether a module is a stack of experts, such as mlx-lm's ``SwitchLinear``, packed or not.
+    """Tell whether a module is a stack of experts, such as mlx-lm's ``SwitchLinear``.
 
     Examples:
         >>> is_stack(nn.Linear(2, 2))

@@ -64,7 +64,7 @@ def projections(model: nn.Module) -> list[Projection]:
 
 
 def _candidates(model: nn.Module) -> Iterator[Projection]:
-    """Every linear layer and expert stack, each module once."""
+    """Yield every linear layer and expert stack, each module once."""
     seen: set[int] = set()
     for path, module, siblings in _walk("", model, {}):
         sizes = _sizes(module)
@@ -76,7 +76,7 @@ def _candidates(model: nn.Module) -> Iterator[Projection]:
 def _walk(
     path: str, module: nn.Module, siblings: Mapping[str, Any]
 ) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
-    """All modules with their paths and their parents."""
+    """Yield all modules with their paths and their parents."""
     yield path, module, siblings
     prefix = f".{path}" if path else ""
     nested = module.children()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ def _sizes(module: nn.Module) -> tuple[tuple[int, int], int | None] | None:
 
 
 def _role(path: str, siblings: Mapping[str, Any]) -> str:
-    """The role that the last parts of ``path`` name; a wrapper such as LoRA's adds one part."""
+    """Return the role that the end of ``path`` names; a wrapper such as LoRA's adds one part."""
     *_, parent, name = ("", *path.split("."))
     for part in (name, parent):
         if part in ROLES:
@@ -110,12 +110,12 @@ def _role(path: str, siblings: Mapping[str, Any]) -> str:
 
 
 def _container(path: str) -> str:
-    """The mixture of experts that holds the stack at ``path``: two levels up."""
+    """Return the mixture of experts that holds the stack at ``path``: two levels up."""
     return path.rsplit(".", 2)[0]
 
 
 def _is_router(projection: Projection, stacks: list[tuple[str, int]]) -> bool:
-    """Whether this matrix scores experts rather than transforms what they see."""
+    """Tell whether this matrix scores experts rather than transforms what they see."""
     if projection.role != "other" or projection.experts is not None:
         return False
     beside = {e for path, e in stacks if projection.path.startswith(f"{path}.")}

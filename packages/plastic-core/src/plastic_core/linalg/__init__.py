@@ -1,4 +1,4 @@
-"""Where and how factorisations and products run; nothing outside calls a factorisation.
+"""Factorisations and products; nothing outside this room calls a factorisation.
 
 Thin always, finite going in and coming out, float32 matrices sharing memory between NumPy and MLX.
 LAPACK is NumPy's on every platform: it works in float64, so what reaches it is square and small, a

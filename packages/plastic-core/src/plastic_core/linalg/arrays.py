@@ -17,12 +17,12 @@ BLOCK = 2**21  # entries of one float64 block: 16 MiB
 
 
 def generator(key: int | mx.array) -> np.random.Generator:
-    """The NumPy generator of a seed, or of a key of ``mx.random.key``."""
+    """Return the NumPy generator of a seed, or of a key of ``mx.random.key``."""
     return np.random.default_rng(np.asarray(key).ravel())
 
 
 def to_numpy(array: Matrix) -> NDArray[Any]:
-    """The same numbers as a NumPy array; bfloat16, which NumPy lacks, becomes float32 (exact)."""
+    """Return the same numbers as a NumPy array; bfloat16 becomes float32, which is exact."""
     if isinstance(array, mx.array):
         if array.dtype == mx.bfloat16:
             array = array.astype(mx.float32, stream=mx.cpu)

@@ -1,4 +1,4 @@
-"""Where large products run: MLX's default device where that is an exact GPU, else NumPy.
+"""The device of large products: MLX's default one where that is an exact GPU, else NumPy.
 
 MLX's CPU matrix product on Linux is reference BLAS, about 40 times slower than NumPy's. On CUDA and
 on Apple's M5 MLX multiplies float32 matrices in TF32, 10 bits of mantissa, unless
@@ -16,12 +16,12 @@ from plastic_core.linalg.arrays import Float32, Matrix, to_numpy
 
 
 def on_cpu() -> bool:
-    """Whether MLX computes on the CPU: its default device is one."""
+    """Tell whether MLX computes on the CPU: its default device is one."""
     return mx.default_device() == mx.Device(mx.cpu)
 
 
 def on_gpu() -> bool:
-    """Whether large products run on MLX's default device: a GPU that multiplies in float32."""
+    """Tell whether large products run on MLX's default device: a GPU that multiplies in float32."""
     return mx.default_device() == mx.gpu and _multiplies_in_float32()
 
 

@@ -35,7 +35,7 @@ def svd(A: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 def svdvals(A: NDArray[Any]) -> Float64:
-    """Singular values of a finite matrix or a stack of them, float64."""
+    """Return the singular values of a finite matrix or a stack of them, float64."""
     S: Float64 = np.linalg.svd(A.astype(np.float64), compute_uv=False)
     return checked(S)
 
@@ -47,7 +47,7 @@ def packed_qr(A: Float32) -> tuple[Float32, Float32]:
 
 
 def eigh(A: NDArray[Any]) -> tuple[Float64, Float64]:
-    """Eigenvalues and eigenvectors of a symmetric matrix, in float64, largest eigenvalue first.
+    """Return eigenvalues and eigenvectors of a symmetric matrix, float64, the largest first.
 
     Args:
         A: Symmetric matrix of shape ``(n, n)``; only its lower triangle is read.
@@ -65,7 +65,7 @@ def eigh(A: NDArray[Any]) -> tuple[Float64, Float64]:
 
 
 def eigvalsh(A: NDArray[Any]) -> Float64:
-    """The eigenvalues of `eigh` alone."""
+    """Return the eigenvalues of `eigh` alone."""
     check_finite(A, "A")
     values: Float64 = np.linalg.eigvalsh(A.astype(np.float64, copy=False))
     return checked(values)[::-1]

@@ -34,7 +34,7 @@ def squared_norm(A: NDArray[Any]) -> float:
 
 
 def spectral_norm(A: Matrix, *, tolerance: float = 1e-2, key: int | mx.array = 0) -> float:
-    """The largest singular value of ``A``, without a factorisation.
+    """Return the largest singular value of ``A``, without a factorisation.
 
     Args:
         A: Matrix of shape ``(m, n)``.
@@ -59,7 +59,7 @@ def operator_norm(
     tolerance: float = 1e-2,
     key: int | mx.array = 0,
 ) -> float:
-    """The largest singular value of an operator D that is known through ``x -> D.T @ (D @ x)``.
+    """Return the largest singular value of an operator D known through ``x -> D.T @ (D @ x)``.
 
     Lanczos iteration with full re-orthogonalisation (Golub and Van Loan, *Matrix Computations*,
     4th ed., section 10.1), started at random. A small residual only tells that some eigenvalue is
@@ -111,13 +111,13 @@ def operator_norm(
 
 
 def _largest(diagonal: list[float], beside: list[float]) -> float:
-    """The largest eigenvalue of a tridiagonal matrix that is positive semidefinite."""
+    """Return the largest eigenvalue of a tridiagonal matrix that is positive semidefinite."""
     T = np.diag(diagonal) + np.diag(beside, -1)  # the lower triangle
     return max(0.0, *eigvalsh(T)) if diagonal else 0.0
 
 
 def _energy_of_polynomials(t: float, diagonal: list[float], beside: list[float]) -> float:
-    """The sum of the squares of the Lanczos polynomials at ``t``, from their recurrence."""
+    """Return the sum of the squares of the Lanczos polynomials at ``t``, from their recurrence."""
     last, p, before, total = 0.0, 1.0, 0.0, 1.0
     for a, b in zip(diagonal, beside, strict=True):
         last, p, before = p, ((t - a) * p - before * last) / b, b

@@ -37,10 +37,10 @@ class BlockReflector(NamedTuple):
 
 
 class HouseholderQR(NamedTuple):
-    """``A = Q @ T`` with ``Q (m, k)`` kept as a product of reflectors, ``k = min(m, n)``.
+    """A factorisation ``A = Q @ T``: ``Q (m, k)`` is a product of ``k = min(m, n)`` reflectors.
 
     Attributes:
-        reflectors: Of Q, the leftmost first.
+        reflectors: The reflectors of Q, the leftmost first.
         T: Upper triangular, shape ``(k, n)``, float32.
         rows: m.
     """
@@ -83,7 +83,7 @@ def householder_qr(A: Float32) -> HouseholderQR:
 
 
 def _wy_factor(Y: Float32, tau: Float32) -> Float32:
-    """The T of ``H_1 H_2 ... = I - Y T Y^T`` for ``H_j = I - tau_j y_j y_j^T``."""
+    """Return the T of ``H_1 H_2 ... = I - Y T Y^T`` for ``H_j = I - tau_j y_j y_j^T``."""
     T, products = np.diag(tau), Y.T @ Y
     for j in range(1, len(tau)):
         T[:j, j] = -tau[j] * (T[:j, :j] @ products[:j, j])

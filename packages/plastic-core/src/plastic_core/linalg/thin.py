@@ -36,7 +36,7 @@ def thin_svd(A: Matrix) -> tuple[Float32, Float32, Float32]:
 
 
 def thin_singular_values(A: Matrix) -> Float64:
-    """The ``min(m, n)`` singular values of ``A``, float64, non-negative and non-increasing.
+    """Return the ``min(m, n)`` singular values of ``A``, float64, non-negative and non-increasing.
 
     A stack of shape ``(..., m, n)`` gives an array of shape ``(..., min(m, n))``.
     """
@@ -55,6 +55,6 @@ def householder(A: Matrix) -> HouseholderQR:
 
 
 def qr(A: Matrix) -> tuple[Float32, Float32]:
-    """Thin QR in float32: ``Q (m, k)`` with orthonormal columns, ``T (k, n)`` upper triangular."""
+    """Factor thinly in float32: ``Q (m, k)`` is orthonormal, ``T (k, n)`` upper triangular."""
     factored = householder(A)
     return factored.times(np.eye(len(factored.T), dtype=np.float32)), factored.T

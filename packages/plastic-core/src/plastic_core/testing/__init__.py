@@ -1,4 +1,4 @@
-"""What the tests of all packages share: matrices of known spectrum, and files that must be refused.
+"""Shared material of all tests: matrices of known spectrum, and files to be refused.
 
 Needs hypothesis (the extra ``testing``). Stands on ``linalg``; nothing but tests uses it.
 """

@@ -17,7 +17,7 @@ SIXTEEN = bytes(range(16))
 
 
 def packed(header: object, data: bytes = b"") -> bytes:
-    """A file from a header, given as what JSON can write, as its text or as its bytes."""
+    """Return a file from a header, given as what JSON can write, as its text or as its bytes."""
     text = header if isinstance(header, (bytes, str)) else json.dumps(header)
     encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(encoded)) + encoded + data
@@ -28,17 +28,17 @@ def entry(dtype: Any = "F32", shape: Any = (2, 2), offsets: Any = (0, 16)) -> di
 
 
 def one(dtype: Any = "F32", shape: Any = (2, 2), offsets: Any = (0, 16)) -> bytes:
-    """A file with the tensor 'w', sixteen bytes of data."""
+    """Return a file with the tensor 'w', sixteen bytes of data."""
     return packed({"w": entry(dtype, shape, offsets)}, SIXTEEN)
 
 
 def two(first: list[int], second: list[int]) -> bytes:
-    """A file with the tensors 'v' and 'w' at these places."""
+    """Return a file with the tensors 'v' and 'w' at these places."""
     return packed({"v": entry(offsets=first), "w": entry(offsets=second)}, bytes(second[1]))
 
 
 def without(field: str) -> bytes:
-    """A file with the tensor 'w', whose entry lacks a field."""
+    """Return a file with the tensor 'w', whose entry lacks a field."""
     return packed({"w": {k: v for k, v in entry().items() if k != field}}, SIXTEEN)
 
 

@@ -104,7 +104,7 @@ def assert_orthonormal(Q: Matrix) -> None:
 
 
 def bits(array: Matrix) -> bytes:
-    """The bytes of an array, for bit-exact comparison (NaN equals itself, -0.0 is not 0.0)."""
+    """Return the bytes of an array, to compare bits (NaN equals itself, -0.0 is not 0.0)."""
     if isinstance(array, mx.array):
         array = np.asarray(array.view(mx.uint8))
     return np.ascontiguousarray(array).tobytes()

@@ -34,7 +34,7 @@ class Calibration:
     windows: int = 64
 
     def record(self) -> dict[str, Any]:
-        """What the manifest remembers: the digest of the text, not its place."""
+        """Return the entry of the manifest: the digest of the text, not its place."""
         digest = hashlib.sha256(self.text.read_bytes()).hexdigest()
         return {"sha256": digest, "window": self.window, "windows": self.windows}
 

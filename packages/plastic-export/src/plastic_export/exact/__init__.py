@@ -1,4 +1,4 @@
-"""What gives back every bit of a source, stored beside an output.
+"""The data beside an output that gives back every bit of its source.
 
 Stands on ``checkpoint`` and ``folder``.
 """

@@ -15,13 +15,13 @@ CHUNK = 2**20
 
 
 def as_words(data: NDArray[np.uint8], size: int) -> Words:
-    """The bytes as unsigned integers of ``size`` bytes, little-endian."""
+    """Return the bytes as unsigned integers of ``size`` bytes, little-endian."""
     words: Words = data.view(f"<u{size}")
     return words
 
 
 def packed_words(words: Words, guess: Words | None) -> bytes:
-    """One block, ready to be compressed: the lowest bytes of all words, then the next.
+    """Return one block, ready to be compressed: the lowest bytes of all words, then the next.
 
     Args:
         words: Flat.
@@ -34,7 +34,7 @@ def packed_words(words: Words, guess: Words | None) -> bytes:
 
 
 def unpacked_words(block: bytes, size: int, guess: Words | None) -> Words:
-    """The words of a block that `packed` made with the same guess."""
+    """Return the words of a block that `packed` made with the same guess."""
     planes = np.frombuffer(block, np.uint8).reshape(size, len(block) // size)
     words = as_words(np.ascontiguousarray(planes.T).reshape(-1), size)
     if guess is not None:
@@ -43,7 +43,7 @@ def unpacked_words(block: bytes, size: int, guess: Words | None) -> Words:
 
 
 def compressed_words(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The blocks as one zlib stream (RFC 1950); any zlib decompresses it to the same bytes."""
+    """Yield the blocks as one zlib stream (RFC 1950), which every zlib reads alike."""
     # Runs and Huffman codes: the planes hold nothing that a search for matches would find.
     deflate = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
     for block in blocks:
@@ -63,7 +63,7 @@ class Inflater:
         self._rest = b""
 
     def take(self, count: int) -> bytes:
-        """The next ``count`` bytes; fewer where the stream ends.
+        """Return the next ``count`` bytes; fewer where the stream ends.
 
         Raises:
             zlib.error: If the stream is damaged.

@@ -1,4 +1,4 @@
-"""``exact.safetensors``: what is missing of a source, so that every tensor of it can come back."""
+"""The file ``exact.safetensors``: what an output lacks to give back every tensor of its source."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ Bytes = NDArray[np.uint8]
 
 
 class Kept(NamedTuple):
-    """How a tensor of the source comes back.
+    """The way in which a tensor of the source comes back.
 
     Attributes:
-        dtype: Of the source.
-        shape: Of the source.
-        sha256: Of its bytes.
+        dtype: The dtype of the source.
+        shape: The shape of the source.
+        sha256: The digest of its bytes.
         copied: Name of the tensor of the output that holds the same bytes; None for none.
         guessed: Whether the words kept are differences from what the factors sum to.
         block: Words in a block of planes.
@@ -84,7 +84,7 @@ class _Output(Closing):
         self._stack.close()
 
     def copy_of(self, info: TensorInfo, data: Bytes) -> str | None:
-        """The tensor that holds exactly these bytes, where a copy of ``info`` would stand."""
+        """Return the tensor that holds these very bytes where a copy of ``info`` would stand."""
         for name in _homes(info.name):
             there = self.model.tensors.get(name)
             alike = there is not None and (there.dtype, there.shape) == (info.dtype, info.shape)
@@ -93,7 +93,7 @@ class _Output(Closing):
         return None
 
     def guess(self, name: str, dtype: str, shape: tuple[int, ...]) -> Guess | None:
-        """What is stored of a matrix, awake and asleep; None where nothing is near it."""
+        """Return what is stored of a matrix, awake and asleep; None where nothing is near it."""
         path = module_path(name)
         u, v = f"{path}.u.weight", f"{path}.v.weight"
         if dtype not in WIDTHS or len(shape) != 2:
@@ -194,7 +194,7 @@ class Exact(Closing):
         self._stack.close()
 
     def specs(self) -> list[TensorSpec]:
-        """The tensors of the source."""
+        """Return the tensors of the source."""
         return [TensorSpec(name, k.dtype, k.shape) for name, k in self.kept.items()]
 
     def raw(self, name: str) -> Bytes:
@@ -232,7 +232,7 @@ class Exact(Closing):
 
 
 def _homes(name: str) -> Iterator[str]:
-    """Where an output may hold a tensor of the source: see ``bias_name``."""
+    """Yield the names under which an output may hold a tensor of the source (``bias_name``)."""
     yield name
     if name.endswith(".bias"):
         path = name.removesuffix(".bias")
@@ -262,7 +262,7 @@ def _keep(info: TensorInfo, data: Bytes, output: _Output) -> tuple[Kept, Iterato
 
 
 def _size(block: bytes) -> int:
-    """Bytes of a block once it is compressed."""
+    """Return the bytes of a block once it is compressed."""
     return sum(map(len, compressed_words([block])))
 
 
@@ -294,7 +294,7 @@ def _kept(raw: dict[str, Any]) -> Kept:
 
 
 def _label(name: str) -> str:
-    """What the words of a tensor are called, apart from every tensor of the model."""
+    """Return the name of a tensor's words, apart from every tensor of the model."""
     return f"exact.{name}"
 
 

@@ -1,4 +1,4 @@
-"""What stored factors sum to, in arithmetic that gives the same bits everywhere.
+"""The sum of stored factors, in arithmetic that gives the same bits everywhere.
 
 A product in floating point depends on the order in which a library adds. Here every row of the
 left factor and every column of the right one is rounded to whole numbers so small that float64
@@ -24,7 +24,7 @@ _EXACT_BITS = 53
 
 @dataclass(frozen=True)
 class Guess:
-    """``D + U V`` as words of a storage type, by rows.
+    """A guess ``D + U V`` as words of a storage type, by rows.
 
     Attributes:
         dtype: ``"F32"``, ``"F16"`` or ``"BF16"``.
@@ -41,7 +41,7 @@ class Guess:
     V: Float32 | None
 
     def words(self, rows: slice) -> Words:
-        """The words of some rows, flat: the same on every machine with IEEE arithmetic."""
+        """Return the words of some rows, flat: the same on every machine with IEEE arithmetic."""
         total: Float64 | Float32 = np.zeros(1) if self.D is None else self.D[rows]
         if self.U is not None and self.V is not None and self.V.size:
             total = total + exact_product(self.U[rows], self.V)
@@ -50,7 +50,7 @@ class Guess:
 
 
 def exact_product(U: Float32, V: Float32) -> Float64:
-    """``U V`` of rounded factors, without a rounding of its own.
+    """Multiply rounded factors to ``U V`` without a rounding of its own.
 
     Every entry of U is off by at most ``2^-b`` of the largest in its row, of V of the largest in
     its column, with ``b = (53 - ceil(log2 r)) // 2 - 1`` (19 for a rank of 8192).
@@ -63,14 +63,14 @@ def exact_product(U: Float32, V: Float32) -> Float64:
 
 
 def _integers(A: Float32, axis: int, bits: int) -> tuple[Float64, NDArray[np.intc]]:
-    """``A ~ integers * 2^shift`` with integers below ``2^bits`` and one shift per row or column."""
+    """Write ``A ~ integers * 2^shift``: integers below ``2^bits``, a shift per row or column."""
     largest = np.abs(A).max(axis=axis, keepdims=True, initial=0.0)
     shift: NDArray[np.intc] = np.frexp(largest)[1] - bits
     return np.rint(np.ldexp(A.astype(np.float64), -shift)), shift
 
 
 def _rounded(values: Float32, dtype: str) -> Words:
-    """The nearest values of a storage type, ties to even."""
+    """Return the nearest values of a storage type, ties to even."""
     if dtype == "F32":
         return values.view(np.uint32)
     if dtype == "F16":

@@ -48,10 +48,10 @@ def in_worker(
     A matrix that is factorised sooner than a worker starts is factorised here.
 
     Args:
-        function: At the top level of a module.
+        function: A function at the top level of a module.
         *args: Picklable.
-        name: Of the matrix that is factorised, for the message of a ``WorkerError``.
-        shape: Of the matrix, which decides the deadline.
+        name: The name of the matrix that is factorised, for the message of a ``WorkerError``.
+        shape: The shape of the matrix, which decides the deadline.
         **kwargs: Picklable.
 
     Raises:

@@ -25,7 +25,7 @@ class _Pickler(pickle.Pickler):
 
 
 def pack(value: object) -> list[memoryview]:
-    """The pickle of ``value``, then the memory of its contiguous arrays, which is not copied.
+    """Return the pickle of ``value``, then the memory of its contiguous arrays, not copied.
 
     Args:
         value: Anything picklable. Only trusted values should ever be unpacked again.
@@ -42,7 +42,7 @@ def pack(value: object) -> list[memoryview]:
 
 
 def unpack(parts: Sequence[memoryview]) -> Any:
-    """The value that `pack` was given; its arrays share the memory of ``parts``."""
+    """Return the value that `pack` was given; its arrays share the memory of ``parts``."""
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
@@ -51,7 +51,7 @@ def send(stream: io.FileIO, parts: Sequence[memoryview]) -> None:
 
     Args:
         stream: Unbuffered and blocking.
-        parts: Of format ``B`` and one axis.
+        parts: Views of format ``B`` with one axis.
     """
     for part in [memoryview(_COUNT.pack(len(parts))), *parts]:
         prefix = _LENGTH_AND_CHECKSUM.pack(part.nbytes, zlib.crc32(part))

@@ -165,7 +165,7 @@ class Worker:
             raise WorkerError(f"The worker process of `{self._latest}` {_ending(status)}.{tail}")
 
     def _started(self) -> subprocess.Popen[bytes]:
-        """The process, a new one where there is none that lives."""
+        """Return the process, a new one where there is none that lives."""
         if self._owner != os.getpid():
             self._process = self._log = None  # those of the process that this one was forked from
         if self._process is not None and self._process.poll() is not None:
@@ -177,7 +177,7 @@ class Worker:
         return self._process
 
     def _ending(self, timeout: float, expired: bool) -> str:
-        """How the process ended that was to complete a call."""
+        """Describe the end of the process that was to complete a call."""
         assert self._process is not None
         assert self._log is not None
         try:
@@ -236,7 +236,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """A process that serves calls until its standard input ends."""
+    """Return a process that serves calls until its standard input ends."""
     return subprocess.Popen(
         [sys.executable, "-u", "-X", "faulthandler", "-c", _START, *sys.path],
         bufsize=0,
@@ -257,7 +257,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _exchange(
     process: subprocess.Popen[bytes], request: list[memoryview]
 ) -> list[memoryview] | None:
-    """The reply to a request, None where the worker does not complete one."""
+    """Return the reply to a request, None where the worker does not complete one."""
     stdin, stdout = process.stdin, process.stdout
     assert isinstance(stdin, io.FileIO)
     assert isinstance(stdout, io.FileIO)
@@ -289,14 +289,14 @@ def _ending(status: int) -> str:
 
 
 def _tail(log: IO[bytes]) -> str:
-    """The last lines that the worker printed."""
+    """Return the last lines that the worker printed."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
     lines = log.read().decode(errors="replace").splitlines()[-12:]
     return "\n  ".join([" It printed last:", *lines]) if lines else ""
 
 
 def _serve() -> None:
-    """What the worker process does: calls, whose outcomes are all that the pipe ever carries."""
+    """Serve calls in the worker process; their outcomes are all that the pipe ever carries."""
     with open(os.dup(1), "wb", buffering=0) as replies:
         os.dup2(2, 1)
         with open(0, "rb", buffering=0, closefd=False) as requests, suppress(EOFError):
@@ -319,7 +319,7 @@ def _outcome(request: list[memoryview]) -> list[memoryview]:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself if it survives pickling."""
+    """Return the error itself if it survives pickling."""
     try:
         unpack(pack(error))
     except Exception:

@@ -1,4 +1,4 @@
-"""What results look like: tables, plots, a page per run. Decides nothing.
+"""The presentation of results: tables, plots, a page per run. It decides nothing.
 
 Stands on the rooms whose results it shows; ``cli`` alone uses it.
 """

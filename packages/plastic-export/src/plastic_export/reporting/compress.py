@@ -1,4 +1,4 @@
-"""What ``plastic compress`` prints, by rank and by plan."""
+"""The output of ``plastic compress``, by rank and by plan."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _ways_to_run(result: Quantised) -> list[Table | str]:
 
 
 def _exact_line(exact_bytes: int, source_bytes: int) -> str:
-    """What ``--exact`` costs."""
+    """Say what ``--exact`` costs."""
     return (
         f"exact      {format_bytes(exact_bytes)} beside them, {exact_bytes / source_bytes:.1%} of "
         "the source: `plastic restore` gives back every bit of it"

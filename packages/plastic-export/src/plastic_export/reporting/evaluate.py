@@ -1,4 +1,4 @@
-"""What ``plastic evaluate`` prints."""
+"""The output of ``plastic evaluate``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def present_evaluations(results: Sequence[Evaluation]) -> Presented:
 
 
 def _record(r: Evaluation) -> dict[str, Any]:
-    """One result of ``plastic evaluate`` as JSON; all of them are a list of these.
+    """Return one result of ``plastic evaluate`` as JSON; all of them are a list of these.
 
     ``checkpoint`` and ``text``; the numbers ``windows`` and ``tokens``; for each of ``nll``,
     ``perplexity``, ``kl`` and ``top1`` its value, its standard error ``..._error`` and its 95 %
@@ -71,7 +71,7 @@ def _differences(results: Sequence[Evaluation]) -> list[Table | str]:
 def _with_interval(
     value: float | None, interval: Interval | None, form: str, *, unit: float = 1
 ) -> str:
-    """``value [low, high]``, as far as they are known."""
+    """Write ``value [low, high]``, as far as they are known."""
     if value is None:
         return "-"
     if interval is None:

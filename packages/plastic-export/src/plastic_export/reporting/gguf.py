@@ -1,4 +1,4 @@
-"""What ``plastic gguf`` prints."""
+"""The output of ``plastic gguf``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``plastic heal`` prints."""
+"""The output of ``plastic heal``."""
 
 from __future__ import annotations
 

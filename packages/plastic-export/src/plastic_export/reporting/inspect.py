@@ -1,4 +1,4 @@
-"""What ``plastic inspect`` prints."""
+"""The output of ``plastic inspect``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``plastic plan`` prints."""
+"""The output of ``plastic plan``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _record(plan: LossPlan, file: Path) -> dict[str, Any]:
 
 
 def budget_record(b: BitsPlan) -> dict[str, Any]:
-    """One budget as JSON."""
+    """Return one budget as JSON."""
     return {
         "asked": b.asked,
         "bits_per_weight": b.bits_per_weight,
@@ -71,13 +71,13 @@ def _lines(plan: LossPlan, file: Path, plot: Path) -> list[Table | str]:
 
 
 def _counted(plan: LossPlan) -> str:
-    """How many layers of which kind were planned: ``"29 linear, 1 embedding, 6 experts"``."""
+    """Count the layers of each kind: ``"29 linear, 1 embedding, 6 experts"``."""
     kinds = Counter(m.kind for m in plan.matrices)
     return ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Kind) if kinds[kind])
 
 
 def _unreached(plan: LossPlan) -> list[Table | str]:
-    """A line about experts that the text did not reach, if there are any."""
+    """Return a line about experts that the text did not reach, if there are any."""
     count = plan.calibration.get("unreached_experts", 0)
     told = f"experts    {count} that no token reached were given the Grams of the others"
     return [told] if count else []

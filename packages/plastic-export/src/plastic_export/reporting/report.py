@@ -1,4 +1,4 @@
-"""What ``plastic report`` prints."""
+"""The output of ``plastic report``."""
 
 from __future__ import annotations
 

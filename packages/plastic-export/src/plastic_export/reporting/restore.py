@@ -1,4 +1,4 @@
-"""What ``plastic restore`` prints."""
+"""The output of ``plastic restore``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def present_restored(result: Restored) -> Presented:
 
 
 def _woken(result: Restored) -> list[str]:
-    """The worst of what is back in all its components, but not in all its bits."""
+    """Return the worst of what is back in all its components, but not in all its bits."""
     if not result.bounds:
         return []
     name, error = max(result.bounds.items(), key=lambda item: item[1])

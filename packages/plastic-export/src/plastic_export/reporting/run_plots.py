@@ -31,7 +31,7 @@ def loss_figure(history: History) -> Figure:
     the fall of the first steps does not flatten the rest.
 
     Args:
-        history: Of at least one loss.
+        history: A history with at least one loss.
     """
     figure = _figure(5.0)
     losses, events = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -59,7 +59,7 @@ def rank_figure(history: History) -> Figure:
     each block has one, and changes are not marked.
 
     Args:
-        history: Of at least one layer.
+        history: A history with at least one layer.
     """
     layers = history.layers
     row = float(np.clip(TALLEST_MAP / len(layers), LEAST_ROW, TALLEST_ROW))
@@ -86,7 +86,7 @@ def bytes_figure(history: History) -> Figure:
     """Draw the bytes of all factors awake and asleep over the steps, one above the other.
 
     Args:
-        history: Of at least one change, or with the bytes at the start.
+        history: A history with at least one change, or with the bytes at the start.
     """
     figure = _figure(3.2)
     axes = figure.add_subplot()
@@ -158,7 +158,7 @@ def _points(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _loss_limits(history: History) -> tuple[float, float]:
-    """Every validation loss but for the first, and nine tenths of the training losses."""
+    """Return every validation loss but for the first, and nine tenths of the training losses."""
     train = np.array([loss for _, loss in history.train])
     valid = np.array([loss for _, loss in history.valid])
     kept = valid[1:] if len(valid) > 2 else valid

@@ -48,7 +48,7 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` wrote.
+    """The files that `report` wrote.
 
     Attributes:
         page: The HTML page.
@@ -202,7 +202,7 @@ def _changes(history: History) -> str:
 
 
 def _table(names: Sequence[str], rows: Iterator[tuple[str, ...]], *, words: int = 1) -> str:
-    """An HTML table; all but the first ``words`` columns are numbers."""
+    """Return an HTML table; all but the first ``words`` columns are numbers."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = ["" if i < words else ' class="n"' for i in range(len(cells))]

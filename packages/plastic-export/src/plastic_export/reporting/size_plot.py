@@ -53,9 +53,9 @@ def save_size_plot(
 
     Args:
         file: PNG to write; a regular file of that name is replaced.
-        points: As for `size_figure`.
-        frontier: As for `size_figure`.
-        title: As for `size_figure`.
+        points: The points, see `size_figure`.
+        frontier: The frontier, see `size_figure`.
+        title: The title, see `size_figure`.
 
     Raises:
         ValueError: As `size_figure` does, or if ``file`` is a link or a folder.
@@ -126,7 +126,7 @@ def _check(points: Sequence[SizePoint], frontier: Sequence[SizePoint]) -> None:
 
 
 def _floor(every: Sequence[SizePoint]) -> float:
-    """Where zero is drawn, in nats: below everything else."""
+    """Return where zero is drawn, in nats: below everything else."""
     costs = [c for p in every for c in (p.predicted_kl, p.measured_kl) if c]
     return min(costs, default=1e-3) / 3
 

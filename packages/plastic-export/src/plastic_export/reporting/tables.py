@@ -1,4 +1,4 @@
-"""What a command prints: a record for machines, and lines and plain tables for people."""
+"""The output of a command: a record for machines, lines and plain tables for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Presented(NamedTuple):
 
 
 def figures(*columns: str, text: int = 1) -> Table:
-    """A plain table; the first ``text`` columns are words, the others numbers."""
+    """Return a plain table; the first ``text`` columns are words, the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < text else "right", overflow="fold")

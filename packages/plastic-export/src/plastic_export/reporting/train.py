@@ -1,4 +1,4 @@
-"""What ``plastic train`` prints."""
+"""The output of ``plastic train``."""
 
 from __future__ import annotations
 

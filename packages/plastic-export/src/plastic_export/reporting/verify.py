@@ -1,4 +1,4 @@
-"""What ``plastic verify`` prints."""
+"""The output of ``plastic verify``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one pass over a text tells of a model: Gram matrices, gradients, Jacobian ranks.
+"""Measurements of a model in one pass over a text: Gram matrices, gradients, Jacobian ranks.
 
 Stands on no other room; ``surgery`` and ``manager`` use it.
 """

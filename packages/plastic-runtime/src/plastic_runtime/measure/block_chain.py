@@ -36,7 +36,7 @@ class Chain:
     def of(
         cls, model: nn.Module, linears: Modules, wanted: Collection[str], batch: mx.array
     ) -> Chain | None:
-        """The chain that a model is, or None if it cannot be told to be one.
+        """Return the chain that a model is, or None if it cannot be told to be one.
 
         Told by a pass over ``batch``: every block must run once, in order, on the very array
         that the block before it returned; whatever else it is given must not depend on the
@@ -59,11 +59,11 @@ class Chain:
             return chain if chain._holds(batch, outside, wanted) else None
 
     def block_of(self, path: str) -> str | None:
-        """The block that a module is in."""
+        """Return the block that a module is in."""
         return _block_of(path, self.blocks)
 
     def entry(self, batch: mx.array) -> tuple[mx.array, list[Call]]:
-        """What enters the first block, and the call of every block as the model makes it.
+        """Return what enters the first block, and the call of every block as the model makes it.
 
         A call binds the other arguments, such as a mask. No block is run.
         """
@@ -80,7 +80,7 @@ class Chain:
         return entered[0], calls
 
     def rest(self, batch: mx.array, y: mx.array) -> mx.array:
-        """What the model makes of the output ``y`` of the last block."""
+        """Run the rest of the model on the output ``y`` of the last block."""
         last = list(self.blocks)[-1]
         with intercepted(self.blocks, lambda path, call, x: y if path == last else x):
             return cast(mx.array, self.model(batch))
@@ -106,7 +106,7 @@ class Chain:
     def _watched(
         self, batch: mx.array, outside: Modules
     ) -> tuple[list[_Step], mx.array, set[str], set[str]]:
-        """An ordinary pass: steps, logits, and the layers that ran before and after the last."""
+        """Run an ordinary pass: steps, logits, layers that ran before the last block, and after it."""
         steps: list[_Step] = []
         early, late = set[str](), set[str]()
 
@@ -131,7 +131,7 @@ class _Step(NamedTuple):
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The items of ``model.layers``, where mlx-lm's models have their blocks; none if odd."""
+    """Return the items of ``model.layers``, the blocks of mlx-lm's models; none if they are odd."""
     items = getattr(model, "layers", None)
     if not isinstance(items, list) or not all(isinstance(m, nn.Module) for m in items):
         return {}
@@ -141,7 +141,7 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _entangled(linears: Modules, blocks: Modules) -> bool:
-    """Whether a linear layer is in two blocks, or in one and outside."""
+    """Tell whether a linear layer is in two blocks, or in one and outside."""
     owners: dict[int, str | None] = {}
     for path, linear in linears.items():
         owner = _block_of(path, blocks)
@@ -155,7 +155,7 @@ def _block_of(path: str, blocks: Modules) -> str | None:
 
 
 def _linked(steps: list[_Step], blocks: list[str]) -> bool:
-    """Whether each step takes the very output of the one before it, all alike."""
+    """Tell whether each step takes the very output of the one before it, all alike."""
     if [step.path for step in steps] != blocks or not mx.issubdtype(
         steps[0].input.dtype, mx.floating
     ):
@@ -173,7 +173,7 @@ def _alike(x: mx.array, y: object) -> bool:
 
 
 def _close(a: mx.array, b: mx.array) -> bool:
-    """Whether two results of the same computation are, also where they are not finite."""
+    """Tell whether two results of the same computation are, also where they are not finite."""
     if not _alike(a, b):
         return False
     a, b = a.astype(mx.float32), b.astype(mx.float32)

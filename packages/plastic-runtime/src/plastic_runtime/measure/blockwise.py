@@ -55,7 +55,7 @@ def measure_grams(
         batches: Its inputs. One batch is held with its activations within one block.
         file: File to write. Its folder exists.
         seed: Decides the labels.
-        paths: As for ``loss_grams``.
+        paths: The layers to measure, by path.
         widest: As for ``loss_grams``.
         track: Wraps the loops over the batches and over the blocks, with what they do.
 
@@ -134,7 +134,7 @@ class _Run:
                 self._backwards(chain, number)
 
     def _draws(self) -> Iterable[tuple[mx.array, mx.array]]:
-        """The batches, each with its key."""
+        """Return the batches, each with its key."""
         return zip(self.track(self.batches, "calibrating"), keys(self.seed), strict=False)
 
     def _at_once(self) -> None:
@@ -145,7 +145,7 @@ class _Run:
         self.parts.finish(recorder, recorder.tokens)
 
     def _recorder(self, chain: Chain, block: str | None) -> LossRecorder:
-        """For the layers of one block, or for those after the blocks."""
+        """Return a recorder for the layers of one block, or for those after the blocks."""
         linears = {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
         wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
         return LossRecorder(linears, wanted, widest=self.widest)
@@ -163,7 +163,7 @@ class _Run:
         self.parts.finish(recorder, recorder.tokens)
 
     def _through(self, chain: Chain, batch: mx.array, inputs: Sequence[BinaryIO]) -> mx.array:
-        """The output of the last block, every input kept."""
+        """Return the output of the last block, every input kept."""
         x, calls = chain.entry(batch)
         with hosted(self.linears):
             for stream, path, call in zip(inputs, chain.blocks, calls, strict=True):

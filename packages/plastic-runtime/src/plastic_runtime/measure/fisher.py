@@ -1,4 +1,4 @@
-"""What the loss knows of every linear layer: Grams of its inputs and of its output gradients."""
+"""The Grams of every linear layer under the loss: of its inputs and its output gradients."""
 
 from collections.abc import Iterable, Sequence
 

@@ -37,7 +37,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
     Attributes:
         file: Where it is.
         made_for: What the Grams are of: digests of model and text, seed, layers.
-        sites: For every layer the first one that has the same input Gram.
+        sites: The first layer with the same input Gram, for every layer.
         tokens: Number of tokens of the text.
 
     Raises:
@@ -57,7 +57,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
             raise
 
     def __getitem__(self, path: str) -> LossGrams:
-        """Both Grams of a layer, float64; the rounding of float32 is in them."""
+        """Return both Grams of a layer, float64; the rounding of float32 is in them."""
         return LossGrams(self.input(path), self.output(path))
 
     def __iter__(self) -> Iterator[str]:
@@ -70,7 +70,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         return path in self.sites  # Mapping's own would read the Grams
 
     def input(self, path: str) -> Gram:
-        """The mean of ``x x^T`` over the inputs of a layer, shape (in, in), float64."""
+        """Return the mean of ``x x^T`` over the inputs of a layer, shape (in, in), float64."""
         site = self.sites[path]
         if self._latest is None or self._latest[0] != site:
             self._latest = None  # two at a time would be too many
@@ -78,11 +78,11 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         return self._latest[1]
 
     def output(self, path: str) -> Gram:
-        """The sum of ``g g^T`` at the outputs of a layer over the tokens, (out, out), float64."""
+        """Return the ``g g^T`` at the outputs of a layer, summed over outputs per token, (out, out)."""
         return self._gram(f"output.{path}", self.tokens)
 
     def count(self, path: str) -> int:
-        """How many inputs a layer had; its Grams are not read."""
+        """Return the number of inputs that a layer had; its Grams are not read."""
         return self._counts[self.sites[path]]
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
             raise self._damaged() from error
 
     def _array(self, name: str, kind: str) -> NDArray[Any]:
-        """One entry: an array of this kind with one or two axes. Its header is not trusted."""
+        """Read one entry: an array of this kind with one or two axes. Its header is not trusted."""
         entry = self._archive.getinfo(f"{name}.npy")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise ValueError("a compressed or encrypted entry")
@@ -148,7 +148,7 @@ class Sum(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """How far an archive is: where its list of entries begins, and that list in hexadecimal."""
+    """The state of an archive: where its list of entries begins, and that list in hexadecimal."""
 
     end: int
     directory: str
@@ -210,7 +210,7 @@ def _write(stream: IO[bytes], entry: Sum | bytes) -> None:
 
 
 def _square(triangles: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The symmetric matrix of a lower triangle, or those of a stack of them."""
+    """Return the symmetric matrix of a lower triangle, or those of a stack of them."""
     values = triangles.shape[-1]
     size = (isqrt(8 * values + 1) - 1) // 2
     if size * (size + 1) // 2 != values:

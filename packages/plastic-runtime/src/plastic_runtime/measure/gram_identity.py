@@ -1,4 +1,4 @@
-"""What a file of Grams was measured of."""
+"""The identity of a file of Grams: what it was measured of."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 def calibration_identity(
     model: nn.Module, batches: Sequence[mx.array], seed: int, layers: Sequence[str], widest: int
 ) -> dict[str, Any]:
-    """What the Grams depend on, as JSON holds it: parameters, their types and shapes included."""
+    """Return what the Grams depend on, in JSON's types: parameters with their types and shapes."""
     parameters = model.parameters()  # type: ignore[no-untyped-call]
     named = sorted(dict(tree_flatten(parameters)).items())
     text = (("batch", batch) for batch in batches)

@@ -53,10 +53,10 @@ class LossGrams(NamedTuple):
 
 
 def is_dense(side: int, widest: int, *, count: int = 1) -> bool:
-    """Whether ``count`` Grams of a side may be dense together.
+    """Tell whether ``count`` Grams of a side may be dense together.
 
     Args:
-        side: Of each.
+        side: The side of each.
         widest: The longest side of a single one.
         count: How many are in memory at a time.
     """
@@ -108,13 +108,13 @@ class Site:
         self.tokens += len(X)
 
     def mean(self, tokens: int) -> Gram:
-        """The sum over ``tokens``, in its own memory: the site is used up."""
+        """Return the sum over ``tokens``, in its own memory: the site is used up."""
         mirror(self.total)
         self.total /= max(tokens, 1)
         return Gram(self.total, tokens)
 
     def gram(self) -> Gram:
-        """The mean over the inputs so far."""
+        """Return the mean over the inputs so far."""
         copy = Site(0)
         copy.total = self.total.copy()
         return copy.mean(self.tokens)
@@ -197,7 +197,7 @@ AnySite = Site | RoutedSite
 
 
 def flat_sites(sites: Mapping[str, AnySite]) -> dict[str, Site]:
-    """Sites by path; those of the experts of a stack by its path and their number: ``mlp.up.3``.
+    """Map paths to sites; experts of a stack have its path and their number: ``mlp.up.3``.
 
     A stack whose experts share one sum has it under its own path.
     """

@@ -12,7 +12,7 @@ AS_LINEAR = "as_linear"
 
 
 class Bound:
-    """What a module computes, with all that it is given beside its input.
+    """The computation of a module, with all that it is given beside its input.
 
     Attributes:
         args: What it is given by place.
@@ -70,7 +70,7 @@ def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[No
 
 
 def _watching(kind: type[nn.Module], path: str, around: Around) -> type[nn.Module]:
-    """A subclass of ``kind`` that computes through ``around``."""
+    """Return a subclass of ``kind`` that computes through ``around``."""
 
     def __call__(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         return around(path, Bound(kind.__call__, self, args, kwargs), x)

@@ -1,4 +1,4 @@
-"""How a long loop tells its progress: a wrapper around its items."""
+"""The progress of a long loop: a wrapper around its items."""
 
 from __future__ import annotations
 

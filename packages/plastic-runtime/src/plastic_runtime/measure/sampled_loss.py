@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 
 def keys(seed: int) -> Iterator[mx.array]:
-    """The keys split off ``mx.random.key(seed)`` one after the other: one per batch."""
+    """Yield the keys split off ``mx.random.key(seed)`` one after the other: one per batch."""
     key = mx.random.key(seed)
     while True:
         key, drawn = mx.random.split(key)

@@ -13,7 +13,7 @@ from plastic_core import linalg
 
 @contextmanager
 def written(file: Path) -> Iterator[BinaryIO]:
-    """A stream into a new file, synced to disk at the end of the block."""
+    """Yield a stream into a new file, synced to disk at the end of the block."""
     with file.open("wb") as stream:
         yield stream
         stream.flush()

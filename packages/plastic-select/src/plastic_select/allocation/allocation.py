@@ -22,7 +22,7 @@ class Allocation:
     """One option for every matrix.
 
     Attributes:
-        chosen: For every matrix the position of its option among those it offers.
+        chosen: The position of the chosen option of every matrix among those it offers.
         nbytes: What they take together, at most ``budget``.
         cost: What they cost together.
         budget: The budget that was given, in bytes.
@@ -72,7 +72,7 @@ def allocate(
     Args:
         options: What each matrix offers: at least one option, in any order, useless ones allowed.
         budgets: Total bytes, one integer per allocation wanted: ``[budget]`` for a single one.
-        fixed: Of some matrices, the position of the option that they must have.
+        fixed: The position of the option that some matrices must have, by matrix.
 
     Returns:
         One allocation per budget, in that order, never over it. None depends on the other

@@ -40,7 +40,7 @@ class Frontier:
     end: Ints
 
     def change(self, segments: Ints | slice) -> tuple[Ints, Floats]:
-        """What each of these segments adds in bytes (positive) and in cost (negative)."""
+        """Return what each of these segments adds in bytes (positive) and in cost (negative)."""
         start, end = self.start[segments], self.end[segments]
         return self.nbytes[end] - self.nbytes[start], self.cost[end] - self.cost[start]
 
@@ -69,7 +69,7 @@ def frontier(owner: Ints, nbytes: Ints, cost: Floats) -> Frontier:
 
 
 def _scan(owner: Ints, nbytes: Ints, cost: Floats) -> tuple[Ints, Ints]:
-    """Which of the sorted options are not beaten, and which of those are vertices.
+    """Find the sorted options that are not beaten, and the vertices among them.
 
     Popping by the very slopes that segments are sorted by keeps those of a matrix in order.
     """

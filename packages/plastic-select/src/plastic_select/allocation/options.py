@@ -1,4 +1,4 @@
-"""What a matrix offers: sizes in bytes, each with its price in loss."""
+"""The options of a matrix: sizes in bytes, each with its price in loss."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class _Search:
 
 
 def _trace(path: list[_States], i: int) -> list[int]:
-    """The rows of state i of the last step."""
+    """Return the rows of state i of the last step."""
     rows = []
     for states in reversed(path):
         rows.append(int(states.row[i]))
