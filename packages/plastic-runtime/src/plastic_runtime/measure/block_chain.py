@@ -106,7 +106,7 @@ class Chain:
     def _watched(
         self, batch: mx.array, outside: Modules
     ) -> tuple[list[_Step], mx.array, set[str], set[str]]:
-        """Run an ordinary pass: steps, logits, layers that ran before the last block, and after it."""
+        """Run an ordinary pass: steps, logits, layers that ran before and after the last block."""
         steps: list[_Step] = []
         early, late = set[str](), set[str]()
 

@@ -78,7 +78,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         return self._latest[1]
 
     def output(self, path: str) -> Gram:
-        """Return the ``g g^T`` at the outputs of a layer, summed over outputs per token, (out, out)."""
+        """Return ``g g^T`` per token, summed over all outputs of a layer, (out, out), float64."""
         return self._gram(f"output.{path}", self.tokens)
 
     def count(self, path: str) -> int:
