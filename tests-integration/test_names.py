@@ -12,7 +12,6 @@ PENDING = set(
         "_Run",
         "Layout",
         "Reference",
-        "check_same",
         "take",
         "wake",
     ]

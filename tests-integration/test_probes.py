@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models import llama, mixtral
 from plastic_core import RankLayer, output_basis, projections
 from plastic_export import load_model, load_tokenizer, text_windows
-from plastic_runtime import dense_gradient, input_grams
+from plastic_runtime import gradient_factors, input_grams
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,6 @@ def test_the_dense_gradient_is_that_of_the_weight_itself() -> None:
     _, tree = nn.value_and_grad(model, loss)()
     wanted = np.asarray(tree["model"]["layers"][0]["mlp"]["up_proj"]["weight"], np.float64)
     model.model.layers[0].mlp.up_proj = RankLayer.from_linear(up, 2, keep_base=True)
-    found = np.asarray(dense_gradient(model, "model.layers.0.mlp.up_proj", loss), np.float64)
+    found = gradient_factors(model, loss)["model.layers.0.mlp.up_proj"].dense()
     limit = 10 * max(wanted.shape) * np.finfo(np.float32).eps * np.linalg.norm(wanted, 2)
     assert np.abs(found - wanted).max() <= limit

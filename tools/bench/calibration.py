@@ -27,7 +27,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from plastic_export.calibration import in_batches, use_float32
 from plastic_runtime import loss_grams, measure_grams
-from plastic_runtime.measure import hosted, linear_layers
+from plastic_runtime.measure import linear_layers, using_numpy
 
 MB = 1e6
 PASSES = {"whole": "all at once", "blocks": "block by block"}
@@ -62,7 +62,7 @@ def wall_seconds(run: Callable[[], object]) -> float:
 
 def forward(model: nn.Module, batches: Sequence[mx.array]) -> None:
     linears, _ = linear_layers(model, None)
-    with hosted(linears):
+    with using_numpy(linears):
         for batch in batches:
             mx.eval(model(batch))
 

@@ -32,7 +32,7 @@ from plastic_export.plan.offers import (
 from plastic_export.plan.plan_file import LossPlan, source_identity, write_plan
 from plastic_export.plan.pricing import candidate, stored
 from plastic_runtime import GramFile
-from plastic_runtime.measure import VERSION, Sum, append
+from plastic_runtime.measure import GRAM_FILE_VERSION, GramSum, append_grams
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 LLAMA: dict[str, Any] = {
@@ -213,10 +213,13 @@ def random_grams(file: Path, matrices: list[Candidate]) -> None:
         X = rng.standard_normal((2 * in_, in_)) * rng.uniform(0.2, 2.0, in_)
         G = 1e-2 * rng.standard_normal((2 * out, out))
         path = module_path(m.name)
-        sums += [Sum(f"input.{path}", X.T @ X, len(X)), Sum(f"output.{path}", G.T @ G, len(G))]
+        sums += [
+            GramSum(f"input.{path}", X.T @ X, len(X)),
+            GramSum(f"output.{path}", G.T @ G, len(G)),
+        ]
     paths = {module_path(m.name): 2 * m.shape[1] for m in matrices}
     header = {"made_for": {}, "sites": {p: p for p in paths}, "counts": paths, "tokens": 1}
-    append(file, [*sums, json.dumps({"version": VERSION} | header).encode()], None)
+    append_grams(file, [*sums, json.dumps({"version": GRAM_FILE_VERSION} | header).encode()], None)
 
 
 @pytest.fixture(scope="session")

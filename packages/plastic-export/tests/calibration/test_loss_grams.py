@@ -18,7 +18,7 @@ from plastic_export.calibration.loss_grams import measure_loss_grams, use_float3
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.model.load import linear_paths, load_model
 from plastic_runtime import LossGrams, loss_grams, measure_grams
-from plastic_runtime.measure import Chain, linear_layers
+from plastic_runtime.measure import BlockChain, linear_layers
 
 Make = Callable[..., Path]
 
@@ -81,7 +81,7 @@ def test_the_models_of_mlx_lm_are_measured_block_by_block(family: str, tmp_path:
     model = model_of(family)
     linears, wanted = linear_layers(model, None)
     batches = list(mx.random.randint(0, 40, (2, 2, 9), key=mx.random.key(1)))
-    chain = Chain.of(model, linears, wanted, batches[0][:1])
+    chain = BlockChain.of(model, linears, wanted, batches[0][:1])
     assert chain is not None
     assert len(chain.blocks) == SIZES["num_hidden_layers"]
     with measure_grams(model, batches, tmp_path / "grams") as grams:

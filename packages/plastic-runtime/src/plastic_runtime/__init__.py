@@ -17,7 +17,7 @@ from plastic_runtime.measure.blockwise import measure_grams
 from plastic_runtime.measure.fisher import loss_grams
 from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.grams import Gram, LossGrams
-from plastic_runtime.measure.probes import JacobianRank, dense_gradient, input_grams, jacobian_rank
+from plastic_runtime.measure.probes import JacobianRank, input_grams, jacobian_rank
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
 from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
@@ -28,8 +28,8 @@ from plastic_runtime.surgery.scores import (
     find_rank_layers,
     gradient_score,
     relevance_score,
-    sleeping_benefit,
 )
+from plastic_runtime.surgery.sleepers import sleeping_benefit
 from plastic_runtime.surgery.surgery import grow, park, park_components, rebalance, wake
 from plastic_runtime.training.attachment import attach
 from plastic_runtime.training.batches import ResumableBatches
@@ -62,7 +62,6 @@ __all__ = [
     "Track",
     "append_loss",
     "attach",
-    "dense_gradient",
     "events_table",
     "find_rank_layers",
     "format_bytes",

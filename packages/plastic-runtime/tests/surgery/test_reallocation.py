@@ -15,9 +15,10 @@ from plastic_runtime import (
     PlasticityManager,
     Schedule,
     attach,
-    dense_gradient,
+    find_rank_layers,
     gradient_factors,
 )
+from plastic_runtime.measure import intercepted
 from plastic_runtime.surgery.loss_components import loss_components
 from plastic_runtime.surgery.surgery import cut, regauge
 
@@ -98,6 +99,21 @@ def close(left: np.ndarray, right: np.ndarray) -> None:
 
 
 # Gradients as factors
+
+
+def dense_gradient(model: nn.Module, path: str, loss: Callable[[], mx.array]) -> mx.array:
+    """``dL/dW`` of one layer, by differentiating a zero change of its weight."""
+    layer = find_rank_layers(model)[path]
+
+    def value(change: mx.array) -> mx.array:
+        def around(_: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+            return call(x) + x @ change.T
+
+        with intercepted({path: layer}, around):
+            return loss()
+
+    gradient: mx.array = mx.grad(value)(mx.zeros(layer.shape))
+    return gradient
 
 
 def test_the_factors_give_the_dense_gradient_of_every_layer() -> None:

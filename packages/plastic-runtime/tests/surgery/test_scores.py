@@ -9,12 +9,13 @@ from plastic_core import RankLayer
 from plastic_core.testing import bits, tolerance
 from plastic_runtime.measure.intercept import modules_by_path
 from plastic_runtime.sleep.sleep_dict import SleepDict
+from plastic_runtime.surgery.gradient_factors import GradientFactors
 from plastic_runtime.surgery.scores import (
     find_rank_layers,
     gradient_score,
     relevance_score,
-    sleeping_benefit,
 )
+from plastic_runtime.surgery.sleepers import sleeping_benefit
 
 OUT, INNER = 4, 3
 Score = Callable[[nn.Module, Callable[[], mx.array]], dict[str, float]]
@@ -124,9 +125,11 @@ def test_the_benefit_of_a_sleeper_is_the_slope_of_the_loss_along_it() -> None:
     def loss(h: float) -> float:
         return float(np.square(X @ (W + h * direction).T - np.array(c)).sum())
 
-    G = 2 * (X @ W.T - np.array(c)).T @ X
+    Y = 2 * (X @ W.T - np.array(c))
+    G = Y.T @ X
     slope = (loss(1.0) - loss(-1.0)) / 2  # exact for a quadratic
-    benefit = sleeping_benefit(parked, mx.array(G.astype(np.float32)))
+    gradient = GradientFactors(X.astype(np.float32), Y.astype(np.float32))
+    benefit = sleeping_benefit(parked, gradient)
     size = float(np.linalg.norm(G) * np.linalg.norm(direction))
     assert abs(benefit - abs(slope)) <= tolerance(size, G.shape)
 
@@ -136,4 +139,5 @@ def test_the_benefit_of_a_bfloat16_sleeper_is_a_number() -> None:
     layer = random_layer(np.random.default_rng(0), 1)
     layer.set_dtype(mx.bfloat16)
     (i,) = sleep.park("p", layer.factors())
-    assert sleeping_benefit(sleep.get(i), mx.ones((OUT, INNER), dtype=mx.bfloat16)) > 0.0
+    gradient = GradientFactors(np.ones((1, INNER), np.float32), np.ones((1, OUT), np.float32))
+    assert sleeping_benefit(sleep.get(i), gradient) > 0.0

@@ -71,7 +71,12 @@ class Journal(Closing):
 
 
 def check_same(
-    file: Path, there: Mapping[str, Any], here: Mapping[str, Any], *, remedy: str
+    file: Path,
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    remedy: str,
+    what: str = "the run that was cut",
 ) -> None:
     """Refuse to go on with what was begun otherwise.
 
@@ -80,6 +85,7 @@ def check_same(
         there: What the earlier run was, by name; values may be mappings again.
         here: What this one is.
         remedy: What to do about a difference, for the message.
+        what: What ``there`` describes, for the message.
 
     Raises:
         FormatError: Naming the first difference, with both values.
@@ -88,7 +94,7 @@ def check_same(
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if before != now:
-            reason = f"the run that was cut had {name} {_short(before)}, this one has {_short(now)}"
+            reason = f"{what} had {name} {_short(before)}, this one has {_short(now)}"
             raise FormatError.about(file, reason, remedy)
 
 

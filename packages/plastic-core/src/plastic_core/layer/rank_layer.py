@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core.factors.balancing import as_arrays, balance, factor_norm, right_map
-from plastic_core.factors.directions import descent_directions, random_directions
+from plastic_core.factors.directions import random_directions
 from plastic_core.factors.factors import Factors
 from plastic_core.factors.lowrank import factorized_lowrank
 from plastic_core.layer.checks import (
@@ -16,11 +16,10 @@ from plastic_core.layer.checks import (
     check_factors,
     check_indices,
     check_rank,
-    check_shape,
 )
 from plastic_core.layer.factored_linear import FactoredLinear
 from plastic_core.layer.mlx_linear import Linear, dense_weight
-from plastic_core.linalg import Float32, Matrix, as_matrix, as_vector, thin_svd
+from plastic_core.linalg import Matrix, as_matrix, as_vector, thin_svd
 from plastic_core.loss.weighted import output_basis
 
 
@@ -114,22 +113,23 @@ class RankLayer(FactoredLinear):
             )
         self.U, self.S, self.Vh = U, S, Vh
 
-    def grow(
-        self, k: int, *, gradient: mx.array | None = None, key: mx.array | None = None
-    ) -> None:
+    def grow(self, k: int, *, key: mx.array) -> None:
         """Append ``k`` components without changing the function.
 
-        They enter with ``S = 0`` on orthonormal directions orthogonal to the present ones: random
-        ones, or those along which the loss falls fastest as ``S`` grows from 0 to positive values.
+        They enter with ``S = 0`` on random orthonormal directions, orthogonal to the present ones.
 
         Args:
             k: From 0 to ``max_rank - rank``.
-            gradient: ``dL/dW`` of the dense weight, shape ``(out, in)``; preferred to ``key``.
-            key: From ``mx.random.key``.
+            key: From ``mx.random.key``; one key gives the same directions.
 
         Raises:
-            ValueError: If ``k`` is out of range, the gradient has another shape or is not finite,
-                or neither ``gradient`` nor ``key`` is given.
+            ValueError: If ``k`` is out of range or a factor is not finite.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(3, 1), mx.array([2.0]), mx.eye(1, 3))
+            >>> layer.grow(1, key=mx.random.key(0))
+            >>> layer.rank, layer.S.tolist()
+            (2, [2.0, 0.0])
         """
         room = self.max_rank - self.rank
         if not 0 <= k <= room:
@@ -137,8 +137,9 @@ class RankLayer(FactoredLinear):
                 f"`k` must be between 0 and max_rank - rank = {room} for a layer of shape "
                 f"{self.shape} and rank {self.rank}, got {k}."
             )
-        U, Vh = self._new_directions(k, gradient, key)
-        self.wake(self._stored(U, np.zeros(k), Vh))
+        U, _, Vh = as_arrays(self.factors())
+        left, right = random_directions(U, Vh, k, key)
+        self.wake(self._stored(left, np.zeros(k), right))
 
     def wake(self, factors: Factors) -> None:
         """Append components, their bits unchanged.
@@ -257,18 +258,6 @@ class RankLayer(FactoredLinear):
         U, S, Vh = balance(old_U, old_S, old_Vh)
         left, right = right_map(old_U, U), right_map(old_Vh.T, Vh.T).T
         return self._stored(U, S, Vh), mx.array(left), mx.array(right)
-
-    def _new_directions(
-        self, k: int, gradient: mx.array | None, key: mx.array | None
-    ) -> tuple[Float32, Float32]:
-        """Directions for ``grow``, by the gradient if there is one, else by the key."""
-        U, _, Vh = as_arrays(self.factors())
-        if gradient is not None:
-            check_shape("gradient", gradient, self.shape)
-            return descent_directions(U, Vh, k, as_matrix(gradient, "gradient"))
-        if key is None:
-            raise ValueError("`grow` needs a `gradient` or a `key`, such as mx.random.key(0).")
-        return random_directions(U, Vh, k, key)
 
     def _stored(self, U: NDArray[Any], S: NDArray[Any], Vh: NDArray[Any]) -> Factors:
         """The factors as MLX arrays in the layer's dtypes."""

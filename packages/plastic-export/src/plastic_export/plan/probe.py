@@ -10,14 +10,14 @@ from plastic_core.layer import is_stack, linear_from
 from plastic_core.linalg import on_cpu
 from plastic_runtime import untracked
 from plastic_runtime.measure import (
-    Around,
-    Bound,
+    BoundCall,
+    Interceptor,
     chosen_experts,
-    hosted,
     intercepted,
     linear_layers,
     modules_by_path,
     numpy_product,
+    using_numpy,
 )
 
 from plastic_export.calibration.input_grams import Calibration
@@ -100,25 +100,25 @@ class PriceProbe:
         return (measured + RESOLVED) / (predicted + RESOLVED)
 
     def _measured(self) -> float:
-        with hosted(self._linears):
+        with using_numpy(self._linears):
             (measured,) = measure_texts(self._model, self._texts, self._reference, untracked)
         return float(measured[1].mean())
 
 
-def _plus(change: mx.array, expert: int | None) -> Around:
+def _plus(change: mx.array, expert: int | None) -> Interceptor:
     """Adds ``x @ change.T`` to what a layer, or one expert of a stack, computes of ``x``.
 
     For an embedding, where tokens are looked up, adds their rows of the change.
     """
     linear = linear_from(change, None)
-    on_host = on_cpu()
+    numpy = on_cpu()
 
-    def around(path: str, call: Bound, x: mx.array) -> mx.array:
+    def around(path: str, call: BoundCall, x: mx.array) -> mx.array:
         y: mx.array = call(x)
         if not mx.issubdtype(x.dtype, mx.floating):
             return y + change[x].astype(y.dtype)
         wide = x.astype(mx.float32)
-        added: mx.array = numpy_product(wide, linear) if on_host else linear(wide)
+        added: mx.array = numpy_product(wide, linear) if numpy else linear(wide)
         if expert is not None:
             added = mx.where((chosen_experts(call) == expert)[..., None, None], added, 0.0)
         return y + added.astype(y.dtype)

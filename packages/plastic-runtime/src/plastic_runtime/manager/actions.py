@@ -20,7 +20,7 @@ from plastic_runtime.surgery import surgery
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.growth import Directions, steepest_directions
-from plastic_runtime.surgery.reallocation import Inventory, finite
+from plastic_runtime.surgery.reallocation import Inventory, finite_gradient
 from plastic_runtime.surgery.scores import Loss, find_rank_layers
 
 
@@ -63,27 +63,27 @@ class Actions:
             raise ValueError(f"`path` must be one of {sorted(self.layers)}, got {path!r}.")
         return self.layers[path]
 
-    def passed(self) -> dict[str, GradientFactors]:
-        """What passes the layers on the probe batch; nothing without one.
+    def gradients(self) -> dict[str, GradientFactors]:
+        """The gradients of the layers on the probe batch; none without one.
 
         Raises:
             ValueError: If it is not finite; names the layer.
         """
-        found = {} if self.loss is None else gradient_factors(self.model, self.loss)
-        return {path: finite(path, found) for path in found}
+        gradients = {} if self.loss is None else gradient_factors(self.model, self.loss)
+        return {path: finite_gradient(path, gradients) for path in gradients}
 
     def grow(
         self,
         change: Change,
         state: PolicyState,
         score: float | None,
-        passed: Mapping[str, GradientFactors],
+        gradients: Mapping[str, GradientFactors],
     ) -> PlasticityEvent:
         """Grow a layer to ``change.rank``, along the gradient or, without one, at random."""
         path, layer = change.path, self.layer(change.path)
         before, k = layer.rank, change.rank - layer.rank
-        if path in passed and 0 <= k <= layer.max_rank - before:
-            directions = steepest_directions(layer, passed[path], k)
+        if path in gradients and 0 <= k <= layer.max_rank - before:
+            directions = steepest_directions(layer, gradients[path], k)
             fresh = self._fresh(layer, directions, change.rank)
             surgery.extend(layer, fresh, path=path, optimizer=self.optimizer)
         else:

@@ -20,7 +20,7 @@ from plastic_runtime.manager.targets import Target
 from plastic_runtime.measure.grams import Gram
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gauge import Gauge
-from plastic_runtime.surgery.reallocation import take_stock
+from plastic_runtime.surgery.reallocation import value_components
 from plastic_runtime.surgery.schedule import Schedule, redistribute
 from plastic_runtime.surgery.scores import Loss, bytes_per_rank
 
@@ -138,9 +138,9 @@ class PlasticityManager:
         """Keep awake, over all layers, what the loss can least do without in ``max_bytes``.
 
         Every component is priced by what leaving it out is predicted to cost the loss on the
-        probe batch, every sleeper by what its waking would gain (``take_stock``); the budget is
-        then spent as well as can be. What leaves sleeps with its optimizer state. The layers
-        that change are written in ``gauge``. Every layer keeps one component.
+        probe batch, every sleeper by what its waking would gain (``value_components``); the
+        budget is then spent as well as can be. What leaves sleeps with its optimizer state. The
+        layers that change are written in ``gauge``. Every layer keeps one component.
 
         Args:
             max_bytes: For the factors of all layers together.
@@ -156,7 +156,7 @@ class PlasticityManager:
         if act.loss is None:
             raise ValueError("`loss` must be given to price components.")
         try:
-            stock = take_stock(act.model, act.sleep, act.loss)
+            stock = value_components(act.model, act.sleep, act.loss)
         except ValueError as error:
             return [self.report(f"{error}: no change")]
         holdings = [own.holding(path, floor=1) for path, own in stock.items()]
@@ -184,7 +184,7 @@ class PlasticityManager:
         self._check_room(layer, k, "`k`")
         before = layer.rank
         change = Change("grow", path, before + k, "asked for")
-        event = self._act.grow(change, self._state, None, self._act.passed())
+        event = self._act.grow(change, self._state, None, self._act.gradients())
         self._state = rank_changed(self.settings, self._state, grown={path: before})
         return event
 
@@ -321,7 +321,7 @@ class PlasticityManager:
         """Carry out the plan for a plateau."""
         act, settled = self._act, self._state.settled
         try:
-            passed = act.passed()
+            gradients = act.gradients()
         except ValueError as error:
             return [self.report(f"{error}: no change")]
         layers = layer_views(
@@ -333,7 +333,7 @@ class PlasticityManager:
         events, grown, parked = [], {}, {}
         for change in changes:
             if change.action == "grow":
-                event = act.grow(change, self._state, scores[change.path], passed)
+                event = act.grow(change, self._state, scores[change.path], gradients)
                 grown[change.path] = ranks[change.path]
             else:
                 event, parked[change.path] = act.park(change, self._state, scores[change.path])

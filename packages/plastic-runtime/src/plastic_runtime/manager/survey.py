@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,8 @@ from plastic_runtime.surgery.scores import (
     find_rank_layers,
     gradient_score,
     relevance_score,
-    sleeping_benefit,
 )
+from plastic_runtime.surgery.sleepers import sleeping_benefit
 
 SCORES = {
     "descent": descent_score,
@@ -79,15 +78,14 @@ def benefits(
         loss: Probe for ``sleeping_benefit``. Without one, or where its gradient is not finite,
             the benefit is the size ``|S|`` of the component.
     """
-    found = {}
-    passed = {} if loss is None else gradient_factors(model, loss)
-    for path, own in ids.items():
-        if path in passed and passed[path].finite:
-            G = mx.array(passed[path].dense())
-            found.update({i: sleeping_benefit(sleep.get(i), G) for i in own})
-        else:
-            found.update({i: abs(float(sleep.get(i).S)) for i in own})
-    return found
+    gradients = {} if loss is None else gradient_factors(model, loss)
+    worth = {}
+    for path, sleepers in ids.items():
+        known = path in gradients and gradients[path].finite
+        for i in sleepers:
+            parked = sleep.get(i)
+            worth[i] = sleeping_benefit(parked, gradients[path]) if known else abs(float(parked.S))
+    return worth
 
 
 def _evenness(spectrum: NDArray[np.float64]) -> float:

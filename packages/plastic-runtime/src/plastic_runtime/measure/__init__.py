@@ -3,27 +3,33 @@
 Stands on no other room; ``surgery`` and ``manager`` use it.
 """
 
-from plastic_runtime.measure.block_chain import Chain
-from plastic_runtime.measure.gram_file import VERSION, Sum, append
+from plastic_runtime.measure.block_chain import BlockChain
+from plastic_runtime.measure.gram_file import GRAM_FILE_VERSION, GramSum, append_grams
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, is_dense
-from plastic_runtime.measure.intercept import AS_LINEAR, Around, Bound, intercepted, modules_by_path
+from plastic_runtime.measure.intercept import (
+    AS_LINEAR,
+    BoundCall,
+    Interceptor,
+    intercepted,
+    modules_by_path,
+)
 from plastic_runtime.measure.numpy_products import numpy_product
-from plastic_runtime.measure.recorder import chosen_experts, hosted, linear_layers
+from plastic_runtime.measure.recorder import chosen_experts, linear_layers, using_numpy
 
 __all__ = [
     "AS_LINEAR",
+    "GRAM_FILE_VERSION",
     "LONGEST_DENSE_SIDE",
-    "VERSION",
-    "Around",
-    "Bound",
-    "Chain",
-    "Sum",
-    "append",
+    "BlockChain",
+    "BoundCall",
+    "GramSum",
+    "Interceptor",
+    "append_grams",
     "chosen_experts",
-    "hosted",
     "intercepted",
     "is_dense",
     "linear_layers",
     "modules_by_path",
     "numpy_product",
+    "using_numpy",
 ]

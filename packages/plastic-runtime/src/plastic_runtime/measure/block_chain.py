@@ -10,13 +10,13 @@ import mlx.nn as nn
 
 from plastic_runtime.measure.intercept import intercepted, modules_by_path
 from plastic_runtime.measure.probes import LINEARS
-from plastic_runtime.measure.recorder import Call, Modules, hosted
+from plastic_runtime.measure.recorder import Call, Modules, using_numpy
 
 CLOSE = 1e-3
 """Largest relative difference of two equal computations, half precision included (heuristic)."""
 
 
-class Chain:
+class BlockChain:
     """The blocks of a model, to be run one at a time: the items of its ``layers``.
 
     Args:
@@ -35,7 +35,7 @@ class Chain:
     @classmethod
     def of(
         cls, model: nn.Module, linears: Modules, wanted: Collection[str], batch: mx.array
-    ) -> Chain | None:
+    ) -> BlockChain | None:
         """Return the chain that a model is, or None if it cannot be told to be one.
 
         Told by a pass over ``batch``: every block must run once, in order, on the very array
@@ -55,7 +55,7 @@ class Chain:
             return None
         chain = cls(model, blocks)
         outside = {p: m for p, m in linears.items() if p in wanted and chain.block_of(p) is None}
-        with hosted(linears):
+        with using_numpy(linears):
             return chain if chain._holds(batch, outside, wanted) else None
 
     def block_of(self, path: str) -> str | None:

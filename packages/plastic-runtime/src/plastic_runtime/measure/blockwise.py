@@ -13,13 +13,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from plastic_runtime.measure.block_chain import Chain
+from plastic_runtime.measure.block_chain import BlockChain
 from plastic_runtime.measure.gram_file import GramFile
-from plastic_runtime.measure.gram_identity import calibration_identity, check_same
+from plastic_runtime.measure.gram_identity import calibration_identity, check_measurement
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, GramRecorder
 from plastic_runtime.measure.intercept import intercepted
 from plastic_runtime.measure.progress import Track, untracked
-from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, hosted, linear_layers
+from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers, using_numpy
 from plastic_runtime.measure.sampled_loss import keys
 from plastic_runtime.measure.spool import put, take, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
@@ -92,7 +92,7 @@ def measure_grams(
         parts.publish()
     grams = GramFile(file)
     try:
-        check_same(file, grams.made_for, made_for)
+        check_measurement(file, grams.made_for, made_for)
     except ValueError:
         grams.close()
         raise
@@ -118,7 +118,7 @@ class _Run:
 
     def measure(self) -> None:
         """Finish all parts: through the blocks to the end, then back from the last to the first."""
-        chain = Chain.of(self.model, self.linears, self.wanted, self.batches[0][:1])
+        chain = BlockChain.of(self.model, self.linears, self.wanted, self.batches[0][:1])
         if chain is None:
             if not self.parts.finished:
                 self._at_once()
@@ -140,17 +140,16 @@ class _Run:
     def _at_once(self) -> None:
         """The whole model as one part."""
         recorder = LossRecorder(self.linears, self.wanted, widest=self.widest)
-        for batch, key in self._draws():
-            recorder.pull_back_model(self.model, batch, key)
+        recorder.pull_back_model(self.model, self._draws())
         self.parts.finish(recorder, recorder.tokens)
 
-    def _recorder(self, chain: Chain, block: str | None) -> LossRecorder:
+    def _recorder(self, chain: BlockChain, block: str | None) -> LossRecorder:
         """Return a recorder for the layers of one block, or for those after the blocks."""
         linears = {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
         wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
         return LossRecorder(linears, wanted, widest=self.widest)
 
-    def _forwards(self, chain: Chain) -> None:
+    def _forwards(self, chain: BlockChain) -> None:
         """Keep the input of every block and the gradient at the output of the last one."""
         recorder, last = self._recorder(chain, None), len(chain.blocks)
         with ExitStack() as stack:
@@ -162,10 +161,10 @@ class _Run:
                 put(gradients, gradient, "gradient of the logits")
         self.parts.finish(recorder, recorder.tokens)
 
-    def _through(self, chain: Chain, batch: mx.array, inputs: Sequence[BinaryIO]) -> mx.array:
+    def _through(self, chain: BlockChain, batch: mx.array, inputs: Sequence[BinaryIO]) -> mx.array:
         """Return the output of the last block, every input kept."""
         x, calls = chain.entry(batch)
-        with hosted(self.linears):
+        with using_numpy(self.linears):
             for stream, path, call in zip(inputs, chain.blocks, calls, strict=True):
                 put(stream, x, f"input of '{path}'")
                 y = call(x)
@@ -184,7 +183,7 @@ class _Run:
             "layers is: look at its other weights."
         )
 
-    def _backwards(self, chain: Chain, number: int) -> None:
+    def _backwards(self, chain: BlockChain, number: int) -> None:
         """The Grams of one block, and the gradient at its input."""
         path = list(chain.blocks)[number]
         recorder = self._recorder(chain, path)
@@ -201,7 +200,7 @@ class _Run:
         self._input(number).unlink()
         self._gradient(number + 1).unlink()
 
-    def _before(self, chain: Chain) -> None:
+    def _before(self, chain: BlockChain) -> None:
         """The Grams of what is wanted before the blocks."""
         linears = {p: m for p, m in self.linears.items() if p in chain.early}
         recorder = LossRecorder(linears, chain.early, widest=self.widest)
@@ -213,7 +212,7 @@ class _Run:
         self.parts.finish(recorder, self.parts.tokens)
         self._gradient(0).unlink()
 
-    def _entry(self, chain: Chain, batch: mx.array, _: mx.array) -> mx.array:
+    def _entry(self, chain: BlockChain, batch: mx.array, _: mx.array) -> mx.array:
         return chain.entry(batch)[0]
 
     def _input(self, number: int) -> Path:

@@ -64,8 +64,7 @@ def loss_grams(
     """
     linears, wanted = linear_layers(model, paths)
     recorder = LossRecorder(linears, wanted, widest=widest)
-    for batch, key in zip(batches, keys(seed), strict=False):
-        recorder.pull_back_model(model, batch, key)
+    recorder.pull_back_model(model, zip(batches, keys(seed), strict=False))
     if not recorder.tokens:
         raise ValueError("`batches` must hold at least one batch.")
     return recorder.grams()

@@ -1,4 +1,4 @@
-"""Grams in a file, one layer at a time: `GramFile` reads it, `append` makes it grow."""
+"""Grams in a file, one layer at a time: `GramFile` reads it, `append_grams` makes it grow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plastic_core.files import Closing, FormatError, check_memory, open_regular,
 
 from plastic_runtime.measure.grams import Gram, LossGrams, mirror
 
-VERSION = 3
+GRAM_FILE_VERSION = 3
 HEADER = "header"
 _REMEDY = "delete it or name another file"
 
@@ -99,8 +99,8 @@ class GramFile(Closing, Mapping[str, LossGrams]):
     def _read_header(self) -> None:
         try:
             header = parse_object(self._array(HEADER, "|u1").tobytes(), self.file, _REMEDY)
-            version = header.get("version", 1)
-            if version == VERSION:
+            version = header["version"]
+            if version == GRAM_FILE_VERSION:
                 self.made_for: dict[str, Any] = header["made_for"]
                 self.sites: dict[str, str] = header["sites"]
                 self._counts: dict[str, int] = header["counts"]
@@ -108,7 +108,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
                 return
         except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._damaged() from error
-        reason = f"Grams in the layout of version {version}, not {VERSION}"
+        reason = f"Grams in the layout of version {version}, not {GRAM_FILE_VERSION}"
         raise FormatError.about(self.file, reason, "delete it and calibrate again")
 
     def _gram(self, name: str, tokens: int) -> Gram:
@@ -136,7 +136,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         return FormatError.about(self.file, "damaged or no file of Grams", _REMEDY)
 
 
-class Sum(NamedTuple):
+class GramSum(NamedTuple):
     """An entry to write: the mean ``total / tokens``, of whose total the lower triangle counts.
 
     A stack of blocks is written block by block.
@@ -154,7 +154,7 @@ class Mark(NamedTuple):
     directory: str
 
 
-def append(file: Path, entries: Iterable[Sum | bytes], mark: Mark | None) -> Mark:
+def append_grams(file: Path, entries: Iterable[GramSum | bytes], mark: Mark | None) -> Mark:
     """Add entries to an archive as it was at ``mark``, whatever was added to it since.
 
     Equal entries give equal bytes, however many calls they are added in.
@@ -194,7 +194,7 @@ def _rewind(file: Path, mark: Mark | None) -> None:
         stream.write(bytes.fromhex(mark.directory))
 
 
-def _write(stream: IO[bytes], entry: Sum | bytes) -> None:
+def _write(stream: IO[bytes], entry: GramSum | bytes) -> None:
     if isinstance(entry, bytes):
         np.lib.format.write_array(stream, np.frombuffer(entry, np.uint8))
         return

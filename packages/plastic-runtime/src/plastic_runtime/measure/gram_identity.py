@@ -1,7 +1,6 @@
 """The identity of a file of Grams: what it was measured of."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+from plastic_core.files import check_same
 
 
 def calibration_identity(
@@ -28,18 +28,19 @@ def calibration_identity(
     }
 
 
-def check_same(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse what was measured of something else.
+def check_measurement(where: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse Grams that were measured of something else.
+
+    Args:
+        where: Their file or folder, for the message.
+        there: Their identity.
+        here: The identity of what is to be measured.
 
     Raises:
-        ValueError: Naming the first difference.
+        FormatError: Naming the first difference.
     """
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{os.fspath(where)}: the Grams in it must be of the same model, seed, layers, "
-                f"text and widest side, but its {name} differs; delete it or name another file."
-            )
+    remedy = "delete it or name another file"
+    check_same(where, there, here, remedy=remedy, what="the measurement in it")
 
 
 def _digest(arrays: Iterable[tuple[str, mx.array]]) -> str:

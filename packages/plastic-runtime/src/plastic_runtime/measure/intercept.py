@@ -11,7 +11,7 @@ AS_LINEAR = "as_linear"
 """The method by which an embedding is the output layer too; also the last part of its path there"""
 
 
-class Bound:
+class BoundCall:
     """The computation of a module, with all that it is given beside its input.
 
     Attributes:
@@ -34,7 +34,7 @@ class Bound:
         return self._function(self._module, x, *self.args, **self.kwargs)
 
 
-Around = Callable[[str, Bound, mx.array], mx.array]
+Interceptor = Callable[[str, BoundCall, mx.array], mx.array]
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
@@ -43,11 +43,11 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[None]:
+def intercepted(modules: Mapping[str, nn.Module], around: Interceptor) -> Iterator[None]:
     """Replace every call ``module(x)`` by ``around(path, call, x)``, then put all back.
 
-    ``call(x)`` is the module's own computation, a `Bound`. What an embedding computes as the output
-    layer of tied weights goes by its path with ``.as_linear``. Only the class of each module
+    ``call(x)`` is the module's own computation, a `BoundCall`. What an embedding computes as the
+    output layer of tied weights goes by its path with ``.as_linear``. Only the class of each module
     changes, to a subclass of its own one, so attributes, ``isinstance``, parameters and paths stay
     what they are inside the block, and the very same classes are back after it, also on an
     exception.
@@ -69,14 +69,14 @@ def intercepted(modules: Mapping[str, nn.Module], around: Around) -> Iterator[No
                 delattr(watcher, name)
 
 
-def _watching(kind: type[nn.Module], path: str, around: Around) -> type[nn.Module]:
+def _watching(kind: type[nn.Module], path: str, around: Interceptor) -> type[nn.Module]:
     """Return a subclass of ``kind`` that computes through ``around``."""
 
     def __call__(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return around(path, Bound(kind.__call__, self, args, kwargs), x)
+        return around(path, BoundCall(kind.__call__, self, args, kwargs), x)
 
     def as_linear(self: nn.Module, x: mx.array) -> mx.array:
-        return around(f"{path}.{AS_LINEAR}", Bound(getattr(kind, AS_LINEAR), self, (), {}), x)
+        return around(f"{path}.{AS_LINEAR}", BoundCall(getattr(kind, AS_LINEAR), self, (), {}), x)
 
     members: dict[str, Any] = {"__call__": __call__, "__module__": kind.__module__}
     if hasattr(kind, AS_LINEAR):

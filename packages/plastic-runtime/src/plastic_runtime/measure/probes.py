@@ -1,4 +1,4 @@
-"""Measurements on a model that leave it as it was: input Grams, a gradient, a Jacobian's rank."""
+"""Measurements on a model that leave it as it was: input Grams, the rank of a Jacobian."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -13,6 +13,9 @@ from plastic_runtime.measure.grams import Gram, GramRecorder, flat_sites
 from plastic_runtime.measure.intercept import intercepted, modules_by_path
 
 LINEARS = (nn.Linear, nn.QuantizedLinear, RankLayer)
+
+TOLERANCE = 1e-3
+"""Singular values of a Jacobian above this fraction of the largest count as rank (heuristic)."""
 
 
 def input_grams(
@@ -54,50 +57,11 @@ def input_grams(
     return {path: grams[id(site)] for path, site in sites.items()}
 
 
-def dense_gradient(model: nn.Module, path: str, loss: Callable[[], mx.array]) -> mx.array:
-    """Return ``dL/dW`` for the dense weight of one layer, whether it is stored dense or not.
-
-    A zero change of the weight is added to the layer while ``loss`` runs, and differentiated.
-
-    Args:
-        model: The model that ``loss`` runs.
-        path: Path of an ``nn.Linear``, ``nn.QuantizedLinear`` or ``RankLayer`` in it.
-        loss: Evaluates the model on a probe batch, returns a scalar. Not compiled: a compiled
-            function would not see the change, and neither does a checkpointed block: where
-            ``mx.checkpoint`` is in force, ``gradient_factors`` has the gradients.
-
-    Returns:
-        Matrix of shape ``(out, in)`` in float32, evaluated.
-
-    Raises:
-        ValueError: If there is no such layer or ``loss`` does not run it.
-    """
-    module = _linear(model, path)
-    change = mx.zeros(_shape(module))
-    runs = 0
-
-    def value(change: mx.array) -> mx.array:
-        def around(path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-            nonlocal runs
-            runs += 1
-            y = call(x)
-            return y + (x.astype(mx.float32) @ change.T).astype(y.dtype)
-
-        with intercepted({path: module}, around):
-            return loss()
-
-    gradient: mx.array = mx.grad(value)(change)
-    if runs == 0:
-        raise ValueError(f"`loss` must run the layer '{path}', uncompiled, but did not.")
-    mx.eval(gradient)
-    return gradient
-
-
 class JacobianRank(NamedTuple):
     """Rank of a Jacobian as random probes see it.
 
     Attributes:
-        rank: Number of singular values above the tolerance; a lower bound where it equals
+        rank: Number of singular values above ``1e-3`` of the largest; a lower bound where it equals
             ``probes``, unless ``probes`` is the output's size.
         stable_rank: ``||.||_F^2 / ||.||_2^2`` of the probed matrix; 0.0 for a zero one. Exact
             where ``probes`` is the output's size, else an estimate that never exceeds ``probes``.
@@ -118,7 +82,6 @@ def jacobian_rank(
     *,
     key: mx.array,
     probes: int = 32,
-    tolerance: float = 1e-3,
 ) -> JacobianRank:
     r"""Return the numerical rank of the Jacobian J of ``f`` at ``x``.
 
@@ -132,21 +95,18 @@ def jacobian_rank(
         x: Where; any shape, floating dtype. Inputs and outputs are counted entry by entry.
         key: From ``mx.random.key``; decides the probes.
         probes: How many, at least 1; capped at the number of outputs.
-        tolerance: Singular values above this fraction of the largest count as rank.
 
     Returns:
         The rank, the stable rank and the singular values they come from.
 
     Raises:
-        ValueError: If ``probes`` or ``tolerance`` is out of range, or the Jacobian is not finite.
+        ValueError: If ``probes`` is below 1 or the Jacobian is not finite.
 
     Note:
         One forward pass and ``probes`` backward passes.
     """
     if probes < 1:
         raise ValueError(f"`probes` must be at least 1, got {probes}.")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"`tolerance` must be in [0, 1), got {tolerance}.")
     y = f(x)
     probes = min(probes, y.size)
     Q, _ = linalg.qr(mx.random.normal((y.size, probes), key=key))
@@ -156,7 +116,7 @@ def jacobian_rank(
     if largest == 0.0:
         return JacobianRank(0, 0.0, S, probes)
     scaled = S.astype(np.float64) / largest
-    return JacobianRank(int((scaled > tolerance).sum()), float((scaled**2).sum()), S, probes)
+    return JacobianRank(int((scaled > TOLERANCE).sum()), float((scaled**2).sum()), S, probes)
 
 
 def _modules(model: nn.Module, paths: Iterable[str] | None) -> dict[str, nn.Module]:
@@ -173,22 +133,6 @@ def _module(model: nn.Module, path: str) -> nn.Module:
     if path not in found:
         raise ValueError(f"`path` must be that of a module in the model, got '{path}'.")
     return found[path]
-
-
-def _linear(model: nn.Module, path: str) -> nn.Linear | nn.QuantizedLinear | RankLayer:
-    module = _module(model, path)
-    if isinstance(module, LINEARS):
-        return module
-    raise ValueError(f"`path` must be that of a linear layer, got a {type(module).__name__}.")
-
-
-def _shape(module: nn.Linear | nn.QuantizedLinear | RankLayer) -> tuple[int, int]:
-    """``(out, in)``."""
-    if isinstance(module, RankLayer):
-        return module.shape
-    if isinstance(module, nn.QuantizedLinear):
-        return module.weight.shape[0], module.scales.shape[1] * module.group_size
-    return module.weight.shape[0], module.weight.shape[1]
 
 
 def _pullback(

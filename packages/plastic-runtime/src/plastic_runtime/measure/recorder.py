@@ -1,13 +1,12 @@
 """Linear layers watched in both directions: their inputs, and the gradients at their outputs."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from plastic_core.layer import Linear, is_stack, linear_from
 from plastic_core.linalg import on_cpu
 
@@ -22,10 +21,11 @@ from plastic_runtime.measure.grams import (
     flat_sites,
     is_dense,
 )
-from plastic_runtime.measure.intercept import AS_LINEAR, Bound, intercepted, modules_by_path
+from plastic_runtime.measure.intercept import AS_LINEAR, BoundCall, intercepted, modules_by_path
 from plastic_runtime.measure.numpy_products import numpy_product
 from plastic_runtime.measure.probes import LINEARS
 from plastic_runtime.measure.sampled_loss import sampled_loss
+from plastic_runtime.measure.tap import tapped
 
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 Call = Callable[[mx.array], mx.array]
@@ -58,7 +58,7 @@ class LossRecorder:
         self._awaited: set[str] = set()
         self._linears = linears
         self._wanted = frozenset(wanted)
-        self._on_host = on_host(linears)
+        self._in_numpy = numpy_linears(linears)
 
     def pull_back(self, f: Call, x: mx.array, gradient: mx.array) -> mx.array:
         """One pass: ``f`` at ``x`` forwards, then backwards from the gradient at its output.
@@ -96,9 +96,10 @@ class LossRecorder:
 
         return self.pull_back(loss, x, mx.array(1.0))
 
-    def pull_back_model(self, model: nn.Module, batch: mx.array, key: mx.array) -> None:
-        """The same for a whole model."""
-        self.pull_back_loss(lambda _: cast(mx.array, model(batch)), mx.array(0.0), key)
+    def pull_back_model(self, model: nn.Module, draws: Iterable[tuple[mx.array, mx.array]]) -> None:
+        """The same for a whole model, on each of its inputs with the key of its labels."""
+        for batch, key in draws:
+            self.pull_back_loss(partial(_logits, model, batch), mx.array(0.0), key)
 
     def grams(self) -> dict[str, LossGrams]:
         """The means; the sums are used up."""
@@ -114,10 +115,10 @@ class LossRecorder:
         """The sums of inputs and of gradients by path; experts by `flat_sites`."""
         return flat_sites(self.inputs.sites), flat_sites(self.gradients)
 
-    def _around(self, probe: mx.array, path: str, bound: Bound, x: mx.array) -> mx.array:
+    def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
         call: Call = bound
-        if path in self._on_host:
-            call = partial(numpy_product, linear=self._on_host[path])
+        if path in self._in_numpy:
+            call = partial(numpy_product, linear=self._in_numpy[path])
         if path not in self._wanted:
             return call(x)
         self._awaited.add(path)
@@ -130,7 +131,7 @@ class LossRecorder:
             make = partial(self._site, x.shape[-1], experts)
             self.inputs.record(path, f"for {experts} experts", make, x, *more)
         y = call(x)
-        return cast(mx.array, _tapped(y, probe, partial(self._record, path, more)))
+        return cast(mx.array, tapped(y, probe, partial(self._record, path, more)))
 
     def _experts(self, path: str) -> int:
         """How many sums a stack of experts needs; 0 for what is none."""
@@ -145,7 +146,7 @@ class LossRecorder:
         widest = self.inputs.widest
         return RoutedSite(size, experts, widest) if experts else Site(size, widest)
 
-    def _record(self, path: str, more: list[mx.array], gradient: mx.array) -> None:
+    def _record(self, path: str, more: list[mx.array], _: mx.array, gradient: mx.array) -> None:
         if path not in self.gradients:
             self.gradients[path] = self._site(gradient.shape[-1], self._experts(path))
         site: Any = self.gradients[path]
@@ -157,7 +158,11 @@ class LossRecorder:
         self._awaited.discard(path)
 
 
-def chosen_experts(bound: Bound) -> mx.array:
+def _logits(model: nn.Module, batch: mx.array, _: mx.array) -> mx.array:
+    return cast(mx.array, model(batch))
+
+
+def chosen_experts(bound: BoundCall) -> mx.array:
     """The experts that a call of a stack names beside its input."""
     return cast(mx.array, bound.args[0] if bound.args else bound.kwargs["indices"])
 
@@ -186,7 +191,7 @@ def linear_layers(
     return linears, wanted
 
 
-def on_host(linears: Modules) -> dict[str, Linear]:
+def numpy_linears(linears: Modules) -> dict[str, Linear]:
     """What NumPy is to compute, by path: products of stock layers, where MLX would on the CPU."""
     if not on_cpu():
         return {}
@@ -199,33 +204,12 @@ def on_host(linears: Modules) -> dict[str, Linear]:
     return found
 
 
-def hosted(linears: Modules) -> AbstractContextManager[None]:
+def using_numpy(linears: Modules) -> AbstractContextManager[None]:
     """For the length of a block, products of the layers run in NumPy where that is quicker."""
-    layers = on_host(linears)
+    layers = numpy_linears(linears)
 
     def around(path: str, call: Call, x: mx.array) -> mx.array:
         return numpy_product(x, layers[path]) if path in layers else call(x)
 
     owners = {path.removesuffix(f".{AS_LINEAR}") for path in layers}
     return intercepted({path: linears[path] for path in owners}, around)
-
-
-def _tapped(
-    y: mx.array | list[mx.array], probe: mx.array, record: Callable[[mx.array], None]
-) -> Any:
-    """``y`` itself, whose gradient goes to ``record`` as the backward pass meets it."""
-
-    @mx.custom_function
-    def tap(y: mx.array, probe: mx.array) -> mx.array:
-        return y
-
-    @tap.vjp
-    def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
-        record(gradient)
-        return gradient, mx.zeros_like(primals[1])
-
-    if isinstance(y, mx.array):
-        return tap(y, probe)
-    # Some fused projections return their output in parts.
-    ends = np.cumsum([part.shape[-1] for part in y])[:-1].tolist()
-    return cast(mx.array, tap(mx.concatenate(y, axis=-1), probe)).split(ends, axis=-1)

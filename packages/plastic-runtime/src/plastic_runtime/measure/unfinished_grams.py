@@ -10,8 +10,8 @@ from typing import Any
 
 from plastic_core.files import FormatError, read_json, sync_path, write_json
 
-from plastic_runtime.measure.gram_file import VERSION, Mark, Sum, append
-from plastic_runtime.measure.gram_identity import check_same
+from plastic_runtime.measure.gram_file import GRAM_FILE_VERSION, GramSum, Mark, append_grams
+from plastic_runtime.measure.gram_identity import check_measurement
 from plastic_runtime.measure.recorder import LossRecorder
 
 
@@ -59,9 +59,9 @@ class GramParts:
         """
         sites, gradients = recorder.sums()
         first = {id(site): path for path, site in reversed(sites.items())}
-        inputs = [Sum(f"input.{p}", sites[p].total, sites[p].tokens) for p in first.values()]
-        outputs = [Sum(f"output.{p}", s.total, tokens) for p, s in gradients.items()]
-        self._mark = append(self._archive, [*inputs, *outputs], self._mark)
+        inputs = [GramSum(f"input.{p}", sites[p].total, sites[p].tokens) for p in first.values()]
+        outputs = [GramSum(f"output.{p}", s.total, tokens) for p, s in gradients.items()]
+        self._mark = append_grams(self._archive, [*inputs, *outputs], self._mark)
         self._sites |= {path: first[id(site)] for path, site in sites.items()}
         self._counts |= {path: sites[path].tokens for path in first.values()}
         self.finished, self.tokens = self.finished + 1, tokens
@@ -77,13 +77,13 @@ class GramParts:
         for path in sorted(self._sites):
             together.setdefault(self._sites[path], []).append(path)
         header = {
-            "version": VERSION,
+            "version": GRAM_FILE_VERSION,
             "made_for": self._made_for,
             "tokens": self.tokens,
             "sites": {path: site for site, paths in together.items() for path in paths},
             "counts": {site: self._counts[site] for site in together},
         }
-        append(self._archive, [json.dumps(header).encode()], self._mark)
+        append_grams(self._archive, [json.dumps(header).encode()], self._mark)
         self._archive.replace(self.file)
         sync_path(self.file.parent)
 
@@ -97,7 +97,7 @@ class GramParts:
 
     def _save(self) -> None:
         state = {
-            "version": VERSION,
+            "version": GRAM_FILE_VERSION,
             "made_for": self._made_for,
             "finished": self.finished,
             "tokens": self.tokens,
@@ -117,7 +117,7 @@ class GramParts:
         except (KeyError, TypeError, ValueError) as error:
             remedy = "delete the folder to calibrate from the beginning"
             raise FormatError.about(self.folder, "damaged", remedy) from error
-        check_same(self.folder, made_for, {"layout": VERSION, **self._made_for})
+        check_measurement(self.folder, made_for, {"layout": GRAM_FILE_VERSION, **self._made_for})
 
 
 def _folder(file: Path) -> Path:

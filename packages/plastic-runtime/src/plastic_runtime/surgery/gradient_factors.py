@@ -1,7 +1,7 @@
 """The gradient of every dense weight as factors, from one pass: nothing dense is stored."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from plastic_core import linalg
 
 from plastic_runtime.measure.intercept import intercepted
+from plastic_runtime.measure.tap import tapped
 from plastic_runtime.surgery.scores import Loss, find_rank_layers, set_factors
 
 Float32 = NDArray[np.float32]
@@ -52,12 +53,13 @@ def gradient_factors(model: nn.Module, loss: Loss) -> dict[str, GradientFactors]
         One forward and one backward pass, and ``4 tokens (in + out)`` bytes per layer.
     """
     layers = find_rank_layers(model)
-    found: dict[str, list[tuple[mx.array, mx.array]]] = {path: [] for path in layers}
+    seen: dict[str, list[tuple[mx.array, mx.array]]] = {path: [] for path in layers}
 
     def around(path: str, call: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-        return _tapped(x, call(x), lambda x, g: found[path].append((x, g)))
+        y: mx.array = tapped(call(x), x, lambda x, g: seen[path].append((_rows(x), _rows(g))))
+        return y
 
-    own = {path: layer.factors() for path, layer in layers.items()}
+    before = {path: layer.factors() for path, layer in layers.items()}
 
     def value(factors: Mapping[str, list[mx.array]]) -> mx.array:
         set_factors(layers, factors)
@@ -67,26 +69,11 @@ def gradient_factors(model: nn.Module, loss: Loss) -> dict[str, GradientFactors]
         # Around the backward pass too, as a checkpointed block runs again in it.
         with intercepted(layers, around):
             # These gradients are not wanted: through them MLX follows every layer.
-            mx.grad(value)({path: list(factors) for path, factors in own.items()})
-            mx.eval(found)  # at once: one at a time takes five times as long
+            mx.grad(value)({path: list(factors) for path, factors in before.items()})
+            mx.eval(seen)  # at once: one at a time takes five times as long
     finally:
-        set_factors(layers, own)
-    return {path: _joined(parts) for path, parts in found.items() if parts}
-
-
-def _tapped(x: mx.array, y: mx.array, record: Callable[[mx.array, mx.array], None]) -> mx.array:
-    """``y`` itself; the backward pass hands ``x`` and the gradient at ``y`` to ``record``."""
-
-    @mx.custom_function
-    def tap(x: mx.array, y: mx.array) -> mx.array:
-        return y
-
-    @tap.vjp
-    def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
-        record(_rows(primals[0]), _rows(gradient))
-        return mx.zeros_like(primals[0]), gradient
-
-    return cast(mx.array, tap(x, y))
+        set_factors(layers, before)
+    return {path: _joined(parts) for path, parts in seen.items() if parts}
 
 
 def _rows(x: mx.array) -> mx.array:

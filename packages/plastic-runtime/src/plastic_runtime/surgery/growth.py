@@ -26,16 +26,18 @@ class Directions(NamedTuple):
     Vh: Float32
 
 
-def steepest_directions(layer: RankLayer, passed: GradientFactors, k: int) -> Directions:
+def steepest_directions(layer: RankLayer, gradient: GradientFactors, k: int) -> Directions:
     r"""Return the ``k`` directions along which the loss falls fastest.
 
-    The same as ``plastic_core``'s growth along a dense gradient: the leading singular vectors of
-    :math:`P G Q`, where P and Q project out what the layer has. With :math:`G = Y^T X` it is
-    :math:`(Y P)^T (X Q)`, whose range is found from products with its factors; G is not formed.
+    They are the leading singular vectors of :math:`P G Q`, where :math:`G = dL/dW` and P and Q
+    project out what the layer has: of all steps of rank k and unit spectral norm,
+    :math:`-\sum_{i \le k} p_i q_i^T` lowers :math:`\langle P G Q, D \rangle` most (von Neumann's
+    trace inequality). The minus goes to U. With :math:`G = Y^T X` it is :math:`(Y P)^T (X Q)`,
+    whose range is found from products with its factors; G is not formed.
 
     Args:
         layer: The layer; not changed.
-        passed: What passed it.
+        gradient: What passes it, from ``gradient_factors``.
         k: From 0 to ``max_rank - rank``.
 
     Note:
@@ -44,11 +46,11 @@ def steepest_directions(layer: RankLayer, passed: GradientFactors, k: int) -> Di
     U, _, Vh = as_arrays(layer.factors())
     if k == 0:
         return Directions(U[:, :0], Vh[:0])
-    rows, columns = _without(passed.gradients, U), _without(passed.inputs, Vh.T)
+    rows, columns = _without(gradient.gradients, U), _without(gradient.inputs, Vh.T)
     beyond = LowRank(rows.T, columns)
-    k_found = min(k, len(rows))
-    found = leading_triplets(beyond, float(np.sqrt(beyond.squared_norm())), k_found, key=0)
-    left, right = _padded(-found.U, k), _padded(found.Vh.T, k)
+    norm = float(np.sqrt(beyond.squared_norm()))
+    triplets = leading_triplets(beyond, norm, min(k, len(rows)), key=0)
+    left, right = _padded(-triplets.U, k), _padded(triplets.Vh.T, k)
     return Directions(orthonormal_beyond(U, left), orthonormal_beyond(Vh.T, right).T)
 
 
@@ -66,15 +68,15 @@ def descent_score(model: nn.Module, loss: Loss) -> dict[str, float]:
     Note:
         One pass forwards and backwards.
     """
-    passed = gradient_factors(model, loss)
     layers = find_rank_layers(model)
     scores = dict.fromkeys(layers, 0.0)
-    for path, own in passed.items():
-        scores[path] = predicted_decrease(layers[path], own, 1) if own.finite else math.nan
+    for path, gradient in gradient_factors(model, loss).items():
+        decrease = predicted_decrease(layers[path], gradient, 1) if gradient.finite else math.nan
+        scores[path] = decrease
     return scores
 
 
-def predicted_decrease(layer: RankLayer, passed: GradientFactors, k: int) -> float:
+def predicted_decrease(layer: RankLayer, gradient: GradientFactors, k: int) -> float:
     r"""Return by how much ``k`` new components are predicted to lower the loss.
 
     Directions are found on every other token and judged on the rest, for what is steep on the
@@ -89,12 +91,12 @@ def predicted_decrease(layer: RankLayer, passed: GradientFactors, k: int) -> flo
         Not negative; in the unit of the loss.
     """
     k = min(k, layer.max_rank - layer.rank)
-    chosen, rest = (GradientFactors(*(part[i::2] for part in passed)) for i in (0, 1))
-    if k == 0 or not len(rest.inputs):
+    even, odd = (GradientFactors(*(part[i::2] for part in gradient)) for i in (0, 1))
+    if k == 0 or not len(odd.inputs):
         return 0.0
-    U, Vh = steepest_directions(layer, chosen, k)
+    U, Vh = steepest_directions(layer, even, k)
     # Half of the tokens have half of the gradient.
-    along = 2.0 * ((rest.gradients @ U) * (rest.inputs @ Vh.T)).astype(np.float64)
+    along = 2.0 * ((odd.gradients @ U) * (odd.inputs @ Vh.T)).astype(np.float64)
     slopes, curvatures = along.sum(axis=0), len(along) * np.square(along).sum(axis=0)
     gains = np.square(slopes) / (2 * np.maximum(curvatures, np.finfo(np.float64).tiny))
     return float(gains[slopes < 0].sum())

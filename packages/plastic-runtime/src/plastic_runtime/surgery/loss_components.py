@@ -10,13 +10,13 @@ from plastic_core.factors import Arrays, as_arrays
 from plastic_runtime.surgery.gradient_factors import GradientFactors
 
 DAMPING = 0.03
+"""What is added to each Gram, as a fraction of its mean eigenvalue (heuristic): a direction that
+the probe happens to miss must cost something."""
 
 Float64 = NDArray[np.float64]
 
 
-def loss_components(
-    layer: RankLayer, passed: GradientFactors, *, damping: float = DAMPING
-) -> Arrays:
+def loss_components(layer: RankLayer, gradient: GradientFactors) -> Arrays:
     r"""Return the plastic part as the sum of components, the one that is worth most first.
 
     With :math:`R = E[x x^T]` over the inputs and :math:`C = E[g g^T]` over the gradients of the
@@ -31,9 +31,7 @@ def loss_components(
 
     Args:
         layer: The layer; not changed.
-        passed: What passed it, from ``gradient_factors``.
-        damping: What is added to each Gram, as a fraction of its mean eigenvalue, above 0: a
-            direction that the probe happens to miss must cost something.
+        gradient: What passes it, from ``gradient_factors``.
 
     Returns:
         ``U (out, r)``, ``S (r,)`` non-negative and non-increasing, ``Vh (r, in)``, float32, with
@@ -44,21 +42,19 @@ def loss_components(
         curvature*, 2015, arXiv 1503.05671, section 3.
     """
     U, S, Vh = (part.astype(np.float64) for part in as_arrays(layer.factors()))
-    tokens = len(passed.inputs)
-    left, left_inverse = _root(passed.gradients, U, tokens, damping)
-    right, right_inverse = _root(passed.inputs, Vh.T, 1 / tokens, damping)
+    tokens = len(gradient.inputs)
+    left, left_inverse = _root(gradient.gradients, U, tokens)
+    right, right_inverse = _root(gradient.inputs, Vh.T, 1 / tokens)
     P, values, Qh = linalg.thin_svd((left * S) @ right.T)
     parts = U @ (left_inverse @ P), values, (Qh @ right_inverse.T) @ Vh
     return parts[0].astype(np.float32), parts[1].astype(np.float32), parts[2].astype(np.float32)
 
 
-def _root(
-    rows: NDArray[np.float32], basis: Float64, weight: float, damping: float
-) -> tuple[Float64, Float64]:
+def _root(rows: NDArray[np.float32], basis: Float64, weight: float) -> tuple[Float64, Float64]:
     """``A`` and a right inverse of it, where ``A^T A`` is the damped Gram of ``rows @ basis``."""
     inner = rows.astype(np.float64) @ basis
     mean = float(np.square(rows, dtype=np.float64).sum()) / rows.shape[1]
-    gram = weight * (inner.T @ inner + damping * mean * basis.T @ basis)
+    gram = weight * (inner.T @ inner + DAMPING * mean * basis.T @ basis)
     energies, Q = linalg.eigh(gram)
     # A component with U = 0 has no energy: nothing to pay, and no division by zero.
     lengths = np.sqrt(np.maximum(energies, 1e-14 * energies.max(initial=0.0) + 1e-300))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_core import RankLayer, linalg
+from plastic_core import RankLayer
 from plastic_core.factors import Arrays
 
-from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
+from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.loss_components import loss_components
 from plastic_runtime.surgery.schedule import Holding
 from plastic_runtime.surgery.scores import Loss, bytes_per_rank, find_rank_layers
+from plastic_runtime.surgery.sleepers import sleeping_gain
 
 RELUCTANCE = 2.0  # times the worth of what is awake that a sleeper must show to take its place
 
@@ -54,7 +54,7 @@ class Inventory(NamedTuple):
         return best.count(None), tuple(id for id in best if id is not None)
 
 
-def take_stock(model: nn.Module, sleep: SleepDict, loss: Loss) -> dict[str, Inventory]:
+def value_components(model: nn.Module, sleep: SleepDict, loss: Loss) -> dict[str, Inventory]:
     """Measure on one probe batch what every component, awake or asleep, is worth.
 
     An awake one is worth what leaving it out is predicted to cost; one asleep what adding it with
@@ -73,44 +73,35 @@ def take_stock(model: nn.Module, sleep: SleepDict, loss: Loss) -> dict[str, Inve
         One pass forwards and backwards, and products of the order of the ranks. No gradient of a
         dense weight is formed.
     """
-    passed = gradient_factors(model, loss)
+    gradients = gradient_factors(model, loss)
     return {
-        path: _inventory(layer, sleep, path, finite(path, passed))
+        path: _inventory(layer, sleep, path, finite_gradient(path, gradients))
         for path, layer in find_rank_layers(model).items()
     }
 
 
-def finite(path: str, passed: dict[str, GradientFactors]) -> GradientFactors:
-    """Return what passed a layer.
+def finite_gradient(path: str, gradients: dict[str, GradientFactors]) -> GradientFactors:
+    """Return the gradient of a layer.
 
     Raises:
         ValueError: If nothing did, or not all of it is finite.
     """
-    if path not in passed:
+    if path not in gradients:
         raise ValueError(f"no gradient of the probe's loss reaches the layer '{path}'")
-    if not passed[path].finite:
+    if not gradients[path].finite:
         raise ValueError(f"the probe's loss or gradient is not finite in the layer '{path}'")
-    return passed[path]
+    return gradients[path]
 
 
-def _inventory(layer: RankLayer, sleep: SleepDict, path: str, passed: GradientFactors) -> Inventory:
-    gains = {i: _gain(sleep.get(i), passed) / RELUCTANCE for i in sleep.ids(path)}
+def _inventory(
+    layer: RankLayer, sleep: SleepDict, path: str, gradient: GradientFactors
+) -> Inventory:
+    gains = {i: sleeping_gain(sleep.get(i), gradient) / RELUCTANCE for i in sleep.ids(path)}
     useful = sorted((i for i in gains if gains[i] > 0), key=lambda i: (-gains[i], i))
     return Inventory(
-        components=loss_components(layer, passed),
+        components=loss_components(layer, gradient),
         asleep=tuple(useful),
         gains=tuple(gains[i] for i in useful),
         bytes_per_rank=bytes_per_rank(layer),
         most=layer.max_rank,
     )
-
-
-def _gain(parked: Parked, passed: GradientFactors) -> float:
-    r"""Predicted fall of the loss as ``S u v^T`` is added.
-
-    With :math:`a_t = S (u^T g_t)(v^T x_t)` over the T tokens it is
-    :math:`-\sum a_t - \tfrac{T}{2} \sum a_t^2`.
-    """
-    u, v = (linalg.to_numpy(a.astype(mx.float32)) for a in (parked.U, parked.Vh))
-    along = (float(parked.S) * (passed.gradients @ u) * (passed.inputs @ v)).astype(np.float64)
-    return float(-along.sum() - len(along) * np.square(along).sum() / 2)

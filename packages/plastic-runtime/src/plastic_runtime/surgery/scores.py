@@ -1,14 +1,13 @@
-"""How much the loss cares: about a layer, or about a component asleep."""
+"""How much the loss depends on each layer."""
 
 from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_core import Factors, RankLayer, linalg
+from plastic_core import Factors, RankLayer
 
 from plastic_runtime.measure.intercept import intercepted, modules_by_path
-from plastic_runtime.sleep.sleep_dict import Parked
 
 Loss = Callable[[], mx.array]
 
@@ -36,17 +35,17 @@ def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
         By path, not negative; 0.0 for a layer that the loss does not reach.
     """
     layers = find_rank_layers(model)
-    own = {path: layer.factors() for path, layer in layers.items()}
+    before = {path: layer.factors() for path, layer in layers.items()}
 
     def value(factors: dict[str, list[mx.array]]) -> mx.array:
         set_factors(layers, factors)
         return loss()
 
     try:
-        gradients = mx.grad(value)({path: list(factors) for path, factors in own.items()})
+        gradients = mx.grad(value)({path: list(factors) for path, factors in before.items()})
         mx.eval(gradients)
     finally:
-        set_factors(layers, own)
+        set_factors(layers, before)
     return {path: _norm(gradients[path]) for path in layers}
 
 
@@ -85,22 +84,6 @@ def relevance_score(model: nn.Module, loss: Loss) -> dict[str, float]:
     relevance = {path: float(mx.abs(units[path]).sum()) for path in layers}
     total = sum(relevance.values())
     return {path: r / total if total > 0 else 0.0 for path, r in relevance.items()}
-
-
-def sleeping_benefit(parked: Parked, G: mx.array) -> float:
-    r"""Return :math:`|u^T G v| = |\langle u v^T, dL/dW \rangle|` of a component asleep.
-
-    By so much the loss changes, to first order, per unit of the component's ``S``.
-
-    Args:
-        parked: The component, u of shape ``(out,)``, v of shape ``(in,)``.
-        G: ``dL/dW`` of its layer, shape ``(out, in)``.
-
-    Returns:
-        The benefit, computed in float64 apart from the one product with G.
-    """
-    u, v = linalg.to_numpy(parked.U), linalg.to_numpy(parked.Vh)
-    return abs(float(u.astype(np.float64) @ (linalg.to_numpy(G) @ v)))
 
 
 def set_factors(

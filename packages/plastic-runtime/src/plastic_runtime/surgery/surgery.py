@@ -22,8 +22,7 @@ def grow(
     *,
     path: str,
     optimizer: optim.Optimizer | None = None,
-    gradient: mx.array | None = None,
-    key: mx.array | None = None,
+    key: mx.array,
 ) -> None:
     """Append ``k`` components with ``S = 0``; their optimizer state starts at zero.
 
@@ -36,16 +35,15 @@ def grow(
         k: From 0 to ``layer.max_rank - layer.rank``.
         path: Path of the layer in the model that the optimizer was given.
         optimizer: The one that trains the layer, its state changed in place; None if none does.
-        gradient: ``dL/dW``, shape ``(out, in)``: the new directions follow it.
-        key: From ``mx.random.key``: the new directions are random. See ``RankLayer.grow``.
+        key: From ``mx.random.key``, of the new directions. See ``RankLayer.grow``.
 
     Raises:
-        ValueError: If ``k`` is out of range, or as ``RankLayer.grow``. Nothing has changed then.
+        ValueError: If ``k`` is out of range. Nothing has changed then.
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
     state = LayerState(optimizer, path, layer)
     with noting(f"in layer {path!r}"):
-        layer.grow(k, gradient=gradient, key=key)
+        layer.grow(k, key=key)
     state.write(extended(state.moments(), k))
     mx.eval(layer.factors())
 

@@ -19,7 +19,6 @@ def attach(
     keys: Sequence[str] | None = None,
     also: Mapping[str, int] | Iterable[str] = (),
     gauge: Gauge | None = None,
-    dtype: mx.Dtype = mx.float32,
     seed: int = 0,
 ) -> dict[str, RankLayer]:
     """Freeze a model and give its projections a trainable plastic part that changes nothing yet.
@@ -38,7 +37,6 @@ def attach(
             their own by full path.
         gauge: How the factors are written (``Gauge``): what Adam trains well. Give the same one
             to the manager.
-        dtype: The dtype of the factors and of their optimizer state.
         seed: The seed of the directions.
 
     Returns:
@@ -55,9 +53,7 @@ def attach(
     chosen = _chosen(model, keys) | _outside(model, also)
     model.freeze()
     pairs = zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True)
-    layers = {
-        path: _layer(chosen[path], also.get(path, rank), gauge, dtype, key) for path, key in pairs
-    }
+    layers = {path: _layer(chosen[path], also.get(path, rank), gauge, key) for path, key in pairs}
     model.update_modules(tree_unflatten(list(layers.items())))
     return layers
 
@@ -102,11 +98,9 @@ def _names(key: str, path: str) -> bool:
     return f".{path}".endswith(f".{key}")
 
 
-def _layer(
-    base: Linear, rank: int, gauge: Gauge | None, dtype: mx.Dtype, key: mx.array
-) -> RankLayer:
+def _layer(base: Linear, rank: int, gauge: Gauge | None, key: mx.array) -> RankLayer:
     out, inner = linear_shape(base)
-    empty = mx.zeros((out, 0), dtype), mx.zeros(0, dtype), mx.zeros((0, inner), dtype)
+    empty = mx.zeros((out, 0)), mx.zeros(0), mx.zeros((0, inner))
     layer = RankLayer(*empty, base=base)
     layer.grow(min(rank, layer.max_rank), key=key)
     if gauge is not None:
