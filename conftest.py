@@ -5,10 +5,14 @@ pytest in the root, where ``testpaths`` names every package. A package that cann
 left out, and so is ``tests-integration`` unless all can be. An environment that holds more than
 the package asked for runs more than its tests, and nothing in them fails for it.
 
+Tests run side by side, one process per core and four at most; ``-n0`` runs them in one process, and
+so does naming a single one. What takes longest waits for ``--long``.
+
 No test may reach beyond this machine. What tries to is stopped, and its test fails, even if the
 code under test swallows the error.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,6 +22,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Before anything imports NumPy, and for every child: processes side by side share the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 ROOT = Path(__file__).resolve().parent
 NAMES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
@@ -37,6 +46,27 @@ def pytest_report_header() -> list[str]:
     if not MISSING:
         return []
     return [f"not installed: {', '.join(MISSING)}; so not collected: {', '.join(LEFT_OUT)}"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--long``."""
+    parser.addoption("--long", action="store_true", help="run the tests that take longest too")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes ``-n auto`` means: none of its own for tests that are named."""
+    named = any("::" in argument for argument in config.args)
+    return 0 if named else min(os.cpu_count() or 1, 4)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked ``long`` unless it is asked for."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long: run with --long"))
 
 
 reached: list[str] = []

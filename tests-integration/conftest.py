@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -13,13 +14,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
+from filelock import FileLock
+from plastic_export import Calibration, Quantised, execute_plan, plan_checkpoint
 from plastic_export.cli import main
+from plastic_export.plan import Choices, Format
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+T = TypeVar("T")
 
 DATA = Path(__file__).parent / "data" / "stdlib-llama"
 
@@ -40,6 +43,31 @@ def calibration() -> Path:
 def heldout() -> Path:
     """Text it was not trained on."""
     return DATA / "heldout.txt"
+
+
+class Once(Protocol):
+    """``once(name, make)``: what ``make(folder)`` returned, in whichever process it ran first."""
+
+    def __call__(self, name: str, make: Callable[[Path], T]) -> T: ...
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A function that does slow work once per session, for all processes that run its tests."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def call(name: str, make: Callable[[Path], T]) -> T:
+        folder, result = shared / name, shared / f"{name}.pickle"
+        with FileLock(shared / f"{name}.lock"):
+            if not result.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                result.write_bytes(pickle.dumps(make(folder)))
+        found: T = pickle.loads(result.read_bytes())
+        return found
+
+    return call
 
 
 @pytest.fixture
@@ -96,3 +124,34 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, out, err
 
     return call
+
+
+CHOICES: dict[Format, Choices] = {  # so that every format has what is its own, in a few seconds
+    "mixed": Choices(bits=(2, 3, 4)),
+    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
+    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
+}
+
+
+@pytest.fixture(scope="session")
+def in_every_format(checkpoint: Path, calibration: Path, once: Once) -> dict[str, Quantised]:
+    """Two blocks at 3.5 bits per weight in every format, from one short calibration."""
+
+    def make(folder: Path) -> dict[str, Quantised]:
+        file, text = folder / "plan.json", Calibration(calibration, window=64, windows=16)
+        written = {}
+        for format, choices in CHOICES.items():
+            plan_checkpoint(
+                checkpoint,
+                file,
+                calibration=text,
+                budgets=[3.5],
+                format=format,
+                choices=choices,
+                include=["*.[23].*"],
+                force=True,
+            )
+            written[format] = execute_plan(checkpoint, folder / format, file)
+        return written
+
+    return once("formats", make)

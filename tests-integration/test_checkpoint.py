@@ -88,7 +88,6 @@ def test_stock_mlx_lm_asks_before_it_runs_the_model_file(compressed: Compress) -
         mlx_lm.load(str(compressed["stable"].out))
 
 
-@pytest.mark.slow
 def test_the_commands_of_stock_mlx_lm_accept_it(compressed: Compress, tmp_path: Path) -> None:
     out = compressed["energy"].out
     words = ["--trust-remote-code", "--prompt", "def ", "--max-tokens", 4]
@@ -101,7 +100,6 @@ def test_the_commands_of_stock_mlx_lm_accept_it(compressed: Compress, tmp_path: 
     assert "Generation: " in stock("generate", "--model", quantised, *words)
 
 
-@pytest.mark.slow
 def test_the_server_of_stock_mlx_lm_answers(
     compressed: Compress, ask_server: Callable[..., Any]
 ) -> None:

@@ -11,43 +11,15 @@ from typing import Any, get_args
 
 import mlx_lm
 import pytest
-from plastic_export import Calibration, Quantised, evaluate, execute_plan, plan_checkpoint, verify
+from plastic_export import Quantised, evaluate, verify
 from plastic_export.cli import main
-from plastic_export.plan import Choices, Format
+from plastic_export.plan import Format
 
 FORMATS = get_args(Format)
 BUDGET = 3.5
-FEW = {  # so that every format has what is its own, after a few seconds
-    "mixed": Choices(bits=(2, 3, 4)),
-    "corrected": Choices(bits=(2,), factor_bits=(8,), bare=True),
-    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
-}
 HEADER = 200 * 9  # bytes that a matrix takes in the headers of the files, at most
 
 Outputs = dict[str, Quantised]
-
-
-@pytest.fixture(scope="module")
-def outputs(
-    checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Outputs:
-    """The checkpoint at 3.5 bits per weight in every format, from one plan file and its Grams."""
-    folder = tmp_path_factory.mktemp("formats")
-    file, text = folder / "plan.json", Calibration(calibration, window=128, windows=16)
-    written = {}
-    for format in FORMATS:
-        plan_checkpoint(
-            checkpoint,
-            file,
-            calibration=text,
-            budgets=[BUDGET],
-            format=format,
-            choices=FEW[format],
-            embeddings=False,  # which would be stored in two bits or not at all
-            force=True,
-        )
-        written[format] = execute_plan(checkpoint, folder / format, file)
-    return written
 
 
 def words_to_load(result: Quantised) -> list[str]:
@@ -59,8 +31,10 @@ def words_to_load(result: Quantised) -> list[str]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_bytes_on_disk_are_those_that_were_planned(outputs: Outputs, format: str) -> None:
-    result = outputs[format]
+def test_the_bytes_on_disk_are_those_that_were_planned(
+    in_every_format: Outputs, format: str
+) -> None:
+    result = in_every_format[format]
     assert result.plan.bits_per_weight <= BUDGET
     assert sum(r.stored_bytes for r in result.matrices) == result.plan.nbytes
     left = result.source_bytes - sum(r.source_bytes for r in result.matrices)
@@ -69,30 +43,33 @@ def test_the_bytes_on_disk_are_those_that_were_planned(outputs: Outputs, format:
     assert verify(result.out) == []
 
 
-def test_each_format_holds_what_is_its_own(outputs: Outputs) -> None:
-    corrected = outputs["corrected"]
+def test_each_format_holds_what_is_its_own(in_every_format: Outputs) -> None:
+    corrected = in_every_format["corrected"]
     assert corrected.needs_model_file
     assert {"2 bits + rank", "rank"} <= corrected.plan.mix.keys()
-    assert {r.rank for r in outputs["adapter"].matrices} == {0, 4}
-    assert outputs["adapter"].adapter_bytes > 0
-    assert outputs["mixed"].plan.rank == 0
+    assert {r.rank for r in in_every_format["adapter"].matrices} == {0, 4}
+    assert in_every_format["adapter"].adapter_bytes > 0
+    assert in_every_format["mixed"].plan.rank == 0
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_it_diverges_about_as_predicted(
-    checkpoint: Path, heldout: Path, outputs: Outputs, format: str
+    checkpoint: Path, heldout: Path, in_every_format: Outputs, format: str
 ) -> None:
     # Measured 1.1, 1.9 and 1.6: two bits are beyond what the second order predicts.
-    ratio = divergence(outputs[format].out, checkpoint, heldout) / outputs[format].plan.cost
+    ratio = (
+        divergence(in_every_format[format].out, checkpoint, heldout)
+        / in_every_format[format].plan.cost
+    )
     assert 0.7 < ratio < 2.4
 
 
 def test_the_adapter_brings_the_backbones_nearer_to_the_source(
-    checkpoint: Path, heldout: Path, outputs: Outputs, tmp_path: Path
+    checkpoint: Path, heldout: Path, in_every_format: Outputs, tmp_path: Path
 ) -> None:
-    bare = shutil.copytree(outputs["adapter"].out, tmp_path / "bare")
+    bare = shutil.copytree(in_every_format["adapter"].out, tmp_path / "bare")
     (bare / "plastic.json").unlink()  # without which its adapter is not known for ours
-    with_it = divergence(outputs["adapter"].out, checkpoint, heldout)
+    with_it = divergence(in_every_format["adapter"].out, checkpoint, heldout)
     assert with_it < 0.97 * divergence(bare, checkpoint, heldout)  # measured 0.94
 
 
@@ -103,8 +80,8 @@ def divergence(out: Path, checkpoint: Path, text: Path) -> float:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_stock_mlx_lm_loads_and_generates(outputs: Outputs, format: str) -> None:
-    result = outputs[format]
+def test_stock_mlx_lm_loads_and_generates(in_every_format: Outputs, format: str) -> None:
+    result = in_every_format[format]
     model, tokenizer = mlx_lm.load(
         str(result.out),
         adapter_path=str(result.out / "adapters") if result.adapter_bytes else None,
@@ -113,22 +90,22 @@ def test_stock_mlx_lm_loads_and_generates(outputs: Outputs, format: str) -> None
     assert isinstance(mlx_lm.generate(model, tokenizer, "def main(", max_tokens=4), str)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_command_of_stock_mlx_lm_answers_a_prompt(outputs: Outputs, format: str) -> None:
-    words = [*words_to_load(outputs[format]), "--prompt", "def ", "--max-tokens", "4"]
+def test_the_command_of_stock_mlx_lm_answers_a_prompt(
+    in_every_format: Outputs, format: str
+) -> None:
+    words = [*words_to_load(in_every_format[format]), "--prompt", "def ", "--max-tokens", "4"]
     command = [sys.executable, "-m", "mlx_lm", "generate", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "Generation: " in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_server_of_stock_mlx_lm_answers_a_prompt(
-    outputs: Outputs, ask_server: Callable[..., Any], format: str
+    in_every_format: Outputs, ask_server: Callable[..., Any], format: str
 ) -> None:
-    answer = ask_server(*words_to_load(outputs[format]))
+    answer = ask_server(*words_to_load(in_every_format[format]))
     assert answer["usage"]["completion_tokens"] == 3
 
 

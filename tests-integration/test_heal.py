@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import mlx.core as mx
 import mlx_lm
@@ -18,26 +18,20 @@ from plastic_export import (
     Calibration,
     FormatError,
     HealingOptions,
+    Quantised,
     compress,
     evaluate,
-    execute_plan,
     heal,
     load_safetensors,
-    plan_checkpoint,
     read_manifest,
     restore,
     verify,
 )
-from plastic_export.plan import Choices, Format
+from plastic_export.plan import Format
 
 T = TypeVar("T")
 Run = Callable[..., tuple[int, str, str]]
 SHORT = HealingOptions(steps=6, batch=2)
-CHOICES: dict[Format, Choices] = {
-    "mixed": Choices(bits=(2, 3, 4)),
-    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
-    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,33 +52,11 @@ def factored(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return compress(checkpoint, tmp_path_factory.mktemp("factored") / "out", keep=0.6).out
 
 
-@pytest.fixture(scope="module")
-def planned(
-    checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Plans in every format from one short calibration, each with what is its own."""
-    folder = tmp_path_factory.mktemp("planned")
-    file, few = folder / "plan.json", Calibration(calibration, window=64, windows=16)
-    for format, choices in CHOICES.items():
-        plan_checkpoint(
-            checkpoint,
-            file,
-            calibration=few,
-            budgets=[3.5],
-            format=format,
-            choices=choices,
-            include=["*.[23].*"],
-            force=True,
-        )
-        execute_plan(checkpoint, folder / format, file)
-    return {format: folder / format for format in CHOICES}
-
-
-@pytest.fixture(scope="module", params=["rounded", "factored", *CHOICES])
+@pytest.fixture(scope="module", params=["rounded", "factored", *get_args(Format)])
 def compressed(request: pytest.FixtureRequest) -> Path:
-    if request.param in CHOICES:
-        planned: dict[str, Path] = request.getfixturevalue("planned")
-        return planned[request.param]
+    if request.param in get_args(Format):
+        result: Quantised = request.getfixturevalue("in_every_format")[request.param]
+        return result.out
     found: Path = request.getfixturevalue(request.param)
     return found
 
@@ -130,7 +102,7 @@ def test_it_diverges_less_on_other_text_and_keeps_its_codes_and_size(
     compressed: Path, checkpoint: Path, text: Calibration, heldout: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = heal(compressed, checkpoint, out, calibration=text, options=HealingOptions(24, 4))
+    result = heal(compressed, checkpoint, out, calibration=text, options=HealingOptions(12, 4))
     assert result.kl_after < 0.98 * result.kl_before  # so little text repairs little
     before, after = (divergence(f, checkpoint, heldout) for f in (compressed, out))
     assert after < 0.98 * before
@@ -187,18 +159,21 @@ def test_what_was_kept_exactly_is_kept_through_healing(
     assert all(np.array_equal(array_bytes(source[n]), array_bytes(back[n])) for n in source)
 
 
-@pytest.mark.parametrize("step", [1, 5])
-def test_a_cut_run_ends_bit_for_bit_like_one_that_was_not(
-    compressed: Path, checkpoint: Path, text: Calibration, tmp_path: Path, step: int
+def test_a_run_cut_early_or_late_ends_bit_for_bit_like_one_that_was_not(
+    compressed: Path, checkpoint: Path, calibration: Path, tmp_path: Path
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    heal(compressed, checkpoint, whole, calibration=text, options=SHORT)
-    with pytest.raises(KeyboardInterrupt):
-        heal(compressed, checkpoint, out, calibration=text, options=SHORT, track=cut_at(step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.heal.safetensors", "whole"]
-    heal(compressed, checkpoint, out, calibration=text, options=SHORT)
-    assert contents(out) == contents(whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    whole, few = tmp_path / "whole", Calibration(calibration, window=64, windows=16)
+    heal(compressed, checkpoint, whole, calibration=few, options=SHORT)
+    for step in (1, 5):
+        out = tmp_path / f"cut-{step}"
+        with pytest.raises(KeyboardInterrupt):
+            heal(compressed, checkpoint, out, calibration=few, options=SHORT, track=cut_at(step))
+        left = [f"{out.name}.heal.safetensors", "whole"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+        heal(compressed, checkpoint, out, calibration=few, options=SHORT)
+        assert contents(out) == contents(whole)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "whole"]
+        shutil.rmtree(out)
 
 
 def test_a_cut_run_is_not_continued_with_other_arguments(

@@ -11,8 +11,8 @@ import pytest
 FAULTS = Path(__file__).resolve().parents[1] / "tools" / "faults"
 
 
-def quick(tool: str) -> None:
-    command = [sys.executable, str(FAULTS / tool), "--quick"]
+def quick(tool: str, *words: str) -> None:
+    command = [sys.executable, str(FAULTS / tool), "--quick", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -23,4 +23,9 @@ def test_memory_and_open_files_stay_flat() -> None:
 
 
 def test_two_processes_with_one_seed_write_the_same_bytes() -> None:
-    quick("repeat.py")
+    quick("repeat.py", "--parts", "compressed", "trained")
+
+
+@pytest.mark.long
+def test_two_processes_with_one_seed_write_the_same_plans() -> None:
+    quick("repeat.py", "--parts", "planned")

@@ -2,6 +2,7 @@
 
     uv run tools/faults/repeat.py            every output, the demo included: about two minutes
     uv run tools/faults/repeat.py --quick    without the demo, with less text
+    uv run tools/faults/repeat.py --quick --parts compressed trained
 
 The two processes have different ``PYTHONHASHSEED``s, so that no order of a set or of a hash decides
 anything. Compared are the SHA-256 of every file written: compressed by rank in both formats and
@@ -146,7 +147,7 @@ def in_process(part: str, windows: int, seed: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name) / "work"  # of the same name in both, which outputs may state
         work.mkdir()
-        command = [sys.executable, __file__, "--part", part, "--windows", str(windows)]
+        command = [sys.executable, __file__, "--child", part, "--windows", str(windows)]
         environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": seed}
         subprocess.run(command, check=True, cwd=work, env=environment)
         return digests(work)
@@ -156,15 +157,16 @@ def main() -> int:
     """Print one row per part; 1 if a file differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="without the demo, with less text")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="some outputs")
+    parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--windows", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
-        PARTS[options.part](Path(), options.windows)
+    if options.child:
+        PARTS[options.child](Path(), options.windows)
         return 0
     table = Table("output", "files", "the same", "different")
     differing = []
-    for part in PARTS:
+    for part in options.parts:
         if options.quick and part == "demo":
             continue
         windows = FEW if options.quick else 64
