@@ -21,9 +21,10 @@ PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("packages/*/README.md")),
     *sorted(ROOT.glob("codex/guide/*.md")),
-    *(ROOT / "codex" / name for name in ("runbook.md", "glossary.md", "decisions.md")),
+    *sorted(ROOT.glob("codex/*.md")),
 ]
 WITH_PYTHON = [page for page in PAGES if "```python\n" in page.read_text()]
+SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 LONGEST_README = 130
 LONGEST_PARAGRAPH = 400
 RUNNERS = ("uv run ", "uv run --with scikit-learn --with torch ", "")
@@ -147,3 +148,26 @@ def test_the_readme_is_short_and_so_are_its_paragraphs() -> None:
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
     lines = [line for line in prose.splitlines() if not line.startswith("|")]
     assert [line for line in lines if len(line) > LONGEST_PARAGRAPH] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_module_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"(?:[\w-]+/)+(?!NAME)\w+\.py\b", page.read_text())
+    roots = [ROOT, *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/src/plastic_*")]
+    assert [name for name in named if not any((root / name).is_file() for root in roots)] == []
+
+
+def test_every_name_in_the_glossary_is_in_the_code() -> None:
+    text = (ROOT / "codex" / "glossary.md").read_text()
+    known = {part.removesuffix(".py") for path in SOURCES for part in path.parts}
+    known |= {word for path in SOURCES for word in re.findall(r"\w+", path.read_text())}
+    named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"\w+", code)}
+    assert (
+        sorted(named - known - {"codex", "tests", "integration", "test_rooms", "json", "py"}) == []
+    )
+
+
+def test_the_runbook_lists_every_room() -> None:
+    rooms = {path.parent.name for path in ROOT.glob("packages/*/src/plastic_*/*/__init__.py")}
+    map_of_rooms = (ROOT / "codex" / "runbook.md").read_text().partition("## Daily commands")[0]
+    assert rooms - set(re.findall(r"\w+", map_of_rooms)) == set()
