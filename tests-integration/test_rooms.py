@@ -18,8 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {path.name: path for path in sorted(ROOT.glob("packages/*/src/plastic_*"))}
 MOST_MODULES = 16
 FLOORS = {
-    "plastic_select": "linalg check budget threshold spectrum polynomial theorem allocation choose "
-    "together",
+    "plastic_select": "linalg check budget spectrum polynomial rules allocation choose together",
     "plastic_core": "linalg files factors loss rounding layer testing",
     "plastic_runtime": "measure sleep log surgery manager training",
     "plastic_export": "process checkpoint folder exact model calibration evaluation plan format "

@@ -22,6 +22,7 @@ from plastic_select import (
     stable_rank,
     stable_rank_of_spectrum,
 )
+from plastic_select.rules import RULES, Energy, Rule, Stable, Theorem, Threshold
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 Problem = tuple[list[NDArray[np.float64]], list[tuple[int, int]]]
@@ -93,14 +94,14 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones(strategy: str) -> No
 def test_stable_is_the_stable_rank_rounded_up() -> None:
     stable = (16 + 4 + 1 + 1 + 0.25 + 0.25 + 0.01 + 0.01) / 16
     assert choose_rank(A, 0.0).rank == math.ceil(stable) == 2
-    assert choose_rank(A, 0.0, "stable", multiple=2.0).rank == math.ceil(2 * stable) == 3
-    assert choose_rank(A, 0.0, "stable", multiple=1e300).rank == 4  # the budget
+    assert choose_rank(A, 0.0, Stable(2.0)).rank == math.ceil(2 * stable) == 3
+    assert choose_rank(A, 0.0, Stable(1e300)).rank == 4  # the budget
 
 
 def test_energy_is_the_least_rank_that_retains_it_within_the_budget() -> None:
-    choice = choose_rank(A, 0.0, "energy", retained_energy=0.9)
+    choice = choose_rank(A, 0.0, Energy(0.9))
     assert choice.rank == energy_rank(np.diag(A), 0.9) == 3
-    assert choose_rank(A, 0.6, "energy", retained_energy=0.9).rank == budget_rank((8, 8), 0.6) == 1
+    assert choose_rank(A, 0.6, Energy(0.9)).rank == budget_rank((8, 8), 0.6) == 1
     assert choose_rank(A, 0.0, "energy").rank == 4
 
 
@@ -133,14 +134,46 @@ def test_arguments_that_a_strategy_lacks_or_does_not_take_are_refused() -> None:
         choose_rank(A, 0.3, "activation")
     with pytest.raises(ValueError, match=r"needs `gram`.* Got strategy 'stable' with"):
         choose_rank(A, 0.3, gram=np.eye(8))
-    with pytest.raises(ValueError, match="`retained_energy` is for strategy 'energy', not 'stab"):
-        choose_rank(A, 0.3, retained_energy=0.5)
-    with pytest.raises(ValueError, match=r"`retained_energy` must be above 0 .* got 0"):
-        choose_rank(A, 0.3, "energy", retained_energy=0)
-    with pytest.raises(ValueError, match="`multiple` is for strategy 'stable', not 'energy'"):
-        choose_rank(A, 0.3, "energy", multiple=2.0)
-    with pytest.raises(ValueError, match="`multiple` must be positive and finite, got 0"):
-        choose_rank(A, 0.3, multiple=0)
+
+
+@pytest.mark.parametrize("number", [0, -1.0, math.inf, math.nan])
+def test_numbers_out_of_range_are_refused_by_their_rule(number: float) -> None:
+    with pytest.raises(ValueError, match=f"`retained_energy` must be above 0 .* got {number}"):
+        Energy(number)
+    with pytest.raises(ValueError, match=f"`multiple` must be positive and finite, got {number}"):
+        Stable(number)
+
+
+def test_a_rule_may_be_given_by_name_or_as_an_object() -> None:
+    assert tuple(rule.name for rule in RULES.values()) == tuple(RULES) == STRATEGIES
+    for name, rule in RULES.items():
+        gram = np.eye(8) if rule.needs_gram else None
+        assert choose_rank(A, 0.3, rule(), gram=gram) == choose_rank(A, 0.3, name, gram=gram)
+        problem = [np.diag(A)] * 2, [(8, 8)] * 2, 0.3
+        assert choose_ranks(*problem, rule()) == choose_ranks(*problem, name)
+
+
+@pytest.mark.parametrize(
+    ("free", "enough", "scarce"),
+    [(Stable(), Stable(50.0), Stable(0.2)), (Energy(), Energy(1.0), Energy(0.3))],
+)
+def test_a_number_of_the_rule_is_the_largest_that_matrices_have_in_common(
+    free: Rule, enough: Rule, scarce: Rule
+) -> None:
+    spectra, shapes = [np.ones(40), 1.0 / np.arange(1, 41)], [(40, 40)] * 2
+    by_budget = choose_ranks(spectra, shapes, 0.5, free)
+    assert choose_ranks(spectra, shapes, 0.5, enough) == by_budget
+    by_number = [c.rank for c in choose_ranks(spectra, shapes, 0.5, scarce)]
+    alone = [choose_rank_from_spectrum(s, (40, 40), 0.0, scarce).rank for s in spectra]
+    assert by_number == alone < [c.rank for c in by_budget]
+
+
+@pytest.mark.parametrize("rule", [Stable(0.7), Energy(0.9), Theorem(), Threshold(noise=0.01)])
+def test_a_rule_of_your_own_numbers_reads_part_of_a_spectrum(rule: Rule) -> None:
+    s = np.array([1.0] * 3 + [0.1] * 3)
+    choice = rule.choose(s, (40, 60), budget=6)
+    assert 1 <= choice.rank <= 6
+    assert choice.strategy == rule.name
 
 
 @quick

@@ -12,7 +12,6 @@ from plastic_runtime.log.events import (
 from plastic_runtime.log.loss_log import LossRecord, append_loss, read_losses
 from plastic_runtime.manager.manager import PlasticityManager
 from plastic_runtime.manager.state import Settings
-from plastic_runtime.manager.targets import Target
 from plastic_runtime.measure.blockwise import measure_grams
 from plastic_runtime.measure.fisher import loss_grams
 from plastic_runtime.measure.gram_file import GramFile
@@ -58,7 +57,6 @@ __all__ = [
     "Settings",
     "SleepDict",
     "SleepStore",
-    "Target",
     "Track",
     "append_loss",
     "attach",

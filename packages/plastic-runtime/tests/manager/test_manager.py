@@ -15,10 +15,11 @@ from plastic_runtime import (
     Parked,
     PlasticityManager,
     SleepDict,
-    Target,
     read_events,
 )
-from plastic_runtime.manager.targets import plastic_spectrum
+from plastic_runtime.manager.targets import RankTarget, plastic_spectrum
+from plastic_select import STRATEGIES
+from plastic_select.rules import Activation, Stable
 
 DIMS = 10
 COMPONENT = 4 * (2 * DIMS + 1)
@@ -187,7 +188,7 @@ def test_sleep_dict_is_no_parameter_of_anything() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "loud"}, r"`strategy` must be one of 'activation', 'stable', 'theorem'"),
+        ({"strategy": "loud"}, r"`strategy` must be one of 'activation', .*'stable', 'theorem'"),
         ({"score": "loud"}, r"`score` must be one of \['descent', .*\], got 'loud'"),
         ({"strategy": "activation"}, r"`grams` must hold the input Gram of 'layers.0'"),
         ({"max_bytes": 10}, r"`max_bytes` must be at least the 168 bytes awake, got 10"),
@@ -243,32 +244,40 @@ def test_the_spectrum_of_unbalanced_factors_is_that_of_their_product() -> None:
 @pytest.mark.parametrize("r", range(1, 6))
 def test_the_theorem_finds_a_gap_wherever_it_is_and_none_where_there_is_none(r: int) -> None:
     spectrum = np.array([1.0] * r + [1e-2] * (6 - r))
-    assert Target("theorem").rank(spectrum, (40, 60)) == r
-    assert Target("theorem").rank(np.ones(r), (40, 60)) == r
+    assert RankTarget.of("theorem").rank(spectrum, (40, 60)) == r
+    assert RankTarget.of("theorem").rank(np.ones(r), (40, 60)) == r
 
 
 def test_no_target_exceeds_the_budget() -> None:
-    for strategy in ("stable", "theorem", "activation"):
-        target = Target(strategy, target_compression=0.5)
+    for strategy in STRATEGIES:
+        target = RankTarget.of(strategy, target_compression=0.5)
         assert target.rank(np.ones(9), (20, 20)) == 5
 
 
 def test_a_layer_without_components_asks_for_none() -> None:
-    assert Target().rank(np.zeros(0), (5, 5)) == 0
+    assert RankTarget.of("stable").rank(np.zeros(0), (5, 5)) == 0
     assert plastic_spectrum(layer([]), gram=np.eye(DIMS)).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"multiple": 0.0}, "`multiple` must be positive"),
-        ({"target_compression": 1.0}, "`target_compression` must be at least 0"),
-        ({"strategy": "activation", "retained_energy": 0.0}, "`retained_energy` must be above 0"),
-    ],
-)
-def test_a_target_out_of_range_is_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Target(**options)  # type: ignore[arg-type]
+def test_numbers_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="`multiple` must be positive"):
+        manage(model([1.0]), strategy=Stable(0.0))
+    with pytest.raises(ValueError, match="`retained_energy` must be above 0"):
+        manage(model([1.0]), strategy=Activation(0.0))
+    with pytest.raises(ValueError, match="`target_compression` must be at least 0"):
+        manage(model([1.0]), target_compression=1.0)
+
+
+def test_a_name_stands_for_a_rule_that_keeps_nearly_all_energy() -> None:
+    spectrum = np.sqrt([0.6, 0.3, 0.095, 0.005])
+    for strategy in ("energy", "activation"):
+        assert RankTarget.of(strategy).rank(spectrum, (40, 60)) == 3
+    assert RankTarget.of(Activation(0.9)).rank(spectrum, (40, 60)) == 2
+    assert RankTarget.of("energy").as_json() == {
+        "strategy": "energy",
+        "retained_energy": 0.99,
+        "target_compression": 0.0,
+    }
 
 
 def test_grams_are_ignored_by_strategies_that_need_none() -> None:

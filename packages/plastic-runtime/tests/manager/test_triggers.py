@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from plastic_core import RankLayer
-from plastic_runtime import Gram, PlasticityEvent, PlasticityManager, Target, gradient_factors
+from plastic_runtime import Gram, PlasticityEvent, PlasticityManager, gradient_factors
+from plastic_select.rules import Stable
 
 DIMS = 12
 QUICK = {
@@ -240,7 +241,7 @@ def test_without_a_probe_the_largest_sleepers_wake_first() -> None:
 
 def test_a_soft_threshold_lowers_what_stays_and_parks_what_it_had() -> None:
     model = stack([1.0, 1.0, 0.2, 0.1])
-    manager = manage(model, soft_threshold=True, strategy=Target("stable", multiple=0.9))
+    manager = manage(model, soft_threshold=True, strategy=Stable(0.9))
     event = until(manager, "shrink")
     assert event.rank_after == 2
     np.testing.assert_allclose(np.array(model.layers[0].S), [0.8, 0.8], rtol=1e-5)

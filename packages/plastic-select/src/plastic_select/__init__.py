@@ -5,13 +5,11 @@ from importlib.metadata import version
 from plastic_select.allocation.allocation import Allocation, allocate
 from plastic_select.allocation.options import Option, rank_options
 from plastic_select.budget import break_even_rank, budget_rank
-from plastic_select.choose import (
-    STRATEGIES,
-    RankChoice,
-    choose_rank,
-    choose_rank_from_spectrum,
-)
+from plastic_select.choose import STRATEGIES, choose_rank, choose_rank_from_spectrum
 from plastic_select.polynomial import RankIdentity, gcd_and_lcm, horner, rank_identity
+from plastic_select.rules.rule import RankChoice
+from plastic_select.rules.theorem import rank_bracket, theorem_guided_rank, theorem_rank
+from plastic_select.rules.threshold import optimal_threshold_rank
 from plastic_select.spectrum import (
     effective_rank,
     effective_rank_of_spectrum,
@@ -21,8 +19,6 @@ from plastic_select.spectrum import (
     stable_rank_of_spectrum,
     weighted_singular_values,
 )
-from plastic_select.theorem import rank_bracket, theorem_guided_rank, theorem_rank
-from plastic_select.threshold import optimal_threshold_rank
 from plastic_select.together import choose_ranks
 
 __version__ = version("plastic-select")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from plastic_select import STRATEGIES
+from plastic_select.rules import NEED_GRAM
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.cli.console import (
@@ -23,6 +24,7 @@ from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.reporting.compress import present_compressed, present_quantised
 
 RANK, PLAN = ("rank",), ("plan",)
+NEEDS_TEXT = " or ".join(NEED_GRAM)
 
 
 @click.command(
@@ -55,7 +57,7 @@ RANK, PLAN = ("rank",), ("plan",)
     help="factored: two thin matrices each, needs --trust-remote-code. dense: their product, loads "
     "everywhere and saves no bytes.",
 )
-@form_option(RANK, "--calibration", type=TEXT, help="Text for --strategy activation.")
+@form_option(RANK, "--calibration", type=TEXT, help=f"Text for --strategy {NEEDS_TEXT}.")
 @form_option(
     RANK,
     "--window",

@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 from plastic_core.files import copy_file, write_json
 from plastic_runtime import Track, untracked
+from plastic_select.rules import NEED_GRAM, as_rule
 
 from plastic_export.calibration.input_grams import Calibration
 from plastic_export.checkpoint.packing import without_quantization
@@ -88,7 +89,8 @@ def compress(
         format: ``"factored"``: two thin matrices and a model file beside them; smaller, loads
             with ``--trust-remote-code``. ``"dense"``: their product, as large as the source,
             loads everywhere.
-        calibration: Text and amount; required by, and only used by, ``"activation"``.
+        calibration: Text and amount; for the strategies that need one,
+            ``plastic_select.rules.NEED_GRAM``; refused by the others.
         include: Glob patterns of the matrices to take; default: see ``compressible``.
         exclude: Glob patterns of matrices to leave alone.
         revision: Commit or branch, for a Hub id.
@@ -166,14 +168,15 @@ def no_cache() -> Iterator[None]:
 
 
 def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
-    if strategy == "activation" and calibration is None:
+    needs_gram = as_rule(strategy).needs_gram
+    if needs_gram and calibration is None:
         raise ValueError(
-            "strategy 'activation' needs a calibration text; name one with --calibration FILE"
+            f"strategy {strategy!r} needs a calibration text; name one with --calibration FILE"
         )
-    if strategy != "activation" and calibration is not None:
+    if not needs_gram and calibration is not None:
         raise ValueError(
             f"strategy {strategy!r} does not use a calibration text; "
-            "drop --calibration or take --strategy activation"
+            f"drop --calibration or take --strategy {' or '.join(NEED_GRAM)}"
         )
 
 

@@ -10,13 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from plastic_core import RankLayer
+from plastic_select.rules import Rule
 
 from plastic_runtime.log.events import EventLog, PlasticityEvent
 from plastic_runtime.manager.actions import Actions
 from plastic_runtime.manager.policy import decide, most_useful, rank_changed, watch, woken
 from plastic_runtime.manager.state import Change, Guard, Numbers, PolicyState, Settings
 from plastic_runtime.manager.survey import SCORES, benefits, layer_views
-from plastic_runtime.manager.targets import Target
+from plastic_runtime.manager.targets import RankTarget
 from plastic_runtime.measure.grams import Gram
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gauge import Gauge
@@ -41,11 +42,17 @@ class PlasticityManager:
             layers, points growth along the gradient, measures what sleepers would bring. Without
             it layers are scored by how evenly their spectrum fills their rank, growth is random,
             and the largest sleepers wake first.
-        strategy: How a spectrum names a rank: ``"stable"``, ``"theorem"`` or ``"activation"``;
-            or a ``Target`` with the numbers that belong to it.
+        strategy: How a spectrum names a rank: one of ``plastic_select.STRATEGIES`` or a rule of
+            ``plastic_select.rules`` with numbers of its own, such as ``Stable(0.9)``. By their
+            names ``"energy"`` and ``"activation"`` keep 0.99 of the energy of the plastic part
+            and of its output. ``"threshold"`` rarely shrinks: beyond the components of the
+            plastic part it sees no noise.
+        target_compression: Fraction in [0, 1) of a dense matrix's parameters that a layer's
+            factors must save; by default they may not be larger than the dense matrix.
         score: How ``loss`` scores layers: ``"gradient"``, ``"relevance"``, or ``"descent"``, by
             how much a new component is predicted to lower it.
-        grams: Input Gram of every layer by path (``input_grams``), for ``"activation"``.
+        grams: Input Gram of every layer by path (``input_grams``), for a rule that needs it:
+            ``"activation"``.
         soft_threshold: Shrink by soft-thresholding the spectrum, which also lowers what stays
             awake and so is not wholly undone by waking, instead of by truncating it.
         log: A file to append one JSON line per event to, or an ``EventLog``.
@@ -74,7 +81,8 @@ class PlasticityManager:
         optimizer: optim.Optimizer | None = None,
         *,
         loss: Loss | None = None,
-        strategy: str | Target = "stable",
+        strategy: str | Rule = "stable",
+        target_compression: float = 0.0,
         score: str = "gradient",
         grams: Mapping[str, Gram] | None = None,
         soft_threshold: bool = False,
@@ -86,9 +94,9 @@ class PlasticityManager:
         **numbers: Unpack[Numbers],
     ) -> None:
         self.settings = Settings(**numbers)
-        self.target = strategy if isinstance(strategy, Target) else Target(strategy)
+        self.target = RankTarget.of(strategy, target_compression)
         self.score = score
-        self.grams = dict(grams or {}) if self.target.strategy == "activation" else {}
+        self.grams = dict(grams or {}) if self.target.rule.needs_gram else {}
         log = log if isinstance(log, EventLog) else EventLog(log)
         sleep = SleepDict() if sleep is None else sleep
         self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep, gauge)
@@ -285,7 +293,7 @@ class PlasticityManager:
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "gauge": None if self.gauge is None else asdict(self.gauge),
         }
-        return {**asdict(self.settings), **asdict(self.target), **own}
+        return {**asdict(self.settings), **self.target.as_json(), **own}
 
     def _check(self) -> None:
         """Refuse what cannot work, before anything is trained."""
@@ -295,7 +303,7 @@ class PlasticityManager:
         if self.score not in SCORES:
             raise ValueError(f"`score` must be one of {sorted(SCORES)}, got {self.score!r}.")
         missing = [path for path in paths if path not in self.grams]
-        if missing and self.target.strategy == "activation":
+        if missing and self.target.rule.needs_gram:
             raise ValueError(f"`grams` must hold the input Gram of '{missing[0]}': input_grams.")
         if self.schedule is not None:
             self._check_schedule(self.schedule)

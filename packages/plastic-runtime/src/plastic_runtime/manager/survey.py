@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from plastic_core.files import noting
 
 from plastic_runtime.manager.state import LayerView
-from plastic_runtime.manager.targets import Target, plastic_spectrum
+from plastic_runtime.manager.targets import RankTarget, plastic_spectrum
 from plastic_runtime.measure.grams import Gram
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gradient_factors import gradient_factors
@@ -31,7 +31,12 @@ SCORES = {
 
 
 def layer_views(
-    model: nn.Module, *, target: Target, score: str, loss: Loss | None, grams: Mapping[str, Gram]
+    model: nn.Module,
+    *,
+    target: RankTarget,
+    score: str,
+    loss: Loss | None,
+    grams: Mapping[str, Gram],
 ) -> list[LayerView]:
     """Return what the policy needs to know of every ``RankLayer``.
 

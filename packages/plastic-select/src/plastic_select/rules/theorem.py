@@ -6,13 +6,15 @@ a rule of thumb, and on a spectrum without a clear cut the answer is the budget 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from plastic_select.budget import budget_rank
 from plastic_select.check import as_shape, as_spectrum
+from plastic_select.rules.rule import Rule, Spectrum
 from plastic_select.spectrum import EPS, singular_values
 
 if TYPE_CHECKING:
@@ -20,6 +22,31 @@ if TYPE_CHECKING:
 
 UNDECIDED = 0.01  # an eigenvalue h of H is undecided when h and 1 - h are both above this
 STANDS_OUT = 2.0  # how many times wider than all that follows a gap must be
+
+
+@dataclass(frozen=True)
+class Theorem(Rule):
+    """The clearest cut within the budget, or the budget rank: see ``theorem_guided_rank``.
+
+    Heuristic. What may follow the last value that is known is taken to be as large: no gap is
+    seen that is not there.
+
+    Examples:
+        >>> from plastic_select import choose_rank_from_spectrum
+        >>> s = [1.0, 0.9, 0.8] + [0.1] * 17
+        >>> choice = choose_rank_from_spectrum(s, (20, 20), 0.2, Theorem())
+        >>> choice.rank, choice.why
+        (3, 'a gap that stands out; budget rank 8')
+    """
+
+    name = "theorem"
+
+    def wanted(self, spectrum: Spectrum, shape: tuple[int, int], budget: int) -> tuple[int, str]:
+        """The clearest cut of at most ``budget``."""
+        followed = np.append(spectrum, spectrum[-1])
+        rank = _clearest_cut(followed, budget, rounding=max(shape) * EPS)
+        standing = "a gap that stands out"
+        return rank, standing if rank < budget else "no gap stands out below the budget"
 
 
 def theorem_guided_rank(A: ArrayLike | mx.array, target_compression: float) -> int:
@@ -89,14 +116,7 @@ def theorem_rank(
             out of range.
     """
     s = as_spectrum(singular_values, shape=as_shape(shape))
-    budget = budget_rank(shape, target_compression)
-    if s[0] == 0 or s.size == 1:
-        return 1
-    s = np.maximum(s / s[0], max(shape) * EPS)  # what is below is rounding: no gaps in there
-    lowest = max(1, rank_bracket(s, budget)[0])
-    gaps = s[lowest - 1 : budget] / s[lowest : budget + 1]
-    k = lowest + int(np.argmax(gaps))
-    return k if _stands_out(s, k, budget) else budget
+    return Theorem().choose(s, shape, budget_rank(shape, target_compression)).rank
 
 
 def rank_bracket(singular_values: ArrayLike, rank: int) -> tuple[int, int]:
@@ -130,7 +150,18 @@ def rank_bracket(singular_values: ArrayLike, rank: int) -> tuple[int, int]:
     return int(np.count_nonzero(h >= 1 - UNDECIDED)), int(np.count_nonzero(h > UNDECIDED))
 
 
-def _stands_out(s: NDArray[np.float64], k: int, budget: int) -> bool:
+def _clearest_cut(s: Spectrum, budget: int, rounding: float) -> int:
+    """The cut at or below ``budget``, of at least ``budget + 1`` values."""
+    if s[0] == 0:
+        return 1
+    s = np.maximum(s / s[0], rounding)  # what is below is rounding: no gaps in there
+    lowest = max(1, rank_bracket(s, budget)[0])
+    gaps = s[lowest - 1 : budget] / s[lowest : budget + 1]
+    k = lowest + int(np.argmax(gaps))
+    return k if _stands_out(s, k, budget) else budget
+
+
+def _stands_out(s: Spectrum, k: int, budget: int) -> bool:
     gap, fall = s[k - 1] / s[k], s[k] / s[budget]
     kept, given_up = np.sum(np.square(s[:k])), np.sum(np.square(s[k:budget]))
     return bool(gap >= STANDS_OUT * fall and kept > given_up)

@@ -1,8 +1,7 @@
-"""Every strategy on random, near-idempotent and rectangular matrices."""
+"""Every rule on random, near-idempotent and rectangular matrices."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import (
-    STRATEGIES,
     RankChoice,
     budget_rank,
     choose_rank,
@@ -18,21 +16,20 @@ from plastic_select import (
     singular_values,
     weighted_singular_values,
 )
+from plastic_select.rules import RULES, Energy, Rule, Stable, Theorem, Threshold
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 
 quick = settings(deadline=None, derandomize=True)
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+every_rule = pytest.mark.parametrize("rule", [*(rule() for rule in RULES.values()), Energy(0.9)])
 sides = st.integers(1, 24)
 targets = st.sampled_from([0.0, 0.2, 0.5, 0.9])
 seeds = st.integers(0, 99)
 
 
-def options(strategy: str, inputs: int, seed: int) -> dict[str, Any]:
-    if strategy == "activation":
-        x = np.random.default_rng(seed).standard_normal((8, inputs))
-        return {"gram": x.T @ x / 8}
-    return {"retained_energy": 0.9} if strategy == "energy" else {}
+def gram_for(rule: Rule, inputs: int, seed: int) -> NDArray[np.float64] | None:
+    x = np.random.default_rng(seed).standard_normal((8, inputs))
+    return x.T @ x / 8 if rule.needs_gram else None
 
 
 def is_consistent(choice: RankChoice, A: NDArray[np.float64], target: float) -> bool:
@@ -44,86 +41,82 @@ def is_consistent(choice: RankChoice, A: NDArray[np.float64], target: float) -> 
     )
 
 
-@every_strategy
+@every_rule
 @quick
 @given(m=sides, n=sides, target=targets, seed=seeds)
 def test_random_matrices_of_any_shape_get_a_rank_within_the_budget(
-    strategy: str, m: int, n: int, target: float, seed: int
+    rule: Rule, m: int, n: int, target: float, seed: int
 ) -> None:
     A = np.random.default_rng(seed).standard_normal((m, n))
-    choice = choose_rank(A, target, strategy, **options(strategy, n, seed))
-    assert choice.strategy == strategy
+    choice = choose_rank(A, target, rule, gram=gram_for(rule, n, seed))
+    assert choice.strategy == rule.name
     assert is_consistent(choice, A, target)
 
 
-@every_strategy
+@every_rule
 @pytest.mark.parametrize("shape", [(48, 12), (12, 48), (1, 20), (20, 1), (1, 1), (31, 32)])
 def test_rectangular_matrices_and_their_transposes_get_the_same_rank(
-    strategy: str, shape: tuple[int, int]
+    rule: Rule, shape: tuple[int, int]
 ) -> None:
     A = np.random.default_rng(3).standard_normal(shape)
-    gram: dict[str, Any] = {"gram": np.eye(shape[1])} if strategy == "activation" else {}
-    other: dict[str, Any] = {"gram": np.eye(shape[0])} if strategy == "activation" else {}
-    choice, turned = choose_rank(A, 0.3, strategy, **gram), choose_rank(A.T, 0.3, strategy, **other)
+    choice, turned = (
+        choose_rank(M, 0.3, rule, gram=np.eye(M.shape[1]) if rule.needs_gram else None)
+        for M in (A, A.T)
+    )
     assert choice.rank == turned.rank
     assert is_consistent(choice, A, 0.3)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-@pytest.mark.parametrize("strategy", ["energy", "stable", "theorem", "threshold"])
+@pytest.mark.parametrize("rule", [Energy(0.999), Stable(), Theorem(), Threshold()])
 def test_a_near_idempotent_matrix_gets_its_rank(
-    matrix_from_spectrum: Build, strategy: str, k: int
+    matrix_from_spectrum: Build, rule: Rule, k: int
 ) -> None:
     Q = matrix_from_spectrum([1.0] * k, 40, 40, k)
     noise = np.random.default_rng(k).standard_normal((40, 40))
     A = Q @ Q.T + 1e-4 * noise
-    option = {"retained_energy": 0.999} if strategy == "energy" else {}
-    rank = choose_rank(A, 0.2, strategy, **option).rank
+    rank = choose_rank(A, 0.2, rule).rank
     # Noise lifts the stable rank a hair above k, and it is rounded up.
-    assert rank in ((k, k + 1) if strategy == "stable" else (k,))
+    assert rank in ((k, k + 1) if rule == Stable() else (k,))
 
 
-@every_strategy
-def test_a_zero_matrix_gets_a_rank_and_no_error(strategy: str) -> None:
-    choice = choose_rank(np.zeros((6, 4)), 0.2, strategy, **options(strategy, 4, 0))
+@every_rule
+def test_a_zero_matrix_gets_a_rank_and_no_error(rule: Rule) -> None:
+    choice = choose_rank(np.zeros((6, 4)), 0.2, rule, gram=gram_for(rule, 4, 0))
     assert (choice.retained_energy, choice.relative_error) == (1.0, 0.0)
     assert 1 <= choice.rank <= budget_rank((6, 4), 0.2)
 
 
-@every_strategy
+@every_rule
 @quick
 @given(m=sides, n=sides, seed=seeds)
 def test_the_reported_error_is_that_of_the_truncated_svd(
-    strategy: str, m: int, n: int, seed: int
+    rule: Rule, m: int, n: int, seed: int
 ) -> None:
     A = np.random.default_rng(seed).standard_normal((m, n))
-    option = options(strategy, n, seed)
-    if "gram" in option:
-        w, V = np.linalg.eigh(option["gram"])
-        root = V @ np.diag(np.sqrt(np.maximum(w, 0))) @ V.T
-    else:
-        root = np.eye(n)
-    choice = choose_rank(A, 0.2, strategy, **option)
+    gram = gram_for(rule, n, seed)
+    w, V = np.linalg.eigh(np.eye(n) if gram is None else gram)
+    root = V @ np.diag(np.sqrt(np.maximum(w, 0))) @ V.T
+    choice = choose_rank(A, 0.2, rule, gram=gram)
     U, s, Vh = np.linalg.svd(A @ root, full_matrices=False)
     r = choice.rank
     difference = A @ root - (U[:, :r] * s[:r]) @ Vh[:r]
     error = np.linalg.norm(difference) / np.linalg.norm(A @ root)
-    assert choice.relative_error == pytest.approx(error, abs=1e-7 if "gram" in option else 1e-13)
+    assert choice.relative_error == pytest.approx(error, abs=1e-13 if gram is None else 1e-7)
 
 
-@every_strategy
-def test_a_spectrum_gives_the_choice_that_the_matrix_gives(strategy: str) -> None:
+@every_rule
+def test_a_spectrum_gives_the_choice_that_the_matrix_gives(rule: Rule) -> None:
     A = np.random.default_rng(5).standard_normal((20, 30))
-    option = options(strategy, 30, 5)
-    choice = choose_rank(A, 0.3, strategy, **option)
-    gram = option.pop("gram", None)
+    gram = gram_for(rule, 30, 5)
+    choice = choose_rank(A, 0.3, rule, gram=gram)
     s = singular_values(A) if gram is None else weighted_singular_values(A, gram)
-    assert choose_rank_from_spectrum(s, (20, 30), 0.3, strategy, **option) == choice
+    assert choose_rank_from_spectrum(s, (20, 30), 0.3, rule) == choice
 
 
-@every_strategy
-def test_a_smaller_budget_never_gives_a_larger_rank(strategy: str) -> None:
+@every_rule
+def test_a_smaller_budget_never_gives_a_larger_rank(rule: Rule) -> None:
     A = np.random.default_rng(6).standard_normal((40, 25)) * np.linspace(1, 0.1, 25)
-    option = options(strategy, 25, 6)
-    ranks = [choose_rank(A, t / 10, strategy, **option).rank for t in range(10)]
+    gram = gram_for(rule, 25, 6)
+    ranks = [choose_rank(A, t / 10, rule, gram=gram).rank for t in range(10)]
     assert ranks == sorted(ranks, reverse=True)

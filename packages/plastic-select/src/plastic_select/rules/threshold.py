@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from plastic_select.check import as_shape, as_spectrum
+from plastic_select.rules.rule import Rule, Spectrum
 
-GRID = 1 << 14
+POINTS = 1 << 14  # of the grid on which the median of the Marchenko-Pastur law is found
+
+
+@dataclass(frozen=True)
+class Threshold(Rule):
+    """The number of singular values above white noise: see ``optimal_threshold_rank``.
+
+    Singular values that are not known count as zero.
+
+    Attributes:
+        noise: Standard deviation of the noise in each entry, at least 0 and finite. None: it is
+            estimated from the median of the spectrum.
+
+    Examples:
+        >>> from plastic_select import choose_rank_from_spectrum
+        >>> s = [5.0, 4.0] + [1.0] * 8
+        >>> choose_rank_from_spectrum(s, (10, 40), 0.0, Threshold()).rank
+        2
+        >>> choose_rank_from_spectrum(s, (10, 40), 0.0, Threshold(noise=0.4)).rank
+        1
+    """
+
+    name = "threshold"
+    noise: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise)
+
+    def wanted(self, spectrum: Spectrum, shape: tuple[int, int], budget: int) -> tuple[int, str]:
+        """The number of values above the threshold."""
+        every = np.pad(spectrum, (0, min(shape) - spectrum.size))
+        rank = optimal_threshold_rank(every, shape, noise=self.noise)
+        return rank, f"{rank} singular values above the optimal hard threshold"
 
 
 def optimal_threshold_rank(
@@ -49,14 +84,18 @@ def optimal_threshold_rank(
     """
     m, n = as_shape(shape)
     s = as_spectrum(singular_values, shape=(m, n))
-    if noise is not None and not 0 <= noise < np.inf:
-        raise ValueError(f"`noise` must be a finite standard deviation of at least 0, got {noise}.")
+    _check_noise(noise)
     beta = min(m, n) / max(m, n)
     if noise is None:
         tau = _known_noise(beta) / np.sqrt(_marchenko_pastur_median(beta)) * np.median(s)
     else:
         tau = _known_noise(beta) * np.sqrt(max(m, n)) * noise
     return int(np.count_nonzero(s > tau))
+
+
+def _check_noise(noise: float | None) -> None:
+    if noise is not None and not 0 <= noise < np.inf:
+        raise ValueError(f"`noise` must be a finite standard deviation of at least 0, got {noise}.")
 
 
 def _known_noise(beta: float) -> float:
@@ -66,7 +105,7 @@ def _known_noise(beta: float) -> float:
 
 def _marchenko_pastur_median(beta: float) -> float:
     # With t = 1 + beta - 2 sqrt(beta) cos(theta) the density is sin(theta)^2 / t, up to a factor.
-    theta = (np.arange(GRID) + 0.5) * (np.pi / GRID)
+    theta = (np.arange(POINTS) + 0.5) * (np.pi / POINTS)
     t = 1 + beta - 2 * np.sqrt(beta) * np.cos(theta)
     mass = np.square(np.sin(theta)) / t
     below = np.cumsum(mass) - mass / 2
