@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from plastic_export import Calibration, Compressed, compress, evaluate, load_safetensors, restore
 from plastic_select import STRATEGIES
+from plastic_select.rules import NEED_GRAM
 from safetensors import safe_open
 
 EPS_BF16 = 2.0**-8
@@ -22,7 +23,7 @@ Compress = dict[str, Compressed]
 
 
 def calibrated(strategy: str, text: Path) -> Calibration | None:
-    return Calibration(text, window=128, windows=16) if strategy == "activation" else None
+    return Calibration(text, window=128, windows=16) if strategy in NEED_GRAM else None
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ from plastic_export.checkpoint import module_path
 from plastic_export.compression import plannable
 from plastic_export.plan import Format, write_plan
 from plastic_runtime import GramFile
+from plastic_select.rules import NEED_GRAM
 from quantisers import Task, Unsupported
 from rich.console import Console
 from rich.table import Table
@@ -173,7 +174,7 @@ def strategy(name: str) -> Method:
     """Factors alone, ranks by one of the strategies of ``plastic compress``."""
 
     def method(bench: BakeOff, out: Path, keep: float) -> Written:
-        calibration = bench.task.calibration if name == "activation" else None
+        calibration = bench.task.calibration if name in NEED_GRAM else None
         names = [m.name for m in bench.matrices]
         source = bench.task.source
         compress(source, out, keep=keep, strategy=name, calibration=calibration, include=names)

@@ -24,6 +24,7 @@ from mlx_lm import convert
 from plastic_export import Calibration, compress, evaluate, open_checkpoint
 from plastic_export.checkpoint import compressible, module_path
 from plastic_select import STRATEGIES
+from plastic_select.rules import NEED_GRAM
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,7 @@ def factored(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, s
     """Compress under every strategy at every size; yields label, fraction kept, folder."""
     for keep in options.keep:
         for strategy in STRATEGIES:
-            calibration = Calibration(options.calibration) if strategy == "activation" else None
+            calibration = Calibration(options.calibration) if strategy in NEED_GRAM else None
             out = folder / f"{strategy}-{keep}"
             result = compress(
                 options.source, out, keep=keep, strategy=strategy, calibration=calibration
