@@ -49,7 +49,7 @@ class SVDLinear(nn.Module):
         return mx.square(left).sum() + mx.square(right).sum()
 
 
-class Rule(NamedTuple):
+class AdaLoraRule(NamedTuple):
     """The numbers of the rule; the betas and the penalty are the paper's."""
 
     final: int  # bytes
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 class Allocator:
     """Measures the triplets of a model and masks those that do not earn their place."""
 
-    def __init__(self, layers: Mapping[str, SVDLinear], rule: Rule) -> None:
+    def __init__(self, layers: Mapping[str, SVDLinear], rule: AdaLoraRule) -> None:
         self.layers, self.rule = layers, rule
         self.first = sum(layer.triplet_bytes * layer.L.size for layer in layers.values())
         self.awake = {path: mx.ones(layer.L.size) for path, layer in layers.items()}

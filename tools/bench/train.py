@@ -39,7 +39,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from adalora import NAMES, Allocator, Rule, svd_layers
+from adalora import NAMES, AdaLoraRule, Allocator, svd_layers
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from plastic_core import projections
@@ -252,7 +252,7 @@ def adalora(bench: TrainingBench, rank: int, seed: int) -> list[RunResult]:
     """AdaLoRA that ends at the bytes of a fixed rank, from 1.5 times the rank as in the paper."""
     model = bench.base()
     layers = svd_layers(model, math.ceil(1.5 * rank), bench.options.adalora_scale, seed)
-    allocator = Allocator(layers, Rule(budget(bench, rank), bench.options.steps))
+    allocator = Allocator(layers, AdaLoraRule(budget(bench, rank), bench.options.steps))
     optimizer = optim.Adam(bench.rate)
 
     def penalised(model: nn.Module, batch: mx.array) -> mx.array:
