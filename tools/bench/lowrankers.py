@@ -30,7 +30,7 @@ from plastic_core.files import write_json
 from plastic_export import Checkpoint, export_safetensors
 from plastic_export.checkpoint import module_path
 from plastic_export.folder import as_float32, as_stored
-from plastic_export.plan import DAMPING, Candidate, packed_bytes, rounded
+from plastic_export.plan import DAMPING, Candidate, gram_roots, packed_bytes, rounded
 from plastic_runtime import LossGrams
 from plastic_select import Option, allocate, rank_options
 
@@ -80,7 +80,7 @@ class Study:
         if bits is None:
             return np.zeros(m.shape, np.float32)
         grams = self.grams[module_path(m.name)]
-        return rounded(self.checkpoint.matrix(m.name), bits, grams, m).dequantized()
+        return rounded(self.checkpoint.matrix(m.name), bits, gram_roots(grams), m).dequantized()
 
 
 def svd_llm(study: Study, out: Path, keep: float) -> Written:

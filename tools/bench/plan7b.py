@@ -33,7 +33,7 @@ from plastic_export import LossPlan, plan_bits
 from plastic_export.checkpoint import Kind
 from plastic_export.plan import (
     CHOICES,
-    CORRECTED,
+    CORRECTED_BITS,
     Candidate,
     Choices,
     Format,
@@ -83,7 +83,7 @@ def offered(m: Candidate, number: int, choices: Choices) -> Offered:
     scale, offers = 1e-2 * np.exp(rng.normal()), list[Offer]()
     bases = [Offer(b, packed_bytes(m.shape, b, 64, m.dtype), scale * 4.0**-b) for b in own.bits]
     offers += bases
-    for base in [b for b in bases if (b.bits or 0) <= CORRECTED] + [Offer(None, 0, scale)]:
+    for base in [b for b in bases if (b.bits or 0) <= CORRECTED_BITS] + [Offer(None, 0, scale)]:
         for bits in own.factor_bits if base.bits or own.bare else ():
             for rank in offered_ranks(m, base, bits, own):
                 nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)

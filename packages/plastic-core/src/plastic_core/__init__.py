@@ -16,11 +16,17 @@ from plastic_core.factors.updating import add_factors, grow_factors
 from plastic_core.layer.block import PlasticBlock
 from plastic_core.layer.projection import Projection, projections
 from plastic_core.layer.rank_layer import RankLayer
-from plastic_core.loss.gram_root import GramRoot, block_side
+from plastic_core.loss.damping import block_side
+from plastic_core.loss.gram_root import GramRoot
 from plastic_core.loss.loss import loss_factors, loss_spectrum, predicted_cost
 from plastic_core.loss.weighted import OutputBasis, output_basis, weighted_spectrum
 from plastic_core.rounding.backbone import Backbone, error_feedback, round_to_nearest
-from plastic_core.rounding.correction import Correction, correction_costs, factor_group
+from plastic_core.rounding.correction import (
+    Correction,
+    correction_costs,
+    factor_group,
+    priced_corrections,
+)
 
 __version__ = version("plastic-core")
 
@@ -51,6 +57,7 @@ __all__ = [
     "loss_spectrum",
     "output_basis",
     "predicted_cost",
+    "priced_corrections",
     "projections",
     "quantize_factors",
     "round_to_nearest",

@@ -1,5 +1,7 @@
 """Backbones: MLX's own numbers and packing; with a Gram, less error than plain rounding."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from plastic_core import difference, linalg
 from plastic_core.factors.quantize import BITS, GROUP_SIZES
 from plastic_core.linalg import Float32, Float64, Matrix
+from plastic_core.loss.feedback import feedback_of
 from plastic_core.loss.gram_root import GramRoot
 from plastic_core.loss.loss import predicted_cost
 from plastic_core.rounding.backbone import Backbone, error_feedback, round_to_nearest
@@ -34,6 +37,11 @@ def correlated(n: int, *, seed: int = 0) -> Float64:
     X = rng.standard_normal((4 * n, n)) * np.geomspace(1, 0.03, n)
     mixed = X @ rng.standard_normal((n, n)) * rng.permutation(np.geomspace(1, 0.1, n))
     return linalg.gram(mixed) / len(X)
+
+
+def feedback(W: Matrix, bits: int, R: Matrix, *, damping: float = 1e-2, **options: Any) -> Backbone:
+    """`error_feedback` under the Gram R of the inputs alone."""
+    return error_feedback(W, bits, inputs=GramRoot.of(R, damping=damping), **options)
 
 
 def damped(gram: Float64, damping: float = 1e-2) -> Float64:
@@ -90,7 +98,7 @@ def test_stock_layer_gives_the_product_with_the_dequantised_weight(
     bits: int, dtype: mx.Dtype
 ) -> None:
     W = weight(7, 128)
-    backbone = error_feedback(W, bits, correlated(128), dtype=dtype)
+    backbone = feedback(W, bits, correlated(128), dtype=dtype)
     layer = nn.QuantizedLinear(128, 7, bias=False, group_size=64, bits=bits)
     layer.update(backbone.arrays())
     x = np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)
@@ -109,7 +117,7 @@ def test_bytes_are_those_of_codes_scales_and_biases(
     expected = rows * groups * (group_size * bits // 8 + 2 * entry)
     for backbone in (
         round_to_nearest(W, bits, group_size=group_size, dtype=dtype),
-        error_feedback(W, bits, gram, group_size=group_size, dtype=dtype, sweeps=0),
+        feedback(W, bits, gram, group_size=group_size, dtype=dtype, sweeps=0),
     ):
         assert backbone.nbytes == expected == sum(len(array) for array in all_bytes(backbone))
 
@@ -119,7 +127,7 @@ def test_bytes_are_those_of_codes_scales_and_biases(
 def test_evenly_spaced_entries_come_back_exactly_and_so_packed(bits: int, group_size: int) -> None:
     codes = np.random.default_rng(2).integers(2**bits, size=(5, 256)).astype(np.float32)
     codes[:, ::group_size], codes[:, 1::group_size] = 0, 2**bits - 1
-    backbone = error_feedback(codes - 2, bits, correlated(256), group_size=group_size)
+    backbone = feedback(codes - 2, bits, correlated(256), group_size=group_size)
     assert unpacked(backbone).tolist() == codes.tolist()
     assert backbone.dequantized().tolist() == (codes - 2).tolist()
 
@@ -132,7 +140,7 @@ def test_feedback_errs_less_than_plain_rounding_on_correlated_inputs(
     W, gram = weight(24, 128), correlated(128)
     plain = weighted_error(W, round_to_nearest(W, bits, group_size=group_size), gram)
     steps = [
-        weighted_error(W, error_feedback(W, bits, gram, group_size=group_size, sweeps=n), gram)
+        weighted_error(W, feedback(W, bits, gram, group_size=group_size, sweeps=n), gram)
         for n in (0, 2)
     ]
     assert steps[0] < 0.5 * plain
@@ -145,7 +153,7 @@ def test_under_a_multiple_of_the_identity_every_entry_gets_the_nearest_level(
     bits: int, seed: int, scale: float
 ) -> None:
     W = weight(6, 64, seed=seed)
-    backbone = error_feedback(W, bits, scale * np.eye(64), group_size=32, dtype=mx.float32)
+    backbone = feedback(W, bits, scale * np.eye(64), group_size=32, dtype=mx.float32)
     step = np.repeat(np.asarray(backbone.scales), 32, axis=1)
     low = np.repeat(np.asarray(backbone.biases), 32, axis=1)
     high = low + step * (2**bits - 1)
@@ -158,7 +166,7 @@ def test_under_a_multiple_of_the_identity_every_entry_gets_the_nearest_level(
 
 def test_feedback_gives_the_codes_of_the_published_algorithm() -> None:
     W, H, size = weight(8, 96), damped(correlated(96)), 32
-    found = round_with_feedback(W.T.copy(), H, 3, size, mx.float32)
+    found = round_with_feedback(W.T.copy(), feedback_of(H), 3, size, mx.float32)
     upper = np.linalg.cholesky(np.linalg.inv(H)).T
     left = W.T.astype(np.float64)
     for j in range(96):
@@ -174,14 +182,14 @@ def test_feedback_gives_the_codes_of_the_published_algorithm() -> None:
 def test_a_sweep_of_descent_never_raises_the_error(bits: int, seed: int) -> None:
     W, H = weight(6, 64, seed=seed).T.copy(), damped(correlated(64, seed=seed))
     H /= np.trace(H) / 64
-    found = round_with_feedback(W, H, bits, 32, mx.bfloat16)
+    found = round_with_feedback(W, feedback_of(H), bits, 32, mx.bfloat16)
 
     def error() -> float:
         values = [
             g.values(found.codes[r]) for g, r in zip(found.grids, found.groups(), strict=True)
         ]
-        assert np.abs(found.error - (W - np.concatenate(values))).max() <= 4 * EPS
-        E = found.error.astype(np.float64)
+        assert np.abs(found.E - (W - np.concatenate(values))).max() <= 4 * EPS
+        E = found.E.astype(np.float64)
         return float(np.sum(E * (H @ E)))
 
     before = error()
@@ -212,17 +220,24 @@ def test_fitted_levels_err_no_more_than_levels_from_least_to_largest(
     assert (error(fitted_grid(T, weights, bits, dtype)) <= even * (1 + 1e-5)).all()
 
 
+def test_the_identity_needs_no_gram() -> None:
+    W = weight(3, 64)
+    assert all_bytes(error_feedback(W, 3, inputs=GramRoot(None))) == all_bytes(
+        feedback(W, 3, np.ones((64, 1, 1)), damping=0.0)
+    )
+
+
 def test_levels_serve_the_powerful_inputs_first() -> None:
     W, gram = weight(8, 64), np.diag(np.where(np.arange(64) % 16 == 0, 1.0, 1e-4))
     for sweeps in (0, 1):
-        served, unaware = (error_feedback(W, 2, R, sweeps=sweeps) for R in (gram, np.eye(64)))
+        served, unaware = (feedback(W, 2, R, sweeps=sweeps) for R in (gram, np.eye(64)))
         assert weighted_error(W, served, gram) < 0.5 * weighted_error(W, unaware, gram)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_codes_are_the_nearest_for_the_scales_as_they_are_stored(dtype: mx.Dtype) -> None:
     W = weight(5, 64) + 3
-    backbone = error_feedback(W, 8, np.eye(64), dtype=dtype, sweeps=0)
+    backbone = feedback(W, 8, np.eye(64), dtype=dtype, sweeps=0)
     scales, biases = (np.asarray(a.astype(mx.float32)) for a in (backbone.scales, backbone.biases))
     best = np.clip(np.rint((W - biases) / scales), 0, 255)
     assert unpacked(backbone).tolist() == best.tolist()
@@ -232,16 +247,16 @@ def test_codes_are_the_nearest_for_the_scales_as_they_are_stored(dtype: mx.Dtype
 @given(any_bits, seeds)
 def test_the_result_depends_on_nothing_but_the_numbers(bits: int, seed: int) -> None:
     W, gram = weight(4, 64, seed=seed), correlated(64, seed=seed)
-    first = all_bytes(error_feedback(W, bits, gram))
-    assert all_bytes(error_feedback(W, bits, gram)) == first
+    first = all_bytes(feedback(W, bits, gram))
+    assert all_bytes(feedback(W, bits, gram)) == first
     for scale in (4.0, 2.0**200, 2.0**-200):
-        assert all_bytes(error_feedback(np.asfortranarray(W), bits, scale * gram)) == first
-    assert all_bytes(error_feedback(mx.array(W), bits, gram)) == first
+        assert all_bytes(feedback(np.asfortranarray(W), bits, scale * gram)) == first
+    assert all_bytes(feedback(mx.array(W), bits, gram)) == first
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
     W, gram = weight(6, 64), correlated(64)
-    whole, part = (error_feedback(A, 3, gram).dequantized() for A in (W, W[:3]))
+    whole, part = (feedback(A, 3, gram).dequantized() for A in (W, W[:3]))
     assert np.abs(whole[:3] - part).max() <= 4 * EPS * np.abs(W).max()
 
 
@@ -249,27 +264,27 @@ def test_inputs_that_never_fire_are_rounded_all_the_same() -> None:
     gram = correlated(64)
     gram[:, 10:20] = gram[10:20] = 0
     W = weight(4, 64)
-    moved = np.abs(W - error_feedback(W, 8, gram).dequantized())[:, 10:20]
+    moved = np.abs(W - feedback(W, 8, gram).dequantized())[:, 10:20]
     assert moved.max() <= np.ptp(W, axis=1).max() / 255
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -0.25, 2.0**-60])
 def test_constant_weights_come_back_exactly(value: float) -> None:
     W = np.full((3, 64), value, np.float32)
-    assert bytes_of(error_feedback(W, 2, correlated(64)).dequantized() + 0) == bytes_of(W)
+    assert bytes_of(feedback(W, 2, correlated(64)).dequantized() + 0) == bytes_of(W)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e14])
 def test_small_and_large_weights_are_rounded_alike(scale: float) -> None:
     W, gram = weight(4, 64), correlated(64)
-    found = error_feedback(W * np.float32(scale), 4, gram)
+    found = feedback(W * np.float32(scale), 4, gram)
     plain = weighted_error(W, round_to_nearest(W, 4), gram)
     assert weighted_error(W * np.float32(scale), found, gram) < plain * scale**2
 
 
 def test_a_backbone_is_read_as_the_matrix_it_stands_for() -> None:
     W, gram = weight(12, 64), correlated(64)
-    backbone = error_feedback(W, 2, gram)
+    backbone = feedback(W, 2, gram)
     left = W - backbone.dequantized().astype(np.float64)
     roots = {"inputs": GramRoot.of(gram, damping=1e-2), "outputs": GramRoot.of(None, damping=0.0)}
     cost = predicted_cost(difference(W, backbone), **roots)
@@ -279,9 +294,8 @@ def test_a_backbone_is_read_as_the_matrix_it_stands_for() -> None:
 
 def both(W: Matrix, bits: int = 4, **options: object) -> None:
     """Call both functions, the first error of each being the same."""
-    gram = np.eye(np.shape(W)[-1])
     with pytest.raises((ValueError, TypeError)) as refused:
-        error_feedback(W, bits, gram, **options)  # type: ignore[arg-type]
+        error_feedback(W, bits, inputs=GramRoot(None), **options)  # type: ignore[arg-type]
     with pytest.raises(refused.type) as other:
         round_to_nearest(W, bits, **options)  # type: ignore[arg-type]
     assert str(other.value) == str(refused.value)
@@ -297,9 +311,9 @@ def test_arguments_that_are_not_offered_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`dtype` must be one of .*, got mlx.core.int32"):
         both(W, dtype=mx.int32)
     with pytest.raises(ValueError, match=r"`sweeps` must not be negative, got -1"):
-        error_feedback(W, 4, np.eye(64), sweeps=-1)
+        feedback(W, 4, np.eye(64), sweeps=-1)
     with pytest.raises(ValueError, match=r"`damping` must be finite and not negative, got -1"):
-        error_feedback(W, 4, np.eye(64), damping=-1)
+        feedback(W, 4, np.eye(64), damping=-1)
 
 
 @pytest.mark.parametrize("shape", [(2, 100), (0, 64), (2, 0)])
@@ -324,18 +338,18 @@ def test_what_the_dtype_of_the_scales_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="`W` must be finite"):
         round_to_nearest(W, 4, dtype=mx.float16)
     with pytest.raises(ValueError, match=r"levels of a group overflow .*float16.* wider `dtype`"):
-        error_feedback(W, 4, np.eye(64), dtype=mx.float16)
+        feedback(W, 4, np.eye(64), dtype=mx.float16)
     with pytest.raises(ValueError, match=r"`W` must not exceed 1e\+15 in magnitude, got"):
-        error_feedback(W * np.float32(1e12), 4, np.eye(64))
+        feedback(W * np.float32(1e12), 4, np.eye(64))
 
 
 def test_a_gram_that_does_not_fit_is_refused() -> None:
     W = weight(2, 64)
-    with pytest.raises(ValueError, match=r"`gram` must have shape \(64, 64\) .* got \(32, 32\)"):
-        error_feedback(W, 4, np.eye(32), group_size=32)
+    with pytest.raises(ValueError, match=r"`inputs` must be of size 64, .* columns of `W`, got 32"):
+        feedback(W, 4, np.eye(32), group_size=32)
     with pytest.raises(ValueError, match="`gram` must have a positive trace, got 0"):
-        error_feedback(W, 4, np.zeros((64, 64)))
+        feedback(W, 4, np.zeros((64, 64)))
     with pytest.raises(ValueError, match="`gram` must be positive definite after the damping"):
-        error_feedback(W, 4, np.diag([-1.0] + [1.0] * 63))
+        feedback(W, 4, np.diag([-1.0] + [1.0] * 63))
     with pytest.raises(ValueError, match="`gram` must be finite"):
-        error_feedback(W, 4, np.full((64, 64), np.inf))
+        feedback(W, 4, np.full((64, 64), np.inf))

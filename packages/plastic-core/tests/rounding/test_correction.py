@@ -18,6 +18,7 @@ from plastic_core import (
     loss_factors,
     loss_spectrum,
     predicted_cost,
+    priced_corrections,
     round_to_nearest,
 )
 from plastic_core.linalg import Float32, Float64
@@ -46,8 +47,7 @@ class Problem:
         return loss_factors(self.D, rank, **self.roots)
 
     def rounded(self, factors: Factors, bits: int) -> Correction:
-        grams = {"input_gram": self.R, "output_gram": self.C}
-        return Correction.rounded(factors, bits, **grams, damping=DAMPING, dtype=mx.float32)
+        return Correction.rounded(factors, bits, **self.roots, dtype=mx.float32)
 
     def cost(self, part: Correction) -> float:
         return predicted_cost(difference(self.D, part.operator()), **self.roots)
@@ -89,6 +89,19 @@ def test_unrounded_corrections_cost_what_the_spectrum_leaves(rank: int, seed: in
     # The factors miss the best of their rank by less than one percent of what they leave.
     assert np.all(costs >= np.array(tails) - 100 * EPS * costs[0])
     assert np.all(costs <= 1.02 * np.array(tails) + 100 * EPS * costs[0])
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64)])
+def test_prices_are_those_of_what_would_be_stored(shape: tuple[int, int]) -> None:
+    problem = Problem(*shape)
+    priced = priced_corrections(problem.D, {4: 12, 8: 5, 16: 7}, **problem.roots, dtype=mx.float32)
+    assert {bits: len(costs) for bits, costs in priced.items()} == {4: 13, 8: 6, 16: 8}
+    factors = problem.factors(12)
+    for bits, costs in priced.items():
+        part = problem.rounded(factors.leading(len(costs) - 1), bits)
+        alone = correction_costs(problem.D, part, **problem.roots)
+        assert costs.tolist() == alone.tolist()
+    assert priced_corrections(problem.D, {}, **problem.roots) == {}
 
 
 def test_more_bits_cost_less_down_to_the_unrounded_factors() -> None:
@@ -175,5 +188,6 @@ def test_bits_that_are_not_offered_and_grams_that_do_not_fit_are_refused() -> No
     factors = problem.factors(2)
     with pytest.raises(ValueError, match=r"`bits` must be one of .* got 7"):
         problem.rounded(factors, 7)
-    with pytest.raises(ValueError, match=r"`gram` must have shape \(96, 96\)"):
-        Correction.rounded(factors, 4, input_gram=problem.C, output_gram=problem.C, damping=0.1)
+    outputs = problem.roots["outputs"]
+    with pytest.raises(ValueError, match=r"`inputs` must be of size 96, .* columns of `factors`"):
+        Correction.rounded(factors, 4, inputs=outputs, outputs=outputs)

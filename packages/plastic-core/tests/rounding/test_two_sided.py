@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plastic_core import GramRoot, difference, error_feedback, linalg, predicted_cost
+from plastic_core import Backbone, GramRoot, difference, error_feedback, linalg, predicted_cost
 from plastic_core.factors.quantize import BITS
 from plastic_core.linalg import Float32, Float64
-from plastic_core.rounding.one_sided import Rounded, descend, feedback_of, round_with_feedback
-from plastic_core.rounding.two_sided import OUTPUTS, descend_both_ways, round_both_ways
+from plastic_core.loss.feedback import feedback_of
+from plastic_core.rounding.one_sided import Rounded, descend, round_with_feedback
+from plastic_core.rounding.two_sided import TILE_OUTPUTS, descend_both_ways, round_both_ways
 from plastic_core.testing import bits as bytes_of
 from plastic_core.testing import repeatable
 
@@ -32,8 +33,18 @@ def correlated(n: int, seed: int = 0) -> Float64:
     return G * n / np.trace(G)
 
 
+def feedback(
+    W: Float32, bits: int, R: Float64, *, C: Float64 | None = None, group_size: int = 64
+) -> Backbone:
+    """`error_feedback` under Grams that are damped by a hundredth, C by a tenth."""
+    inputs, outputs = (None if A is None else GramRoot.of(A, damping=1e-2) for A in (R, C))
+    assert inputs is not None
+    outputs = outputs or GramRoot(None)
+    return error_feedback(W, bits, inputs=inputs, outputs=outputs, group_size=group_size)
+
+
 def cost(found: Rounded, R: Float64, C: Float64) -> float:
-    E = found.error.astype(np.float64)
+    E = found.E.astype(np.float64)
     return float(np.sum((R @ E) * (E @ C)))
 
 
@@ -48,9 +59,9 @@ def test_the_identity_in_place_of_an_output_gram_changes_no_code(
     bits: int, seed: int, shape: tuple[int, int]
 ) -> None:
     W, R = weight(*shape, seed).T.copy(), correlated(shape[1], seed)
-    one = round_with_feedback(W, R, bits, 32, mx.float32)
+    one = round_with_feedback(W, feedback_of(R), bits, 32, mx.float32)
     C = np.eye(shape[0])
-    both = round_both_ways(W, R, C, bits, 32, mx.float32)
+    both = round_both_ways(W, feedback_of(R), feedback_of(C), bits, 32, mx.float32)
     # A sum in another order may move an entry that lies half way between two levels.
     assert np.mean(one.codes != both.codes) <= 0.01
     assert cost(both, R, np.eye(shape[0])) == pytest.approx(
@@ -60,9 +71,9 @@ def test_the_identity_in_place_of_an_output_gram_changes_no_code(
 
 def test_every_code_is_the_nearest_to_what_the_formula_says() -> None:
     """An entry after the other, in float64, as the docstring has it."""
-    W, R, C = weight(OUTPUTS + 9, 64).T.copy(), correlated(64), correlated(OUTPUTS + 9, 1)
-    found = round_both_ways(W, R, C, 3, 32, mx.float32)
-    (F, _), (K, _) = feedback_of(R), feedback_of(C)
+    W, R, C = weight(TILE_OUTPUTS + 9, 64).T.copy(), correlated(64), correlated(TILE_OUTPUTS + 9, 1)
+    found = round_both_ways(W, feedback_of(R), feedback_of(C), 3, 32, mx.float32)
+    F, K = feedback_of(R).F, feedback_of(C).F
     error = W.T.astype(np.float64) - values(found).T
     above = K.T @ error
     target = W.T + above + (error + above) @ F
@@ -77,12 +88,16 @@ def test_every_code_is_the_nearest_to_what_the_formula_says() -> None:
 @repeatable
 @given(any_bits, seeds)
 def test_a_sweep_never_raises_the_cost_and_keeps_track_of_the_error(bits: int, seed: int) -> None:
-    W, R, C = weight(OUTPUTS + 6, 64, seed).T.copy(), correlated(64, seed), correlated(70, seed + 1)
-    found = round_both_ways(W, R, C, bits, 32, mx.bfloat16)
+    W, R, C = (
+        weight(TILE_OUTPUTS + 6, 64, seed).T.copy(),
+        correlated(64, seed),
+        correlated(70, seed + 1),
+    )
+    found = round_both_ways(W, feedback_of(R), feedback_of(C), bits, 32, mx.bfloat16)
     before = cost(found, R, C)
     for _ in range(2):
         descend_both_ways(found, R.astype(np.float32), C.astype(np.float32))
-        assert np.abs(found.error - (W - values(found))).max() <= 8 * EPS * np.abs(W).max()
+        assert np.abs(found.E - (W - values(found))).max() <= 8 * EPS * np.abs(W).max()
         after = cost(found, R, C)
         assert after <= before * (1 + 100 * EPS)
         before = after
@@ -92,8 +107,8 @@ def test_a_sweep_never_raises_the_cost_and_keeps_track_of_the_error(bits: int, s
 def test_both_ways_cost_less_than_one_way_on_correlated_outputs(bits: int) -> None:
     W, R, C = weight(96, 128).T.copy(), correlated(128), correlated(96, 1)
     one, both = (
-        round_with_feedback(W, R, bits, 64, mx.float32),
-        round_both_ways(W, R, C, bits, 64, mx.float32),
+        round_with_feedback(W, feedback_of(R), bits, 64, mx.float32),
+        round_both_ways(W, feedback_of(R), feedback_of(C), bits, 64, mx.float32),
     )
     for _ in range(2):
         descend(one, R.astype(np.float32))
@@ -105,7 +120,7 @@ def test_both_ways_cost_less_than_one_way_on_correlated_outputs(bits: int) -> No
 def test_the_predicted_cost_of_a_backbone_falls(bits: int) -> None:
     W, R, C = weight(96, 128), correlated(128), correlated(96, 1)
     roots = {"inputs": GramRoot.of(R, damping=1e-2), "outputs": GramRoot.of(C, damping=1e-2)}
-    one, both = error_feedback(W, bits, R), error_feedback(W, bits, R, output_gram=C)
+    one, both = feedback(W, bits, R), feedback(W, bits, R, C=C)
     assert both.nbytes == one.nbytes
     costs = [predicted_cost(difference(W, b), **roots) for b in (one, both)]
     assert costs[1] < 0.7 * costs[0]
@@ -113,27 +128,27 @@ def test_the_predicted_cost_of_a_backbone_falls(bits: int) -> None:
 
 def test_the_same_arguments_give_the_same_bits() -> None:
     W, R, C = weight(96, 128), correlated(128), correlated(96, 1)
-    first, second = (error_feedback(W, 3, R, output_gram=C) for _ in range(2))
+    first, second = (feedback(W, 3, R, C=C) for _ in range(2))
     for a, b in zip(first.arrays().values(), second.arrays().values(), strict=True):
         assert bytes_of(a) == bytes_of(b)
 
 
 def test_a_zero_matrix_and_a_single_output_are_rounded() -> None:
     R, C = correlated(64), correlated(3, 1)
-    zero = error_feedback(np.zeros((3, 64), np.float32), 2, R, output_gram=C)
+    zero = feedback(np.zeros((3, 64), np.float32), 2, R, C=C)
     assert not zero.dequantized().any()
-    single = error_feedback(weight(1, 64), 4, R, output_gram=np.ones((1, 1)))
+    single = feedback(weight(1, 64), 4, R, C=np.ones((1, 1)))
     assert single.shape == (1, 64)
 
 
 def test_an_output_gram_that_does_not_fit_or_is_not_finite_is_refused() -> None:
     W, R = weight(6, 64), correlated(64)
-    with pytest.raises(ValueError, match=r"`output_gram` must have shape \(6, 6\) .* 6 rows, got"):
-        error_feedback(W, 4, R, output_gram=np.eye(5))
+    with pytest.raises(ValueError, match=r"`outputs` must be of size 6, .* rows of `W`, got 5"):
+        feedback(W, 4, R, C=np.eye(5))
     with pytest.raises(ValueError, match="finite"):
-        error_feedback(W, 4, R, output_gram=np.full((6, 6), np.nan))
+        feedback(W, 4, R, C=np.full((6, 6), np.nan))
     with pytest.raises(ValueError, match="nothing was measured"):
-        error_feedback(W, 4, R, output_gram=np.zeros((6, 6)))
+        feedback(W, 4, R, C=np.zeros((6, 6)))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -141,7 +156,7 @@ def test_parts_that_share_no_block_are_rounded_by_themselves(bits: int) -> None:
     W = weight(12, 256)
     R = np.stack([correlated(128, seed=i) for i in range(2)])
     C = np.stack([correlated(4, seed=i) for i in range(3)])
-    both = error_feedback(W, bits, R, output_gram=C).dequantized()
+    both = feedback(W, bits, R, C=C).dequantized()
     for i, block in enumerate(R):
         for j, outputs in enumerate(C):
             rows, columns = slice(4 * j, 4 * j + 4), slice(128 * i, 128 * i + 128)
@@ -149,7 +164,7 @@ def test_parts_that_share_no_block_are_rounded_by_themselves(bits: int) -> None:
             H = block + 1e-2 * np.trace(R, axis1=1, axis2=2).sum() / 256 * np.eye(128)
             G = outputs + 0.1 * np.trace(C, axis1=1, axis2=2).sum() / 12 * np.eye(4)
             R_part, C_part = undamped(H, 1e-2), undamped(G, 0.1)
-            part = error_feedback(W[rows, columns], bits, R_part, output_gram=C_part)
+            part = feedback(W[rows, columns], bits, R_part, C=C_part)
             np.testing.assert_array_equal(both[rows, columns], part.dequantized())
 
 
@@ -162,18 +177,18 @@ def undamped(H: Float64, damping: float) -> Float64:
 
 def test_under_a_diagonal_of_outputs_every_row_is_rounded_by_itself() -> None:
     W, R = weight(5, 128), correlated(128)
-    alone = error_feedback(W, 3, R)
-    weighed = error_feedback(W, 3, R, output_gram=np.arange(1.0, 6.0).reshape(5, 1, 1))
+    alone = feedback(W, 3, R)
+    weighed = feedback(W, 3, R, C=np.arange(1.0, 6.0).reshape(5, 1, 1))
     np.testing.assert_array_equal(weighed.dequantized(), alone.dequantized())
 
 
 def test_a_diagonal_of_inputs_is_its_own_blocks() -> None:
     W, power = weight(5, 128), np.random.default_rng(0).uniform(0.1, 2.0, 128)
-    diagonal = error_feedback(W, 3, power.reshape(128, 1, 1))
-    groups = error_feedback(W, 3, power.reshape(2, 64, 1) * np.eye(64))
+    diagonal = feedback(W, 3, power.reshape(128, 1, 1))
+    groups = feedback(W, 3, power.reshape(2, 64, 1) * np.eye(64))
     np.testing.assert_array_equal(diagonal.dequantized(), groups.dequantized())
 
 
 def test_blocks_that_cut_a_group_are_refused() -> None:
     with pytest.raises(ValueError, match=r"whole groups of 64, or of 1, got \(4, 32, 32\)"):
-        error_feedback(weight(5, 128), 3, np.stack([correlated(32)] * 4))
+        feedback(weight(5, 128), 3, np.stack([correlated(32)] * 4))

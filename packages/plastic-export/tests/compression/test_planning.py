@@ -24,7 +24,7 @@ from plastic_export.compression.verification import verify
 from plastic_export.model.layers import is_router, layers_of
 from plastic_export.model.load import load_model
 from plastic_export.plan.budgets import Budget
-from plastic_export.plan.gram_uses import Uses, combined_grams, smoothed
+from plastic_export.plan.gram_uses import Uses, combined_grams, gram_roots, smoothed
 from plastic_export.plan.offers import Format, Kind
 from plastic_export.plan.plan_file import LossPlan, read_plan
 from plastic_export.plan.pricing import Choices, rounded, weights_of
@@ -107,7 +107,7 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
         assert counts.sum() == TOKENS
         for offer in m.offers[:-1]:
             assert offer.bits is not None
-            D = E - rounded(E, offer.bits, combined_grams(uses), m).dequantized()
+            D = E - rounded(E, offer.bits, gram_roots(combined_grams(uses)), m).dequantized()
             cost = half_trace(lookup.output.matrix, D, np.diag(smoothed(counts)))
             if kind == "tied":
                 R, C = (g.matrix for g in grams[f"{EMBEDDING}.as_linear"])
@@ -266,7 +266,7 @@ def test_every_expert_is_rounded_under_its_own_grams_and_stock_mlx_lm_loads_them
             if offer.bits is None:
                 continue
             for e, W in enumerate(weights_of(checkpoint, layers[m.name])):
-                expected = rounded(W, offer.bits, Uses(m, grams).of(e)[0], m)
+                expected = rounded(W, offer.bits, gram_roots(Uses(m, grams).of(e)[0]), m)
                 for leaf, array in expected.arrays().items():
                     there = after[f"{m.name.removesuffix('weight')}{leaf}"][e]
                     assert mx.array_equal(there, array).item()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plastic_core import Correction, Factors, round_to_nearest
+from plastic_core import Correction, Factors, GramRoot, round_to_nearest
 from plastic_core.factors import BITS
 from plastic_core.files import MLX_DTYPES
 from plastic_export.plan.budgets import Budget, Totals, check_budget, parse_size
@@ -164,8 +165,8 @@ def test_an_adapter_has_the_one_rank_that_is_best_over_all_matrices() -> None:
 def test_the_planned_bytes_of_a_correction_are_those_of_its_arrays(bits: int) -> None:
     rng = np.random.default_rng(0)
     U, S, Vh = (rng.standard_normal(s, np.float32) for s in ((64, 5), (5,), (5, 96)))
-    grams = {"input_gram": np.eye(96), "output_gram": np.eye(64)}
-    part = Correction.rounded(Factors(U, abs(S), Vh), bits, **grams, damping=0.1)  # type: ignore[arg-type]
+    factors = Factors(*map(mx.array, (U, abs(S), Vh)))
+    part = Correction.rounded(factors, bits, inputs=GramRoot(None), outputs=GramRoot(None))
     assert part.nbytes == factor_bytes((64, 96), 5, bits, "BF16")
 
 

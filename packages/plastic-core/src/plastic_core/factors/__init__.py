@@ -6,7 +6,7 @@ Stands on ``linalg``. The rooms ``loss``, ``rounding`` and ``layer`` build on it
 from plastic_core.factors.balancing import Arrays, as_arrays, balance, right_map
 from plastic_core.factors.directions import orthonormal_beyond
 from plastic_core.factors.operators import LowRank, as_operator
-from plastic_core.factors.quantize import BITS
+from plastic_core.factors.quantize import BITS, best_group
 from plastic_core.factors.randomized import leading_triplets
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "as_arrays",
     "as_operator",
     "balance",
+    "best_group",
     "leading_triplets",
     "orthonormal_beyond",
     "right_map",

@@ -59,6 +59,10 @@ class Factors(_Triple):
         """Shape ``(m, n)`` of the product."""
         return self.U.shape[0], self.Vh.shape[1]
 
+    def leading(self, rank: int) -> Factors:
+        """The first ``rank`` components, uncertified."""
+        return Factors(self.U[:, :rank], self.S[:rank], self.Vh[:rank])
+
     def dense(self) -> mx.array:
         """The product ``U @ diag(S) @ Vh`` of shape ``(m, n)``, in the dtype of the factors."""
         return (self.U * self.S) @ self.Vh

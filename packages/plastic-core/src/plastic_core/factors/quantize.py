@@ -12,7 +12,14 @@ from plastic_core.factors.factors import Factors
 from plastic_core.linalg import Float32, Matrix, as_matrix, as_vector
 
 BITS = (2, 3, 4, 5, 6, 8)
+"""Bits per code that MLX packs."""
 GROUP_SIZES = (32, 64, 128)
+"""Neighbouring entries of a row that may share a scale."""
+
+
+def best_group(side: int, *, most: int = 128) -> int | None:
+    """Return the largest group size of at most ``most`` entries that divides a side, or None."""
+    return next((g for g in reversed(GROUP_SIZES) if g <= most and side % g == 0), None)
 
 
 class PackedMatrix(NamedTuple):

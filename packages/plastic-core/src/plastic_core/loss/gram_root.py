@@ -1,10 +1,9 @@
-"""A square root of a Gram matrix, damped so that it can be inverted."""
+"""The square roots of a damped Gram matrix, each computed once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -12,29 +11,39 @@ from numpy.typing import NDArray
 
 from plastic_core import linalg
 from plastic_core.linalg import Float64, Matrix
+from plastic_core.loss.damping import check_gram, damped_cholesky, damped_gram, gram_side
+from plastic_core.loss.feedback import Feedback, feedback_by_power
 
-BLOCK = 1024  # the longest side of a block that `block_side` gives (heuristic)
 
-
-@dataclass(frozen=True)
 class GramRoot:
-    """A matrix L with ``L @ L.T`` equal to a damped Gram, made once and shared.
+    """A Gram, damped so that it can be factored; its factors are made when needed, and shared.
 
-    L is the Cholesky factor. Every other square root is ``L @ Q`` with an orthogonal Q, which
-    changes no singular value of ``L.T @ A`` or ``A @ L``; and a Cholesky factor costs a sixth of
-    an eigendecomposition.
+    For prices, a matrix L with ``L @ L.T`` equal to the damped Gram. L is the Cholesky factor.
+    Every other square root is ``L @ Q`` with an orthogonal Q, which changes no singular value of
+    ``L.T @ A`` or ``A @ L``; and a Cholesky factor costs a sixth of an eigendecomposition. For
+    rounding, another triangular root (`feedback`).
+
+    ``GramRoot(None)`` is the identity of any size, of which nothing is stored or computed.
 
     Attributes:
-        root: L, lower triangular with a positive diagonal, shape ``(n, n)``, float64; for a
-            block-diagonal Gram its blocks, shape ``(n / b, b, b)``; None for the identity of any
-            size, of which nothing is stored or computed.
+        gram: The Gram without its damping: the caller's memory, which must not change. None for
+            the identity.
+        damping: What is added to every eigenvalue, as a fraction of their mean.
+
+    Examples:
+        >>> import numpy as np
+        >>> root = GramRoot.of(np.diag([3.0, 15.0]), damping=1 / 9)
+        >>> root.times_root(np.ones((1, 2))).tolist()
+        [[2.0, 4.0]]
     """
 
-    root: Float64 | None
+    def __init__(self, gram: NDArray[Any] | None, damping: float = 0.0) -> None:
+        self.gram, self.damping = gram, damping
+        self._feedback = dict[tuple[int, float], tuple[Feedback, ...] | None]()
 
     @classmethod
     def of(cls, gram: Matrix | None, *, damping: float) -> Self:
-        """Factor ``gram + damping * (trace(gram) / n) * I``.
+        """Take ``gram + damping * (trace(gram) / n) * I``.
 
         Args:
             gram: Mean of ``x x^T``, symmetric positive semidefinite of shape ``(n, n)``; the blocks
@@ -45,19 +54,54 @@ class GramRoot:
 
         Raises:
             TypeError: If ``gram`` does not hold floating-point numbers.
-            ValueError: If ``gram`` is not square, not finite, zero, or not positive definite after
-                the damping, or ``damping`` is negative or not finite.
-
-        Note:
-            ``n b^2 / 3`` operations in float64, b = n without blocks; memory for three matrices of
-            its size.
+            ValueError: If ``gram`` is not square, not finite or zero, or ``damping`` is negative or
+                not finite. If the Gram is not positive definite after the damping, its first use
+                says so.
         """
-        return cls(None if gram is None else damped_cholesky(damped_gram(gram, damping)))
+        return cls(None) if gram is None else cls(check_gram(gram, damping), damping)
 
     @property
     def size(self) -> int | None:
         """n; None for the identity, which fits every matrix."""
-        return None if self.root is None else gram_side(self.root)
+        return None if self.gram is None else gram_side(self.gram)
+
+    @cached_property
+    def root(self) -> Float64 | None:
+        """L, lower triangular with a positive diagonal, shape ``(n, n)``, float64.
+
+        For a block-diagonal Gram its blocks, shape ``(n / b, b, b)``; None for the identity.
+
+        Raises:
+            ValueError: If the Gram is not positive definite after the damping.
+
+        Note:
+            ``n b^2 / 3`` operations in float64, b = n without blocks.
+        """
+        return None if self.gram is None else damped_cholesky(damped_gram(self.gram, self.damping))
+
+    def feedback(
+        self, group_size: int = 1, *, least_damping: float = 0.0
+    ) -> tuple[Feedback, ...] | None:
+        """Return the triangular factors for rounding, one for each block: see `Feedback`.
+
+        Args:
+            group_size: Neighbouring entries that share a scale; 1 where there are no groups.
+            least_damping: What the damping is raised to where it is less.
+
+        Returns:
+            None where no entry minds another: for the identity, and without groups a diagonal.
+
+        Raises:
+            ValueError: If the Gram is not positive definite after the damping.
+        """
+        if self.gram is None:
+            return None
+        damping = max(self.damping, least_damping)
+        key = group_size, damping
+        if key not in self._feedback:
+            G = damped_gram(self.gram, damping)
+            self._feedback[key] = feedback_by_power(G, group_size)
+        return self._feedback[key]
 
     def times_root(self, A: NDArray[Any]) -> NDArray[Any]:
         """``A @ L`` for ``A (k, n)``, float64; ``A`` itself for the identity."""
@@ -77,10 +121,6 @@ class GramRoot:
             return A if self.root is None else linalg.solve_transposed(self.root, A)
         return self._per_block(A, linalg.solve_transposed)
 
-    def times_inverse_root(self, A: NDArray[Any]) -> NDArray[Any]:
-        """``A @ inverse(L)`` for ``A (k, n)``, float64: undoes `times_root`."""
-        return self.inverse_root_times(A.T).T
-
     def _per_block(
         self, A: NDArray[Any], f: Callable[[Float64, NDArray[Any]], NDArray[Any]]
     ) -> Float64:
@@ -96,57 +136,5 @@ class GramRoot:
         return result
 
 
-def block_side(n: int) -> int:
-    """The side of the blocks in which a Gram of side n is kept where it is too large to be dense.
-
-    A divisor of n of at most `BLOCK`, the largest that whole groups of 128, 64 or 32 fill; 1, a
-    diagonal, where there is none.
-    """
-    group = next((g for g in (128, 64, 32) if n % g == 0), None)
-    if group is None:
-        return 1
-    return max(side for side in range(group, BLOCK + 1, group) if n % side == 0)
-
-
-def gram_side(gram: Matrix) -> int:
-    """n of a Gram of shape ``(n, n)`` or of blocks ``(n / b, b, b)``."""
-    return math.prod(np.shape(gram)[:-1])
-
-
-def damped_gram(gram: Matrix, damping: float) -> Float64:
-    """A new matrix ``gram + damping * (trace(gram) / n) * I``, float64: see `GramRoot.of`."""
-    if not 0 <= damping < math.inf:
-        raise ValueError(f"`damping` must be finite and not negative, got {damping}.")
-    R = linalg.to_numpy(gram)
-    if R.ndim not in (2, 3) or R.shape[-1] != R.shape[-2]:
-        raise ValueError(
-            f"`gram` must be a square matrix, or blocks of one, got an array of shape {R.shape}."
-        )
-    if R.dtype.kind != "f":
-        raise TypeError(f"`gram` must hold floating-point numbers, got {R.dtype}.")
-    linalg.check_finite(R, "gram")
-    H = R.astype(np.float64)
-    diagonal = np.einsum("...ii->...i", H)  # a view
-    mean = float(diagonal.sum()) / max(1, diagonal.size)
-    if not mean > 0:
-        raise ValueError(
-            f"`gram` must have a positive trace, got {mean * diagonal.size:g}: nothing was "
-            "measured. Treat this matrix without a Gram."
-        )
-    diagonal += damping * mean
-    return H
-
-
-def damped_cholesky(H: Float64) -> Float64:
-    """The Cholesky factor of a damped Gram, lower triangular; of its blocks where it has them."""
-    try:
-        if H.ndim == 2:
-            return linalg.cholesky(H)
-        if H.shape[1] == 1 and (H > 0).all():
-            return np.sqrt(H)
-        return np.stack([linalg.cholesky(block) for block in H])
-    except ValueError as error:
-        raise ValueError(
-            "`gram` must be positive definite after the damping, but is not. If it is positive "
-            "semidefinite, increase `damping`."
-        ) from error
+IDENTITY = GramRoot(None)
+"""The Gram that weighs every direction alike."""

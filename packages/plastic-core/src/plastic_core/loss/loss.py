@@ -11,7 +11,7 @@ import numpy as np
 from plastic_core import linalg
 from plastic_core.factors.factors import Factors
 from plastic_core.factors.lowrank import factorized_lowrank
-from plastic_core.factors.operators import Operand, Operator, as_operator
+from plastic_core.factors.operators import Operand, as_operator
 from plastic_core.linalg import Float32, Float64, as_matrix, as_vector, to_numpy
 from plastic_core.loss.gram_root import GramRoot
 from plastic_core.loss.weighted import weighted_spectrum
@@ -119,15 +119,7 @@ def loss_factors(
         With C = I: Zhang et al., *QERA: an analytical framework for quantization error
         reconstruction*, arXiv 2410.06040, theorem 1.
     """
-    left, M, norm = whitened(D, inputs, outputs)
-    found = factorized_lowrank(M, rank, key=key)
-    P, S = to_numpy(found.U).astype(np.float64), norm * to_numpy(found.S).astype(np.float64)
-    rows = P.T @ left
-    Vh = np.divide(rows, S[:, None], out=np.zeros_like(rows), where=S[:, None] > 0)
-    U = as_matrix(outputs.inverse_root_times(P), "U")
-    factors = Factors(mx.array(U), mx.array(as_vector(S, "S")), mx.array(as_matrix(Vh, "Vh")))
-    factors.method = found.method
-    return factors
+    return leading_factors(whitened(D, inputs, outputs), rank, outputs, key)
 
 
 class Whitened(NamedTuple):
@@ -141,20 +133,37 @@ class Whitened(NamedTuple):
 def whitened(D: Operand, inputs: GramRoot, outputs: GramRoot) -> Whitened:
     """``D`` in the coordinates in which half its energy is the predicted cost."""
     operator = as_operator(D, "D")
-    _check_fit(operator, inputs, outputs)
+    check_fit(operator.shape, inputs, outputs)
     left = outputs.root_times(operator.rows(slice(None), np.float64))
     M = inputs.times_root(left)
     norm = math.sqrt(linalg.squared_norm(M))
     return Whitened(left, as_matrix(M / (norm or 1.0), "D"), norm)
 
 
-def _check_fit(D: Operator, inputs: GramRoot, outputs: GramRoot) -> None:
-    (m, n) = D.shape
-    for name, root, size, what in (
+def leading_factors(
+    white: Whitened, rank: int, outputs: GramRoot, key: int | mx.array = 0
+) -> Factors:
+    """The factors of `loss_factors`, from what `whitened` returned."""
+    left, M, norm = white
+    found = factorized_lowrank(M, rank, key=key)
+    P, S = to_numpy(found.U).astype(np.float64), norm * to_numpy(found.S).astype(np.float64)
+    rows = P.T @ left
+    Vh = np.divide(rows, S[:, None], out=np.zeros_like(rows), where=S[:, None] > 0)
+    U = as_matrix(outputs.inverse_root_times(P), "U")
+    factors = Factors(mx.array(U), mx.array(as_vector(S, "S")), mx.array(as_matrix(Vh, "Vh")))
+    factors.method = found.method
+    return factors
+
+
+def check_fit(shape: tuple[int, int], inputs: GramRoot, outputs: GramRoot, name: str = "D") -> None:
+    """Raise ``ValueError`` unless both Grams are of the size of a matrix, which ``name`` names."""
+    m, n = shape
+    for side, root, size, what in (
         ("inputs", inputs, n, "columns"),
         ("outputs", outputs, m, "rows"),
     ):
         if root.size not in (None, size):
             raise ValueError(
-                f"`{name}` must be of size {size}, the number of {what} of `D`, got {root.size}."
+                f"`{side}` must be of size {size}, the number of {what} of `{name}`, "
+                f"got {root.size}."
             )

@@ -11,14 +11,20 @@ from numpy.typing import DTypeLike, NDArray
 
 from plastic_core.factors.operators import Operator
 from plastic_core.factors.quantize import BITS, GROUP_SIZES
-from plastic_core.linalg import Float32, Float64, Matrix, as_matrix, blocks
-from plastic_core.loss.gram_root import damped_gram
-from plastic_core.rounding.one_sided import Rounded, descend, round_with_feedback
-from plastic_core.rounding.two_sided import descend_both_ways, round_both_ways
+from plastic_core.linalg import Float32, Matrix, as_matrix, blocks
+from plastic_core.loss.feedback import Feedback
+from plastic_core.loss.gram_root import IDENTITY, GramRoot
+from plastic_core.loss.loss import check_fit
+from plastic_core.rounding.one_sided import Rounded, round_one_sided
+from plastic_core.rounding.two_sided import round_two_sided
 
 DTYPES = (mx.bfloat16, mx.float16, mx.float32)
-OUTPUT_DAMPING = 0.1  # of the mean of the diagonal
-LARGEST = 1e15  # its square, summed over a group, is far within float32
+"""What scales and biases may be stored in."""
+LEAST_OUTPUT_DAMPING = 0.1
+"""Damping of the Gram of the output gradients, at least (heuristic: 1e-2 leaves 2 to 20 percent
+more of the predicted loss)."""
+LARGEST_WEIGHT = 1e15
+"""Largest magnitude of a weight: its square, summed over a group, is far within float32."""
 
 
 @dataclass(frozen=True)
@@ -96,52 +102,57 @@ def round_to_nearest(
 def error_feedback(
     W: Matrix,
     bits: int,
-    gram: Matrix,
     *,
-    output_gram: Matrix | None = None,
+    inputs: GramRoot,
+    outputs: GramRoot = IDENTITY,
     group_size: int = 64,
     dtype: mx.Dtype = mx.bfloat16,
-    damping: float = 1e-2,
     sweeps: int = 2,
 ) -> Backbone:
     r"""Round ``W`` so that the outputs, or the loss, change least.
 
-    Least, as far as a greedy method finds it, is :math:`\mathrm{tr}(C E R E^T)` with the error E of
-    the weight, both Grams damped: twice the `predicted_cost`; without an output Gram, C = I, the
-    squared change of the outputs. GPTQ's error feedback (`round_with_feedback`, along the outputs
-    as well in `round_both_ways`), then coordinate descent (`descend`, `descend_both_ways`). The
-    groups come in the order of the power of their inputs, as do the inputs in a group and the
-    outputs (a heuristic, GPTQ's ``act_order`` kept to MLX's groups); the scales are fitted, and
-    rounded to ``dtype`` first.
+    Least, as far as a greedy method finds it, is :math:`\mathrm{tr}(C E R E^T)` with the error
+    :math:`E = W - \hat W`, both Grams damped: twice the `predicted_cost`; with C = I the squared
+    change of the outputs. GPTQ's error feedback, along the outputs as well where there is a C, then
+    coordinate descent on levels and codes. The groups come in the order of the power of their
+    inputs, as do the inputs in a group and the outputs (a heuristic, GPTQ's ``act_order`` kept to
+    MLX's groups); the scales are fitted, and rounded to ``dtype`` first.
 
     Args:
         W: Weight of shape ``(out, in)``, NumPy or MLX, any floating dtype.
         bits: 2, 3, 4, 5, 6 or 8.
-        gram: R, the mean of ``x x^T`` over the inputs, symmetric positive semidefinite of shape
-            ``(in, in)``; or the blocks of a block-diagonal one, ``(in / b, b, b)``, each of whole
-            groups or of one input: parts that share no block are rounded by themselves.
-        output_gram: C, the mean of ``g g^T`` over the gradients at the outputs, symmetric positive
-            semidefinite of shape ``(out, out)`` or in blocks; None for the identity. A tenth of the
-            mean of its diagonal is added to it (heuristic: 1e-2 leaves 2 to 20 percent more).
+        inputs: R, the Gram of the inputs, of size ``in``, damped by about 1e-2. Where it has
+            blocks, each must be of whole groups or of one input: parts that share no block are
+            rounded by themselves. Its factors are kept for the next call.
+        outputs: C, the Gram of the gradients at the outputs, of size ``out``; by default the
+            identity. It is damped by a tenth at least (heuristic).
         group_size: 32, 64 or 128, a divisor of ``in``.
         dtype: Of the scales and biases: bfloat16, float16 or float32.
-        damping: Fraction of the mean of the diagonal of R that is added to it; positive where R is
-            singular.
         sweeps: Sweeps of coordinate descent; 0 for none.
 
     Returns:
         The backbone, the same in every run on one machine.
 
     Raises:
-        TypeError: If ``W`` or ``gram`` does not hold floating-point numbers.
+        TypeError: If ``W`` does not hold floating-point numbers.
         ValueError: If ``W`` is empty, not finite or beyond 1e15, an argument is not offered,
-            a Gram does not fit ``W``, is not finite, zero, or not positive definite after the
-            damping, or the levels are beyond ``dtype``.
+            a Gram does not fit ``W`` or is not positive definite after the damping, or the levels
+            are beyond ``dtype``.
 
     Note:
-        On the CPU, ``in^3 / 3`` operations in float64 and ``(1 + 2 sweeps) out in^2`` in float32;
-        memory for three float32 matrices of the shape of ``W`` and six of the shape of R. A matrix
-        of 4096 x 4096 takes 20 s on two cores, five of them for the factorisation of H.
+        On the CPU, ``(1 + 2 sweeps) out in^2`` operations in float32, or ``out in (out + in)``
+        where there is a C; for the first call with a Gram of n entries ``n^3 / 3`` in float64.
+        Memory for three float32 matrices of the shape of ``W``, and for two of the shape of each
+        Gram that are kept; for six more of that shape while it is factored. A matrix of 4096 x 4096
+        without C takes 20 s on two cores, five of them for the factorisation of R.
+
+    Examples:
+        >>> import numpy as np
+        >>> W = np.tile(np.float32([[0, 1, 2, 3], [3, 2, 1, 0]]), 8)
+        >>> R = GramRoot.of(np.ones((32, 32)), damping=1e-2)
+        >>> backbone = error_feedback(W, 2, inputs=R, group_size=32)
+        >>> bool((backbone.dequantized() == W).all()), backbone.nbytes
+        (True, 24)
 
     References:
         Frantar et al., *GPTQ: accurate post-training quantization for generative pre-trained
@@ -150,71 +161,31 @@ def error_feedback(
         rounding*, arXiv 2505.22988.
     """
     A = _checked(W, bits, group_size, dtype)
-    _check_feedback(A, gram, output_gram, group_size, sweeps)
-    inputs = _in_groups(damped_gram(gram, damping), group_size)
-    outputs = None if output_gram is None else _coupled(damped_gram(output_gram, OUTPUT_DAMPING))
+    _check_feedback(A, inputs, outputs, group_size, sweeps)
+    if inputs.gram is None:
+        inputs = GramRoot.of(np.ones((A.shape[1], 1, 1)), damping=0.0)
     packed = Codes.empty(A.shape[0], A.shape[1], group_size)
-    for columns, R in inputs:
-        for rows, C in [(slice(None), None)] if outputs is None else outputs:
-            found = _round(A[rows, columns], R, C, bits, group_size, dtype, sweeps)
-            packed.put(found, rows, columns)
+    for R in inputs.feedback(group_size) or ():
+        for C in outputs.feedback(least_damping=LEAST_OUTPUT_DAMPING) or (None,):
+            packed.put(_round_part(A, R, C, bits, group_size, dtype, sweeps))
     return packed.backbone(bits, group_size, dtype)
 
 
-def _round(
+def _round_part(
     A: Float32,
-    H: Float64,
-    output: Float64 | None,
+    R: Feedback,
+    C: Feedback | None,
     bits: int,
     group_size: int,
     dtype: mx.Dtype,
     sweeps: int,
 ) -> Placed:
-    """Round a part of a weight whose Grams couple it with no other part."""
-    order = _by_power(np.diagonal(H), group_size)
-    R = _normalised(H, order)
-    if output is None:
-        found = round_with_feedback(np.ascontiguousarray(A.T[order]), R, bits, group_size, dtype)
-        narrow = R.astype(np.float32)
-        for _ in range(sweeps):
-            descend(found, narrow)
-        return Placed(found, order, np.arange(len(A)))
-    rows = np.argsort(-np.diagonal(output), kind="stable")
-    C = _normalised(output, rows)
-    W = np.ascontiguousarray(A.T[np.ix_(order, rows)])
-    found = round_both_ways(W, R, C, bits, group_size, dtype)
-    narrow, outputs = R.astype(np.float32), C.astype(np.float32)
-    for _ in range(sweeps):
-        descend_both_ways(found, narrow, outputs)
-    return Placed(found, order, rows)
-
-
-def _in_groups(H: Float64, group_size: int) -> list[tuple[slice, Float64]]:
-    """The blocks of the Gram of the inputs, each of whole groups, and the inputs of each."""
-    if H.ndim == 2:
-        return [(slice(None), H)]
-    if H.shape[1] == 1:
-        H = H.reshape(-1, group_size, 1) * np.eye(group_size)
-    return list(zip(_slices(H), H, strict=True))
-
-
-def _coupled(H: Float64) -> list[tuple[slice, Float64]] | None:
-    """The same of the Gram of the outputs; None for a diagonal, under which no row minds another"""
-    if H.ndim == 2:
-        return [(slice(None), H)]
-    return None if H.shape[1] == 1 else list(zip(_slices(H), H, strict=True))
-
-
-def _slices(H: Float64) -> list[slice]:
-    count, side = H.shape[:2]
-    return [slice(start, start + side) for start in range(0, count * side, side)]
-
-
-def _normalised(H: Float64, order: NDArray[np.int64]) -> Float64:
-    """``H`` in another order, with a mean eigenvalue of one."""
-    ordered: Float64 = H[np.ix_(order, order)]
-    ordered *= len(H) / np.trace(H)
-    return ordered
+    """Round a part of a weight whose Grams couple it with no other; without C all its outputs."""
+    outputs = np.arange(len(A)) if C is None else C.places
+    W = np.ascontiguousarray(A.T[np.ix_(R.places, outputs)])  # (n, m) from here on
+    options = bits, group_size, dtype, sweeps
+    found = round_one_sided(W, R, *options) if C is None else round_two_sided(W, R, C, *options)
+    return Placed(found, R.places, outputs)
 
 
 def _checked(W: Matrix, bits: int, group_size: int, dtype: mx.Dtype) -> Float32:
@@ -235,48 +206,35 @@ def _checked(W: Matrix, bits: int, group_size: int, dtype: mx.Dtype) -> Float32:
 
 
 def _check_feedback(
-    A: Float32, gram: Matrix, output_gram: Matrix | None, group_size: int, sweeps: int
+    A: Float32, inputs: GramRoot, outputs: GramRoot, group_size: int, sweeps: int
 ) -> None:
-    for name, given, side, what in (
-        ("gram", gram, A.shape[1], "columns"),
-        ("output_gram", output_gram, A.shape[0], "rows"),
-    ):
-        if given is None:
-            continue
-        shape = np.shape(given)
-        blocks = len(shape) == 3 and shape[1] == shape[2] and shape[0] * shape[1] == side
-        if shape != (side, side) and not blocks:
-            raise ValueError(
-                f"`{name}` must have shape {(side, side)} for a matrix of {side} {what}, "
-                f"got {shape}, which are no blocks of it either."
-            )
-        if name == "gram" and blocks and shape[1] != 1 and shape[1] % group_size:
-            raise ValueError(
-                f"`gram` must have blocks of whole groups of {group_size}, or of 1, got {shape}."
-            )
+    check_fit((A.shape[0], A.shape[1]), inputs, outputs, "W")
+    shape = (0, 0) if inputs.gram is None else inputs.gram.shape
+    if len(shape) == 3 and shape[1] != 1 and shape[1] % group_size:
+        raise ValueError(
+            f"`inputs` must have blocks of whole groups of {group_size}, or of 1, got {shape}."
+        )
     if sweeps < 0:
         raise ValueError(f"`sweeps` must not be negative, got {sweeps}.")
-    if not np.abs(A).max() <= LARGEST:
+    if not np.abs(A).max() <= LARGEST_WEIGHT:
         raise ValueError(
-            f"`W` must not exceed {LARGEST:g} in magnitude, got {np.abs(A).max():.3g}. "
+            f"`W` must not exceed {LARGEST_WEIGHT:g} in magnitude, got {np.abs(A).max():.3g}. "
             "Scale it down first."
         )
 
 
-def _by_power(power: Float64, group_size: int) -> NDArray[np.int64]:
-    """The groups in descending order of their power, and so the inputs of each."""
-    groups = np.arange(len(power)).reshape(-1, group_size)
-    groups = groups[np.argsort(-power[groups].sum(axis=1), kind="stable")]
-    inner = np.argsort(-power[groups], axis=1, kind="stable")
-    return np.take_along_axis(groups, inner, axis=1).ravel()
-
-
 class Placed(NamedTuple):
-    """What was found for a part of a weight, and the places of its inputs and outputs there."""
+    """What was found for a part of a weight, and the places of its inputs and outputs there.
+
+    Attributes:
+        found: n inputs by m outputs.
+        inputs: Shape ``(n,)``, whole groups one after the other.
+        outputs: Shape ``(m,)``.
+    """
 
     found: Rounded
-    order: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    inputs: NDArray[np.intp]
+    outputs: NDArray[np.intp]
 
 
 class Codes(NamedTuple):
@@ -291,15 +249,13 @@ class Codes(NamedTuple):
         levels = np.empty((2, out, inputs // group_size), np.float32)
         return cls(np.empty((out, inputs), np.uint8), levels)
 
-    def put(self, part: Placed, rows: slice, columns: slice) -> None:
-        """Fill the part of these rows and columns."""
-        found, order, outputs = part
-        self.codes[rows, columns][np.ix_(outputs, order)] = found.codes.T
+    def put(self, part: Placed) -> None:
+        """Fill in a part."""
+        found, inputs, outputs = part
+        self.codes[np.ix_(outputs, inputs)] = found.codes.T
         size = found.group_size
-        first = (columns.start or 0) // size
-        for group, grid in zip(order[::size] // size, found.grids, strict=True):
-            levels = self.levels[:, rows, first + group]
-            levels[:, outputs] = grid.step, grid.start
+        for group, grid in zip(inputs[::size] // size, found.grids, strict=True):
+            self.levels[:, outputs, group] = grid.step, grid.start
 
     def backbone(self, bits: int, group_size: int, dtype: mx.Dtype) -> Backbone:
         """As MLX stores them."""

@@ -1,4 +1,9 @@
-"""Rounding to few bits that lets later entries make up for the errors of earlier ones."""
+"""Rounding under the Gram of the inputs: later inputs make up for the errors of earlier ones.
+
+In this module and in ``two_sided`` a weight of n inputs and m outputs is transposed, (n, m), R is
+the Gram of the inputs, (n, n), and C that of the gradients at the outputs, (m, m). The error is
+``E = W - W^`` with W^ what the codes stand for.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,20 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from plastic_core.linalg import Float32, Float64
-from plastic_core.loss.gram_root import damped_cholesky
+from plastic_core.linalg import Float32
+from plastic_core.loss.feedback import Feedback
 from plastic_core.rounding.grid import Grid, fitted_grid, rounded_grid
 
 
 @dataclass
 class Rounded:
-    """A weight and the codes found for it, both transposed: entry ``(j, i)`` is of row i.
+    """A weight and the codes found for it, one input per row.
 
     Attributes:
         W: The weight transposed, shape ``(n, m)``.
         codes: Whole numbers, shape ``(n, m)``.
         grids: One per group of inputs.
-        error: ``W`` minus what the codes stand for.
+        E: ``W`` minus what the codes stand for, shape ``(n, m)``.
         group_size: Inputs per group.
         dtype: What the levels are stored in.
     """
@@ -28,7 +33,7 @@ class Rounded:
     W: Float32
     codes: Float32
     grids: list[Grid]
-    error: Float32
+    E: Float32
     group_size: int
     dtype: mx.Dtype
 
@@ -38,111 +43,110 @@ class Rounded:
         return [slice(start, start + size) for start in range(0, len(self.W), size)]
 
 
+def round_one_sided(
+    W: Float32, R: Feedback, bits: int, group_size: int, dtype: mx.Dtype, sweeps: int
+) -> Rounded:
+    """Round with feedback, then descend: see `round_with_feedback` and `descend`."""
+    found = round_with_feedback(W, R, bits, group_size, dtype)
+    for _ in range(sweeps):
+        descend(found, R.gram)
+    return found
+
+
 def round_with_feedback(
-    W: Float32, H: Float64, bits: int, group_size: int, dtype: mx.Dtype
+    W: Float32, R: Feedback, bits: int, group_size: int, dtype: mx.Dtype
 ) -> Rounded:
     r"""Round the inputs of a weight in turn; each makes up for the errors of those before it.
 
-    With the factorisation :math:`H = (I + F) \Delta (I + F)^T`, F strictly upper triangular,
-    :math:`\Delta` diagonal, and the error :math:`E = \hat W - W`,
+    With :math:`R = (I + F) \Delta (I + F)^T`, F strictly upper triangular, :math:`\Delta` diagonal,
+    and :math:`E = W - \hat W`,
 
     .. math::
 
-        \mathrm{tr}(E H E^T) = \|(E + E F) \Delta^{1/2}\|_F^2, \qquad
-        \hat w_j = \mathrm{round}(w_j - E F_j),
+        \mathrm{tr}(E^T R E) = \|\Delta^{1/2} (I + F)^T E\|_F^2, \qquad
+        \hat W = \mathrm{round}(W + F^T E),
 
-    so the rounding error of column j counts :math:`\Delta_j` and nothing else. The levels of a
-    group are fitted, with these weights, to the columns as they are when its turn comes.
+    in which row j needs the rows above it alone: its rounding error counts :math:`\Delta_j` and
+    nothing else. The levels of a group are fitted, with these weights, to its rows as they are when
+    its turn comes.
 
     Args:
         W: The weight transposed, shape ``(n, m)``.
-        H: Symmetric positive definite, shape ``(n, n)``.
+        R: Gram of the inputs, shape ``(n, n)``.
         bits: Bits per code.
         group_size: A divisor of n.
         dtype: What the levels are stored in.
 
     References:
         Frantar et al., *GPTQ*, arXiv 2210.17323, in the form of Chee et al., *QuIP*,
-        arXiv 2307.13304, theorem 6: the same numbers without an inverse of H.
+        arXiv 2307.13304, theorem 6: the same numbers without an inverse of R.
     """
-    F, pivots = feedback_of(H)
-    found = Rounded(W, np.empty_like(W), [], np.empty_like(W), group_size, dtype)
+    F, E = R.F, np.empty_like(W)
+    found = Rounded(W, np.empty_like(W), [], E, group_size, dtype)
     for rows in found.groups():
-        T = W[rows] + F[: rows.start, rows].T @ found.error[: rows.start]
-        grid = fitted_grid(T, pivots[rows], bits, dtype)
+        T = W[rows] + F[: rows.start, rows].T @ E[: rows.start]  # (g, m)
+        grid = fitted_grid(T, R.pivots[rows], bits, dtype)
         found.grids.append(grid)
         for j in range(rows.start, rows.stop):
-            done = slice(rows.start, j)
-            target = T[j - rows.start] + F[done, j] @ found.error[done]
+            above = slice(rows.start, j)
+            target = T[j - rows.start] + F[above, j] @ E[above]  # (m,)
             found.codes[j] = grid.codes(target)
-            found.error[j] = W[j] - grid.values(found.codes[j])
+            E[j] = W[j] - grid.values(found.codes[j])
     return found
 
 
-def feedback_of(H: Float64) -> tuple[Float32, Float32]:
-    """F and the diagonal of Delta, float32: see `round_with_feedback`."""
-    upper = damped_cholesky(H[::-1, ::-1])[::-1, ::-1]
-    pivots = np.diagonal(upper).copy()
-    upper /= pivots
-    return np.triu(upper.astype(np.float32), 1), (pivots**2).astype(np.float32)
-
-
-def descend(found: Rounded, H: Float32) -> None:
-    """Lower ``tr(E H E^T)`` in place: for one group after the other new levels, then new codes.
+def descend(found: Rounded, R: Float32) -> None:
+    """Lower ``tr(E^T R E)`` in place: for one group after the other new levels, then new codes.
 
     Block coordinate descent, one sweep. Every step is the exact minimum over what it changes, all
     else fixed, or leaves it as it is: the error does not rise, but for rounding.
 
     Args:
         found: What `round_with_feedback` returned.
-        H: As there, float32.
+        R: The Gram it was rounded under, shape ``(n, n)``.
     """
     for index, rows in enumerate(found.groups()):
-        gradient, square = H[rows] @ found.error, H[rows, rows]
-        gradient += square @ _move_levels(found, index, rows, gradient, square)
-        _move_codes(found, index, rows, gradient, square)
+        RE, R_group = R[rows] @ found.E, R[rows, rows]  # (g, m), (g, g)
+        RE += R_group @ _move_levels(found, index, rows, RE, R_group)
+        _move_codes(found, index, rows, RE, R_group)
 
 
-def _move_levels(
-    found: Rounded, index: int, rows: slice, gradient: Float32, square: Float32
-) -> Float32:
+def _move_levels(found: Rounded, index: int, rows: slice, RE: Float32, R_group: Float32) -> Float32:
     """Move the levels of a group to their best place; return the change of its error."""
-    codes, before = found.codes[rows], found.error[rows].copy()
-    new = moved_levels(found.grids[index], codes, gradient, square, found.dtype)
+    codes, before = found.codes[rows], found.E[rows].copy()
+    new = moved_levels(found.grids[index], codes, RE, R_group, found.dtype)
     found.grids[index] = new
-    found.error[rows] = found.W[rows] - new.values(codes)
-    change: Float32 = found.error[rows] - before
+    found.E[rows] = found.W[rows] - new.values(codes)
+    change: Float32 = found.E[rows] - before
     return change
 
 
 def moved_levels(
-    grid: Grid, codes: Float32, gradient: Float32, square: Float32, dtype: mx.Dtype
+    grid: Grid, codes: Float32, gradient: Float32, R_group: Float32, dtype: mx.Dtype
 ) -> Grid:
-    """The levels at which ``2 tr(X^T gradient) + tr(X^T square X)`` is least, or the old ones.
+    """The levels at which ``2 tr(X^T gradient) - tr(X^T R_group X)`` is greatest, or the old ones.
 
-    X, shape ``(g, m)``, is how far the entries of a group move away from what they stand for.
+    X, shape ``(g, m)``, is by how much the values of a group rise, and its error falls.
     """
-    image = square @ codes
-    a, b, c = (codes * image).sum(axis=0), image.sum(axis=0), square.sum()
+    image = R_group @ codes
+    a, b, c = (codes * image).sum(axis=0), image.sum(axis=0), R_group.sum()
     p, q = (codes * gradient).sum(axis=0), gradient.sum(axis=0)
     determinant = a * c - b * b
     safe = determinant > 1e-5 * a * c
     scale = np.divide(1, determinant, out=np.zeros_like(a), where=safe)
     step, start = grid.step + scale * (c * p - b * q), grid.start + scale * (a * q - b * p)
     new = rounded_grid(np.maximum(step, 0), start, grid.bits, dtype)
-    x, y = new.step - grid.step, new.start - grid.start
+    x, y = new.step - grid.step, new.start - grid.start  # X = x codes + y
     gain = 2 * (x * p + y * q) - (a * x * x + 2 * b * x * y + c * y * y)
     return new.where(gain > 0, grid)
 
 
-def _move_codes(
-    found: Rounded, index: int, rows: slice, gradient: Float32, square: Float32
-) -> None:
+def _move_codes(found: Rounded, index: int, rows: slice, RE: Float32, R_group: Float32) -> None:
     """Move the codes of a group to their best places, input by input."""
-    grid, change = found.grids[index], np.zeros_like(gradient)
+    grid, change = found.grids[index], np.zeros_like(RE)
     for i, j in enumerate(range(rows.start, rows.stop)):
-        slope = gradient[i] + square[i, :i] @ change[:i]
-        found.codes[j] = grid.codes(found.W[j] - found.error[j] + slope / square[i, i])
+        slope = RE[i] + R_group[i, :i] @ change[:i]  # (m,)
+        found.codes[j] = grid.codes(found.W[j] - found.E[j] + slope / R_group[i, i])
         error = found.W[j] - grid.values(found.codes[j])
-        change[i] = error - found.error[j]
-        found.error[j] = error
+        change[i] = error - found.E[j]
+        found.E[j] = error

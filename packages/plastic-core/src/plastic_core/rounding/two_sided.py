@@ -1,4 +1,7 @@
-"""Rounding in which errors are made up for along the inputs and along the outputs."""
+"""Rounding in which errors are made up for along the inputs and along the outputs.
+
+The letters are those of ``one_sided``.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,35 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from plastic_core.linalg import Float32, Float64
+from plastic_core.linalg import Float32
+from plastic_core.loss.feedback import Feedback
 from plastic_core.rounding.grid import Grid, fitted_grid
-from plastic_core.rounding.one_sided import Rounded, feedback_of, moved_levels
+from plastic_core.rounding.one_sided import Rounded, moved_levels
 
-OUTPUTS = 64  # of a tile
+TILE_OUTPUTS = 64
+"""Outputs of a tile; its inputs are those of a group."""
+
+
+def round_two_sided(
+    W: Float32,
+    R: Feedback,
+    C: Feedback,
+    bits: int,
+    group_size: int,
+    dtype: mx.Dtype,
+    sweeps: int,
+) -> Rounded:
+    """Round both ways, then descend: see `round_both_ways` and `descend_both_ways`."""
+    found = round_both_ways(W, R, C, bits, group_size, dtype)
+    for _ in range(sweeps):
+        descend_both_ways(found, R.gram, C.gram)
+    return found
 
 
 def round_both_ways(
-    W: Float32, R: Float64, C: Float64, bits: int, group_size: int, dtype: mx.Dtype
+    W: Float32, R: Feedback, C: Feedback, bits: int, group_size: int, dtype: mx.Dtype
 ) -> Rounded:
-    r"""Round so that ``tr(C E R E^T)`` is small, entry by entry.
+    r"""Round so that ``tr(E^T R E C)`` is small, entry by entry.
 
     With :math:`R = (I + F) \Delta (I + F)^T`, :math:`C = (I + K) \Gamma (I + K)^T`, F and K
     strictly upper triangular, :math:`\Delta` and :math:`\Gamma` diagonal, and
@@ -26,17 +47,18 @@ def round_both_ways(
 
     .. math::
 
-        \mathrm{tr}(C E R E^T) = \|\Gamma^{1/2} (I + K)^T E (I + F) \Delta^{1/2}\|_F^2, \qquad
-        \hat W = \mathrm{round}(W + K^T E + (I + K)^T E F),
+        \mathrm{tr}(E^T R E C) = \|\Delta^{1/2} (I + F)^T E (I + K) \Gamma^{1/2}\|_F^2, \qquad
+        \hat W = \mathrm{round}(W + E K + F^T E (I + K)),
 
-    in which an entry depends on those above it and to its left: its rounding error counts
-    :math:`\Gamma_i \Delta_j` and nothing else. Entries on one antidiagonal of a tile are rounded
-    together. The levels of a group are fitted to what is known before its tile.
+    in which entry (j, i) needs those above it and to its left: its rounding error counts
+    :math:`\Delta_j \Gamma_i` and nothing else. Entries on one antidiagonal of a tile need none of
+    each other and are rounded together. The levels of a group are fitted to what is known before
+    its tile.
 
     Args:
         W: The weight transposed, shape ``(n, m)``.
-        R: Gram of the inputs, symmetric positive definite, shape ``(n, n)``.
-        C: Gram of the gradients at the outputs, symmetric positive definite, shape ``(m, m)``.
+        R: Gram of the inputs, shape ``(n, n)``.
+        C: Gram of the gradients at the outputs, shape ``(m, m)``.
         bits: Bits per code.
         group_size: A divisor of n.
         dtype: What the levels are stored in.
@@ -44,112 +66,118 @@ def round_both_ways(
     References:
         Tseng, Sun and De Sa, *Model-preserving adaptive rounding*, arXiv 2505.22988.
     """
-    (F, pivots), (K, _) = feedback_of(R), feedback_of(C)
-    found = Rounded(W, np.empty_like(W), [], np.empty_like(W), group_size, dtype)
+    F, K, E = R.F, C.F, np.empty_like(W)
+    found = Rounded(W, np.empty_like(W), [], E, group_size, dtype)
     levels = np.empty((2, len(found.groups()), W.shape[1]), np.float32)
     for outputs in _tiles(W.shape[1]):
-        above = found.error[:, : outputs.start] @ K[: outputs.start, outputs]
-        known = np.zeros_like(above)  # (I + K)^T E
+        EK = E[:, : outputs.start] @ K[: outputs.start, outputs]  # (n, t), of the tiles before
+        EIK = np.zeros_like(EK)  # E (I + K)
         for index, inputs in enumerate(found.groups()):
-            tile, block = (inputs, outputs), np.ascontiguousarray(W[inputs, outputs])
-            left = F[: inputs.start, inputs].T @ known[: inputs.start]
-            target = block + above[inputs] + left
-            grid = fitted_grid(target, pivots[inputs], bits, dtype)
+            tile = inputs, outputs
+            W_tile = np.ascontiguousarray(W[tile])  # (g, t)
+            FtEIK = F[: inputs.start, inputs].T @ EIK[: inputs.start]  # (g, t), of those groups
+            T = W_tile + EK[inputs] + FtEIK
+            grid = fitted_grid(T, R.pivots[inputs], bits, dtype)
             levels[:, index, outputs] = grid.step, grid.start
-            rounded = _round_tile(target, left, block, F[inputs, inputs], K[outputs, outputs], grid)
-            found.codes[tile], found.error[tile], known[inputs] = rounded
+            rounded = _round_tile(W_tile, T, FtEIK, F[inputs, inputs], K[outputs, outputs], grid)
+            found.codes[tile], E[tile], EIK[inputs] = rounded
     found.grids += [Grid(step, start, bits) for step, start in np.moveaxis(levels, 0, 1)]
     return found
 
 
 def _round_tile(
-    target: Float32, left: Float32, W: Float32, F: Float32, K: Float32, grid: Grid
+    W: Float32, T: Float32, FtEIK: Float32, F: Float32, K: Float32, grid: Grid
 ) -> tuple[Float32, Float32, Float32]:
-    """Codes, errors, and errors with what those above them add, of one tile."""
-    codes, error, known = np.empty_like(W), np.zeros_like(W), np.zeros_like(W)
-    nearest, base = _Nearest(grid), target - left
+    """Codes, ``E`` and ``E (I + K)`` of one tile, all ``(g, t)``.
+
+    ``T`` is ``W + E K + F^T E (I + K)`` with what the tiles before contribute, ``FtEIK`` its last
+    term; F and K are the blocks of the tile.
+    """
+    codes, E, EIK = np.empty_like(W), np.zeros_like(W), np.zeros_like(W)
+    nearest, W_plus_EK = _Nearest(grid), T - FtEIK
     for wave in _waves(*W.shape):
-        j, i = wave.inputs, wave.outputs
-        above = np.einsum("wk,kw->w", error[j], K[:, i])
-        beside = np.einsum("kw,kw->w", F[:, j], known[:, i])
-        chosen, value = nearest(wave.of(target) + above + beside, i)
+        j, i = wave.j, wave.i  # (w,)
+        EK = np.einsum("wk,kw->w", E[j], K[:, i])
+        FtEIK_here = np.einsum("kw,kw->w", F[:, j], EIK[:, i])
+        chosen, value = nearest(wave.of(T) + EK + FtEIK_here, i)
         wave.of(codes)[:] = chosen
-        wave.of(error)[:] = wave.of(W) - value
-        wave.of(known)[:] = wave.of(base) + above - value
-    return codes, error, known
+        wave.of(E)[:] = wave.of(W) - value
+        wave.of(EIK)[:] = wave.of(W_plus_EK) + EK - value
+    return codes, E, EIK
 
 
 def descend_both_ways(found: Rounded, R: Float32, C: Float32) -> None:
-    """Lower ``tr(C E R E^T)`` in place: for one tile after the other new levels, then new codes.
+    """Lower ``tr(E^T R E C)`` in place: for one tile after the other new levels, then new codes.
 
     Outputs of a tile take their levels, and entries of an antidiagonal their codes, as if the
     others of them stayed: a tile that does not gain by it is left as it is. One sweep.
 
     Args:
         found: What `round_both_ways` returned.
-        R: As there, float32.
-        C: As there, float32.
+        R: The Gram of the inputs that it was rounded under, shape ``(n, n)``.
+        C: That of the gradients, shape ``(m, m)``.
     """
-    image = found.error @ C
+    EC = found.E @ C  # (n, m)
     for outputs in _tiles(C.shape[0]):
         for index, inputs in enumerate(found.groups()):
             for move in (_levels_moved, _codes_moved):
-                gradient = R[inputs] @ image[:, outputs]
-                cost = _Cost(gradient, R[inputs, inputs], C[outputs, outputs])
-                grid, codes = move(found, index, (inputs, outputs), cost)
+                REC = R[inputs] @ EC[:, outputs]  # (g, t)
+                loss = _TileLoss(REC, R[inputs, inputs], C[outputs, outputs])
+                grid, codes = move(found, index, (inputs, outputs), loss)
                 change = found.W[inputs, outputs] - grid.values(codes)
-                change -= found.error[inputs, outputs]
-                if cost.of(change) < 0:
+                change -= found.E[inputs, outputs]
+                if loss.rise(change) < 0:
                     found.codes[inputs, outputs] = codes
-                    found.error[inputs, outputs] += change
+                    found.E[inputs, outputs] += change
                     found.grids[index].step[outputs] = grid.step
                     found.grids[index].start[outputs] = grid.start
-                    image[inputs] += change @ C[outputs]
+                    EC[inputs] += change @ C[outputs]
 
 
-class _Cost(NamedTuple):
-    """What ``tr(C E R E^T)`` is as a function of the error of one tile.
+class _TileLoss(NamedTuple):
+    """What ``tr(E^T R E C)`` is as a function of the error of one tile.
 
     Attributes:
-        gradient: Half of it, where the tile is now.
+        REC: Half its gradient, where the tile is now, shape ``(g, t)``.
         R: Its block of R.
         C: Its block of C.
     """
 
-    gradient: Float32
+    REC: Float32
     R: Float32
     C: Float32
 
-    def of(self, change: Float32) -> float:
-        """By how much a change of the error raises it."""
-        square = np.vdot(self.R @ change, change @ self.C)
-        return float(2 * np.vdot(change, self.gradient) + square)
+    def rise(self, X: Float32) -> float:
+        """By how much it rises as X is added to the error."""
+        square = np.vdot(self.R @ X, X @ self.C)
+        return float(2 * np.vdot(X, self.REC) + square)
 
 
-Tile = tuple[slice, slice]  # inputs and outputs
+Tile = tuple[slice, slice]
+"""Inputs and outputs."""
 
 
-def _levels_moved(found: Rounded, index: int, tile: Tile, cost: _Cost) -> tuple[Grid, Float32]:
+def _levels_moved(found: Rounded, index: int, tile: Tile, loss: _TileLoss) -> tuple[Grid, Float32]:
     grid, codes = _grid(found, index, tile[1]), found.codes[tile]
-    powers: Float32 = np.diagonal(cost.C)
-    return moved_levels(grid, codes, cost.gradient / powers, cost.R, found.dtype), codes
+    powers: Float32 = np.diagonal(loss.C)  # (t,)
+    return moved_levels(grid, codes, loss.REC / powers, loss.R, found.dtype), codes
 
 
-def _codes_moved(found: Rounded, index: int, tile: Tile, cost: _Cost) -> tuple[Grid, Float32]:
-    gradient, R, C = cost
+def _codes_moved(found: Rounded, index: int, tile: Tile, loss: _TileLoss) -> tuple[Grid, Float32]:
+    REC, R, C = loss
     grid = _grid(found, index, tile[1])
-    W, error = np.ascontiguousarray(found.W[tile]), np.ascontiguousarray(found.error[tile])
-    wanted = W - error + gradient / np.outer(np.diagonal(R), np.diagonal(C))
+    W, E = np.ascontiguousarray(found.W[tile]), np.ascontiguousarray(found.E[tile])
+    wanted = W - E + REC / np.outer(np.diagonal(R), np.diagonal(C))
     weights = R / np.diagonal(R)
-    codes, image = np.empty_like(W), np.zeros_like(W)  # of the change so far, times C
+    codes, XC = np.empty_like(W), np.zeros_like(W)  # X: how the error has changed so far
     nearest = _Nearest(grid)
     for wave in _waves(*W.shape):
-        j, i = wave.inputs, wave.outputs
-        slope = np.einsum("kw,kw->w", weights[:, j], image[:, i]) / np.diagonal(C)[i]
+        j, i = wave.j, wave.i  # (w,)
+        slope = np.einsum("kw,kw->w", weights[:, j], XC[:, i]) / np.diagonal(C)[i]
         chosen, value = nearest(wave.of(wanted) + slope, i)
         wave.of(codes)[:] = chosen
-        change = wave.of(W) - value - wave.of(error)
-        image[j] += change[:, None] * C[i]
+        X = wave.of(W) - value - wave.of(E)
+        XC[j] += X[:, None] * C[i]
     return grid, codes
 
 
@@ -173,41 +201,58 @@ def _grid(found: Rounded, index: int, outputs: slice) -> Grid:
 
 
 def _tiles(outputs: int) -> list[slice]:
-    return [slice(start, start + OUTPUTS) for start in range(0, outputs, OUTPUTS)]
+    starts = range(0, outputs, TILE_OUTPUTS)
+    return [slice(start, start + TILE_OUTPUTS) for start in starts]
 
 
 class _Wave(NamedTuple):
-    """The entries of an antidiagonal of a tile.
+    """The w entries of an antidiagonal of a tile.
 
     Attributes:
-        inputs: Of the entries, the last one first.
-        outputs: Of the entries.
-        flat: Where they are in the tile, row by row.
+        j: Their inputs.
+        i: Their outputs.
+        flat: Where they are in the tile, counted row by row.
     """
 
-    inputs: slice
-    outputs: slice
+    j: slice
+    i: slice
     flat: slice
 
     def of(self, tile: Float32) -> Float32:
-        """A view of these entries of a contiguous tile."""
+        """A view of these entries of a contiguous tile, shape ``(w,)``."""
         return tile.reshape(-1)[self.flat]
 
 
 @cache
-def _waves(inputs: int, outputs: int) -> tuple[_Wave, ...]:
-    """All antidiagonals of a tile of this shape, from the first entry on."""
-    waves = []
-    for total in range(inputs + outputs - 1):
-        first, stop = max(0, total - inputs + 1), min(outputs, total + 1)
-        begin, last = ((total - i) * outputs + i for i in (first, stop - 1))
-        step = 1 - outputs if stop - first > 1 else 1
-        flat = slice(begin, _beyond(last, step), step)
-        inner = slice(total - first, _beyond(total - stop + 1, -1), -1)
-        waves.append(_Wave(inner, slice(first, stop), flat))
+def _waves(n: int, m: int) -> tuple[_Wave, ...]:
+    """The antidiagonals of a tile of n inputs and m outputs, each by increasing outputs.
+
+    Entry (j, i) needs the entries above it and to its left, so it comes in wave ``j + i``. The
+    waves of a tile of 3 x 4, and the places in memory::
+
+        j\\i  0 1 2 3        flat  0  1  2  3
+        0    0 1 2 3              4  5  6  7
+        1    1 2 3 4              8  9 10 11
+        2    2 3 4 5
+
+    Wave 3 is (2, 1), (1, 2), (0, 3): j falls as i rises, and a step from one to the next is
+    ``1 - m`` places. NumPy takes slices for views, so a wave is three of them:
+
+        >>> _waves(3, 4)[3]
+        _Wave(j=slice(2, None, -1), i=slice(1, 4, 1), flat=slice(9, 0, -3))
+        >>> np.arange(12)[_waves(3, 4)[3].flat].tolist()
+        [9, 6, 3]
+    """
+    waves, step = [], 1 - m if m > 1 else 1
+    for wave in range(n + m - 1):
+        i = range(max(0, wave - n + 1), min(m, wave + 1))
+        j = range(wave - i.start, wave - i.stop, -1)
+        first = j.start * m + i.start
+        flat = range(first, first + len(i) * step, step)
+        waves.append(_Wave(*map(_as_slice, (j, i, flat))))
     return tuple(waves)
 
 
-def _beyond(last: int, step: int) -> int | None:
-    """The end of a slice whose last position is ``last``."""
-    return last + 1 if step > 0 else last - 1 if last > 0 else None
+def _as_slice(numbers: range) -> slice:
+    """The slice that picks these positions; a stop before the first one is None."""
+    return slice(numbers.start, numbers.stop if numbers.stop >= 0 else None, numbers.step)

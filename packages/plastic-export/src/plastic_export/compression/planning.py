@@ -16,10 +16,10 @@ from plastic_export.checkpoint.tensors import chosen_names, is_matrix, is_weight
 from plastic_export.format.header_bytes import fixed_bytes, overhead_of
 from plastic_export.model.layers import layers_of, stored_apart
 from plastic_export.plan.budgets import Budget, check_budget
-from plastic_export.plan.gram_uses import is_measured
+from plastic_export.plan.gram_uses import DAMPING, is_measured
 from plastic_export.plan.offers import Candidate, Format, Offered, plan_bits, totals_of
 from plastic_export.plan.plan_file import LossPlan, is_plan, source_identity, write_plan
-from plastic_export.plan.pricing import CHOICES, DAMPING, Choices, candidate, price, smallest_offers
+from plastic_export.plan.pricing import CHOICES, Choices, candidate, price, smallest_offers
 from plastic_export.plan.probe import PriceProbe
 
 

@@ -4,12 +4,12 @@ Stands on ``calibration`` and below.
 """
 
 from plastic_export.plan.budgets import Budget
+from plastic_export.plan.gram_uses import DAMPING, gram_roots
 from plastic_export.plan.offers import Candidate, Format, Offer, Offered, factor_bytes, packed_bytes
 from plastic_export.plan.plan_file import write_plan
 from plastic_export.plan.pricing import (
     CHOICES,
-    CORRECTED,
-    DAMPING,
+    CORRECTED_BITS,
     Choices,
     choices_for,
     offered_ranks,
@@ -20,7 +20,7 @@ from plastic_export.plan.pricing import (
 
 __all__ = [
     "CHOICES",
-    "CORRECTED",
+    "CORRECTED_BITS",
     "DAMPING",
     "Budget",
     "Candidate",
@@ -30,6 +30,7 @@ __all__ = [
     "Offered",
     "choices_for",
     "factor_bytes",
+    "gram_roots",
     "offered_ranks",
     "offers_of",
     "packed_bytes",

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_core import GramRoot
 from plastic_core.linalg import Float64
 from plastic_runtime import Gram, GramFile, LossGrams
 from plastic_runtime.measure import AS_LINEAR
 
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.plan.offers import Candidate
+
+DAMPING = 1e-2
+"""Added to both Grams, as a fraction of the mean eigenvalue (heuristic)."""
+
+
+class GramRoots(NamedTuple):
+    """Both Grams of a weight, damped; each is factored once."""
+
+    inputs: GramRoot
+    outputs: GramRoot
+
+
+def gram_roots(grams: LossGrams) -> GramRoots:
+    """Damp both Grams as prices and rounded weights have them."""
+    R, C = grams.input.matrix, grams.output.matrix
+    return GramRoots(GramRoot.of(R, damping=DAMPING), GramRoot.of(C, damping=DAMPING))
 
 
 def is_measured(m: Candidate, grams: Container[str]) -> bool:
@@ -80,15 +98,13 @@ class Uses:
         passed = sum(self._counts)
         if not passed:
             raise ValueError("no token reached its experts; take a longer text, or exclude it")
-        R, C = Zero, Zero
+        R: Float64 = np.zeros(())
+        C: Float64 = np.zeros(())
         for expert, count in enumerate(self._counts):
             if count:
                 input, output = self._grams[f"{self._path}.{expert}"]
                 R, C = R + input.matrix * count, C + output.matrix
         return LossGrams(Gram(R / passed, 0), Gram(C / passed, 0))
-
-
-Zero: Float64 = np.zeros(())
 
 
 def smoothed(counts: NDArray[np.float64]) -> Float64:

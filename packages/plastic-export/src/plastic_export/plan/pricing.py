@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 from plastic_core import (
     Backbone,
     Correction,
-    Factors,
-    GramRoot,
     Operator,
-    correction_costs,
     difference,
     error_feedback,
     factor_group,
     loss_factors,
     predicted_cost,
+    priced_corrections,
 )
-from plastic_core.factors import BITS, as_operator
+from plastic_core.factors import BITS, as_operator, best_group
 from plastic_core.files import MLX_DTYPES, noting
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams, Track, untracked
@@ -30,7 +28,7 @@ from plastic_runtime import LossGrams, Track, untracked
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
 from plastic_export.model.layers import Layer, layers_of
-from plastic_export.plan.gram_uses import Uses, combined_grams
+from plastic_export.plan.gram_uses import GramRoots, Uses, combined_grams, gram_roots
 from plastic_export.plan.offers import (
     Candidate,
     Choice,
@@ -42,15 +40,22 @@ from plastic_export.plan.offers import (
 )
 from plastic_export.plan.probe import PriceProbe
 
-GROUP_SIZES = (64, 32)  # the first one that divides the inputs
-DAMPING = 1e-2
-"""Added to both Grams, as a fraction of the mean eigenvalue (heuristic)."""
-FEW = 4  # bits, up to which descent is worth its time (heuristic)
-CORRECTED = 4  # most bits of a backbone that is worth a correction (heuristic)
-MOST_CORRECTION_BITS = 1.5  # most bits per weight of a correction beside a backbone (heuristic)
-STEPS = 24  # of the ranks that are offered
-PROBE = 3  # bits of the change that is measured, or the nearest ones on offer (heuristic)
+LARGEST_GROUP = 64
+"""Neighbouring inputs of a backbone that share a scale, at most."""
+SWEPT_BITS = 4
+"""Most bits for which coordinate descent is worth its time (heuristic)."""
+CORRECTED_BITS = 4
+"""Most bits of a backbone that is worth a correction (heuristic)."""
+CORRECTION_BITS_PER_WEIGHT = 1.5
+"""Most bits per weight of a correction beside a backbone (heuristic)."""
+OFFERED_RANKS = 24
+"""How many ranks are offered, about."""
+PROBED_BITS = 3
+"""Bits of the change that is measured, or the nearest ones on offer (heuristic)."""
 ADAPTER_RANKS = (4, 8, 16, 32, 64)
+"""What is offered where all matrices share one rank."""
+NOTHING = Offer(None, 0, 0.0)
+"""No backbone and no correction: what a bare correction is added to."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Choices:
         bits: Of backbones.
         factor_bits: Of corrections; empty for none.
         bare: Whether a correction may do without a backbone.
-        ranks: The ranks of corrections; by default `STEPS` of them up to what pays.
+        ranks: The ranks of corrections; by default about `OFFERED_RANKS` up to what pays.
     """
 
     bits: tuple[int, ...] = BITS
@@ -81,7 +86,7 @@ def candidate(checkpoint: Checkpoint, layer: Layer) -> Candidate | None:
     """The weight of a layer as a candidate; None if no group size divides its inputs."""
     first = layer.tensors[0]
     out, in_ = checkpoint.shape(first)[-2:]
-    group_size = next((g for g in GROUP_SIZES if in_ % g == 0), None)
+    group_size = best_group(in_, most=LARGEST_GROUP)
     if group_size is None:
         return None
     stored = [info for name in layer.tensors for info in stored_parts(name, checkpoint.tensors)]
@@ -115,28 +120,16 @@ def choices_for(m: Candidate, choices: Choices) -> Choices:
     return choices if m.kind == "linear" else Choices(bits=choices.bits)
 
 
-def rounded(weight: NDArray[np.float32], bits: int, grams: LossGrams, m: Candidate) -> Backbone:
+def rounded(weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candidate) -> Backbone:
     """The weight in ``bits`` bits, as both a price and a written file mean it."""
     return error_feedback(
         weight,
         bits,
-        grams.input.matrix,
-        output_gram=grams.output.matrix,
+        inputs=roots.inputs,
+        outputs=roots.outputs,
         group_size=m.group_size,
         dtype=MLX_DTYPES[m.dtype],
-        sweeps=2 if bits <= FEW else 0,
-    )
-
-
-def corrected(factors: Factors, bits: int, grams: LossGrams, m: Candidate) -> Correction:
-    """The factors in ``bits`` bits, as both a price and a written file mean them."""
-    return Correction.rounded(
-        factors,
-        bits,
-        input_gram=grams.input.matrix,
-        output_gram=grams.output.matrix,
-        damping=DAMPING,
-        dtype=MLX_DTYPES[m.dtype],
+        sweeps=2 if bits <= SWEPT_BITS else 0,
     )
 
 
@@ -145,15 +138,18 @@ def stored(
 ) -> tuple[Backbone | None, Correction | None]:
     """The backbone and the correction of an offer of one matrix; None for what it does without."""
     with noting(f"at {m.name!r}"):
-        backbone = None
-        if offer.bits is not None:
-            backbone = rounded(weight, offer.bits, grams, m)
+        roots = gram_roots(grams)
+        backbone = None if offer.bits is None else rounded(weight, offer.bits, roots, m)
         if not offer.rank:
             return backbone, None
-        inputs, outputs = _roots(grams)
-        change = _change(weight, backbone)
-        factors = loss_factors(change, offer.rank, inputs=inputs, outputs=outputs)
-        return backbone, corrected(factors, offer.factor_bits, grams, m)
+        R, C = roots
+        E = as_operator(weight) if backbone is None else difference(weight, backbone)
+        factors = loss_factors(E, offer.rank, inputs=R, outputs=C)
+        dtype = MLX_DTYPES[m.dtype]
+        correction = Correction.rounded(
+            factors, offer.factor_bits, inputs=R, outputs=C, dtype=dtype
+        )
+        return backbone, correction
 
 
 def price(
@@ -212,7 +208,7 @@ def _offered(
         priced = offers_of(weight, m, uses.of(expert), choices, measure)
         factor = priced.factor if measure else factor
         for offer in priced.offers:
-            before = totals.get(offer.choice, Offer(None, 0, 0.0))
+            before = totals.get(offer.choice, NOTHING)
             cost = before.cost + offer.cost
             totals[offer.choice] = offer._replace(nbytes=before.nbytes + offer.nbytes, cost=cost)
     smaller = [offer for offer in totals.values() if offer.nbytes < m.source_bytes]
@@ -231,16 +227,7 @@ class Priced(NamedTuple):
 
 
 Probe = Callable[[NDArray[np.float32], float], float]
-Roots = tuple[GramRoot, GramRoot]
-
-
-def _roots(grams: LossGrams) -> Roots:
-    input, output = grams.input.matrix, grams.output.matrix
-    return GramRoot.of(input, damping=DAMPING), GramRoot.of(output, damping=DAMPING)
-
-
-def _change(weight: NDArray[np.float32], backbone: Backbone | None) -> Operator:
-    return as_operator(weight) if backbone is None else difference(weight, backbone)
+"""Gives the factor of a change of a weight and its predicted cost."""
 
 
 def offers_of(
@@ -257,24 +244,23 @@ def offers_of(
         m: What it is, or is one of.
         uses: The Grams of its uses: see `Uses`.
         choices: What to offer.
-        probe: Gives the factor of a change of the weight and its predicted cost.
+        probe: Measures the change that one of them is.
     """
-    offers, grams, factor = list[Offer](), combined_grams(uses), 1.0
-    all_roots = [_roots(use) for use in uses]
-    roots = all_roots[0]  # a correction is for weights of one use
-    probed = min(choices.bits, key=lambda bits: abs(bits - PROBE))
+    roots, offers, factor = [gram_roots(use) for use in uses], list[Offer](), 1.0
+    # A correction is for weights of one use.
+    shared = roots[0] if len(uses) == 1 else gram_roots(combined_grams(uses))
+    probed = min(choices.bits, key=lambda bits: abs(bits - PROBED_BITS))
     for bits in choices.bits:
-        change = difference(weight, rounded(weight, bits, grams, m))
-        costs = [predicted_cost(change, inputs=R, outputs=C) for R, C in all_roots]
-        nbytes = packed_bytes(m.shape, bits, m.group_size, m.dtype)
-        offers.append(Offer(bits, nbytes, sum(costs)))
+        E = difference(weight, rounded(weight, bits, shared, m))
+        cost = sum(predicted_cost(E, inputs=R, outputs=C) for R, C in roots)
+        base = Offer(bits, packed_bytes(m.shape, bits, m.group_size, m.dtype), cost)
+        offers.append(base)
         if probe is not None and bits == probed:
-            factor = probe(-change.rows(slice(None)), offers[-1].cost)
-        if bits <= CORRECTED:
-            offers += _corrections(change, offers[-1], m, grams, roots, choices)
+            factor = probe(-E.rows(slice(None)), cost)
+        if bits <= CORRECTED_BITS:
+            offers += _corrections(E, base, m, shared, choices)
     if choices.bare:
-        nothing = Offer(None, 0, 0.0)
-        offers += _corrections(as_operator(weight), nothing, m, grams, roots, choices)
+        offers += _corrections(as_operator(weight), NOTHING, m, shared, choices)
     return Priced(offers, factor)
 
 
@@ -286,33 +272,24 @@ def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
         nbytes = m.matrices * packed_bytes(m.shape, bits, m.group_size, m.dtype)
         found.append(Offer(bits, nbytes, 0.0))
     for bits in choices.factor_bits if choices.bare else ():
-        ranks = offered_ranks(m, Offer(None, 0, 0.0), bits, choices)
-        found += [_with_rank(Offer(None, 0, 0.0), m, rank, bits, 0.0) for rank in ranks[:1]]
+        ranks = offered_ranks(m, NOTHING, bits, choices)
+        found += [_with_rank(NOTHING, m, rank, bits, 0.0) for rank in ranks[:1]]
     return found
 
 
 def _corrections(
-    change: Operator,
-    base: Offer,
-    m: Candidate,
-    grams: LossGrams,
-    roots: Roots,
-    choices: Choices,
+    E: Operator, base: Offer, m: Candidate, roots: GramRoots, choices: Choices
 ) -> list[Offer]:
-    """A backbone with corrections of many ranks, their costs as they are stored."""
-    inputs, outputs = roots
-    ranks = {bits: offered_ranks(m, base, bits, choices) for bits in choices.factor_bits}
-    most = max((r[-1] for r in ranks.values() if r), default=0)
-    if most == 0:
-        return []
-    factors = loss_factors(change, most, inputs=inputs, outputs=outputs)
-    offers = []
-    for bits in choices.factor_bits:
-        if ranks[bits]:
-            part = corrected(_leading(factors, ranks[bits][-1]), bits, grams, m)
-            costs = correction_costs(change, part, inputs=inputs, outputs=outputs)
-            offers += [_with_rank(base, m, r, bits, float(costs[r])) for r in ranks[bits]]
-    return offers
+    """What is left of a weight, ``E``, made up for by corrections of many ranks as stored."""
+    offered = {bits: offered_ranks(m, base, bits, choices) for bits in choices.factor_bits}
+    most = {bits: ranks[-1] for bits, ranks in offered.items() if ranks}
+    R, C = roots
+    costs = priced_corrections(E, most, inputs=R, outputs=C, dtype=MLX_DTYPES[m.dtype])
+    return [
+        _with_rank(base, m, rank, bits, float(costs[bits][rank]))
+        for bits in most
+        for rank in offered[bits]
+    ]
 
 
 def offered_ranks(m: Candidate, base: Offer, bits: int, choices: Choices) -> list[int]:
@@ -322,22 +299,17 @@ def offered_ranks(m: Candidate, base: Offer, bits: int, choices: Choices) -> lis
     per_rank = factor_bytes(m.shape, 1, bits, m.dtype)
     room = m.source_bytes - base.nbytes - 1
     if base.bits is not None:
-        room = min(room, int(MOST_CORRECTION_BITS * m.weights / 8))
+        room = min(room, int(CORRECTION_BITS_PER_WEIGHT * m.weights / 8))
     most = min(*m.shape, room // per_rank)
     if choices.ranks:
         return [r for r in choices.ranks if r <= min(*m.shape, room // per_rank)]
-    step = max(1, round(most / STEPS))
+    step = max(1, round(most / OFFERED_RANKS))
     return list(range(step, most + 1, step))
 
 
 def _with_rank(base: Offer, m: Candidate, rank: int, bits: int, cost: float) -> Offer:
     nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)
     return Offer(base.bits, nbytes, cost, rank, bits)
-
-
-def _leading(factors: Factors, rank: int) -> Factors:
-    U, S, Vh = factors
-    return Factors(U[:, :rank], S[:rank], Vh[:rank])
 
 
 def worthwhile(offers: Sequence[Offer]) -> list[Offer]:
