@@ -27,7 +27,6 @@ def main() -> None:
         options.source,
         options.out,
         keep=options.keep,
-        strategy="activation" if options.calibration else "energy",
         calibration=Calibration(options.calibration) if options.calibration else None,
     )
     for matrix in result.matrices:

@@ -35,7 +35,8 @@ def factored(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, s
     """Compress under every strategy at every size; yields label, fraction kept, folder."""
     for keep in options.keep:
         for strategy in STRATEGIES:
-            calibration = Calibration(options.calibration) if strategy in NEED_GRAM else None
+            text = Calibration(options.calibration, windows=64)
+            calibration = text if strategy in NEED_GRAM else None
             out = folder / f"{strategy}-{keep}"
             result = compress(
                 options.source, out, keep=keep, strategy=strategy, calibration=calibration

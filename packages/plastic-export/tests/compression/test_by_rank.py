@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_core.files import FormatError, load_safetensors
+from plastic_export.calibration.input_grams import Calibration
 from plastic_export.checkpoint.packing import without_quantization
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.restoration import restore
@@ -241,3 +242,12 @@ def test_three_hundred_shards_are_compressed_and_restored_under_a_limit_of_64_op
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     back = read(tmp_path / "dest")
     assert all(same_bits(back[name], array) for name, array in weights.items())
+
+
+def test_by_default_the_ranks_follow_a_calibration_text_where_there_is_one(
+    readable: Path, text: Path, tmp_path: Path
+) -> None:
+    few = Calibration(text, window=24, windows=4)
+    assert compress(readable, tmp_path / "plain", keep=0.5).plan.strategy == "stable"
+    result = compress(readable, tmp_path / "measured", keep=0.5, calibration=few)
+    assert result.plan.strategy == "activation"

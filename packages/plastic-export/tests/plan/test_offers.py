@@ -16,7 +16,7 @@ from plastic_core.files import MLX_DTYPES
 from plastic_export.plan.budgets import Budget, Totals, check_budget, parse_size
 from plastic_export.plan.offers import Offer, Offered, factor_bytes, packed_bytes, plan_bits
 from plastic_export.plan.plan_file import LossPlan
-from plastic_export.reporting.plan_plot import plan_frontier
+from plastic_export.reporting.plots.plan_plot import plan_frontier
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
-from plastic_export.reporting.run_plots import (
+from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
     loss_figure,
     rank_figure,

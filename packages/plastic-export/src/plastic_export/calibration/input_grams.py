@@ -31,7 +31,7 @@ class Calibration:
 
     text: Path
     window: int = 256
-    windows: int = 64
+    windows: int = 128
 
     def record(self) -> dict[str, Any]:
         """Return the entry of the manifest: the digest of the text, not its place."""

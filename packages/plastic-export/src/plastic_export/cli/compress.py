@@ -44,8 +44,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
     RANK,
     "--strategy",
     type=click.Choice(STRATEGIES),
-    default="stable",
-    show_default=True,
+    help="Rule that chooses the ranks; by default activation with --calibration, stable without.",
 )
 @form_option(
     RANK,
@@ -62,7 +61,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
     RANK,
     "--window",
     type=click.IntRange(2),
-    default=256,
+    default=Calibration.window,
     show_default=True,
     help="Tokens in a window of the text.",
 )
@@ -70,7 +69,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
     RANK,
     "--windows",
     type=click.IntRange(1),
-    default=64,
+    default=Calibration.windows,
     show_default=True,
     help="Windows of the text at most.",
 )
@@ -91,7 +90,7 @@ def compress_command(
     src: str,
     out: Path,
     keep: float | None,
-    strategy: str,
+    strategy: str | None,
     format_: Any,
     calibration: Path | None,
     window: int,

@@ -33,7 +33,7 @@ class Output:
                 click.echo(json.dumps(presented.record, indent=2, default=str))
                 return
             for line in presented.lines:
-                self.out.print(line)
+                self.out.print(line, markup=False)  # brackets of a path are no markup
         except KeyboardInterrupt as error:
             error.add_note(DONE)
             raise

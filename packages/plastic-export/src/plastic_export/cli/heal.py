@@ -21,7 +21,13 @@ _DEFAULT = HealingOptions()
 @click.option("--calibration", type=TEXT, required=True, help="Text to learn from.")
 @click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
 @window_option
-@click.option("--windows", type=click.IntRange(8), default=512, show_default=True, help="At most.")
+@click.option(
+    "--windows",
+    type=click.IntRange(8),
+    default=512,
+    show_default=True,
+    help="At most; seven of eight are learned from.",
+)
 @click.option(
     "--batch", type=click.IntRange(1), default=_DEFAULT.batch, show_default=True, help="Windows."
 )

@@ -26,9 +26,10 @@ from plastic_export.cli.console import (
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.offers import Format
+from plastic_export.plan.plan_file import LossPlan
 from plastic_export.plan.pricing import CHOICES, Choices
 from plastic_export.reporting.plan import present_plan
-from plastic_export.reporting.plan_plot import save_plan_plot
+from plastic_export.reporting.plots.plan_plot import save_plan_plot
 
 DEFAULT = "3,3.5,4.5"
 
@@ -91,7 +92,13 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     "--out", "file", type=FOLDER, default="plan.json", show_default=True, help="Plan to write."
 )
 @window_option
-@click.option("--windows", type=click.IntRange(1), default=128, show_default=True, help="At most.")
+@click.option(
+    "--windows",
+    type=click.IntRange(1),
+    default=Calibration.windows,
+    show_default=True,
+    help="At most.",
+)
 @include_option
 @exclude_option
 @click.option(
@@ -130,7 +137,8 @@ def plan_command(
     """Choose bits and ranks for every matrix of SRC by their predicted effect on the loss.
 
     One calibration serves all budgets; `plastic compress --plan` carries out one of them. The plan
-    may be edited. A plot of predicted KL over size is saved beside it.
+    may be edited. A plot of predicted KL over size is saved beside it, if matplotlib (the extra
+    `plots`) is installed.
     """
     output = Output(as_json)
     plot = file.with_suffix(".png")
@@ -157,8 +165,16 @@ def plan_command(
         force=force,
         track=output.track,
     )
-    save_plan_plot(plot, result)
-    output.show(present_plan(result, file, plot))
+    output.show(present_plan(result, file, _drawn(plot, result)))
+
+
+def _drawn(plot: Path, plan: LossPlan) -> Path | None:
+    """Save the plot; None where matplotlib is not installed."""
+    try:
+        save_plan_plot(plot, plan)
+    except ModuleNotFoundError:
+        return None
+    return plot
 
 
 def _check_plot(file: Path, plot: Path) -> None:

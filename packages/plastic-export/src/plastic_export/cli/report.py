@@ -20,6 +20,6 @@ def report_command(run: Path, losses: Path | None, out: Path | None, as_json: bo
     """Draw the training run RUN: one HTML page that needs nothing else, and PNGs.
 
     RUN is a folder of `plastic train`, still training or not, or the file of events that a
-    PlasticityManager logged.
+    PlasticityManager logged. The pictures need matplotlib, the extra `plots`.
     """
     Output(as_json).show(present_report(report(run, out, losses=losses)))

@@ -55,7 +55,7 @@ def compress(
     out: str | Path,
     *,
     keep: float,
-    strategy: str = "stable",
+    strategy: str | None = None,
     format: Format = "factored",
     calibration: Calibration | None = None,
     include: Sequence[str] = (),
@@ -85,7 +85,8 @@ def compress(
         source: Folder, or Hub id, of a Hugging Face or mlx-community checkpoint.
         out: Folder to write; must not exist, or be empty.
         keep: Fraction of the bytes of the matrices that stays awake, in (0, 1].
-        strategy: One of ``plastic_select.STRATEGIES``.
+        strategy: One of ``plastic_select.STRATEGIES``; by default ``"activation"`` with a
+            calibration and ``"stable"``, the best of the others at equal bytes, without.
         format: ``"factored"``: two thin matrices and a model file beside them; smaller, loads
             with ``--trust-remote-code``. ``"dense"``: their product, as large as the source,
             loads everywhere.
@@ -107,6 +108,7 @@ def compress(
         OSError: If reading or writing fails. What is finished is kept for the next run.
     """
     check_keep(keep)
+    strategy = strategy or ("activation" if calibration else "stable")
     _check_calibration(strategy, calibration)
     with open_checkpoint(source, revision=revision) as checkpoint:
         names = compressible(checkpoint.tensors, include=include, exclude=exclude)

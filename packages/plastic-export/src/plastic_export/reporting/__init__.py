@@ -3,6 +3,6 @@
 Stands on the rooms whose results it shows; ``cli`` alone uses it.
 """
 
-from plastic_export.reporting.plan_plot import plan_frontier
+from plastic_export.reporting.plots.plan_plot import plan_frontier
 
 __all__ = ["plan_frontier"]

@@ -12,11 +12,12 @@ from rich.table import Table
 from plastic_export.checkpoint.tensors import Kind
 from plastic_export.plan.offers import BitsPlan
 from plastic_export.plan.plan_file import LossPlan
+from plastic_export.reporting.plots.drawing import HOW
 from plastic_export.reporting.tables import Presented, figures
 
 
-def present_plan(plan: LossPlan, file: Path, plot: Path) -> Presented:
-    """Show what every budget buys, and where the plan and its plot are."""
+def present_plan(plan: LossPlan, file: Path, plot: Path | None) -> Presented:
+    """Show what every budget buys, and where the plan and its plot are, if one was drawn."""
     return Presented(_record(plan, file), _lines(plan, file, plot))
 
 
@@ -46,7 +47,7 @@ def budget_record(b: BitsPlan) -> dict[str, Any]:
     }
 
 
-def _lines(plan: LossPlan, file: Path, plot: Path) -> list[Table | str]:
+def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
     table = figures("asked", "bits/weight", "matrices", "all tensors", "predicted KL", "gap", "mix")
     for b in plan.budgets:
         table.add_row(
@@ -64,7 +65,8 @@ def _lines(plan: LossPlan, file: Path, plot: Path) -> list[Table | str]:
         "",
         f"matrices   {_counted(plan)} planned, {left}",
         *_unreached(plan),
-        f"plan       {file}; its Grams: {plan.grams[0]}; size and quality: {plot}",
+        f"plan       {file}; its Grams: {plan.grams[0]}",
+        f"plot       {plot or f'none: {HOW}'}",
         f"write it   plastic compress SRC OUT --plan {file}"
         + (" --bits-per-weight ..." if len(plan.budgets) > 1 else ""),
     ]

@@ -12,7 +12,13 @@ from pathlib import Path
 from plastic_core.files import AtomicFile, FormatError
 from plastic_runtime import format_bytes
 
-from plastic_export.reporting.run_plots import bytes_figure, loss_figure, rank_figure, rendered
+from plastic_export.reporting.plots.drawing import check_drawing
+from plastic_export.reporting.plots.run_plots import (
+    bytes_figure,
+    loss_figure,
+    rank_figure,
+    rendered,
+)
 from plastic_export.training.history import CHANGES, History, read_history
 
 PAGE = "report.html"
@@ -86,6 +92,7 @@ def report(
         FormatError: If there is no such run, it tells nothing yet, or a log is damaged.
         ValueError: If ``losses`` is given for a folder, or a file to write is a link or a folder.
         OSError: If a file cannot be read or written.
+        ModuleNotFoundError: If matplotlib is not installed; nothing is written then.
     """
     path = Path(run)
     history = read_history(path, losses=losses)
@@ -107,6 +114,7 @@ def report(
 
 def run_figures(history: History) -> dict[str, tuple[bytes, bytes]]:
     """Return every picture that the history has something for, by name, as PNG and as SVG."""
+    check_drawing()
     from matplotlib import style
 
     draw = {

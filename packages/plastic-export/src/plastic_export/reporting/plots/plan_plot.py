@@ -9,7 +9,7 @@ import numpy as np
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.offers import BitsPlan, plan_bits
 from plastic_export.plan.plan_file import LossPlan
-from plastic_export.reporting.size_plot import SizePoint, save_size_plot
+from plastic_export.reporting.plots.size_plot import SizePoint, save_size_plot
 
 BUDGETS = 40  # along the curve
 
@@ -20,6 +20,7 @@ def save_plan_plot(file: Path, plan: LossPlan) -> None:
     Raises:
         ValueError: If ``file`` is a link or a folder.
         OSError: If it cannot be written.
+        ModuleNotFoundError: If matplotlib is not installed.
     """
     points = [_point(plan, budget, budget.asked) for budget in plan.budgets]
     curve = [_point(plan, budget, "") for budget in plan_frontier(plan)]

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from plastic_export.reporting.size_plot import SizePoint, save_size_plot, size_figure
+from plastic_export.reporting.plots.size_plot import SizePoint, save_size_plot, size_figure
 
 MIB = 2**20
 POINTS = [
@@ -132,7 +132,7 @@ def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
 
 def test_neither_the_package_nor_the_plot_touches_pyplot(tmp_path: Path) -> None:
     code = (
-        "import sys, plastic_export.cli.command, plastic_export.reporting.size_plot as s\n"
+        "import sys, plastic_export.cli.command, plastic_export.reporting.plots.size_plot as s\n"
         "assert not any(name.startswith('matplotlib') for name in sys.modules)\n"
         "s.save_size_plot(sys.argv[1], [s.SizePoint(1, 4.0, 1e-3)])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

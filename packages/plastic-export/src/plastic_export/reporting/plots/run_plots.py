@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_export.reporting.size_plot import UNITS
+from plastic_export.reporting.plots.size_plot import UNITS
 from plastic_export.training.history import CHANGES, History, LayerHistory, Series
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from plastic_core.files import AtomicFile
 
+from plastic_export.reporting.plots.drawing import check_drawing
+
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -60,7 +62,9 @@ def save_size_plot(
     Raises:
         ValueError: As `size_figure` does, or if ``file`` is a link or a folder.
         OSError: If the file cannot be written.
+        ModuleNotFoundError: If matplotlib is not installed.
     """
+    check_drawing()
     from matplotlib import style
 
     png = io.BytesIO()
