@@ -94,7 +94,8 @@ def problem_of_pytest(words: list[str]) -> str | None:
 def problem_of(command: str) -> str | None:
     if (words := words_after(command, "plastic ")) and not words[0].startswith(("-", "...")):
         return problem_of_plastic([word for word in words if word != "..."])
-    if (words := words_after(command, "tools/")) and words[0].split("/")[-1] != "NAME.py":
+    words = words_after(command, "tools/")
+    if words and words[0].endswith(".py") and not words[0].endswith("NAME.py"):
         return problem_of_script([f"tools/{words[0]}", *words[1:]])
     if words := words_after(command, "pytest "):
         return problem_of_pytest(words)
