@@ -71,7 +71,7 @@ def output_basis(A: Matrix, *, gram: Matrix | None = None) -> OutputBasis:
 
 
 def weighted_spectrum(A: Matrix, *, gram: Matrix | None = None) -> Float64:
-    """The singular values of ``A R^(1/2)`` alone: those of `output_basis`, several times cheaper.
+    """Return the singular values of ``A R^(1/2)``: those of `output_basis`, at less expense.
 
     Args:
         A: Matrix of shape ``(m, n)``.
@@ -124,14 +124,14 @@ def _output_gram(T: Float32, R: NDArray[Any] | None) -> Float64:
 
 
 def _unseen(energies: Float64, T: Float32) -> NDArray[np.bool_]:
-    """Which energies are zero up to rounding."""
+    """Tell which energies are zero up to rounding."""
     noise = max(T.shape) * float(np.finfo(np.float64).eps)
     unseen: NDArray[np.bool_] = energies <= noise * energies.max(initial=0.0)
     return unseen
 
 
 def _by_plain_energy(N: Float64, T: Float32) -> Float64:
-    """The same subspace, its directions in the order of ``||N^T T||``."""
+    """Return the same subspace, its directions in the order of ``||N^T T||``."""
     H = np.zeros((N.shape[1], N.shape[1]))
     for columns in blocks(T.shape[1], T.shape[0]):
         block = N.T @ T[:, columns].astype(np.float64)

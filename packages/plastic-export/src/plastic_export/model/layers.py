@@ -22,7 +22,7 @@ class Layer:
     """A layer of mlx-lm's model, and the tensors of the checkpoint that hold its weight.
 
     Attributes:
-        name: Of its weight in mlx-lm's model.
+        name: The name of its weight in mlx-lm's model.
         kind: ``"experts"``: a stack of matrices, one per expert.
         experts: How many are stacked; 0 for a single matrix.
         tensors: The weight's own name, or where a stack is stored one by one, those of the experts.
@@ -76,9 +76,9 @@ def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -
     numbered block has experts, and is no part of the attention.
 
     Args:
-        path: Of the layer.
+        path: The path of the layer.
         outputs: How many it has.
-        kinds: Of all layers of the model.
+        kinds: The kinds of all layers of the model.
     """
     block = _BLOCK.match(path)
     if path.rpartition(".")[2] in ROUTERS:

@@ -212,7 +212,7 @@ def text_windows(
     every text, if the tokenizer puts one. The rest of the last window is left out.
 
     Args:
-        tokenizer: From `load_tokenizer`.
+        tokenizer: A tokenizer of `load_tokenizer`.
         text: Any text of at least one window.
         length: Tokens per window, at least 2.
         limit: Take this many windows at most, spread evenly over the text.

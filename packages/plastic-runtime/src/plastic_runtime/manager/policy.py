@@ -91,13 +91,13 @@ def rank_changed(
     grown: Mapping[str, int] | None = None,
     parked: Mapping[str, tuple[int, ...]] | None = None,
 ) -> PolicyState:
-    """The state after changes were made: the moving loss starts afresh.
+    """Return the state after changes were made: the moving loss starts afresh.
 
     Args:
         settings: The numbers that drive the decisions.
         state: The state before.
-        grown: By path, the rank *before* growing; judged at the next plateau.
-        parked: By path, the ids of what was put to sleep; opens a guard, or joins the open one.
+        grown: The rank *before* growing, by path; judged at the next plateau.
+        parked: The ids of what was parked, by path; opens a guard, or joins the open one.
             Before the first loss there is nothing to compare with, hence no guard.
 
     Returns:
@@ -121,13 +121,13 @@ def woken(
     ids: Mapping[str, tuple[int, ...]],
     ranks: Mapping[str, int],
 ) -> PolicyState:
-    """The state after a harmful shrink was, in part or whole, undone.
+    """Return the state after a harmful shrink was, in part or whole, undone.
 
     Args:
         settings: The numbers that drive the decisions.
         state: The state before; its guard is open.
-        ids: By path, what woke.
-        ranks: By path, the rank after waking: from now on the layer's floor.
+        ids: The ids of what woke, by path.
+        ranks: The rank after waking, by path: from now on the layer's floor.
 
     Returns:
         The next state. The guard stays open over what still sleeps.
@@ -147,7 +147,7 @@ def woken(
 
 
 def most_useful(benefits: Mapping[int, float]) -> tuple[int, ...]:
-    """The fewest sleepers that hold at least half of the benefit, the most useful first.
+    """Return the fewest sleepers that hold at least half of the benefit, the most useful first.
 
     Half, so that a few wakings bring back all that matters and nothing that does not.
     Heuristic. Without any benefit, all ids.
@@ -206,7 +206,7 @@ def _judge_growth(settings: Settings, state: PolicyState) -> PolicyState:
 
 
 def _goal(state: PolicyState, layer: LayerView) -> int:
-    """The rank to shrink to, or the present one."""
+    """Return the rank to shrink to, or the present one."""
     wanted = min(layer.target, state.caps.get(layer.path, layer.max_rank))
     least = max(state.floors.get(layer.path, 1), math.ceil(layer.rank / 2))
     return min(max(wanted, least), layer.rank)
@@ -215,7 +215,7 @@ def _goal(state: PolicyState, layer: LayerView) -> int:
 def _growths(
     settings: Settings, state: PolicyState, layers: list[LayerView], room: int, count: int
 ) -> list[Change]:
-    """The first ``count`` layers that caps, shapes and the room let grow."""
+    """Return the first ``count`` layers that caps, shapes and the room let grow."""
     changes: list[Change] = []
     for layer in layers:
         limit = min(layer.max_rank, state.caps.get(layer.path, layer.max_rank))
@@ -228,14 +228,14 @@ def _growths(
 
 
 def _shrink(state: PolicyState, layer: LayerView, goal: int) -> Change:
-    """The shrink of one layer, with the reason that set its goal."""
+    """Return the shrink of one layer, with the reason that set its goal."""
     if state.caps.get(layer.path, layer.max_rank) < min(layer.target, layer.rank):
         return Change("shrink", layer.path, goal, "growing did not help")
     return Change("shrink", layer.path, goal, f"spectrum says {layer.target}")
 
 
 def _room(settings: Settings, layers: list[LayerView]) -> int:
-    """Bytes that growth may add: up to the ceiling, or to every layer's full rank."""
+    """Return the bytes that growth may add: up to the ceiling, or to every layer's full rank."""
     ceiling = settings.max_bytes
     if ceiling is None:
         ceiling = sum(layer.max_rank * layer.bytes_per_rank for layer in layers)
@@ -249,7 +249,7 @@ def _afresh(settings: Settings, state: PolicyState, last: float | None) -> Polic
 
 
 def _mean(state: PolicyState) -> float:
-    """The moving loss where there is known to be one."""
+    """Return the moving loss where there is known to be one."""
     moving = state.moving_loss
     assert moving is not None
     return moving

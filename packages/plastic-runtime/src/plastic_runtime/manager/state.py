@@ -1,4 +1,4 @@
-"""What the plasticity policy knows and what it decides on: frozen values, no arrays."""
+"""The knowledge of the plasticity policy, on which it decides: frozen values, no arrays."""
 
 import json
 import math
@@ -60,7 +60,7 @@ class Numbers(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LayerView:
-    """What the policy sees of one layer.
+    """The view that the policy has of one layer.
 
     Attributes:
         path: Module path in the model.
@@ -124,8 +124,8 @@ class PolicyState:
         rest: Losses until patience counts.
         guard: Open while a shrink can still be found harmful.
         trial: The growth that the next plateau judges.
-        floors: By path, the rank below which a shrink has hurt.
-        caps: By path, the rank above which a growth has not helped.
+        floors: The rank below which a shrink has hurt, by path.
+        caps: The rank above which a growth has not helped, by path.
         settled: Whether the latest plateau asked for no change.
     """
 
@@ -150,13 +150,13 @@ class PolicyState:
         return math.fsum(self.losses) / len(self.losses) if self.losses else self.last
 
     def as_dict(self) -> dict[str, Any]:
-        """The state in JSON's own types; ``State.from_dict`` gives back an equal state."""
+        """Return the state in JSON's own types; ``State.from_dict`` gives back an equal state."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The state that ``as_dict`` described."""
+        """Return the state that ``as_dict`` described."""
         guard, trial = plain["guard"], plain["trial"]
         if guard is not None:
             parked = {path: tuple(ids) for path, ids in guard["parked"].items()}

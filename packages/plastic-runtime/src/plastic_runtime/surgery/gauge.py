@@ -1,4 +1,4 @@
-r"""How a plastic part is written while an optimizer trains it."""
+r"""The gauge in which a plastic part is written while an optimizer trains it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plastic_core.factors import Arrays, balance
 
 @dataclass(frozen=True)
 class Gauge:
-    r"""Which of all the ways to write one weight ``U diag(S) Vh`` the factors take.
+    r"""The choice among all ways to write one weight as ``U diag(S) Vh``.
 
     The weight is the same in each, but not what training does next: Adam moves an entry by about
     the learning rate, so the weight moves by that times ``S`` and the length of the rows of
@@ -28,9 +28,9 @@ class Gauge:
     that changes keeps the size of a step, which LoRA's fixed scale does not.
 
     Attributes:
-        scale: Of the whole layer, above 0. LoRA of rank r and scale a has ``a * sqrt(r)``.
-        length: Of the rows of ``Vh``, above 0. By default the root mean square length of the
-            rows that LoRA starts from, uniform in :math:`\pm 1 / \sqrt{n}`.
+        scale: The layer's scale, above 0. LoRA of rank r and scale a has ``a * sqrt(r)``.
+        length: The length of a row of ``Vh``, above 0. By default the root mean square length of
+            the rows that LoRA starts from, uniform in :math:`\pm 1 / \sqrt{n}`.
 
     References:
         Division by the root of the rank: Kalajdzievski, *A rank stabilization scaling factor for
@@ -55,7 +55,7 @@ class Gauge:
         Args:
             layer: The layer they are for.
             Vh: Shape ``(k, in)``.
-            rank: Of the layer with them.
+            rank: The rank of the layer with them.
         """
         k, dtype = len(Vh), layer.U.dtype
         U = mx.zeros((layer.shape[0], k), dtype)

@@ -10,7 +10,7 @@ from plastic_select import allocate, rank_options
 
 @dataclass(frozen=True)
 class Schedule:
-    r"""How many bytes may be awake after how many steps.
+    r"""The bytes that may be awake after a number of steps.
 
     Up to ``begin`` the first budget holds, from ``end`` on the last; in between
 
@@ -54,7 +54,7 @@ class Schedule:
         return self.last + round((self.first - self.last) * left**3)
 
     def due(self, step: int) -> bool:
-        """Whether components are reallocated after ``step`` steps."""
+        """Tell whether components are reallocated after ``step`` steps."""
         if not self.begin <= step <= self.end:
             return False
         return step == self.end or (step - self.begin) % self.every == 0
@@ -62,7 +62,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Holding:
-    """What a layer could keep awake.
+    """The components that a layer could keep awake.
 
     Attributes:
         path: Module path in the model.

@@ -100,6 +100,6 @@ def _norm(gradients: list[mx.array]) -> float:
 
 
 def bytes_per_rank(layer: RankLayer) -> int:
-    """Bytes of one component of a layer."""
+    """Return the bytes of one component of a layer."""
     rows, columns = layer.shape
     return rows * layer.U.itemsize + layer.S.itemsize + columns * layer.Vh.itemsize
