@@ -1,12 +1,10 @@
 """Allocations against every combination, against the dual, and at full size."""
 
-import doctest
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -262,8 +260,8 @@ def test_a_proof_holds_however_narrow_the_sweep(
     budgets = [between(options, fraction) for fraction in (0.1, 0.3, 0.5)]
     best = least_costs(options, budgets[-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plastic_select.allocation.search.WIDTH", widths[0])
-        patch.setattr("plastic_select.allocation.search.FACTOR", widths[1])
+        patch.setattr("plastic_select.allocation.search.FIRST_WIDTH", widths[0])
+        patch.setattr("plastic_select.allocation.search.WIDENING", widths[1])
         for found in allocate(options, budgets):
             assert found.optimal
             assert found.cost <= best[found.budget] + tolerance(options)
@@ -285,13 +283,21 @@ def test_without_time_to_search_the_result_is_within_the_budget_and_not_called_o
     assert allocate(options, [budget])[0].optimal
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "plastic_select.allocation.search.FACTOR", 10**9
+            "plastic_select.allocation.search.WIDENING", 10**9
         )  # one sweep to the end would do
-        patch.setattr("plastic_select.allocation.search.WORK", 1)
+        patch.setattr("plastic_select.allocation.search.MOST_WORK", 1)
         (allocation,) = allocate(options, [budget])
     assert allocation.nbytes <= budget
     assert not allocation.optimal
     assert 0 < allocation.gap < 0.1
+
+
+def test_the_worked_example_of_the_search() -> None:
+    options = {"a": [Option(0, 5.0), Option(6, 0.0)], "b": [Option(0, 4.0), Option(5, 0.0)]}
+    (allocation,) = allocate(options, [5])
+    assert (allocation.chosen, allocation.cost) == ({"a": 0, "b": 1}, 5.0)
+    assert allocation.lower_bound == pytest.approx(9 - 25 / 6)
+    assert allocation.optimal
 
 
 def test_equal_matrices_are_no_harder_than_one() -> None:
@@ -501,9 +507,3 @@ def test_impossible_ranks_are_refused() -> None:
     assert only == [Option(9, 0.0, "dense")]
     with pytest.raises(ValueError, match="their squares overflow"):
         rank_options([1e200], bytes_per_component=8)
-
-
-def test_the_example_in_the_docstring_runs() -> None:
-    tested = doctest.testmod(import_module("plastic_select.allocation.allocation"))
-    assert tested.attempted == 4
-    assert tested.failed == 0

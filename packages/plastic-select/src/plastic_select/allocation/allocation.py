@@ -100,19 +100,19 @@ def allocate(
 
     References:
         Kellerer, Pferschy and Pisinger, *Knapsack Problems*, Springer 2004, chapter 11; papers
-        for each step are named in ``hull.py``, ``relaxation.py`` and ``exact.py``.
+        for each step are named in ``hull.py``, ``relaxation.py`` and ``search.py``.
     """
     table = as_table(options, fixed or {})
-    f = frontier(table.owner, table.nbytes, table.cost)
-    descent = Descent(f)
+    front = frontier(table.owner, table.nbytes, table.cost)
+    descent = Descent(front)
     allocations = []
     for budget in _check_budgets(budgets, descent.least, len(table.names)):
         lp = descent.relax(budget - descent.least)
-        rows, optimal = finish(f, lp)
-        positions = table.position[f.source[rows]].tolist()
-        picks = dict(zip(table.names, positions, strict=True))
-        chosen = {name: picks[name] for name in options}
-        nbytes, cost = int(f.nbytes[rows].sum()), math.fsum(f.cost[rows])
+        best, optimal = finish(front, lp)
+        positions = table.position[front.source[best]].tolist()
+        by_name = dict(zip(table.names, positions, strict=True))
+        chosen = {name: by_name[name] for name in options}
+        nbytes, cost = int(front.nbytes[best].sum()), math.fsum(front.cost[best])
         bound = min(lp.bound, cost)
         allocations.append(Allocation(chosen, nbytes, cost, budget, bound, lp.price, optimal))
     return allocations

@@ -23,12 +23,12 @@ class Frontier:
 
     Attributes:
         owner: The matrix of each row.
-        nbytes: Its bytes.
-        cost: Its cost.
-        source: Where it stood among all options.
+        nbytes: The bytes of each row.
+        cost: The cost of each row.
+        source: The position of each row among all options.
         smallest: The first row of each matrix.
         start: The row where each segment starts.
-        end: The row where it ends.
+        end: The row where each segment ends.
     """
 
     owner: Ints

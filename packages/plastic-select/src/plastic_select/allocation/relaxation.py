@@ -12,16 +12,17 @@ from plastic_select.allocation.hull import Frontier, Ints
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Its optimum under one budget, and what is left when the mixed matrix keeps the smaller.
+    """The optimum under one budget, and the whole choice in which the mixed matrix is rounded down.
 
     Attributes:
-        chosen: A row of the frontier for each matrix, a vertex of its hull.
-        taken: How many segments, of the steepest, lead there.
-        room: Bytes that this leaves of what the options can fill.
+        chosen: The row of the frontier that each matrix has in the whole choice, a vertex of its
+            hull.
+        taken: How many of the segments, the steepest first, lead from the smallest rows there.
+        room: Bytes of the budget that the whole choice leaves and that options can fill.
         price: The Lagrangian multiplier: cost per byte on the segment that is taken in part, 0.0
             if none is.
-        cost: Cost of the rows chosen.
-        bound: Cost of the relaxation, at most that of any choice within the budget.
+        cost: Cost of the whole choice.
+        bound: Cost of the relaxation, at most that of any whole choice within the budget.
     """
 
     chosen: Ints
@@ -34,6 +35,13 @@ class Relaxation:
 
 class Descent:
     """Steepest descent from the smallest options: sorted once, then any number of budgets.
+
+    Attributes:
+        frontier: What there is to choose from.
+        least: Bytes of the smallest options of all matrices.
+        spent: Bytes beyond these after each segment, the steepest first.
+        most: Bytes beyond these that options can fill at all.
+        step: Greatest common divisor of all bytes beyond these.
 
     References:
         Zemel, *The linear multiple choice knapsack problem*, Operations Research 28(6), 1980.
@@ -51,20 +59,22 @@ class Descent:
 
     def relax(self, room: int) -> Relaxation:
         """Solve the relaxation with ``room`` bytes, at least 0, beyond the least possible."""
-        f = self.frontier
+        front = self.frontier
         room = min(room, self.most)
         room -= room % max(self.step, 1)  # no choice can use the rest
         taken = int(np.searchsorted(self.spent, room, side="right"))
-        chosen = f.smallest.copy()
-        chosen[f.owner[f.end[:taken]]] = f.end[:taken]  # of several in a matrix, the last
+        chosen = front.smallest.copy()
+        chosen[front.owner[front.end[:taken]]] = front.end[
+            :taken
+        ]  # of several in a matrix, the last
         if taken:
             room -= int(self.spent[taken - 1])
-        costs = f.cost[chosen]
+        costs = front.cost[chosen]
         cost = math.fsum(costs)
-        if taken == f.end.size:
+        if taken == front.end.size:
             return Relaxation(chosen, taken, room, 0.0, cost, cost)
-        start, end = f.start[taken], f.end[taken]
-        nbytes, gain = f.nbytes[end] - f.nbytes[start], f.cost[start] - f.cost[end]
+        start, end = front.start[taken], front.end[taken]
+        nbytes, gain = front.nbytes[end] - front.nbytes[start], front.cost[start] - front.cost[end]
         share = room / nbytes
-        costs[f.owner[end]] = (1 - share) * f.cost[start] + share * f.cost[end]
+        costs[front.owner[end]] = (1 - share) * front.cost[start] + share * front.cost[end]
         return Relaxation(chosen, taken, room, float(gain / nbytes), cost, math.fsum(costs))

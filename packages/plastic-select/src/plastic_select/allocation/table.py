@@ -14,7 +14,7 @@ from plastic_select.allocation.hull import Floats, Ints
 from plastic_select.allocation.options import Option
 
 Options = Mapping[str, Sequence[Option]]
-MOST = 2**53  # sums of bytes below it are exact in float64
+BYTE_LIMIT = 2**53  # sums of bytes below it are exact in float64
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Table:
     Attributes:
         names: The matrices.
         owner: The matrix of each option, a position in ``names``.
-        position: Where it stands among those of its matrix.
-        nbytes: Its bytes.
-        cost: Its cost.
+        position: The position of each option among those of its matrix.
+        nbytes: The bytes of each option.
+        cost: The cost of each option.
     """
 
     names: list[str]
@@ -52,7 +52,7 @@ def as_table(options: Options, fixed: Mapping[str, int]) -> Table:
         cost = np.fromiter((o.cost for o in flat), np.float64, len(flat))
     except (TypeError, ValueError, OverflowError):
         _refuse(options)
-    if not ((nbytes >= 0) & (nbytes < MOST) & (cost >= 0) & (cost < math.inf)).all():
+    if not ((nbytes >= 0) & (nbytes < BYTE_LIMIT) & (cost >= 0) & (cost < math.inf)).all():
         _refuse(options)
     counts = np.array([len(options[name]) for name in names])
     starts = np.cumsum(counts) - counts
@@ -86,7 +86,7 @@ def _check_names(names: list[str], options: Options, fixed: Mapping[str, int]) -
 
 def _check_sums(nbytes: Ints, cost: Floats) -> None:
     most, dearest = sum(nbytes.tolist()), sum(cost.tolist())
-    if most >= MOST:
+    if most >= BYTE_LIMIT:
         raise ValueError(
             f"`options` must take less than 2**53 bytes in all, got up to {most}. Count in "
             "larger units."
@@ -99,11 +99,11 @@ def _check_sums(nbytes: Ints, cost: Floats) -> None:
 
 
 def _refuse(options: Options) -> NoReturn:
-    """Name the first option that cannot be used."""
+    """Raise for the first option that cannot be used."""
     for name, offered in options.items():
         for i, option in enumerate(offered):
             where = f"options[{name!r}][{i}]"
-            _check_entry(f"{where}.nbytes", option.nbytes, operator.index, "an integer", MOST)
+            _check_entry(f"{where}.nbytes", option.nbytes, operator.index, "an integer", BYTE_LIMIT)
             _check_entry(f"{where}.cost", option.cost, float, "a number", math.inf)
     raise AssertionError("every option can be used")
 
@@ -116,5 +116,5 @@ def _check_entry(
     except (TypeError, ValueError):
         raise TypeError(f"`{name}` must be {kind}, got {value!r}.") from None
     if not 0 <= number < limit:
-        bounds = "at least 0 and below 2**53" if limit == MOST else "at least 0 and finite"
+        bounds = "at least 0 and below 2**53" if limit == BYTE_LIMIT else "at least 0 and finite"
         raise ValueError(f"`{name}` must be {bounds}, got {value!r}.")
