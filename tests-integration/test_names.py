@@ -9,10 +9,8 @@ SOURCES = [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("tools/**/*.py")]
 OF_EVERY_SCRIPT = {"main"}
 PENDING = set(
     [
-        "_Run",
         "Layout",
         "Reference",
-        "take",
         "wake",
     ]
 )

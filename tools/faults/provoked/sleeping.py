@@ -21,7 +21,7 @@ from plastic_runtime import (
     PlasticityManager,
     SleepStore,
     load_run,
-    park_components,
+    park,
     save_run,
     verify_store,
     wake,
@@ -97,7 +97,7 @@ def _move(
         wake(layer, chosen, path=path, optimizer=optimizer, sleep=store)
     elif layer.rank > 1:
         indices = rng.sample(range(layer.rank), rng.randint(1, layer.rank - 1))
-        park_components(layer, indices, path=path, optimizer=optimizer, sleep=store)
+        park(layer, indices, path=path, optimizer=optimizer, sleep=store)
 
 
 def _start(store: SleepStore) -> tuple[nn.Module, optim.Optimizer, PlasticityManager]:

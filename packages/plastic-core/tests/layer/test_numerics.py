@@ -194,7 +194,7 @@ def test_a_layer_that_is_not_finite_is_neither_balanced_nor_grown_and_stays(
 def test_a_layer_of_any_finite_size_is_balanced(value: float, name: str) -> None:
     layer = layer_with(value, name)
     dense = product(*layer.factors())
-    balanced, _, _ = layer.balanced()
+    balanced = layer.balanced()
     error = np.linalg.norm(product(*balanced) - dense) / np.linalg.norm(dense)
     assert error < 1e-6
 

@@ -22,6 +22,8 @@ from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
 from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
+from plastic_runtime.surgery.rewriting import rebalance, regauge
 from plastic_runtime.surgery.schedule import Schedule
 from plastic_runtime.surgery.scores import (
     find_rank_layers,
@@ -29,7 +31,6 @@ from plastic_runtime.surgery.scores import (
     relevance_score,
 )
 from plastic_runtime.surgery.sleepers import sleeping_benefit
-from plastic_runtime.surgery.surgery import grow, park, park_components, rebalance, wake
 from plastic_runtime.training.attachment import attach
 from plastic_runtime.training.batches import ResumableBatches
 from plastic_runtime.training.callback import PlasticityCallback
@@ -73,13 +74,15 @@ __all__ = [
     "loss_grams",
     "measure_grams",
     "park",
-    "park_components",
     "read_events",
     "read_losses",
     "rebalance",
+    "regauge",
     "relevance_score",
     "save_run",
+    "shrink_to",
     "sleeping_benefit",
+    "soft_threshold",
     "untracked",
     "verify_store",
     "wake",

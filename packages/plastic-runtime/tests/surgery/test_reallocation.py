@@ -20,7 +20,8 @@ from plastic_runtime import (
 )
 from plastic_runtime.measure import intercepted
 from plastic_runtime.surgery.loss_components import loss_components
-from plastic_runtime.surgery.surgery import cut, regauge
+from plastic_runtime.surgery.ranks import shrink_along
+from plastic_runtime.surgery.rewriting import regauge
 
 DIMS, RANK = 12, 4
 COMPONENT = 4 * (2 * DIMS + 1)
@@ -186,7 +187,7 @@ def test_a_cut_keeps_the_sum_and_the_state_fits(make: Callable[[], optim.Optimiz
     whole = plastic(run.layer)
     manager = run.manage()
     components = loss_components(run.layer, gradient_factors(run.model, run.loss)["layers.0"])
-    ids = cut(
+    ids = shrink_along(
         run.layer,
         components,
         2,

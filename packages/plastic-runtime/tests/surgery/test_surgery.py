@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from plastic_core import RankLayer
 from plastic_core.testing import bits, matrix_from_spectrum, repeatable, spectra, tolerance
 from plastic_runtime.sleep.sleep_dict import SleepDict
-from plastic_runtime.surgery.surgery import grow, park, park_components, rebalance, wake
+from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
+from plastic_runtime.surgery.rewriting import rebalance
 
 OUT, INNER, RANK = 6, 5, 3
 PATH = "layers.0"
@@ -127,7 +129,7 @@ def test_training_goes_on_after_every_change_of_rank(make: Make) -> None:
     grow(layer, 2, key=mx.random.key(0), **change)
     assert_state_fits(model, optimizer, make)
     train(model, optimizer)
-    park(layer, sleep=sleep, rank=1, **change)
+    shrink_to(layer, sleep=sleep, rank=1, **change)
     assert_state_fits(model, optimizer, make)
     train(model, optimizer)
     assert (layer.U.shape, layer.S.shape, layer.Vh.shape) == ((OUT, 1), (1,), (1, INNER))
@@ -147,7 +149,7 @@ def test_a_layer_trains_at_rank_zero_and_grows_from_it(name: str) -> None:
     model, optimizer = trained(make)
     layer, sleep = model.layers[0], SleepDict()
     change: dict[str, Any] = {"path": PATH, "optimizer": optimizer}
-    park(layer, sleep=sleep, rank=0, **change)
+    shrink_to(layer, sleep=sleep, rank=0, **change)
     train(model, optimizer)
     assert layer.rank == 0
     grow(layer, 1, key=mx.random.key(0), **change)
@@ -166,8 +168,8 @@ def test_rank_zero_is_refused_where_the_optimizer_cannot_step_on_it(name: str, s
     before = snapshot(model, optimizer)
     change: dict[str, Any] = {"path": PATH, "optimizer": optimizer, "sleep": sleep}
     for refused in (
-        partial(park, model.layers[0], rank=0, **change),
-        partial(park_components, model.layers[0], range(RANK), **change),
+        partial(shrink_to, model.layers[0], rank=0, **change),
+        partial(park, model.layers[0], range(RANK), **change),
     ):
         with pytest.raises(ValueError, match=r"at least 1 under the optimizer (Muon|Adafactor)"):
             refused()
@@ -179,7 +181,7 @@ def test_a_threshold_that_would_leave_nothing_to_muon_parks_nothing() -> None:
     model, optimizer = trained(OPTIMIZERS["Muon"])
     sleep = SleepDict()
     with pytest.raises(ValueError, match="at least 1 under the optimizer Muon"):
-        park(model.layers[0], path=PATH, optimizer=optimizer, sleep=sleep, tau=1e6)
+        soft_threshold(model.layers[0], path=PATH, optimizer=optimizer, sleep=sleep, tau=1e6)
     assert model.layers[0].rank == RANK
     assert len(sleep) == 0
 
@@ -252,7 +254,7 @@ def test_parking_and_waking_keeps_the_bits_of_factors_and_moments(make: Make) ->
     layer, sleep = model.layers[0], SleepDict()
     factors, moments = layer.factors(), moments_of(optimizer)
     change: dict[str, Any] = {"path": PATH, "optimizer": optimizer, "sleep": sleep}
-    ids = park_components(layer, [3, 1], **change)
+    ids = park(layer, [3, 1], **change)
     wake(layer, ids, **change)
     order = [0, 2, 3, 1]
     for name, array in layer.factors()._asdict().items():
@@ -292,7 +294,7 @@ def test_parking_by_rank_leaves_the_best_approximation_and_reports_its_error(
     layer, A = mixed_layer(s, seed)
     rank = min(rank, len(s))
     sleep = SleepDict()
-    error = park(layer, path="", optimizer=None, sleep=sleep, rank=rank)
+    error = shrink_to(layer, path="", optimizer=None, sleep=sleep, rank=rank)
     limit = 30 * tolerance(s, A.shape)  # the factors' condition number, at most 9, enters twice
     left = np.linalg.norm(A - np.array(layer.factors().dense()))
     tail = np.linalg.norm(s[rank:])
@@ -307,7 +309,7 @@ def test_parking_by_threshold_shrinks_the_spectrum_and_reports_its_error(
     s: NDArray[np.float64], tau: float, seed: int
 ) -> None:
     layer, A = mixed_layer(s, seed)
-    error = park(layer, path="", optimizer=None, sleep=SleepDict(), tau=tau)
+    error = soft_threshold(layer, path="", optimizer=None, sleep=SleepDict(), tau=tau)
     limit = 30 * tolerance(s, A.shape)
     assert abs(error - np.linalg.norm(np.minimum(s, tau))) <= limit
     left = np.linalg.svd(np.array(layer.factors().dense()), compute_uv=False)
@@ -317,8 +319,8 @@ def test_parking_by_threshold_shrinks_the_spectrum_and_reports_its_error(
 def test_what_parking_takes_away_waking_gives_back() -> None:
     layer, A = mixed_layer(np.array([3.0, 2.0, 1.0, 0.5]), 0)
     sleep = SleepDict()
-    park(layer, path=PATH, optimizer=None, sleep=sleep, rank=1)
-    park(layer, path=PATH, optimizer=None, sleep=sleep, rank=0)
+    shrink_to(layer, path=PATH, optimizer=None, sleep=sleep, rank=1)
+    shrink_to(layer, path=PATH, optimizer=None, sleep=sleep, rank=0)
     wake(layer, sleep.ids(PATH), path=PATH, optimizer=None, sleep=sleep)
     error = np.abs(np.array(layer.factors().dense()) - A).max()
     assert error <= 30 * tolerance(3.0, A.shape)
@@ -381,7 +383,7 @@ def test_a_compiled_step_goes_on_after_every_change() -> None:
         losses = [float(step()), float(step())]
         grow(layer, 2, key=mx.random.key(0), **change)
         losses += [float(step()), float(step())]
-        park(layer, rank=1, sleep=sleep, **change)
+        shrink_to(layer, rank=1, sleep=sleep, **change)
         losses += [float(step()), float(step())]
         wake(layer, sleep.ids(""), sleep=sleep, **change)
         losses += [float(step()), float(step())]
@@ -411,15 +413,15 @@ def change_every_way(
     ids = sleep.ids(PATH)
     yield partial(grow, layer, 1, key=mx.random.key(0), **change)
     yield partial(rebalance, layer, **change)
-    yield partial(park, layer, rank=1, sleep=sleep, **change)
-    yield partial(park, layer, tau=0.1, sleep=sleep, **change)
-    yield partial(park_components, layer, [0], sleep=sleep, **change)
+    yield partial(shrink_to, layer, rank=1, sleep=sleep, **change)
+    yield partial(soft_threshold, layer, tau=0.1, sleep=sleep, **change)
+    yield partial(park, layer, [0], sleep=sleep, **change)
     yield partial(wake, layer, ids, sleep=sleep, **change)
 
 
 def test_state_of_an_unknown_shape_is_refused_by_name_and_nothing_changes() -> None:
     model, sleep = Stack(), SleepDict()
-    park_components(model.layers[0], [0], path=PATH, optimizer=None, sleep=sleep)
+    park(model.layers[0], [0], path=PATH, optimizer=None, sleep=sleep)
     optimizer = initialised(Odd((7,)), model)
     before = snapshot(model, optimizer)
     for change in change_every_way(model.layers[0], optimizer, sleep):
@@ -435,7 +437,7 @@ def test_an_unknown_optimizer_may_grow_but_not_turn_its_state() -> None:
     grow(model.layers[0], 1, path=PATH, optimizer=optimizer, key=mx.random.key(0))
     before = snapshot(model, optimizer)
     with pytest.raises(TypeError, match=r"`optimizer` Odd keeps 'history'.*use one of AdaDelta"):
-        park(model.layers[0], path=PATH, optimizer=optimizer, sleep=sleep, rank=1)
+        shrink_to(model.layers[0], path=PATH, optimizer=optimizer, sleep=sleep, rank=1)
     assert snapshot(model, optimizer) == before
 
 
@@ -444,7 +446,7 @@ def test_a_subclass_of_a_known_optimizer_is_known() -> None:
         pass
 
     model, optimizer = trained(lambda: Mine(1e-2))
-    park(model.layers[0], path=PATH, optimizer=optimizer, sleep=SleepDict(), rank=1)
+    shrink_to(model.layers[0], path=PATH, optimizer=optimizer, sleep=SleepDict(), rank=1)
     train(model, optimizer)
     assert model.layers[0].rank == 1
 
@@ -453,7 +455,7 @@ def test_a_subclass_of_a_known_optimizer_is_known() -> None:
 def test_a_layer_without_state_changes_as_well(optimizer: optim.Optimizer | None) -> None:
     model, sleep = Stack(), SleepDict()
     change: dict[str, Any] = {"path": PATH, "optimizer": optimizer, "sleep": sleep}
-    park(model.layers[0], rank=1, **change)
+    shrink_to(model.layers[0], rank=1, **change)
     wake(model.layers[0], sleep.ids(PATH), **change)
     train(model, optimizer or optim.Adam(0.1))
     assert model.layers[0].rank == RANK
@@ -470,7 +472,7 @@ def test_waking_beyond_the_full_rank_changes_nothing() -> None:
     model, optimizer = trained(OPTIMIZERS["Adam"])
     layer, sleep = model.layers[0], SleepDict()
     change: dict[str, Any] = {"path": PATH, "optimizer": optimizer}
-    ids = park_components(layer, [0], sleep=sleep, **change)
+    ids = park(layer, [0], sleep=sleep, **change)
     grow(layer, INNER - layer.rank, key=mx.random.key(0), **change)
     before = snapshot(model, optimizer)
     with pytest.raises(ValueError, match=r"min\(out, in\) = 5"):
@@ -480,14 +482,16 @@ def test_waking_beyond_the_full_rank_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "target",
-    [{}, {"rank": 1, "tau": 0.1}, {"rank": -1}, {"rank": RANK + 1}, {"tau": -0.1}],
+    ("shrink", "target"),
+    [(shrink_to, -1), (shrink_to, RANK + 1), (soft_threshold, -0.1), (soft_threshold, math.nan)],
 )
-def test_a_bad_target_is_refused_before_anything_changes(target: dict[str, Any]) -> None:
+def test_a_bad_target_is_refused_before_anything_changes(
+    shrink: Callable[..., float], target: float
+) -> None:
     model, optimizer = trained(OPTIMIZERS["Adam"])
     before = snapshot(model, optimizer)
     with pytest.raises(ValueError, match=r"`rank`|`tau`"):
-        park(model.layers[0], path=PATH, optimizer=optimizer, sleep=SleepDict(), **target)
+        shrink(model.layers[0], target, path=PATH, optimizer=optimizer, sleep=SleepDict())
     assert snapshot(model, optimizer) == before
 
 
@@ -495,8 +499,8 @@ def test_a_bad_target_is_refused_before_anything_changes(target: dict[str, Any])
 def test_bad_indices_are_refused_before_anything_changes(indices: list[int]) -> None:
     model, optimizer = trained(OPTIMIZERS["Adam"])
     sleep, before = SleepDict(), snapshot(model, optimizer)
-    with pytest.raises(ValueError, match="`indices` must be distinct"):
-        park_components(model.layers[0], indices, path=PATH, optimizer=optimizer, sleep=sleep)
+    with pytest.raises(ValueError, match="`indices` must hold distinct"):
+        park(model.layers[0], indices, path=PATH, optimizer=optimizer, sleep=sleep)
     assert snapshot(model, optimizer) == before
     assert len(sleep) == 0
 
@@ -536,9 +540,7 @@ class Sleepers(RuleBasedStateMachine):
     @rule(data=st.data())
     def park(self, data: st.DataObject) -> None:
         indices = data.draw(st.lists(st.integers(0, max(self.layer.rank - 1, 0)), unique=True))
-        park_components(
-            self.layer, indices if self.layer.rank else [], sleep=self.sleep, **self.change
-        )
+        park(self.layer, indices if self.layer.rank else [], sleep=self.sleep, **self.change)
 
     @precondition(lambda self: self.sleep.ids(PATH))
     @rule(data=st.data())

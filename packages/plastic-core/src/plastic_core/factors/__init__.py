@@ -3,7 +3,7 @@
 Stands on ``linalg``. The rooms ``loss``, ``rounding`` and ``layer`` build on it.
 """
 
-from plastic_core.factors.balancing import Arrays, as_arrays, balance, right_map
+from plastic_core.factors.balancing import Arrays, as_arrays, balance, factor_norm, right_map
 from plastic_core.factors.directions import orthonormal_beyond
 from plastic_core.factors.operators import LowRank, as_operator
 from plastic_core.factors.quantize import BITS, best_group
@@ -17,6 +17,7 @@ __all__ = [
     "as_operator",
     "balance",
     "best_group",
+    "factor_norm",
     "leading_triplets",
     "orthonormal_beyond",
     "right_map",

@@ -52,6 +52,12 @@ def check_indices(name: str, indices: Sequence[int], rank: int) -> None:
         )
 
 
+def check_threshold(tau: float) -> None:
+    """Raise ``ValueError`` if ``tau`` is negative or not a number."""
+    if not tau >= 0:
+        raise ValueError(f"`tau` must not be negative, got {tau}.")
+
+
 def cast_factors(factors: Factors, dtypes: Sequence[mx.Dtype]) -> Factors:
     """Cast U, S and Vh; raise ``ValueError`` where a number is beyond its new type."""
     cast = [a.astype(dtype) for a, dtype in zip(factors, dtypes, strict=True)]

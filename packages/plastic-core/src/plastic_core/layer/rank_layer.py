@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_core.factors.balancing import as_arrays, balance, factor_norm, right_map
+from plastic_core.factors.balancing import as_arrays, balance, factor_norm
 from plastic_core.factors.directions import random_directions
 from plastic_core.factors.factors import Factors
 from plastic_core.factors.lowrank import factorized_lowrank
@@ -16,6 +16,7 @@ from plastic_core.layer.checks import (
     check_factors,
     check_indices,
     check_rank,
+    check_threshold,
 )
 from plastic_core.layer.factored_linear import FactoredLinear
 from plastic_core.layer.mlx_linear import Linear, dense_weight
@@ -139,7 +140,7 @@ class RankLayer(FactoredLinear):
             )
         U, _, Vh = as_arrays(self.factors())
         left, right = random_directions(U, Vh, k, key)
-        self.wake(self._stored(left, np.zeros(k), right))
+        self.wake(self.in_its_dtypes(left, np.zeros(k), right))
 
     def wake(self, factors: Factors) -> None:
         """Append components, their bits unchanged.
@@ -181,8 +182,8 @@ class RankLayer(FactoredLinear):
             [3.0, 2.0, 1.0]
         """
         check_indices("indices", indices, self.rank)
-        parked = self._select(indices)
-        self.set_factors(*self._select(self._others(indices)))
+        parked = self.select(indices)
+        self.set_factors(*self.select(self._others(indices)))
         return parked
 
     def keep(self, indices: Sequence[int]) -> Factors:
@@ -206,8 +207,8 @@ class RankLayer(FactoredLinear):
             ([3.0], [2.0, 1.0])
         """
         check_indices("indices", indices, self.rank)
-        parked = self._select(self._others(indices))
-        self.set_factors(*self._select(indices))
+        parked = self.select(self._others(indices))
+        self.set_factors(*self.select(indices))
         return parked
 
     def soft_threshold(self, tau: float) -> tuple[list[int], mx.array]:
@@ -231,8 +232,7 @@ class RankLayer(FactoredLinear):
             Cai, Candes and Shen, *A singular value thresholding algorithm for matrix completion*,
             SIAM J. Optim. 20(4), 2010, theorem 2.1, https://doi.org/10.1137/080738970.
         """
-        if not tau >= 0:
-            raise ValueError(f"`tau` must not be negative, got {tau}.")
+        check_threshold(tau)
         S = as_vector(self.S, "S")
         keep = np.flatnonzero(np.abs(S) > tau)
         shrunk = np.sign(S[keep]) * (np.abs(S[keep]) - tau)
@@ -241,36 +241,50 @@ class RankLayer(FactoredLinear):
     def truncation_error(self, parked: Sequence[int]) -> float:
         """Return the Frobenius norm, in float64, of what removing ``parked`` takes from ``W``."""
         check_indices("parked", parked, self.rank)
-        return factor_norm(*as_arrays(self._select(parked)))
+        return factor_norm(*as_arrays(self.select(parked)))
 
-    def balanced(self) -> tuple[Factors, mx.array, mx.array]:
+    def balanced(self) -> Factors:
         """Return the same plastic part with orthonormal ``U`` and ``Vh`` and its spectrum as ``S``.
 
         The layer does not change.
 
         Returns:
-            The factors in the layer's dtype, ``S`` non-negative and non-increasing; and the float32
-            matrices ``left`` and ``right``, both ``(r, r)``, with ``U_new = U @ left`` and
-            ``Vh_new = right @ Vh``: exact while the columns of ``U`` and the rows of ``Vh`` are
-            linearly independent, else in the least-squares sense.
-        """
-        old_U, old_S, old_Vh = as_arrays(self.factors())
-        U, S, Vh = balance(old_U, old_S, old_Vh)
-        left, right = right_map(old_U, U), right_map(old_Vh.T, Vh.T).T
-        return self._stored(U, S, Vh), mx.array(left), mx.array(right)
+            The factors in the layer's dtypes, ``S`` non-negative and non-increasing.
 
-    def _stored(self, U: NDArray[Any], S: NDArray[Any], Vh: NDArray[Any]) -> Factors:
-        """The factors as MLX arrays in the layer's dtypes."""
+        Examples:
+            >>> layer = RankLayer(mx.eye(2), mx.array([1.0, -3.0]), mx.eye(2))
+            >>> layer.balanced().S.round(3).tolist()
+            [3.0, 1.0]
+        """
+        return self.in_its_dtypes(*balance(*as_arrays(self.factors())))
+
+    def in_its_dtypes(self, U: NDArray[Any], S: NDArray[Any], Vh: NDArray[Any]) -> Factors:
+        """Return arrays as factors in the dtypes of the layer's own.
+
+        Raises:
+            ValueError: If a number is beyond its new dtype.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(2), mx.array([1.0, 3.0]), mx.eye(2))
+            >>> layer.in_its_dtypes(np.eye(2), np.ones(2), np.eye(2)).S.dtype
+            mlx.core.float32
+        """
         return cast_factors(Factors(*map(mx.array, (U, S, Vh))), [a.dtype for a in self.factors()])
+
+    def select(self, indices: Sequence[int]) -> Factors:
+        """Return the components ``indices``, in that order, bits unchanged; the layer keeps them.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(2), mx.array([1.0, 3.0]), mx.eye(2))
+            >>> layer.select([1]).S.tolist()
+            [3.0]
+        """
+        i = mx.array(list(indices), dtype=mx.int32)
+        return Factors(self.U[:, i], self.S[i], self.Vh[i])
 
     def _others(self, indices: Sequence[int]) -> list[int]:
         """The components that ``indices`` leaves out, ascending."""
         return sorted(set(range(self.rank)).difference(indices))
-
-    def _select(self, indices: Sequence[int]) -> Factors:
-        """The components ``indices``, in that order."""
-        i = mx.array(list(indices), dtype=mx.int32)
-        return Factors(self.U[:, i], self.S[i], self.Vh[i])
 
 
 def _best_factors(W: mx.array, rank: int, gram: Matrix | None) -> Factors:

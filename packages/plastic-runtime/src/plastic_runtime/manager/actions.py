@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypedDict
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,12 +17,18 @@ from plastic_runtime.log.events import EventLog, PlasticityEvent
 from plastic_runtime.manager.state import Change, Guard, PolicyState
 from plastic_runtime.manager.targets import plastic_spectrum
 from plastic_runtime.sleep.sleep_dict import SleepDict
-from plastic_runtime.surgery import surgery
+from plastic_runtime.surgery import ranks
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.growth import Directions, steepest_directions
 from plastic_runtime.surgery.reallocation import Inventory, finite_gradient
+from plastic_runtime.surgery.rewriting import regauge
 from plastic_runtime.surgery.scores import Loss, find_rank_layers
+
+
+class _Place(TypedDict):
+    path: str
+    optimizer: optim.Optimizer | None
 
 
 @dataclass
@@ -37,6 +44,7 @@ class Actions:
         seed: Of random growth.
         sleep: Where parked components are.
         gauge: How new components are written; None for ``S = 0``.
+        state: What the policy knows: an event tells its step and its moving loss.
     """
 
     model: nn.Module
@@ -47,6 +55,7 @@ class Actions:
     seed: int
     sleep: SleepDict = field(default_factory=SleepDict)
     gauge: Gauge | None = None
+    state: PolicyState = field(default_factory=PolicyState)
 
     @cached_property
     def layers(self) -> dict[str, RankLayer]:
@@ -75,7 +84,6 @@ class Actions:
     def grow(
         self,
         change: Change,
-        state: PolicyState,
         score: float | None,
         gradients: Mapping[str, GradientFactors],
     ) -> PlasticityEvent:
@@ -85,37 +93,32 @@ class Actions:
         if path in gradients and 0 <= k <= layer.max_rank - before:
             directions = steepest_directions(layer, gradients[path], k)
             fresh = self._fresh(layer, directions, change.rank)
-            surgery.extend(layer, fresh, path=path, optimizer=self.optimizer)
+            ranks.extend(layer, fresh, **self._at(path))
         else:
-            entropy = [self.seed, state.step, before, zlib.crc32(path.encode())]
+            entropy = [self.seed, self.state.step, before, zlib.crc32(path.encode())]
             key = mx.random.key(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-            surgery.grow(layer, k, path=path, optimizer=self.optimizer, key=key)
-        return self.record("grow", state, path, before=before, why=change.why, score=score)
+            ranks.grow(layer, k, **self._at(path), key=key)
+        return self.record("grow", path, before=before, why=change.why, score=score)
 
-    def park(
-        self, change: Change, state: PolicyState, score: float | None
+    def shrink(
+        self, change: Change, score: float | None
     ) -> tuple[PlasticityEvent, tuple[int, ...]]:
-        """Shrink a layer to ``change.rank``; returns the ids of what sleeps now, too."""
+        """Shrink a layer to ``change.rank``; return the event and the ids of what was parked."""
         path, layer = change.path, self.layer(change.path)
         before, asleep = layer.rank, len(self.sleep.ids(path))
-        soft = self.soft_threshold and 0 <= change.rank < before
-        error = surgery.park(
-            layer,
-            path=path,
-            optimizer=self.optimizer,
-            sleep=self.sleep,
-            rank=None if soft else change.rank,
-            tau=float(plastic_spectrum(layer)[change.rank]) if soft else None,
-        )
+        if self.soft_threshold and 0 <= change.rank < before:
+            tau = float(plastic_spectrum(layer)[change.rank])
+            error = ranks.soft_threshold(layer, tau, **self._at(path), sleep=self.sleep)
+        else:
+            error = ranks.shrink_to(layer, change.rank, **self._at(path), sleep=self.sleep)
         why = f"{change.why}, |dW| = {error:.2g}"
-        event = self.record("shrink", state, path, before=before, why=why, score=score)
+        event = self.record("shrink", path, before=before, why=why, score=score)
         return event, self.sleep.ids(path)[asleep:]
 
     def wake(
         self,
         path: str,
         ids: Sequence[int],
-        state: PolicyState,
         *,
         why: str,
         score: float | None = None,
@@ -124,8 +127,12 @@ class Actions:
         """Wake components of a layer, the first of ``ids`` first."""
         layer = self.layer(path)
         before = layer.rank
-        surgery.wake(layer, ids, path=path, optimizer=self.optimizer, sleep=self.sleep)
-        return self.record("wake", state, path, before=before, why=why, score=score, guard=guard)
+        ranks.wake(layer, ids, **self._at(path), sleep=self.sleep)
+        return self.record("wake", path, before=before, why=why, score=score, guard=guard)
+
+    def _at(self, path: str) -> _Place:
+        """Return what every change of a layer is told besides the layer."""
+        return {"path": path, "optimizer": self.optimizer}
 
     def _fresh(self, layer: RankLayer, directions: Directions, rank: int) -> Factors:
         """Components that change nothing yet, written in the gauge if there is one."""
@@ -134,37 +141,30 @@ class Actions:
             return self.gauge.fresh(layer, Vh, rank)
         return Factors(U, mx.zeros(len(Vh), layer.S.dtype), Vh)
 
-    def settle(
-        self, path: str, rank: int, inventory: Inventory, gauge: Gauge, state: PolicyState
+    def bring_to_rank(
+        self, path: str, rank: int, inventory: Inventory, gauge: Gauge
     ) -> list[PlasticityEvent]:
-        """Bring a layer to a rank: its worst components sleep, its most useful sleepers wake."""
+        """Bring a layer to a rank: park its worst components, wake its most useful sleepers."""
         layer, before = self.layer(path), self.layer(path).rank
         awake, ids = inventory.chosen(rank)
         events = []
         if awake < before:
-            surgery.cut(
-                layer,
-                inventory.components,
-                awake,
-                gauge=gauge,
-                path=path,
-                optimizer=self.optimizer,
-                sleep=self.sleep,
+            ranks.shrink_along(
+                layer, inventory.components, awake, gauge=gauge, **self._at(path), sleep=self.sleep
             )
             worth = float(np.square(inventory.components[1][awake:]).sum()) / 2
             why = f"less per byte than elsewhere, worth {worth:.2g}"
-            events.append(self.record("shrink", state, path, before=before, why=why, score=worth))
+            events.append(self.record("shrink", path, before=before, why=why, score=worth))
         if ids:
             gain = sum(inventory.gains[inventory.asleep.index(i)] for i in ids)
             why = f"more per byte than elsewhere, {len(ids)} wake"
-            events.append(self.wake(path, ids, state, why=why, score=gain))
-            surgery.regauge(layer, gauge, path=path, optimizer=self.optimizer)
+            events.append(self.wake(path, ids, why=why, score=gain))
+            regauge(layer, gauge, **self._at(path))
         return events
 
     def record(
         self,
         action: str,
-        state: PolicyState,
         path: str = "",
         *,
         why: str,
@@ -180,7 +180,7 @@ class Actions:
         rank = layers[path].rank if path else sum(layer.rank for layer in layers.values())
         event = PlasticityEvent(
             time=time.time(),
-            step=state.step,
+            step=self.state.step,
             layer=path,
             action=action,
             rank_before=rank if before is None else before,
@@ -189,8 +189,8 @@ class Actions:
             score=score,
             bytes_awake=sum(layer.nbytes for layer in layers.values()),
             bytes_asleep=self.sleep.nbytes,
-            loss_before=guard.before if guard else state.moving_loss,
-            loss_after=state.moving_loss if guard else None,
+            loss_before=guard.before if guard else self.state.moving_loss,
+            loss_after=self.state.moving_loss if guard else None,
         )
         self.log.append(event)
         return event

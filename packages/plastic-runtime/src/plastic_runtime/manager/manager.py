@@ -71,8 +71,8 @@ class PlasticityManager:
 
     Note:
         Most steps cost nothing. A plateau costs one backward pass of ``loss`` for the scores, two
-        thin QRs per layer, and one backward pass per layer that grows; a waking costs one
-        backward pass per layer under guard.
+        thin QRs per layer, and one more backward pass for the gradients of all layers, where one
+        grows; a waking costs one backward pass for all layers under guard.
     """
 
     def __init__(
@@ -102,7 +102,6 @@ class PlasticityManager:
         self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep, gauge)
         self.schedule = schedule
         self.gauge = gauge
-        self._state = PolicyState()
         self._advanced = 0
         self._check()
 
@@ -118,8 +117,8 @@ class PlasticityManager:
         loss = float(val_loss)
         if not math.isfinite(loss):
             return [self.report(f"the validation loss is {loss}: no change")]
-        guard = self._state.guard
-        verdict, self._state = watch(self.settings, self._state, loss)
+        guard = self._act.state.guard
+        verdict, self._act.state = watch(self.settings, self._act.state, loss)
         if self.schedule is not None:
             return []
         if verdict == "plateau":
@@ -164,23 +163,23 @@ class PlasticityManager:
         if act.loss is None:
             raise ValueError("`loss` must be given to price components.")
         try:
-            stock = value_components(act.model, act.sleep, act.loss)
+            inventories = value_components(act.model, act.sleep, act.loss)
         except ValueError as error:
             return [self.report(f"{error}: no change")]
-        holdings = [own.holding(path, floor=1) for path, own in stock.items()]
+        holdings = [held.holding(path, floor=1) for path, held in inventories.items()]
         ranks, gauge = redistribute(holdings, max_bytes), self.gauge or Gauge()
         events = [
             event
-            for path, own in stock.items()
-            for event in act.settle(path, ranks[path], own, gauge, self._state)
+            for path, inventory in inventories.items()
+            for event in act.bring_to_rank(path, ranks[path], inventory, gauge)
         ]
         if events:
-            self._state = rank_changed(self.settings, self._state)
+            self._act.state = rank_changed(self.settings, self._act.state)
         return events
 
     def report(self, why: str) -> PlasticityEvent:
         """Log that no rank changes, and why; about the whole model."""
-        return self._act.record("keep", self._state, why=why)
+        return self._act.record("keep", why=why)
 
     def grow(self, path: str, k: int) -> PlasticityEvent:
         """Grow one layer by ``k`` now; the next plateau judges it like any growth.
@@ -192,8 +191,8 @@ class PlasticityManager:
         self._check_room(layer, k, "`k`")
         before = layer.rank
         change = Change("grow", path, before + k, "asked for")
-        event = self._act.grow(change, self._state, None, self._act.gradients())
-        self._state = rank_changed(self.settings, self._state, grown={path: before})
+        event = self._act.grow(change, None, self._act.gradients())
+        self._act.state = rank_changed(self.settings, self._act.state, grown={path: before})
         return event
 
     def shrink(self, path: str, rank: int) -> PlasticityEvent:
@@ -203,8 +202,10 @@ class PlasticityManager:
             ValueError: If there is no such layer or ``rank`` is not from 0 to its present rank.
         """
         change = Change("shrink", path, rank, "asked for")
-        event, ids = self._act.park(change, self._state, None)
-        self._state = rank_changed(self.settings, self._state, parked={path: ids} if ids else None)
+        event, ids = self._act.shrink(change, None)
+        self._act.state = rank_changed(
+            self.settings, self._act.state, parked={path: ids} if ids else None
+        )
         return event
 
     def wake(self, path: str, ids: Sequence[int] | None = None) -> PlasticityEvent:
@@ -217,8 +218,10 @@ class PlasticityManager:
         layer = self._act.layer(path)
         ids = self.sleep_dict.ids(path) if ids is None else tuple(ids)
         self._check_room(layer, len(set(ids) - self._guarded(path)), "the number of `ids`")
-        event = self._act.wake(path, ids, self._state, why="asked for")
-        self._state = woken(self.settings, self._state, {path: tuple(ids)}, {path: layer.rank})
+        event = self._act.wake(path, ids, why="asked for")
+        self._act.state = woken(
+            self.settings, self._act.state, {path: tuple(ids)}, {path: layer.rank}
+        )
         return event
 
     @property
@@ -248,12 +251,12 @@ class PlasticityManager:
     @property
     def moving_loss(self) -> float | None:
         """Mean of the last validation losses since the latest change."""
-        return self._state.moving_loss
+        return self._act.state.moving_loss
 
     @property
     def settled(self) -> bool:
         """Whether the latest plateau asked for no change."""
-        return self._state.settled
+        return self._act.state.settled
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`load_state` needs to go on deciding the same, in JSON's types.
@@ -262,7 +265,7 @@ class PlasticityManager:
         """
         return {
             "options": self._options(),
-            "policy": self._state.as_dict(),
+            "policy": self._act.state.as_dict(),
             "advanced": self._advanced,
         }
 
@@ -280,7 +283,7 @@ class PlasticityManager:
         ]
         if differing:
             raise ValueError(f"`state` comes from other options: {'; '.join(differing)}.")
-        self._state = PolicyState.from_dict(state["policy"])
+        self._act.state = PolicyState.from_dict(state["policy"])
         self._advanced = state["advanced"]
 
     def _options(self) -> dict[str, Any]:
@@ -327,7 +330,7 @@ class PlasticityManager:
 
     def _change(self) -> list[PlasticityEvent]:
         """Carry out the plan for a plateau."""
-        act, settled = self._act, self._state.settled
+        act, settled = self._act, self._act.state.settled
         try:
             gradients = act.gradients()
         except ValueError as error:
@@ -337,19 +340,21 @@ class PlasticityManager:
         )
         scores = {layer.path: layer.score for layer in layers}
         ranks = {layer.path: layer.rank for layer in layers}
-        changes, self._state = decide(self.settings, self._state, layers)
+        changes, self._act.state = decide(self.settings, self._act.state, layers)
         events, grown, parked = [], {}, {}
         for change in changes:
             if change.action == "grow":
-                event = act.grow(change, self._state, scores[change.path], gradients)
+                event = act.grow(change, scores[change.path], gradients)
                 grown[change.path] = ranks[change.path]
             else:
-                event, parked[change.path] = act.park(change, self._state, scores[change.path])
+                event, parked[change.path] = act.shrink(change, scores[change.path])
             events.append(event)
         if changes:
-            self._state = rank_changed(self.settings, self._state, grown=grown, parked=parked)
+            self._act.state = rank_changed(
+                self.settings, self._act.state, grown=grown, parked=parked
+            )
         elif not settled:
-            events.append(act.record("keep", self._state, why="plateau, no layer asks for change"))
+            events.append(act.record("keep", why="plateau, no layer asks for change"))
         return events
 
     def _wake(self, guard: Guard) -> list[PlasticityEvent]:
@@ -363,7 +368,6 @@ class PlasticityManager:
             act.wake(
                 path,
                 own,
-                self._state,
                 why=f"the shrink hurt, {len(own)} of {len(guard.parked[path])} wake",
                 score=sum(benefit[i] for i in own),
                 guard=guard,
@@ -371,17 +375,17 @@ class PlasticityManager:
             for path, own in ids.items()
         ]
         ranks = {path: act.layer(path).rank for path in ids}
-        self._state = woken(self.settings, self._state, ids, ranks)
+        self._act.state = woken(self.settings, self._act.state, ids, ranks)
         return events
 
     def _keep(self, path: str, guard: Guard) -> PlasticityEvent:
         """Report that a shrink did no harm."""
         why = f"no harm, {len(guard.parked[path])} sleep on"
-        return self._act.record("keep", self._state, path, why=why, guard=guard)
+        return self._act.record("keep", path, why=why, guard=guard)
 
     def _guarded(self, path: str) -> set[int]:
         """The sleepers of a layer that the guard may yet wake: their room is theirs."""
-        guard = self._state.guard
+        guard = self._act.state.guard
         return set(guard.parked.get(path, ())) if guard else set()
 
     def _check_room(self, layer: RankLayer, count: int, what: str) -> None:

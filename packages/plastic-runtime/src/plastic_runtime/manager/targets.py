@@ -70,7 +70,7 @@ def plastic_spectrum(
     Returns:
         Shape ``(rank,)``, float64, non-negative, non-increasing. Costs two thin QRs.
     """
-    factors = layer.balanced()[0]
+    factors = layer.balanced()
     S = np.array(factors.S.astype(mx.float32), dtype=np.float64)
     if gram is None or S.size == 0:
         return S

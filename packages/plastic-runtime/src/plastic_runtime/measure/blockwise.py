@@ -21,7 +21,7 @@ from plastic_runtime.measure.intercept import intercepted
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers, using_numpy
 from plastic_runtime.measure.sampled_loss import keys
-from plastic_runtime.measure.spool import put, take, written
+from plastic_runtime.measure.spool import read_array, write_array, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
 
 
@@ -84,7 +84,7 @@ def measure_grams(
         parts = GramParts(file, made_for)
         try:
             with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
-                _Run(model, linears, wanted, widest, batches, seed, parts, track).measure()
+                _Measurement(model, linears, wanted, widest, batches, seed, parts, track).measure()
         except BaseException:
             if not parts.finished:
                 discard_parts(file)
@@ -101,7 +101,7 @@ def measure_grams(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Measurement:
     """One measurement: part 0 is what follows the blocks, part i the i-th block from the end.
 
     One more, if there is something to be measured before the blocks, is that.
@@ -158,7 +158,7 @@ class _Run:
             for batch, key in self._draws():
                 y = self._through(chain, batch, inputs)
                 gradient = recorder.pull_back_loss(partial(chain.rest, batch), y, key)
-                put(gradients, gradient, "gradient of the logits")
+                write_array(gradients, gradient, "gradient of the logits")
         self.parts.finish(recorder, recorder.tokens)
 
     def _through(self, chain: BlockChain, batch: mx.array, inputs: Sequence[BinaryIO]) -> mx.array:
@@ -166,7 +166,7 @@ class _Run:
         x, calls = chain.entry(batch)
         with using_numpy(self.linears):
             for stream, path, call in zip(inputs, chain.blocks, calls, strict=True):
-                put(stream, x, f"input of '{path}'")
+                write_array(stream, x, f"input of '{path}'")
                 y = call(x)
                 self._check_finite(path, call, x, y)
                 x = y
@@ -194,8 +194,9 @@ class _Run:
         ):
             for batch in self.batches:
                 like, calls = chain.entry(batch)
-                x, gradient = take(inputs, like), take(gradients, like)
-                put(pulled, recorder.pull_back(calls[number], x, gradient), f"gradient of '{path}'")
+                x, gradient = read_array(inputs, like), read_array(gradients, like)
+                gradient = recorder.pull_back(calls[number], x, gradient)
+                write_array(pulled, gradient, f"gradient of '{path}'")
         self.parts.finish(recorder, self.parts.tokens)
         self._input(number).unlink()
         self._gradient(number + 1).unlink()
@@ -206,7 +207,7 @@ class _Run:
         recorder = LossRecorder(linears, chain.early, widest=self.widest)
         with self._gradient(0).open("rb") as gradients:
             for batch in self.batches:
-                gradient = take(gradients, chain.entry(batch)[0])
+                gradient = read_array(gradients, chain.entry(batch)[0])
                 entry = partial(self._entry, chain, batch)
                 recorder.pull_back(entry, mx.array(0.0), gradient)
         self.parts.finish(recorder, self.parts.tokens)

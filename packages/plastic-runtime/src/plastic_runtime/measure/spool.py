@@ -20,7 +20,7 @@ def written(file: Path) -> Iterator[BinaryIO]:
         os.fsync(stream.fileno())
 
 
-def put(stream: BinaryIO, x: mx.array, what: str) -> None:
+def write_array(stream: BinaryIO, x: mx.array, what: str) -> None:
     """Write an array in float32, which holds every floating type up to it exactly.
 
     Raises:
@@ -31,7 +31,7 @@ def put(stream: BinaryIO, x: mx.array, what: str) -> None:
     rows.tofile(stream)
 
 
-def take(stream: BinaryIO, like: mx.array) -> mx.array:
+def read_array(stream: BinaryIO, like: mx.array) -> mx.array:
     """Read the next array, of the shape and type of ``like``.
 
     Raises:

@@ -135,7 +135,7 @@ class LayerState:
             mx.eval(leaves)
 
 
-def take(moments: Moments, indices: Sequence[int]) -> Moments:
+def select_moments(moments: Moments, indices: Sequence[int]) -> Moments:
     """Return the moments of some components, in the order of ``indices``, bits unchanged."""
     chosen = mx.array(list(indices), dtype=mx.int32)
     return _map(moments, lambda name, leaf, a: mx.take(a, chosen, axis=_axis(name, a)))
