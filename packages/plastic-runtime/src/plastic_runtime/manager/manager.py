@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Unpack
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +15,7 @@ from plastic_select.rules import Rule
 from plastic_runtime.log.events import EventLog, PlasticityEvent
 from plastic_runtime.manager.actions import Actions
 from plastic_runtime.manager.policy import decide, most_useful, rank_changed, watch, woken
-from plastic_runtime.manager.state import Change, Guard, Numbers, PolicyState, Settings
+from plastic_runtime.manager.state import Change, Guard, PolicyState, Settings
 from plastic_runtime.manager.survey import SCORES, benefits, layer_views
 from plastic_runtime.manager.targets import RankTarget
 from plastic_runtime.measure.grams import Gram
@@ -62,8 +62,7 @@ class PlasticityManager:
             :meth:`advance`, and validation losses are only kept on record.
         gauge: How factors are written, the one that was given to ``attach``: new components and
             reallocated layers follow it. By default new components enter with ``S = 0``.
-        **numbers: ``delta``, ``gamma``, ``k``, ``window``, ``patience``, ``cooldown``, ``guard``,
-            ``fraction``, ``max_bytes``: see ``Settings``, which has the defaults.
+        **numbers: The fields of ``Settings``, such as ``patience`` and ``max_bytes``.
 
     Raises:
         ValueError: If the model has no ``RankLayer``, an argument is out of range, a Gram is
@@ -91,7 +90,7 @@ class PlasticityManager:
         sleep: SleepDict | None = None,
         schedule: Schedule | None = None,
         gauge: Gauge | None = None,
-        **numbers: Unpack[Numbers],
+        **numbers: Any,
     ) -> None:
         self.settings = Settings(**numbers)
         self.target = RankTarget.of(strategy, target_compression)
@@ -174,7 +173,7 @@ class PlasticityManager:
             for event in act.bring_to_rank(path, ranks[path], inventory, gauge)
         ]
         if events:
-            self._act.state = rank_changed(self.settings, self._act.state)
+            self._ranks_changed()
         return events
 
     def report(self, why: str) -> PlasticityEvent:
@@ -192,7 +191,7 @@ class PlasticityManager:
         before = layer.rank
         change = Change("grow", path, before + k, "asked for")
         event = self._act.grow(change, None, self._act.gradients())
-        self._act.state = rank_changed(self.settings, self._act.state, grown={path: before})
+        self._ranks_changed(grown={path: before})
         return event
 
     def shrink(self, path: str, rank: int) -> PlasticityEvent:
@@ -203,9 +202,7 @@ class PlasticityManager:
         """
         change = Change("shrink", path, rank, "asked for")
         event, ids = self._act.shrink(change, None)
-        self._act.state = rank_changed(
-            self.settings, self._act.state, parked={path: ids} if ids else None
-        )
+        self._ranks_changed(parked={path: ids} if ids else None)
         return event
 
     def wake(self, path: str, ids: Sequence[int] | None = None) -> PlasticityEvent:
@@ -219,9 +216,7 @@ class PlasticityManager:
         ids = self.sleep_dict.ids(path) if ids is None else tuple(ids)
         self._check_room(layer, len(set(ids) - self._guarded(path)), "the number of `ids`")
         event = self._act.wake(path, ids, why="asked for")
-        self._act.state = woken(
-            self.settings, self._act.state, {path: tuple(ids)}, {path: layer.rank}
-        )
+        self._woken({path: tuple(ids)})
         return event
 
     @property
@@ -288,7 +283,7 @@ class PlasticityManager:
 
     def _options(self) -> dict[str, Any]:
         """All that decides besides model and data, in JSON's types."""
-        own = {
+        options = {
             "score": self.score,
             "soft_threshold": self._act.soft_threshold,
             "seed": self._act.seed,
@@ -296,7 +291,7 @@ class PlasticityManager:
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "gauge": None if self.gauge is None else asdict(self.gauge),
         }
-        return {**asdict(self.settings), **self.target.as_json(), **own}
+        return {**asdict(self.settings), **self.target.as_json(), **options}
 
     def _check(self) -> None:
         """Refuse what cannot work, before anything is trained."""
@@ -350,9 +345,7 @@ class PlasticityManager:
                 event, parked[change.path] = act.shrink(change, scores[change.path])
             events.append(event)
         if changes:
-            self._act.state = rank_changed(
-                self.settings, self._act.state, grown=grown, parked=parked
-            )
+            self._ranks_changed(grown=grown, parked=parked)
         elif not settled:
             events.append(act.record("keep", why="plateau, no layer asks for change"))
         return events
@@ -362,21 +355,39 @@ class PlasticityManager:
         act = self._act
         benefit = benefits(act.model, act.sleep, guard.parked, act.loss)
         chosen = most_useful(benefit)
-        ids = {path: tuple(i for i in chosen if i in own) for path, own in guard.parked.items()}
-        ids = {path: own for path, own in sorted(ids.items()) if own}
+        ids = {
+            path: tuple(i for i in chosen if i in parked)
+            for path, parked in sorted(guard.parked.items())
+        }
+        ids = {path: waking for path, waking in ids.items() if waking}
         events = [
             act.wake(
                 path,
-                own,
-                why=f"the shrink hurt, {len(own)} of {len(guard.parked[path])} wake",
-                score=sum(benefit[i] for i in own),
+                waking,
+                why=f"the shrink hurt, {len(waking)} of {len(guard.parked[path])} wake",
+                score=sum(benefit[i] for i in waking),
                 guard=guard,
             )
-            for path, own in ids.items()
+            for path, waking in ids.items()
         ]
-        ranks = {path: act.layer(path).rank for path in ids}
-        self._act.state = woken(self.settings, self._act.state, ids, ranks)
+        self._woken(ids)
         return events
+
+    def _ranks_changed(
+        self,
+        *,
+        grown: Mapping[str, int] | None = None,
+        parked: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Tell the policy what was changed; see ``rank_changed``."""
+        act = self._act
+        act.state = rank_changed(self.settings, act.state, grown=grown, parked=parked)
+
+    def _woken(self, ids: Mapping[str, tuple[int, ...]]) -> None:
+        """Tell the policy what woke: the ranks of these layers are floors from now on."""
+        act = self._act
+        floors = {path: act.layer(path).rank for path in ids}
+        act.state = woken(self.settings, act.state, ids, floors)
 
     def _keep(self, path: str, guard: Guard) -> PlasticityEvent:
         """Report that a shrink did no harm."""

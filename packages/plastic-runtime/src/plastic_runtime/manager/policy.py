@@ -28,7 +28,7 @@ def watch(settings: Settings, state: PolicyState, loss: float) -> tuple[Verdict,
         loss: A finite validation loss.
 
     Returns:
-        The verdict and the next state. ``"plateau"``: make a :func:`plan`. ``"wake"``: the last
+        The verdict and the next state. ``"plateau"``: make a :func:`decide`. ``"wake"``: the last
         shrink hurt. ``"keep"``: the last shrink did no harm, its guard is closed. ``"wait"``:
         nothing yet.
     """
@@ -68,7 +68,7 @@ def decide(
 
     Returns:
         The changes, no layer twice, and the next state (settled if there are none). Feed it
-        to :func:`changed` once the changes are made.
+        to :func:`rank_changed` once the changes are made.
     """
     state = _judge_growth(settings, state)
     count = max(1, round(settings.fraction * len(layers)))
@@ -106,10 +106,9 @@ def rank_changed(
     before = state.moving_loss
     guard, trial = state.guard, state.trial
     if grown and before is not None:
-        trial = Trial(before, {**(trial.ranks if trial else {}), **grown})
+        trial = trial.joined(grown, before) if trial else Trial(before, dict(grown))
     if parked and guard is not None:
-        merged = {path: guard.parked.get(path, ()) + ids for path, ids in parked.items()}
-        guard = Guard(guard.before, settings.guard, {**guard.parked, **merged})
+        guard = guard.joined(parked, settings.guard)
     elif parked and before is not None:
         guard = Guard(before, settings.guard, dict(parked))
     return replace(_afresh(settings, state, before), guard=guard, trial=trial)
@@ -134,13 +133,7 @@ def woken(
     """
     guard, before = state.guard, state.moving_loss
     if guard is not None:
-        before = guard.before
-        left = {
-            path: tuple(i for i in parked if i not in ids.get(path, ()))
-            for path, parked in guard.parked.items()
-        }
-        left = {path: parked for path, parked in left.items() if parked}
-        guard = replace(guard, left=settings.guard, parked=left) if left else None
+        before, guard = guard.before, guard.without(ids, settings.guard)
     caps = {path: cap for path, cap in state.caps.items() if path not in ranks}
     floors = {**state.floors, **ranks}
     return replace(_afresh(settings, state, before), guard=guard, caps=caps, floors=floors)

@@ -3,8 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, TypedDict
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,6 @@ class Settings:
                 raise ValueError(f"`{name}` must be at least {bound}, got {getattr(self, name)}.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"`fraction` must be in (0, 1], got {self.fraction}.")
-
-
-class Numbers(TypedDict, total=False):
-    """The fields of :class:`Settings`, as keyword arguments."""
-
-    delta: float
-    gamma: float
-    k: int
-    window: int
-    patience: int
-    cooldown: int
-    guard: int
-    fraction: float
-    max_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +88,20 @@ class Guard:
     left: int
     parked: Mapping[str, tuple[int, ...]]
 
+    def joined(self, parked: Mapping[str, tuple[int, ...]], left: int) -> Self:
+        """Return the guard over these sleepers too, with ``left`` losses to judge all of them."""
+        together = {path: self.parked.get(path, ()) + ids for path, ids in parked.items()}
+        return replace(self, left=left, parked={**self.parked, **together})
+
+    def without(self, woken: Mapping[str, tuple[int, ...]], left: int) -> Self | None:
+        """Return the guard over those who sleep on, with ``left`` losses; None if nobody does."""
+        asleep = {
+            path: tuple(i for i in ids if i not in woken.get(path, ()))
+            for path, ids in self.parked.items()
+        }
+        asleep = {path: ids for path, ids in asleep.items() if ids}
+        return replace(self, left=left, parked=asleep) if asleep else None
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -109,6 +109,10 @@ class Trial:
 
     before: float
     ranks: Mapping[str, int]
+
+    def joined(self, ranks: Mapping[str, int], before: float) -> Self:
+        """Return the trial of these layers too, all of them judged by the loss ``before``."""
+        return replace(self, before=before, ranks={**self.ranks, **ranks})
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class PolicyState:
         return math.fsum(self.losses) / len(self.losses) if self.losses else self.last
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the state in JSON's own types; ``State.from_dict`` gives back an equal state."""
+        """Return the state in JSON's own types; ``from_dict`` gives back an equal state."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
