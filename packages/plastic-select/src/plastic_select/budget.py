@@ -23,6 +23,10 @@ def budget_rank(shape: tuple[int, int], target_compression: float) -> int:
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Examples:
+        >>> budget_rank((100, 100), 0.3)
+        35
     """
     m, n = as_shape(shape)
     check_target(target_compression)
@@ -30,6 +34,11 @@ def budget_rank(shape: tuple[int, int], target_compression: float) -> int:
 
 
 def break_even_rank(shape: tuple[int, int]) -> int:
-    """Return the largest rank, at least 1, whose factors are no larger than the dense matrix."""
+    """Return the largest rank, at least 1, whose factors are no larger than the dense matrix.
+
+    Examples:
+        >>> break_even_rank((100, 300))
+        75
+    """
     m, n = as_shape(shape)
     return max(1, m * n // (m + n))

@@ -32,6 +32,11 @@ class RankIdentity:
         rank_lcm: Numerical rank of m(M), m their least common multiple.
         defect: ``rank_f + rank_g - rank_gcd - rank_lcm``: 0 in exact arithmetic.
         holds: Whether the defect is within the tolerance asked for.
+
+    Examples:
+        >>> identity = rank_identity([[1.0, 0.0], [0.0, 0.0]], [1, 0], [1, -1])
+        >>> identity.rank_f + identity.rank_g == identity.rank_gcd + identity.rank_lcm
+        True
     """
 
     rank_f: int
@@ -58,6 +63,11 @@ def horner(coefficients: Coefficients, M: ArrayLike | mx.array) -> NDArray[np.fl
 
     Note:
         ``k`` products of matrices: about ``2 k n^3`` operations.
+
+    Examples:
+        >>> horner([1, 0, -1], [[2.0, 1.0], [0.0, 3.0]])  # M^2 - I
+        array([[3., 5.],
+               [0., 8.]])
     """
     c = _as_floats(coefficients, "coefficients")
     M = as_square(M)
@@ -88,6 +98,11 @@ def gcd_and_lcm(
 
     Note:
         sympy is imported on the first call (about half a second).
+
+    Examples:
+        >>> gcd, lcm = gcd_and_lcm([1, 0, -1], [1, -1])  # x^2 - 1 and x - 1
+        >>> [int(c) for c in gcd], [int(c) for c in lcm]
+        ([1, -1], [1, 0, -1])
     """
     import sympy
 
@@ -137,6 +152,11 @@ def rank_identity(
     Note:
         A symmetric ``M`` costs one eigenvalue problem, any other Horner's rule and a spectrum for
         each of the four polynomials.
+
+    Examples:
+        >>> projector = [[1.0, 0.0], [0.0, 0.0]]
+        >>> rank_identity(projector, [1, 0], [1, -1])  # f = x, g = x - 1: rank M + rank (I - M) = n
+        RankIdentity(rank_f=1, rank_g=1, rank_gcd=2, rank_lcm=0, defect=0, holds=True)
 
     References:
         V. Pop, arXiv 2010.00634; Pop and Negrescu, Mathematics 12(3), 360, 2024,

@@ -33,6 +33,10 @@ def singular_values(A: ArrayLike | mx.array) -> NDArray[np.float64]:
 
     Note:
         NumPy's LAPACK on the CPU; about ``m n min(m, n)`` operations and two float64 copies.
+
+    Examples:
+        >>> singular_values([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]])
+        array([4., 3.])
     """
     return _singular_values(checked_matrix(A))
 
@@ -57,6 +61,13 @@ def weighted_singular_values(
         TypeError: If the entries are not real numbers.
         ValueError: If ``A`` or ``gram`` is not finite, the shapes do not fit, or ``gram`` is not
             symmetric and positive semidefinite.
+
+    Examples:
+        >>> import numpy as np
+        >>> W = np.diag([3.0, 2.0, 1.0])
+        >>> R = np.diag([0.0, 1.0, 25.0])  # the first input is always zero, the last one is large
+        >>> weighted_singular_values(W, R)
+        array([5., 2., 0.])
 
     References:
         Wang et al., *SVD-LLM*, arXiv 2403.07378 (with a Cholesky factor for the
@@ -92,6 +103,10 @@ def stable_rank(A: ArrayLike | mx.array, eps: float = 1e-6) -> float:
         TypeError: If the entries are not real numbers.
         ValueError: If ``A`` is not a finite matrix or ``eps`` is out of range.
 
+    Examples:
+        >>> stable_rank([[2.0, 0.0], [0.0, 1.0]])
+        1.25
+
     References:
         Rudelson and Vershynin, *Sampling from large matrices*, J. ACM 54(4), 2007,
         https://doi.org/10.1145/1255443.1255449 ("numerical rank").
@@ -111,6 +126,10 @@ def stable_rank_of_spectrum(singular_values: ArrayLike, *, eps: float = 1e-6) ->
     Raises:
         TypeError: If the values are not real numbers.
         ValueError: If they are not a spectrum.
+
+    Examples:
+        >>> stable_rank_of_spectrum([2.0, 1.0])
+        1.25
     """
     s = as_spectrum(singular_values)
     if s[0] == 0:
@@ -135,6 +154,11 @@ def effective_rank(A: ArrayLike | mx.array) -> float:
         TypeError: If the entries are not real numbers.
         ValueError: If ``A`` is not a finite matrix.
 
+    Examples:
+        >>> import numpy as np
+        >>> round(effective_rank(np.eye(7)[:, :4]), 6)
+        4.0
+
     References:
         Roy and Vetterli, *The effective rank: a measure of effective dimensionality*,
         EUSIPCO 2007.
@@ -151,6 +175,10 @@ def effective_rank_of_spectrum(singular_values: ArrayLike) -> float:
     Raises:
         TypeError: If the values are not real numbers.
         ValueError: If they are not a spectrum.
+
+    Examples:
+        >>> round(effective_rank_of_spectrum([3.0, 1.0]), 3)
+        1.755
     """
     s = as_spectrum(singular_values)
     if s[0] == 0:
@@ -174,6 +202,10 @@ def energy_rank(singular_values: ArrayLike, retained_energy: float) -> int:
     Raises:
         TypeError: If the values are not real numbers.
         ValueError: If they are not a spectrum, or ``retained_energy`` is out of range.
+
+    Examples:
+        >>> energy_rank([3.0, 1.0, 0.0], 0.9), energy_rank([3.0, 1.0, 0.0], 1.0)
+        (1, 2)
     """
     s = as_spectrum(singular_values)
     check_retained_energy(retained_energy)

@@ -69,7 +69,7 @@ def choose_ranks(
         >>> [choice.rank for choice in choices]
         [3, 1]
         >>> choices[1].why
-        '0.5 of the energy, the common fraction, within [1, 4]'
+        '0.375 of the energy, the common fraction, within [1, 4]'
     """
     rule = as_rule(strategy)
     checked = _check(spectra, shapes, floor)

@@ -20,6 +20,10 @@ class Option(NamedTuple):
             nats per token, say.
         label: Whatever the caller needs to act on it: a rank, or bits and a rank. It is not
             looked at.
+
+    Examples:
+        >>> Option(1024, 0.002, "4 bits")
+        Option(nbytes=1024, cost=0.002, label='4 bits')
     """
 
     nbytes: int
@@ -70,6 +74,13 @@ def rank_options(
         TypeError: If the values are not real numbers, or bytes not integers.
         ValueError: If they are not a spectrum or their squares overflow, an argument is out of
             range, or there is no such rank and ``dense`` is not given.
+
+    Examples:
+        >>> for option in rank_options([3.0, 1.0], bytes_per_component=10, floor=1, dense=16):
+        ...     print(option.nbytes, option.cost, option.label)
+        10 0.5 1
+        20 0.0 2
+        16 0.0 dense
 
     References:
         Martens and Grosse, *Optimizing neural networks with Kronecker-factored approximate

@@ -84,6 +84,18 @@ class Rule(ABC):
         name: What ``RankChoice.strategy`` and the table ``RULES`` call it.
         needs_gram: Whether it reads the spectrum of the output, ``A R^{1/2}``, for which the
             input Gram R must be known.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from plastic_select import choose_rank
+        >>> @dataclass(frozen=True)
+        ... class Half(Rule):
+        ...     name = "half"
+        ...
+        ...     def wanted(self, spectrum, shape, budget):
+        ...         return spectrum.size // 2, "half of the values"
+        >>> choose_rank([[2.0, 0.0], [0.0, 1.0]], 0.0, Half()).why
+        'half of the values; budget rank 1'
     """
 
     name: ClassVar[str]

@@ -88,6 +88,13 @@ def theorem_guided_rank(A: ArrayLike | mx.array, target_compression: float) -> i
         TypeError: If the entries are not real numbers.
         ValueError: If ``A`` is not a finite matrix or ``target_compression`` is out of range.
 
+    Examples:
+        >>> import numpy as np
+        >>> clear = np.diag([1.0, 0.9, 0.8] + [0.01] * 17)
+        >>> smooth = np.diag(1.0 / np.arange(1, 21))
+        >>> theorem_guided_rank(clear, 0.2), theorem_guided_rank(smooth, 0.2)
+        (3, 8)
+
     References:
         The identity: V. Pop, arXiv 2010.00634; Pop and Negrescu, Mathematics 12(3), 360, 2024,
         https://doi.org/10.3390/math12030360. The rule and its two constants: heuristic.
@@ -114,6 +121,10 @@ def theorem_rank(
         TypeError: If the values are not real numbers.
         ValueError: If they are not the spectrum of such a matrix, or ``target_compression`` is
             out of range.
+
+    Examples:
+        >>> theorem_rank([1.0, 0.9, 0.8] + [0.01] * 17, (20, 20), 0.2)
+        3
     """
     s = as_spectrum(singular_values, shape=as_shape(shape))
     return Theorem().choose(s, shape, budget_rank(shape, target_compression)).rank
@@ -135,6 +146,10 @@ def rank_bracket(singular_values: ArrayLike, rank: int) -> tuple[int, int]:
     Raises:
         TypeError: If the values are not real numbers.
         ValueError: If they are not a spectrum, are all zero, or ``rank`` is out of range.
+
+    Examples:
+        >>> rank_bracket([1.0, 1.0, 0.001, 0.001], 2), rank_bracket([1.0, 0.8, 0.6, 0.4], 2)
+        ((2, 2), (0, 4))
     """
     s = as_spectrum(singular_values)
     if not 1 <= rank < s.size:

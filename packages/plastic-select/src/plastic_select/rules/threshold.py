@@ -78,6 +78,11 @@ def optimal_threshold_rank(
         ValueError: If they are not the spectrum of such a matrix, or ``noise`` is negative or not
             finite.
 
+    Examples:
+        >>> s = [5.0, 4.0] + [1.0] * 8  # two values above a floor of noise
+        >>> optimal_threshold_rank(s, (10, 40)), optimal_threshold_rank(s, (10, 40), noise=0.4)
+        (2, 1)
+
     References:
         Gavish and Donoho, *The optimal hard threshold for singular values is 4/sqrt(3)*, IEEE
         Trans. Inf. Theory 60(8), 2014, arXiv 1305.5870.
