@@ -75,7 +75,9 @@ def test_uv_refuses_a_file_whose_digest_is_not_among_them(tmp_path: Path) -> Non
 
 def requirement(name: str) -> str:
     """The requirement of a package with its digests, as the file has it."""
-    found = re.search(rf"^{name}==[^\n]*(?:\n    --hash=\S+(?: \\)?)*$", REQUIREMENTS.read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{name}==[^\n]*(?:\n    --hash=\S+(?: \\)?)*$", REQUIREMENTS.read_text(), re.MULTILINE
+    )
     assert found is not None
     return found[0]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import (
@@ -27,7 +27,6 @@ from plastic_select.rules import RULES, Energy, Rule, Stable, Theorem, Threshold
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 Problem = tuple[list[NDArray[np.float64]], list[tuple[int, int]]]
 
-quick = settings(deadline=None, derandomize=True)
 targets = st.sampled_from([0.0, 0.1, 0.3, 0.6])
 strategies = st.sampled_from(STRATEGIES)
 A = np.diag([4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.1, 0.1])
@@ -57,7 +56,6 @@ def dense(shapes: list[tuple[int, int]]) -> int:
     return sum(m * n for m, n in shapes)
 
 
-@quick
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0, 0.99))
 def test_the_budget_rank_is_the_largest_that_fits(m: int, n: int, target: float) -> None:
     rank, budget = budget_rank((m, n), target), (1 - target) * m * n
@@ -176,7 +174,6 @@ def test_a_rule_of_your_own_numbers_reads_part_of_a_spectrum(rule: Rule) -> None
     assert choice.strategy == rule.name
 
 
-@quick
 @given(problems(), targets, strategies)
 def test_many_matrices_stay_within_one_budget_and_their_own_limits(
     problem: Problem, target: float, strategy: str
@@ -189,7 +186,6 @@ def test_many_matrices_stay_within_one_budget_and_their_own_limits(
         assert choice.strategy == strategy
 
 
-@quick
 @given(problems(), targets, st.sampled_from(["stable", "energy"]))
 def test_a_larger_common_number_would_exceed_the_budget(
     problem: Problem, target: float, strategy: str
@@ -211,7 +207,6 @@ def test_a_larger_common_number_would_exceed_the_budget(
         assert parameters(choices, shapes) + more > (1 - target) * dense(shapes)
 
 
-@quick
 @given(problems(), targets)
 def test_activation_keeps_one_fraction_of_the_output_energy(
     problem: Problem, target: float

@@ -7,12 +7,11 @@ from itertools import dropwhile
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import RankIdentity, gcd_and_lcm, horner, rank_identity
 
-quick = settings(deadline=None, derandomize=True)
 small = st.integers(-2, 2)
 polynomials = st.lists(small, min_size=1, max_size=4)
 integer_matrices = st.integers(1, 4).flatmap(
@@ -59,7 +58,6 @@ def agrees_with_sympy(M: NDArray[np.float64], f: list[int], g: list[int]) -> boo
     return found.holds and found.defect == 0 and ranks == expected
 
 
-@quick
 @given(integer_matrices, polynomials, polynomials)
 def test_integer_matrices_have_their_exact_ranks_and_no_defect(
     M: list[list[int]], f: list[int], g: list[int]
@@ -67,7 +65,6 @@ def test_integer_matrices_have_their_exact_ranks_and_no_defect(
     assert agrees_with_sympy(np.array(M, np.float64), f, g)
 
 
-@quick
 @given(integer_matrices, polynomials, polynomials)
 def test_symmetric_integer_matrices_have_their_exact_ranks_and_no_defect(
     M: list[list[int]], f: list[int], g: list[int]
@@ -129,7 +126,6 @@ def test_an_eigenvalue_at_the_edge_of_rounding_leaves_a_defect_that_a_tolerance_
     assert rank_identity(M, f, g, tolerance=1).holds
 
 
-@quick
 @given(integer_matrices, polynomials)
 def test_horner_is_the_sum_of_powers(M: list[list[int]], c: list[int]) -> None:
     matrix = np.array(M)
@@ -138,7 +134,6 @@ def test_horner_is_the_sum_of_powers(M: list[list[int]], c: list[int]) -> None:
     assert (horner(c, matrix) == total).all()
 
 
-@quick
 @given(polynomials, polynomials)
 def test_gcd_times_lcm_is_the_product(f: list[int], g: list[int]) -> None:
     d, m = gcd_and_lcm(f, g)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import (
@@ -19,14 +19,12 @@ from plastic_select import (
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 Tolerance = Callable[[tuple[int, int], float], float]
 
-quick = settings(deadline=None, derandomize=True)
 values = st.sampled_from([0.0, 1e-3, 0.1, 0.5, 1.0, 1.0, 3.0]) | st.floats(1e-3, 10.0)
 spectra = st.lists(values, min_size=1, max_size=10).map(lambda s: sorted(s, reverse=True))
 extra = st.integers(0, 5)
 seeds = st.integers(0, 99)
 
 
-@quick
 @given(spectra, extra, extra, seeds, st.sampled_from([1e-30, 1.0, 1e30]))
 def test_the_spectrum_that_built_a_matrix_is_found_again(
     matrix_from_spectrum: Build,
@@ -45,7 +43,6 @@ def test_the_spectrum_that_built_a_matrix_is_found_again(
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance((m, n), scale * s[0]))
 
 
-@quick
 @given(spectra, extra, seeds)
 def test_ranks_lie_between_one_and_the_rank(
     matrix_from_spectrum: Build, s: list[float], columns: int, seed: int
@@ -60,7 +57,6 @@ def test_ranks_lie_between_one_and_the_rank(
         assert 1 - rounding <= effective_rank(A) <= rank + rounding
 
 
-@quick
 @given(spectra.filter(lambda s: s[0] > 0), seeds)
 def test_stable_and_effective_rank_ignore_scale_transposition_and_rotation(
     matrix_from_spectrum: Build, s: list[float], seed: int
@@ -96,7 +92,6 @@ def test_a_zero_matrix_has_no_rank() -> None:
     assert energy_rank([0.0, 0.0], 0.5) == 0
 
 
-@quick
 @given(spectra.filter(lambda s: s[0] > 0), st.floats(0.01, 1.0))
 def test_energy_rank_reaches_the_energy_and_one_less_does_not(s: list[float], e: float) -> None:
     energy = np.square(s)
@@ -106,7 +101,6 @@ def test_energy_rank_reaches_the_energy_and_one_less_does_not(s: list[float], e:
     assert energy[: r - 1].sum() < e * energy.sum() + slack
 
 
-@quick
 @given(spectra, st.floats(0.01, 1.0), st.floats(0.01, 1.0))
 def test_energy_rank_grows_with_the_energy(s: list[float], a: float, b: float) -> None:
     assert energy_rank(s, min(a, b)) <= energy_rank(s, max(a, b))
@@ -118,7 +112,6 @@ def test_energy_rank_counts_nine_of_ten_as_ninety_per_cent() -> None:
     assert energy_rank([3.0, 1.0, 0.0], 1.0) == 2
 
 
-@quick
 @given(spectra, st.integers(1, 6), seeds)
 def test_weighted_energy_is_the_mean_energy_of_the_output(
     matrix_from_spectrum: Build, s: list[float], tokens: int, seed: int

@@ -104,7 +104,7 @@ def stable_rank(A: ArrayLike | mx.array, eps: float = 1e-6) -> float:
         ValueError: If ``A`` is not a finite matrix or ``eps`` is out of range.
 
     Examples:
-        >>> stable_rank([[2.0, 0.0], [0.0, 1.0]])
+        >>> round(stable_rank([[2.0, 0.0], [0.0, 1.0]]), 6)
         1.25
 
     References:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import Allocation, Option, allocate, break_even_rank, rank_options
@@ -19,7 +19,6 @@ Options = Mapping[str, Sequence[Option]]
 Problem = tuple[dict[str, list[Option]], int]
 
 EPS = float(np.finfo(np.float64).eps)
-quick = settings(deadline=None, derandomize=True)
 # Dyadic costs bring ties and collinear options, the others rounding.
 costs = st.integers(0, 40).map(lambda c: c / 8) | st.floats(0, 100)
 offers = st.lists(st.builds(Option, st.integers(0, 60), costs, st.none()), min_size=1, max_size=5)
@@ -94,7 +93,6 @@ def between(options: Options, fraction: float) -> int:
     return int(least + fraction * (most - least))
 
 
-@quick
 @given(problems())
 def test_no_combination_within_the_budget_costs_less(problem: Problem) -> None:
     options, budget = problem
@@ -103,7 +101,6 @@ def test_no_combination_within_the_budget_costs_less(problem: Problem) -> None:
     assert allocation.cost <= optimum(options, budget) + tolerance(options)
 
 
-@quick
 @given(problems())
 def test_the_sums_are_those_of_the_options_chosen_and_within_the_budget(problem: Problem) -> None:
     options, budget = problem
@@ -114,7 +111,6 @@ def test_the_sums_are_those_of_the_options_chosen_and_within_the_budget(problem:
     assert allocation.cost == math.fsum(o.cost for o in chosen)
 
 
-@quick
 @given(problems())
 def test_the_lower_bound_is_between_the_dual_and_the_optimum(problem: Problem) -> None:
     options, budget = problem
@@ -125,7 +121,6 @@ def test_the_lower_bound_is_between_the_dual_and_the_optimum(problem: Problem) -
     assert allocation.gap >= 0
 
 
-@quick
 @given(problems())
 def test_the_multiplier_supports_the_lower_bound(problem: Problem) -> None:
     options, budget = problem
@@ -139,7 +134,6 @@ def test_the_multiplier_supports_the_lower_bound(problem: Problem) -> None:
     assert supported == pytest.approx(a.lower_bound, rel=0, abs=100 * tolerance(options))
 
 
-@quick
 @given(problems(), st.integers(0, 200))
 def test_a_larger_budget_costs_no_more(problem: Problem, more: int) -> None:
     options, budget = problem
@@ -149,7 +143,6 @@ def test_a_larger_budget_costs_no_more(problem: Problem, more: int) -> None:
     assert roomy.multiplier <= tight.multiplier
 
 
-@quick
 @given(problems(), st.lists(st.integers(0, 100), max_size=4))
 def test_several_budgets_give_what_each_alone_gives(problem: Problem, more: list[int]) -> None:
     options, budget = problem
@@ -157,7 +150,6 @@ def test_several_budgets_give_what_each_alone_gives(problem: Problem, more: list
     assert allocate(options, budgets) == [allocate(options, [each])[0] for each in budgets]
 
 
-@quick
 @given(problems(), st.randoms(use_true_random=False))
 def test_the_order_of_matrices_and_options_does_not_matter(problem: Problem, random: Any) -> None:
     options, budget = problem
@@ -172,7 +164,6 @@ def test_the_order_of_matrices_and_options_does_not_matter(problem: Problem, ran
         assert mixed[name][i][:2] == options[name][before.chosen[name]][:2]
 
 
-@quick
 @given(problems(), st.data())
 def test_a_fixed_choice_is_kept_and_the_rest_is_the_best_beside_it(
     problem: Problem, data: st.DataObject
@@ -187,7 +178,6 @@ def test_a_fixed_choice_is_kept_and_the_rest_is_the_best_beside_it(
     assert allocation.cost <= optimum(left, budget) + tolerance(options)
 
 
-@quick
 @given(problems(), st.data())
 def test_options_that_another_beats_change_nothing(problem: Problem, data: st.DataObject) -> None:
     options, budget = problem
@@ -199,7 +189,6 @@ def test_options_that_another_beats_change_nothing(problem: Problem, data: st.Da
     assert after.chosen == before.chosen
 
 
-@quick
 @example([[(0, 6.0), (2, 4.0), (4, 2.0), (6, 1.0)], [(0, 3.0), (3, 0.0), (1, 2.0)]])
 @given(st.lists(point_lists, min_size=1, max_size=4))
 def test_the_frontier_and_its_hull_are_those_of_the_definitions(
@@ -245,7 +234,6 @@ def on_or_above(p: tuple[int, float], a: tuple[int, float], b: tuple[int, float]
     return Fraction(p[1]) >= (1 - share) * Fraction(a[1]) + share * Fraction(b[1])
 
 
-@quick
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 8), (2, 2), (1000, 8)]), st.booleans())
 def test_a_proof_holds_however_narrow_the_sweep(
     seed: int, widths: tuple[int, int], hard: bool
@@ -438,7 +426,6 @@ def test_arguments_that_cannot_be_met_are_refused() -> None:
         allocate({"a": [Option(10**6, 1e308)]}, [10**6])
 
 
-@quick
 @given(
     st.lists(st.floats(0, 1e3), min_size=1, max_size=30).map(lambda s: sorted(s, reverse=True)),
     st.integers(0, 8),
@@ -463,7 +450,6 @@ def test_ranks_are_the_multiples_between_floor_and_ceiling_at_half_the_dropped_e
     ]
 
 
-@quick
 @given(st.integers(2, 40), st.integers(2, 40), st.floats(0, 2), st.floats(0, 1))
 def test_no_rank_at_or_above_the_break_even_is_ever_allocated(
     m: int, n: int, decay: float, fraction: float

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import (
@@ -20,7 +20,6 @@ from plastic_select.rules import RULES, Energy, Rule, Stable, Theorem, Threshold
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 
-quick = settings(deadline=None, derandomize=True)
 every_rule = pytest.mark.parametrize("rule", [*(rule() for rule in RULES.values()), Energy(0.9)])
 sides = st.integers(1, 24)
 targets = st.sampled_from([0.0, 0.2, 0.5, 0.9])
@@ -42,7 +41,6 @@ def is_consistent(choice: RankChoice, A: NDArray[np.float64], target: float) -> 
 
 
 @every_rule
-@quick
 @given(m=sides, n=sides, target=targets, seed=seeds)
 def test_random_matrices_of_any_shape_get_a_rank_within_the_budget(
     rule: Rule, m: int, n: int, target: float, seed: int
@@ -88,7 +86,6 @@ def test_a_zero_matrix_gets_a_rank_and_no_error(rule: Rule) -> None:
 
 
 @every_rule
-@quick
 @given(m=sides, n=sides, seed=seeds)
 def test_the_reported_error_is_that_of_the_truncated_svd(
     rule: Rule, m: int, n: int, seed: int

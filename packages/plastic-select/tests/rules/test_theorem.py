@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import (
@@ -17,7 +17,6 @@ from plastic_select import (
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 
-quick = settings(deadline=None, derandomize=True)
 sides = st.integers(2, 40)
 targets = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.8])
 spectra = st.lists(st.floats(0.0, 10.0), min_size=1, max_size=20).map(
@@ -25,7 +24,6 @@ spectra = st.lists(st.floats(0.0, 10.0), min_size=1, max_size=20).map(
 )
 
 
-@quick
 @given(sides, sides, targets, st.data(), st.sampled_from([0.0, 1e-8, 1e-4, 1e-2]))
 def test_a_projector_plus_small_noise_gets_its_rank_whenever_it_fits_the_budget(
     matrix_from_spectrum: Build, m: int, n: int, target: float, data: st.DataObject, noise: float
@@ -37,7 +35,6 @@ def test_a_projector_plus_small_noise_gets_its_rank_whenever_it_fits_the_budget(
     assert theorem_guided_rank(A, target) == k
 
 
-@quick
 @given(sides, targets, st.data())
 def test_a_projector_too_large_for_the_budget_gets_the_budget_rank(
     n: int, target: float, data: st.DataObject
@@ -47,7 +44,6 @@ def test_a_projector_too_large_for_the_budget_gets_the_budget_rank(
     assert theorem_rank([1.0] * k + [0.0] * (n - k), (n, n), target) == budget
 
 
-@quick
 @given(spectra, st.integers(0, 20), targets)
 def test_the_rank_is_never_above_the_budget_nor_below_one(
     s: list[float], longer: int, target: float
@@ -56,7 +52,6 @@ def test_the_rank_is_never_above_the_budget_nor_below_one(
         assert 1 <= theorem_rank(s, shape, target) <= budget_rank(shape, target)
 
 
-@quick
 @given(spectra.filter(lambda s: len(s) > 1 and s[0] > 0), st.data())
 def test_the_bracket_holds_the_cut_and_its_width_is_the_rank_of_the_undecided(
     s: list[float], data: st.DataObject
