@@ -1,4 +1,4 @@
-"""When and where a rank changes: ``PlasticityManager`` and the policy behind it.
+"""The decisions when and where a rank changes: ``PlasticityManager`` and its policy.
 
 Stands on ``surgery``, ``sleep``, ``measure`` and ``log``.
 """

@@ -1,4 +1,4 @@
-"""What the policy needs to know of the layers and of what sleeps, measured on the model."""
+"""The measurements that the policy needs: of the layers, and of what sleeps."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -79,7 +79,7 @@ def benefits(
     Args:
         model: The model they belong to; not changed.
         sleep: Where they sleep.
-        ids: By path of their layer.
+        ids: The ids of the components, by the path of their layer.
         loss: Probe for ``sleeping_benefit``. Without one, or where its gradient is not finite,
             the benefit is the size ``|S|`` of the component.
     """

@@ -93,7 +93,7 @@ def jacobian_rank(
     Args:
         f: Differentiable function of one array.
         x: Where; any shape, floating dtype. Inputs and outputs are counted entry by entry.
-        key: From ``mx.random.key``; decides the probes.
+        key: A key of ``mx.random.key``, which decides the probes.
         probes: How many, at least 1; capped at the number of outputs.
 
     Returns:
@@ -138,7 +138,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 def _pullback(
     f: Callable[[mx.array], mx.array], x: mx.array, cotangent: mx.array
 ) -> NDArray[np.float32]:
-    """One row of the probed Jacobian."""
+    """Return one row of the probed Jacobian."""
     _, (row,) = mx.vjp(f, [x], [cotangent])
     flat: NDArray[np.float32] = linalg.to_numpy(row.astype(mx.float32)).reshape(-1)
     return flat

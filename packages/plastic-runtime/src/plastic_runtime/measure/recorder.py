@@ -61,7 +61,7 @@ class LossRecorder:
         self._in_numpy = numpy_linears(linears)
 
     def pull_back(self, f: Call, x: mx.array, gradient: mx.array) -> mx.array:
-        """One pass: ``f`` at ``x`` forwards, then backwards from the gradient at its output.
+        """Run one pass: ``f`` at ``x`` forwards, then backwards from the gradient at its output.
 
         Returns:
             The gradient at ``x``, evaluated.
@@ -87,7 +87,7 @@ class LossRecorder:
         return pulled
 
     def pull_back_loss(self, logits: Call, x: mx.array, key: mx.array) -> mx.array:
-        """The same for the loss of labels drawn from ``logits(x)``; see `sampled_loss`."""
+        """Run the same for the loss of labels drawn from ``logits(x)``; see `sampled_loss`."""
 
         def loss(x: mx.array) -> mx.array:
             z = logits(x)
@@ -102,7 +102,7 @@ class LossRecorder:
             self.pull_back_loss(partial(_logits, model, batch), mx.array(0.0), key)
 
     def grams(self) -> dict[str, LossGrams]:
-        """The means; the sums are used up."""
+        """Return the means; the sums are used up."""
         sites, gradients = self.sums()
         once = {id(site): site for site in sites.values()}
         means = {name: site.mean(site.tokens) for name, site in once.items()}
@@ -112,7 +112,7 @@ class LossRecorder:
         }
 
     def sums(self) -> tuple[dict[str, Site], dict[str, Site]]:
-        """The sums of inputs and of gradients by path; experts by `flat_sites`."""
+        """Return the sums of inputs and of gradients by path; experts by `flat_sites`."""
         return flat_sites(self.inputs.sites), flat_sites(self.gradients)
 
     def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
@@ -134,7 +134,7 @@ class LossRecorder:
         return cast(mx.array, tapped(y, probe, partial(self._record, path, more)))
 
     def _experts(self, path: str) -> int:
-        """How many sums a stack of experts needs; 0 for what is none."""
+        """Count the sums that a stack of experts needs; 0 for what is none."""
         module = self._linears.get(path)
         if module is None or not is_stack(module):
             return 0
@@ -142,7 +142,7 @@ class LossRecorder:
         return count if is_dense(side, self.inputs.widest, count=count) else 1
 
     def _site(self, size: int, experts: int) -> AnySite:
-        """A new site for vectors of a layer, or of so many experts."""
+        """Return a new site for vectors of a layer, or of so many experts."""
         widest = self.inputs.widest
         return RoutedSite(size, experts, widest) if experts else Site(size, widest)
 
@@ -163,14 +163,14 @@ def _logits(model: nn.Module, batch: mx.array, _: mx.array) -> mx.array:
 
 
 def chosen_experts(bound: BoundCall) -> mx.array:
-    """The experts that a call of a stack names beside its input."""
+    """Return the experts that a call of a stack names beside its input."""
     return cast(mx.array, bound.args[0] if bound.args else bound.kwargs["indices"])
 
 
 def linear_layers(
     model: nn.Module, paths: Sequence[str] | None
 ) -> tuple[dict[str, nn.Module], list[str]]:
-    """All layers with Grams by path, and the paths that are wanted, in the same order.
+    """Return all layers with Grams by path, and the paths that are wanted, in the same order.
 
     These are linear layers and, if their paths are given, stacks of experts and embeddings; the
     path of an embedding stands for both its uses: see `LossRecorder`.
@@ -192,7 +192,7 @@ def linear_layers(
 
 
 def numpy_linears(linears: Modules) -> dict[str, Linear]:
-    """What NumPy is to compute, by path: products of stock layers, where MLX would on the CPU."""
+    """Return the layers whose products NumPy computes where MLX would on the CPU, by path."""
     if not on_cpu():
         return {}
     found: dict[str, Linear] = {}
@@ -205,7 +205,7 @@ def numpy_linears(linears: Modules) -> dict[str, Linear]:
 
 
 def using_numpy(linears: Modules) -> AbstractContextManager[None]:
-    """For the length of a block, products of the layers run in NumPy where that is quicker."""
+    """Let products of the layers run in NumPy within a block, where that is quicker."""
     layers = numpy_linears(linears)
 
     def around(path: str, call: Call, x: mx.array) -> mx.array:

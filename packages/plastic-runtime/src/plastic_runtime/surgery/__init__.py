@@ -1,4 +1,4 @@
-"""How a rank changes: components and the optimizer's moments, scored, parked, woken, grown.
+"""Changes of rank: components and the optimizer's moments, scored, parked, woken, grown.
 
 Stands on ``sleep`` and ``measure``; ``manager`` decides, this room acts.
 """

@@ -17,7 +17,7 @@ Float32 = NDArray[np.float32]
 
 
 class GradientFactors(NamedTuple):
-    r"""What entered a layer and what came back to it: :math:`dL/dW = Y^T X`.
+    r"""The inputs of a layer and the gradients at its outputs: :math:`dL/dW = Y^T X`.
 
     Attributes:
         inputs: X, shape ``(tokens, in)``, float32.
@@ -33,7 +33,7 @@ class GradientFactors(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether no entry is NaN or infinite."""
+        """Tell whether no entry is NaN or infinite."""
         return all(bool(np.isfinite(part).all()) for part in self)
 
 

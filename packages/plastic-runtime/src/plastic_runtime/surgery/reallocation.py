@@ -1,4 +1,4 @@
-"""What every component is worth, awake or asleep: the stock that a budget in bytes is spent on."""
+"""The worth of every component, awake or asleep, on which a budget in bytes is spent."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RELUCTANCE = 2.0  # times the worth of what is awake that a sleeper must show to
 
 
 class Inventory(NamedTuple):
-    """What one layer has, awake and asleep, and what it is worth to the loss.
+    """The components of one layer, awake and asleep, and their worth to the loss.
 
     Attributes:
         components: Its plastic part as ``loss_components`` returns it.
         asleep: Ids of its sleepers that would lower the loss, the most useful first.
-        gains: By how much each of them is predicted to lower it, discounted.
+        gains: The predicted fall of the loss through each of them, discounted.
         bytes_per_rank: Bytes of one component.
         most: Components it can hold.
     """
@@ -44,12 +44,12 @@ class Inventory(NamedTuple):
         return every[: self.most]
 
     def holding(self, path: str, floor: int) -> Holding:
-        """What the shared budget is told."""
+        """Return what the shared budget is told."""
         values = tuple(float(np.sqrt(2 * worth)) for worth, _ in self.ordered())
         return Holding(path, values, self.bytes_per_rank, floor)
 
     def chosen(self, rank: int) -> tuple[int, tuple[int, ...]]:
-        """How many stay awake, and which wake, at this rank."""
+        """Return how many stay awake, and which wake, at this rank."""
         best = [id for _, id in self.ordered()[:rank]]
         return best.count(None), tuple(id for id in best if id is not None)
 

@@ -1,4 +1,4 @@
-"""How much the loss depends on each layer."""
+"""Scores of layers: how much the loss depends on each."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""What a component asleep is worth to the loss, from the factors of the gradient."""
+"""The worth of a component asleep to the loss, from the factors of the gradient."""
 
 import mlx.core as mx
 import numpy as np

@@ -10,7 +10,7 @@ Batches = Callable[..., Iterator[Any]]
 
 
 class ResumableBatches:
-    """mlx-lm's ``iterate_batches``, made to go on where a training was cut.
+    """A form of mlx-lm's ``iterate_batches`` that goes on where a training was cut.
 
     Every epoch of a training (``loop=True``) is one pass of the function given, its order drawn
     from a seed made of ``seed`` and the number of the epoch. So a position is one number, the

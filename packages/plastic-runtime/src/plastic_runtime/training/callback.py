@@ -83,7 +83,7 @@ class PlasticityCallback:
         """Return the same batches, with a chance to change ranks before each of a training.
 
         Args:
-            iterate_batches: As mlx-lm's function of this name; a validation, which does not ask
+            iterate_batches: Like mlx-lm's function of this name; a validation, which does not ask
                 for ``loop=True``, passes through untouched.
         """
 

@@ -9,7 +9,7 @@ from plastic_select.rules.energy import Energy
 
 @dataclass(frozen=True)
 class Activation(Energy):
-    """``Energy`` of the output: the spectrum is that of ``A R^{1/2}``, R the input Gram.
+    """The rule ``Energy`` on the output: the spectrum of ``A R^{1/2}``, R the input Gram.
 
     For one matrix without a fraction that is the budget rank; the Gram then changes the reported
     error and which subspace is best. Several matrices under one budget keep the same fraction of

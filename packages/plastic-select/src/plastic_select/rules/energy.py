@@ -41,7 +41,7 @@ class Energy(Rule):
             check_retained_energy(self.retained_energy)
 
     def wanted(self, spectrum: Spectrum, shape: tuple[int, int], budget: int) -> tuple[int, str]:
-        """The least rank that keeps the fraction, or the budget rank."""
+        """Return the least rank that keeps the fraction, or the budget rank."""
         if self.retained_energy is None:
             return budget, "all that the budget permits"
         every = np.pad(spectrum, (0, min(shape) - spectrum.size))
@@ -49,7 +49,7 @@ class Energy(Rule):
         return rank, f"rank {rank} retains {self.retained_energy:.4g} of the energy"
 
     def common(self, spectra: Sequence[Spectrum], most: NDArray[np.int64]) -> CommonNumber:
-        """The common fraction of the energy."""
+        """Return the common fraction of the energy."""
         cumulative = [cumulative_energy(s) for s in spectra]
         return CommonNumber(
             ranks_at=lambda energy: np.array([rank_at_energy(c, energy) for c in cumulative]),

@@ -15,7 +15,7 @@ from plastic_select.spectrum import stable_rank_of_spectrum
 
 @dataclass(frozen=True)
 class Stable(Rule):
-    """``multiple`` times the stable rank, rounded up (heuristic).
+    """The rule that takes ``multiple`` times the stable rank, rounded up (heuristic).
 
     A hundredth is not rounded up, so that a projector with a little noise keeps its rank. Several
     matrices under one budget have the largest common multiple that meets it.
@@ -41,14 +41,14 @@ class Stable(Rule):
             raise ValueError(f"`multiple` must be positive and finite, got {self.multiple}.")
 
     def wanted(self, spectrum: Spectrum, shape: tuple[int, int], budget: int) -> tuple[int, str]:
-        """The multiple of the stable rank, rounded up."""
+        """Return the multiple of the stable rank, rounded up."""
         stable = stable_rank_of_spectrum(spectrum)
         multiple = 1.0 if self.multiple is None else self.multiple
         rank = int(_rounded_up(min(multiple * stable, spectrum.size)))
         return rank, f"{multiple:.4g} x stable rank {stable:.4g}, rounded up"
 
     def common(self, spectra: Sequence[Spectrum], most: NDArray[np.int64]) -> CommonNumber:
-        """The common multiple of the stable ranks."""
+        """Return the common multiple of the stable ranks."""
         stable = np.array([stable_rank_of_spectrum(s) for s in spectra])
         enough = float(np.max(most / np.maximum(stable, 1.0)))
         return CommonNumber(
@@ -61,5 +61,5 @@ class Stable(Rule):
 
 
 def _rounded_up(rank: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The least integer of at least ``rank - 0.01``: noise on a flat spectrum adds no component."""
+    """Round up from ``rank - 0.01``, so that noise on a flat spectrum adds no component."""
     return np.ceil(np.asarray(rank) - 0.01)
