@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from plastic_core.layer.module import Module
 from plastic_core.layer.rank_layer import RankLayer
 
 ROPE_BASE = 10_000.0
@@ -31,7 +32,7 @@ def random_layer(input_dims: int, output_dims: int, rank: int, *, key: mx.array)
     return layer
 
 
-class PlasticBlock(nn.Module):
+class PlasticBlock(Module):
     """Pre-norm attention and feed-forward, every matrix of changeable rank.
 
     ``h = x + self_attn(norm(x))``, ``y = h + mlp(norm(h))``: grouped-query attention with rotary
@@ -48,6 +49,11 @@ class PlasticBlock(nn.Module):
 
     Raises:
         ValueError: If the sizes do not divide each other as stated, or ``rank`` is negative.
+
+    Examples:
+        >>> block = PlasticBlock(dims=16, num_heads=2, hidden_dims=32, rank=4)
+        >>> block(mx.zeros((1, 5, 16))).shape, block.mlp.up_proj.rank
+        ((1, 5, 16), 4)
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class PlasticBlock(nn.Module):
         num_kv_heads: int | None = None,
         key: mx.array | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         keys = mx.random.split(mx.random.key(0) if key is None else key)
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.self_attn = Attention(dims, num_heads, kv_heads, rank, key=keys[0])
@@ -80,13 +86,13 @@ class PlasticBlock(nn.Module):
         return y
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Grouped-query attention with rotary positions."""
 
     def __init__(
         self, dims: int, num_heads: int, num_kv_heads: int, rank: int, *, key: mx.array
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         if dims % (2 * num_heads):
             raise ValueError(
                 f"`dims` must be a multiple of 2 * num_heads = {2 * num_heads}, got {dims}."
@@ -115,11 +121,11 @@ class Attention(nn.Module):
         return self.o_proj(y.swapaxes(1, 2).flatten(-2))
 
 
-class FeedForward(nn.Module):
+class FeedForward(Module):
     """The SwiGLU layer ``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, dims: int, hidden_dims: int, rank: int, *, key: mx.array) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         gate, up, down = mx.random.split(key, 3)
         self.gate_proj = random_layer(dims, hidden_dims, rank, key=gate)
         self.up_proj = random_layer(dims, hidden_dims, rank, key=up)

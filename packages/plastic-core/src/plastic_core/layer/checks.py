@@ -44,7 +44,13 @@ def check_rank(rank: int, shape: tuple[int, ...]) -> None:
 
 
 def check_indices(name: str, indices: Sequence[int], rank: int) -> None:
-    """Raise ``ValueError`` unless ``indices`` are distinct and from 0 to ``rank - 1``."""
+    """Raise ``ValueError`` unless ``indices`` are distinct and from 0 to ``rank - 1``.
+
+    Examples:
+        >>> check_indices("indices", [0, 0], 3)
+        Traceback (most recent call last):
+        ValueError: `indices` must hold distinct indices from 0 to rank - 1 = 2, got [0, 0].
+    """
     if len(set(indices)) != len(indices) or not set(indices) <= set(range(rank)):
         raise ValueError(
             f"`{name}` must hold distinct indices from 0 to rank - 1 = {rank - 1}, "
@@ -53,13 +59,25 @@ def check_indices(name: str, indices: Sequence[int], rank: int) -> None:
 
 
 def check_threshold(tau: float) -> None:
-    """Raise ``ValueError`` if ``tau`` is negative or not a number."""
+    """Raise ``ValueError`` if ``tau`` is negative or not a number.
+
+    Examples:
+        >>> check_threshold(-1.0)
+        Traceback (most recent call last):
+        ValueError: `tau` must not be negative, got -1.0.
+    """
     if not tau >= 0:
         raise ValueError(f"`tau` must not be negative, got {tau}.")
 
 
 def cast_factors(factors: Factors, dtypes: Sequence[mx.Dtype]) -> Factors:
-    """Cast U, S and Vh; raise ``ValueError`` where a number is beyond its new type."""
+    """Cast U, S and Vh; raise ``ValueError`` where a number is beyond its new type.
+
+    Examples:
+        >>> factors = Factors(mx.eye(2), mx.ones(2), mx.eye(2))
+        >>> [part.dtype for part in cast_factors(factors, 3 * [mx.float16])]
+        [mlx.core.float16, mlx.core.float16, mlx.core.float16]
+    """
     cast = [a.astype(dtype) for a, dtype in zip(factors, dtypes, strict=True)]
     for name, array, old in zip(Factors._fields, cast, factors, strict=True):
         if not bool(mx.isfinite(array).all()):

@@ -15,6 +15,10 @@ def dense_weight(linear: Linear) -> mx.array:
 
     Raises:
         TypeError: If ``linear`` is neither ``nn.Linear`` nor ``nn.QuantizedLinear``.
+
+    Examples:
+        >>> dense_weight(nn.Linear(64, 3).to_quantized(group_size=32, bits=4)).shape
+        (3, 64)
     """
     if isinstance(linear, nn.QuantizedLinear):
         return mx.dequantize(
@@ -59,7 +63,12 @@ def is_stack(module: object) -> bool:
 
 
 def linear_from(weight: mx.array, bias: mx.array | None) -> nn.Linear:
-    """Return an ``nn.Linear`` that holds these very arrays."""
+    """Return an ``nn.Linear`` that holds these very arrays; ``None`` stands for no bias.
+
+    Examples:
+        >>> linear_from(mx.array([[1.0, 2.0]]), None)(mx.array([3.0, 4.0])).tolist()
+        [11.0]
+    """
     linear = nn.Linear.__new__(nn.Linear)  # __init__ would draw weights from the global state
     nn.Module.__init__(linear)  # type: ignore[no-untyped-call]
     linear.weight = weight

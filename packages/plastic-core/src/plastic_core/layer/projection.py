@@ -37,6 +37,10 @@ class Projection:
             ``"qkv"`` and ``"gate_up"``, or ``"other"`` where the path does not tell.
         shape: ``(out, in)`` of one matrix, whatever its packing.
         experts: How many matrices are stacked, ``None`` for a plain layer.
+
+    Examples:
+        >>> Projection("layers.0.up_proj", nn.Linear(2, 4), "up", (4, 2), None).shape
+        (4, 2)
     """
 
     path: str
@@ -57,6 +61,11 @@ def projections(model: nn.Module) -> list[Projection]:
 
     Args:
         model: Any MLX module; mlx-lm's models are not imported.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 4), nn.Linear(4, 2))
+        >>> [(p.path, p.role, p.shape) for p in projections(model)]
+        [('layers.1', 'other', (4, 2)), ('layers.2', 'other', (2, 4))]
     """
     found = [p for p in _candidates(model) if any(part.isdigit() for part in p.path.split("."))]
     stacks = [(_container(p.path), p.experts) for p in found if p.experts is not None]

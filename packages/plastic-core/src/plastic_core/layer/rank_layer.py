@@ -1,30 +1,32 @@
 """The layer whose rank is a dial: ``W = W0 + U diag(S) Vh``."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core.factors.balancing import as_arrays, balance, factor_norm
 from plastic_core.factors.directions import random_directions
 from plastic_core.factors.factors import Factors
-from plastic_core.factors.lowrank import factorized_lowrank
 from plastic_core.layer.checks import (
     cast_factors,
     check_factors,
     check_indices,
     check_rank,
+    check_shape,
     check_threshold,
 )
-from plastic_core.layer.factored_linear import FactoredLinear
-from plastic_core.layer.mlx_linear import Linear, dense_weight
-from plastic_core.linalg import Matrix, as_matrix, as_vector, thin_svd
-from plastic_core.loss.weighted import output_basis
+from plastic_core.layer.mlx_linear import Linear, dense_weight, linear_from, quantized, without_bias
+from plastic_core.layer.module import Module
+from plastic_core.layer.starting_factors import best_factors, empty_factors
+from plastic_core.linalg import Matrix, as_vector
 
 
-class RankLayer(FactoredLinear):
+class RankLayer(Module):
     r"""A linear layer with a frozen backbone and a plastic part of changeable rank.
 
     .. math::
@@ -50,12 +52,46 @@ class RankLayer(FactoredLinear):
         ValueError: If shapes disagree, the rank exceeds ``min(out, in)``, or there are two biases.
         TypeError: If ``base`` is not an MLX linear layer, or a factor is not floating.
 
-    Example:
-        >>> import mlx.core as mx
+    Examples:
         >>> layer = RankLayer(mx.ones((4, 1)), mx.array([2.0]), mx.ones((1, 3)))
         >>> layer(mx.array([1.0, 0.0, 1.0])).tolist()
         [4.0, 4.0, 4.0, 4.0]
     """
+
+    U: mx.array
+    S: mx.array
+    Vh: mx.array
+    base: Linear | None
+
+    def __init__(
+        self,
+        U: mx.array,
+        S: mx.array,
+        Vh: mx.array,
+        *,
+        base: Linear | None = None,
+        bias: mx.array | None = None,
+    ) -> None:
+        super().__init__()
+        check_factors(U, S, Vh)
+        self.U, self.S, self.Vh = U, S, Vh
+        self.base = base
+        if bias is not None:
+            check_shape("bias", bias, self.shape[:1])
+            self.bias = bias
+        if base is not None:
+            check_shape("base", dense_weight(base), self.shape)
+            if "bias" in self and "bias" in base:
+                raise ValueError("`bias` must be None where `base` has a bias of its own.")
+            base.freeze()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Apply the layer to ``x`` of shape ``(..., in)``; returns shape ``(..., out)``."""
+        y = ((x @ self.Vh.T) * self.S) @ self.U.T
+        if self.base is not None:
+            backbone = self.base(x)
+            y = backbone + y.astype(backbone.dtype)
+        return y + self.bias if "bias" in self else y
 
     @classmethod
     def from_linear(
@@ -88,16 +124,74 @@ class RankLayer(FactoredLinear):
             ValueError: If ``rank`` is out of range, the weight is not finite, or ``gram`` is given
                 together with ``keep_base``.
             TypeError: If ``linear`` is not an MLX linear layer.
+
+        Examples:
+            >>> linear = nn.Linear(6, 4)
+            >>> RankLayer.from_linear(linear, 2)
+            RankLayer(input_dims=6, output_dims=4, rank=2, bias=True)
+            >>> x, plastic = mx.ones(6), RankLayer.from_linear(linear, 2, keep_base=True)
+            >>> mx.array_equal(plastic(x), linear(x)).item()
+            True
         """
         W = dense_weight(linear)
         check_rank(rank, W.shape)
         if not keep_base:
-            return cls(*_best_factors(W, rank, gram), bias=linear.get("bias"))
+            return cls(*best_factors(W, rank, gram), bias=linear.get("bias"))
         if gram is not None:
             raise ValueError("`gram` weighs what replaces a weight: leave it out with `keep_base`.")
-        layer = cls(*_empty_factors(W), base=linear)
+        layer = cls(*empty_factors(W), base=linear)
         layer.grow(rank, key=mx.random.key(0) if key is None else key)
         return layer
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        return self.U.shape[0], self.Vh.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Number of components in the plastic part."""
+        return self.S.shape[0]
+
+    @property
+    def max_rank(self) -> int:
+        """``min(out, in)``."""
+        return min(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of ``U``, ``S`` and ``Vh``."""
+        return self.U.nbytes + self.S.nbytes + self.Vh.nbytes
+
+    @property
+    def bytes_per_rank(self) -> int:
+        """Bytes of one component."""
+        out, inner = self.shape
+        return out * self.U.itemsize + self.S.itemsize + inner * self.Vh.itemsize
+
+    def children(self) -> dict[str, Any]:
+        """Return nothing: for MLX's walks over modules the layer is one leaf, backbone included.
+
+        So ``model.unfreeze()`` does not reach the backbone, and tools that convert layers meet this
+        one and not the ``nn.Linear`` inside. ``parameters()`` does contain the backbone's arrays.
+        """
+        return {}
+
+    def factors(self) -> Factors:
+        """Return the plastic part as it is stored."""
+        return Factors(self.U, self.S, self.Vh)
+
+    @property
+    def weight(self) -> mx.array:
+        """The dense ``W``, shape ``(out, in)``, of the backbone's dtype, else that of the factors.
+
+        MLX's tools ask a linear layer for it, mostly for its shape: it is lazy, so that is free.
+        """
+        plastic = Factors(*(a.astype(mx.float32) for a in self.factors())).dense()
+        if self.base is None:
+            return plastic.astype(self.U.dtype)
+        W = dense_weight(self.base)
+        return (W.astype(mx.float32) + plastic).astype(W.dtype)
 
     def set_factors(self, U: mx.array, S: mx.array, Vh: mx.array) -> None:
         """Replace the plastic part; a factor that was frozen stays frozen.
@@ -144,6 +238,9 @@ class RankLayer(FactoredLinear):
 
     def wake(self, factors: Factors) -> None:
         """Append components, their bits unchanged.
+
+        Args:
+            factors: The components, such as ``park`` returned.
 
         Raises:
             ValueError: If they do not fit the layer or exceed ``max_rank``.
@@ -231,6 +328,12 @@ class RankLayer(FactoredLinear):
         References:
             Cai, Candes and Shen, *A singular value thresholding algorithm for matrix completion*,
             SIAM J. Optim. 20(4), 2010, theorem 2.1, https://doi.org/10.1137/080738970.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(3), mx.array([3.0, -2.0, 1.0]), mx.eye(3))
+            >>> indices, S = layer.soft_threshold(1.5)
+            >>> indices, S.tolist()
+            ([0, 1], [1.5, -0.5])
         """
         check_threshold(tau)
         S = as_vector(self.S, "S")
@@ -239,7 +342,13 @@ class RankLayer(FactoredLinear):
         return keep.tolist(), mx.array(shrunk, dtype=self.S.dtype)
 
     def truncation_error(self, parked: Sequence[int]) -> float:
-        """Return the Frobenius norm, in float64, of what removing ``parked`` takes from ``W``."""
+        """Return the Frobenius norm, in float64, of what removing ``parked`` takes from ``W``.
+
+        Examples:
+            >>> layer = RankLayer(mx.eye(3), mx.array([5.0, 4.0, 3.0]), mx.eye(3))
+            >>> layer.truncation_error([1, 2])
+            5.0
+        """
         check_indices("parked", parked, self.rank)
         return factor_norm(*as_arrays(self.select(parked)))
 
@@ -253,7 +362,7 @@ class RankLayer(FactoredLinear):
 
         Examples:
             >>> layer = RankLayer(mx.eye(2), mx.array([1.0, -3.0]), mx.eye(2))
-            >>> layer.balanced().S.round(3).tolist()
+            >>> layer.balanced().S.round().tolist()
             [3.0, 1.0]
         """
         return self.in_its_dtypes(*balance(*as_arrays(self.factors())))
@@ -286,21 +395,73 @@ class RankLayer(FactoredLinear):
         """The components that ``indices`` leaves out, ascending."""
         return sorted(set(range(self.rank)).difference(indices))
 
+    def to_linear(self) -> nn.Linear:
+        """Return the dense layer, backbone included, as a stock ``nn.Linear``.
 
-def _best_factors(W: mx.array, rank: int, gram: Matrix | None) -> Factors:
-    """The best approximation of ``W`` under ``gram``, in the dtype of ``W``."""
-    if rank == 0:
-        return _empty_factors(W)
-    if gram is None:
-        factors = factorized_lowrank(W, rank)
-    else:
-        A, U = as_matrix(W, "weight"), output_basis(W, gram=gram).U[:, :rank]
-        P, S, Vh = thin_svd(U.T @ A)
-        factors = Factors(mx.array(U @ P), mx.array(S), mx.array(Vh))
-    return cast_factors(factors, 3 * [W.dtype])
+        Examples:
+            >>> layer = RankLayer(mx.eye(2), mx.array([1.0, 3.0]), mx.eye(2))
+            >>> layer.to_linear().weight.tolist()
+            [[1.0, 0.0], [0.0, 3.0]]
+        """
+        owner = self if self.base is None or "bias" in self else self.base
+        return linear_from(self.weight, owner.get("bias"))
 
+    def fuse(self, dequantize: bool = True) -> nn.Linear:
+        """Return ``to_linear()``, under the name and keyword by which mlx-lm asks for it.
 
-def _empty_factors(W: mx.array) -> Factors:
-    """A plastic part of rank 0 for ``W``."""
-    (out, inner), dtype = W.shape, W.dtype
-    return Factors(mx.zeros((out, 0), dtype), mx.zeros(0, dtype), mx.zeros((0, inner), dtype))
+        The result is dense even where ``mlx_lm.fuse`` would rather have the quantised backbone's
+        format (``dequantize=False``): quantising again would round the plastic part away.
+        """
+        return self.to_linear()
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
+    ) -> "nn.QuantizedLinear | RankLayer":
+        """Return this layer with its dense weight quantised, as ``nn.quantize`` asks for it.
+
+        Args:
+            group_size: Entries per scale, by default that of ``mode``; it must divide ``in``.
+            bits: Bits per entry, by default those of ``mode``.
+            mode: A mode of ``mx.quantize``.
+
+        Returns:
+            Without a backbone an ``nn.QuantizedLinear`` of the product; with one a ``RankLayer``
+            with the same factors over the quantised backbone; the layer itself where the backbone
+            is quantised already.
+
+        Raises:
+            ValueError: If the weight is not finite, which ``mx.quantize`` would hide.
+        """
+        if self.base is None:
+            return quantized(self.to_linear(), group_size, bits, mode)
+        if isinstance(self.base, nn.QuantizedLinear):
+            return self
+        base = quantized(self.base, group_size, bits, mode)
+        return type(self)(*self.factors(), base=base, bias=self.get("bias"))
+
+    def to_lora(self, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> nn.Module:
+        """Return mlx-lm's ``LoRALinear`` of rank ``r`` on top of this layer.
+
+        Raises:
+            ImportError: If mlx-lm is not installed.
+        """
+        from mlx_lm.tuner.lora import LoRALinear
+
+        lora: nn.Module = LoRALinear.from_base(self._bias_outside(), r, dropout, scale)
+        return lora
+
+    def _extra_repr(self) -> str:
+        out, inner = self.shape
+        owner = self if self.base is None else self.base
+        text = f"input_dims={inner}, output_dims={out}, rank={self.rank}, bias={'bias' in owner}"
+        return text if self.base is None else f"{text}, base={self.base}"
+
+    def _bias_outside(self) -> "RankLayer":
+        """Return the layer with the backbone's bias as its own: ``LoRALinear.fuse`` looks there."""
+        if self.base is None or "bias" not in self.base:
+            return self
+        layer = copy.copy(self)
+        layer._no_grad = copy.copy(self._no_grad)
+        layer.base, layer.bias = without_bias(self.base), self.base.bias
+        layer.freeze(recurse=False, keys="bias")
+        return layer

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
-from plastic_core.layer import linear_from
+from plastic_core.layer import Module, linear_from
 from plastic_runtime.measure import numpy_product
 
 
@@ -29,7 +29,7 @@ def _backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, 
     return _shaped(G @ _rows(W), x.shape), _shaped(G.T @ _rows(x), W.shape)
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(Module):
     """A weight ``scales * codes + biases``, group by group of neighbouring inputs.
 
     Args:
@@ -37,7 +37,7 @@ class PackedWeight(nn.Module):
     """
 
     def __init__(self, layer: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.codes = _codes(layer)
         self.scales = layer.scales.astype(mx.float32)
         self.biases = layer.biases.astype(mx.float32)
@@ -73,11 +73,11 @@ class PackedEmbedding(PackedWeight):
         return cast(mx.array, product(x, self.rows()))
 
 
-class DenseLinear(nn.Module):
+class DenseLinear(Module):
     """Stands in for an ``nn.Linear`` whose weight is trained."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.weight = layer.weight
         if "bias" in layer:
             self.bias = layer.bias
@@ -95,11 +95,11 @@ class PackedRows(PackedWeight):
         return cast(mx.array, product(x, self.rows().T))
 
 
-class DenseRows(nn.Module):
+class DenseRows(Module):
     """Stands in for the output directions ``(r, out)`` of a correction."""
 
     def __init__(self, layer: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.weight = layer.weight
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -107,11 +107,11 @@ class DenseRows(nn.Module):
         return cast(mx.array, product(x, self.weight.T))
 
 
-class AdaptedLinear(nn.Module):
+class AdaptedLinear(Module):
     """Stands in for mlx-lm's ``LoRALinear``, around the stand-in of its linear layer."""
 
     def __init__(self, layer: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.linear, self.scale = layer.linear, layer.scale
         self.lora_a, self.lora_b = layer.lora_a, layer.lora_b
 

@@ -23,7 +23,7 @@ from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.reallocation import value_components
 from plastic_runtime.surgery.schedule import Schedule, redistribute
-from plastic_runtime.surgery.scores import Loss, bytes_per_rank
+from plastic_runtime.surgery.scores import Loss
 
 
 class PlasticityManager:
@@ -316,7 +316,7 @@ class PlasticityManager:
         if self._act.loss is None:
             raise ValueError("`loss` must be given with a `schedule`: it prices the components.")
         layers = self._act.layers.values()
-        least = sum(bytes_per_rank(layer) for layer in layers)
+        least = sum(layer.bytes_per_rank for layer in layers)
         if schedule.last < least:
             raise ValueError(
                 f"`schedule` must end at {least} bytes or more, one component for each of the "
@@ -404,6 +404,6 @@ class PlasticityManager:
         ceiling = self.settings.max_bytes
         guarded = (i for path in self.sleep_dict.paths() for i in self._guarded(path))
         taken = self.bytes_awake + sum(self.sleep_dict.get(i).nbytes for i in guarded)
-        if ceiling is not None and taken + count * bytes_per_rank(layer) > ceiling:
-            most = (ceiling - taken) // bytes_per_rank(layer)
+        if ceiling is not None and taken + count * layer.bytes_per_rank > ceiling:
+            most = (ceiling - taken) // layer.bytes_per_rank
             raise ValueError(f"{what} must be at most {most} under {ceiling} bytes, got {count}.")

@@ -16,7 +16,6 @@ from plastic_runtime.surgery.gradient_factors import gradient_factors
 from plastic_runtime.surgery.growth import descent_score
 from plastic_runtime.surgery.scores import (
     Loss,
-    bytes_per_rank,
     find_rank_layers,
     gradient_score,
     relevance_score,
@@ -63,7 +62,7 @@ def layer_views(
                 path=path,
                 rank=layer.rank,
                 max_rank=layer.max_rank,
-                bytes_per_rank=bytes_per_rank(layer),
+                bytes_per_rank=layer.bytes_per_rank,
                 score=own if math.isfinite(own) else 0.0,
                 target=target.rank(spectrum, layer.shape),
             )

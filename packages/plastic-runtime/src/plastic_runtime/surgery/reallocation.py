@@ -13,7 +13,7 @@ from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.loss_components import loss_components
 from plastic_runtime.surgery.schedule import Holding
-from plastic_runtime.surgery.scores import Loss, bytes_per_rank, find_rank_layers
+from plastic_runtime.surgery.scores import Loss, find_rank_layers
 from plastic_runtime.surgery.sleepers import sleeping_gain
 
 RELUCTANCE = 2.0  # times the worth of what is awake that a sleeper must show to take its place
@@ -102,6 +102,6 @@ def _inventory(
         components=loss_components(layer, gradient),
         asleep=tuple(useful),
         gains=tuple(gains[i] for i in useful),
-        bytes_per_rank=bytes_per_rank(layer),
+        bytes_per_rank=layer.bytes_per_rank,
         most=layer.max_rank,
     )

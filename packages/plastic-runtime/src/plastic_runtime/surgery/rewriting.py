@@ -69,7 +69,7 @@ def rebalance(layer: RankLayer, *, path: str, optimizer: optim.Optimizer | None 
     Examples:
         >>> layer = RankLayer(3 * mx.eye(2), mx.array([1.0, 2.0]), mx.eye(2))
         >>> rebalance(layer, path="layer")
-        >>> layer.S.round(3).tolist()
+        >>> layer.S.round().tolist()
         [6.0, 3.0]
     """
     with noting(f"in layer {path!r}"):

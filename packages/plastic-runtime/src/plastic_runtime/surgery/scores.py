@@ -97,9 +97,3 @@ def set_factors(
 def _norm(gradients: list[mx.array]) -> float:
     squared = sum(float(mx.square(g.astype(mx.float32)).sum()) for g in gradients)
     return float(np.sqrt(squared))
-
-
-def bytes_per_rank(layer: RankLayer) -> int:
-    """Return the bytes of one component of a layer."""
-    rows, columns = layer.shape
-    return rows * layer.U.itemsize + layer.S.itemsize + columns * layer.Vh.itemsize
