@@ -23,14 +23,16 @@ from plastic_core.files import SafetensorsWriter, TensorSpec
 
 MiB = 2**20
 CHILD = """
-import resource, sys
+import atexit, resource, sys
+
+def print_peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # it factorizes in a process beside it
+    print(sum(resource.getrusage(who).ru_maxrss for who in both) * unit)
+
+atexit.register(print_peak)  # before the import, and so after that process has been closed
 from plastic_export import compress
 compress(sys.argv[1], sys.argv[2], keep=float(sys.argv[3]), strategy=sys.argv[4])
-unit = 1 if sys.platform == "darwin" else 1024
-from plastic_export.apart import _close
-_close()
-both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # it factorises in a process beside it
-print(sum(resource.getrusage(who).ru_maxrss for who in both) * unit)
 """
 
 

@@ -28,7 +28,6 @@ from unittest.mock import patch
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from hostpatches import divergences_of, quick
 from mlx.optimizers import Adam
 from mlx_lm import utils
 from mlx_lm.quant import awq, dwq, dynamic_quant, gptq
@@ -36,6 +35,8 @@ from plastic_core import linalg
 from plastic_core.factors import BITS
 from plastic_export import Calibration, load_tokenizer, text_windows
 from plastic_export.model import read_text
+
+from bakeoff.hostpatches import divergences_of, quick
 
 GROUP, SEED, BATCH, HELD_OUT = 64, 123, 8, 32
 SCALES = 32 / GROUP  # bits per weight of a scale and a bias of 16 bits
@@ -110,11 +111,11 @@ def dwq_bits(task: Task, out: Path, bits: int) -> None:
     with quick():
         for rate in task.rates:
             model = Loaded.of(task, dict.fromkeys(task.paths, bits))
-            optimiser = Adam(learning_rate=rate, bias_correction=True)
+            optimizer = Adam(learning_rate=rate, bias_correction=True)
             dwq.dwq_quantize(
                 model.module,
                 lambda batch, index, split: teacher(batch),
-                optimiser,
+                optimizer,
                 train,
                 valid,
                 batch_size=BATCH,
@@ -140,7 +141,7 @@ def dynamic_bits(task: Task, out: Path, bits_per_weight: float) -> None:
         _hide(model.module, task.paths, property(_missing))
         found = dict(dynamic_quant.estimate_sensitivities(model.module, task.tokens(), *widths))
         threshold = dynamic_quant.estimate_threshold(model.module, found, bits_per_weight, *widths)
-    sizes = {path: m.weight.size for path, m in _quantisable(model.module) if path in found}
+    sizes = {path: m.weight.size for path, m in _quantizable(model.module) if path in found}
     while True:
         fine = {path for path, sensitivity in found.items() if sensitivity > threshold}
         extra = sum(sizes[path] for path in fine) * (high - low) / sum(sizes.values())
@@ -169,7 +170,7 @@ class Loaded(NamedTuple):
         if bits is not None:
             packing = {path: {"group_size": GROUP, "bits": b} for path, b in bits.items()}
             nn.quantize(module, class_predicate=lambda path, _: packing.get(path, False))
-            for _, kept in _quantisable(module):
+            for _, kept in _quantizable(module):
                 kept.freeze()
         module.set_dtype(mx.float32)
         return cls(module, dtype, tokenizer, config, task.source)
@@ -183,13 +184,13 @@ class Loaded(NamedTuple):
         utils.save(out, self.source, self.module, self.tokenizer, config)
 
 
-def _quantisable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _quantizable(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, m) for path, m in model.named_modules() if hasattr(m, "to_quantized")]
 
 
 def _hide(model: nn.Module, paths: frozenset[str], to_quantized: Any) -> None:
     """Replace ``to_quantized`` of every layer that is not among the matrices."""
-    for path, module in _quantisable(model):
+    for path, module in _quantizable(model):
         if path not in paths:
             kind = type(module)
             hidden = type(kind.__name__, (kind,), {"to_quantized": to_quantized})

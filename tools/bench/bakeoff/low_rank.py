@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import mlx.core as mx
 import numpy as np
@@ -34,17 +34,11 @@ from plastic_export.plan import DAMPING, Candidate, gram_roots, packed_bytes, ro
 from plastic_runtime import LossGrams
 from plastic_select import Option, allocate, rank_options
 
+from bakeoff.written import Written
+
 Array = NDArray[np.float32]
 TINY = 1e-6  # damping where the peers have none: only for the Cholesky factor to exist
 ENTRY = 2  # bytes of an entry of a factor
-
-
-class Written(NamedTuple):
-    """A checkpoint to measure, the bytes of its model files, its predicted KL in nats per token."""
-
-    folder: Path
-    nbytes: int
-    predicted: float | None
 
 
 class Roots(TypedDict):

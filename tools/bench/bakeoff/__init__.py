@@ -1,0 +1,1 @@
+"""The rows of ``tools/bench/quality.py``: who takes part, one kind per module, and the goals."""

@@ -1,0 +1,1 @@
+"""The runs that ``tools/bench/train.py`` compares: one concern per module."""
