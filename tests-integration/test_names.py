@@ -10,7 +10,6 @@ OF_EVERY_SCRIPT = {"main"}
 PENDING = set(
     [
         "Layout",
-        "Reference",
         "wake",
     ]
 )

@@ -18,7 +18,7 @@ from plastic_core.files import sha256_file
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.model.layers import Layer
-from plastic_export.model.load import linear_paths
+from plastic_export.model.stock import linear_paths
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from plastic_core.files import FormatError, export_safetensors, load_safetensors
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.by_plan import Quantised, execute_plan
 from plastic_export.compression.by_rank import Compressed, compress
@@ -19,7 +19,9 @@ from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.format.gguf import gguf_guide
 from plastic_export.healing.heal_folder import Healed, heal
 from plastic_export.healing.loop import HealingOptions
-from plastic_export.model.load import load_model, load_tokenizer, text_windows
+from plastic_export.model.load import load_model
+from plastic_export.model.text import text_windows
+from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.offers import BitsPlan, plan_bits
 from plastic_export.plan.plan_file import LossPlan, read_plan
 from plastic_export.reporting.run_report import Report, report

@@ -13,10 +13,11 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from plastic_core.testing import tolerance
-from plastic_export.calibration.input_grams import Calibration
 from plastic_export.calibration.loss_grams import measure_loss_grams, use_float32
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import open_checkpoint
-from plastic_export.model.load import linear_paths, load_model
+from plastic_export.model.load import load_model
+from plastic_export.model.stock import linear_paths
 from plastic_runtime import LossGrams, loss_grams, measure_grams
 from plastic_runtime.measure import BlockChain, linear_layers
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_core.files import FormatError, load_safetensors
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.packing import without_quantization
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.restoration import restore

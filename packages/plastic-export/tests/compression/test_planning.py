@@ -16,7 +16,7 @@ from mlx_lm.utils import _get_classes, load_adapters
 from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import load_safetensors
 from plastic_core.linalg import Float64
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.by_plan import Quantised, execute_plan
 from plastic_export.compression.planning import plan_checkpoint, plannable

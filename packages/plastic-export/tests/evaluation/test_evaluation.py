@@ -26,7 +26,9 @@ from plastic_export.cli.command import main
 from plastic_export.evaluation.estimates import Comparison, Evaluation
 from plastic_export.evaluation.evaluation import compare, evaluate
 from plastic_export.evaluation.intervals import confidence_interval
-from plastic_export.model.load import load_model, load_tokenizer, text_windows
+from plastic_export.model.load import load_model
+from plastic_export.model.text import text_windows
+from plastic_export.model.tokenizer import load_tokenizer
 
 MakeModel = Callable[..., Path]
 

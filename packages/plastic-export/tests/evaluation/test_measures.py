@@ -74,7 +74,7 @@ def test_numpy_and_mlx_measure_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     texts = [Windows("a", mx.array(tokens, mx.int32))]
     found = []
     for library in (np, mx):
-        monkeypatch.setattr("plastic_export.evaluation.measures._namespace", lambda xp=library: xp)
+        monkeypatch.setattr("plastic_export.evaluation.measures.library", lambda xp=library: xp)
         reference = Reference(Table(1), room=2**20)
         found += measure_texts(Table(0), texts, reference, untracked)
     eps = 8 * VOCABULARY * float(np.finfo(np.float32).eps)

@@ -288,7 +288,7 @@ def test_another_source_is_refused_by_name(
 def test_grams_that_come_out_otherwise_are_refused(
     checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plastic_export.calibration.input_grams import Calibration
+    from plastic_export.calibration.text import Calibration
 
     text = tmp_path / "text"
     text.write_text("text")

@@ -18,12 +18,13 @@ from mlx_lm.models import llama
 from numpy.typing import NDArray
 from plastic_core.files import FormatError, array_bytes
 from plastic_core.linalg import on_cpu
-from plastic_export.healing.distillation import Distillation, Reference, Split
+from plastic_export.healing.distillation import Distillation, Split, Teacher
 from plastic_export.healing.loop import Arrays, HealingOptions, HealState, batch_rows, heal_values
 from plastic_export.healing.state import StateFile
 from plastic_export.healing.trainable import TrainedTensor, trainable, use_trainable_host_layers
+from plastic_export.model.divergence import divergences
 from plastic_export.model.numpy_attention import attend
-from plastic_export.model.numpy_functions import divergences, sigmoid, use_numpy_functions
+from plastic_export.model.numpy_functions import sigmoid, use_numpy_functions
 from plastic_export.model.plastic_model import QuantizedRows, Rows
 
 T = TypeVar("T")
@@ -406,7 +407,7 @@ def test_numpy_and_mlx_agree_on_the_divergence_of_a_model_and_its_gradients(
     found = []
     for device in (mx.default_device(), mx.Device(mx.gpu)):
         monkeypatch.setattr(mx, "default_device", lambda device=device: device)
-        with Reference(tiny_llama(), tokens, uses=1, folder=tmp_path) as reference:
+        with Teacher(tiny_llama(), tokens, uses=1, folder=tmp_path) as reference:
             task = Distillation(tiny_llama(), names, reference, tokens, Split.of(8))
             found.append((task.divergence(values), task.gradient(values, np.array([0, 3, 1]))))
     (kl, gradient), (other_kl, other) = found
@@ -431,9 +432,9 @@ class Table(nn.Module):
 def test_the_reference_in_a_file_is_the_reference_and_leaves_nothing(tmp_path: Path) -> None:
     tokens = mx.random.randint(0, 20, (9, 7), key=mx.random.key(1))
     rows = np.array([8, 0, 3])
-    with Reference(Table(), tokens, uses=1, folder=tmp_path) as computed:
+    with Teacher(Table(), tokens, uses=1, folder=tmp_path) as computed:
         exact = computed(rows)
-    with Reference(Table(), tokens, uses=100, folder=tmp_path) as kept:
+    with Teacher(Table(), tokens, uses=100, folder=tmp_path) as kept:
         found = kept(rows)
         assert list(tmp_path.iterdir()) == []
     half = float(np.finfo(np.float16).eps) * float(mx.abs(exact).max())

@@ -24,14 +24,10 @@ from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import FormatError
 from plastic_core.linalg import on_cpu
 from plastic_export.model import plastic_model
-from plastic_export.model.load import (
-    linear_paths,
-    load_for_inference,
-    load_model,
-    load_tokenizer,
-    read_text,
-    text_windows,
-)
+from plastic_export.model.load import load_for_inference, load_model
+from plastic_export.model.stock import linear_paths
+from plastic_export.model.text import read_text, text_windows
+from plastic_export.model.tokenizer import load_tokenizer
 
 MakeModel = Callable[..., Path]
 

@@ -12,9 +12,9 @@ from plastic_core.layer import is_stack, linear_shape
 from plastic_runtime import GramFile, Track, measure_grams, untracked
 from plastic_runtime.measure import LONGEST_DENSE_SIDE, modules_by_path
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.model.load import load_model, load_tokenizer, read_text, text_windows
+from plastic_export.model.load import load_model
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
 _VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
@@ -51,7 +51,7 @@ def measure_loss_grams(
         ValueError: If the text holds fewer tokens than one window, an activation or a gradient is
             not finite (the layer is named), or ``file`` is of another run.
     """
-    tokens = _tokens(checkpoint, calibration)
+    tokens = calibration.tokens(checkpoint)
     model = load_model(checkpoint.folder)
     use_float32(model)
     sides = _sides(model, checkpoint.config, paths)
@@ -98,19 +98,6 @@ def use_float32(model: nn.Module) -> None:
 
 def _is_float(value: object) -> bool:
     return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
-
-
-def _tokens(checkpoint: Checkpoint, calibration: Calibration) -> mx.array:
-    try:
-        return text_windows(
-            load_tokenizer(checkpoint.folder),
-            read_text(calibration.text),
-            length=calibration.window,
-            limit=calibration.windows,
-        )
-    except ValueError as error:
-        error.add_note(f"in {calibration.text}")
-        raise
 
 
 def _vocabulary(model: nn.Module, tokens: mx.array) -> int:

@@ -9,7 +9,7 @@ import click
 from plastic_select import STRATEGIES
 from plastic_select.rules import NEED_GRAM
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import (
     FOLDER,
     TEXT,

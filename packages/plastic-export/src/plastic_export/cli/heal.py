@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import FOLDER, TEXT, Output, json_option, window_option
 from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import HealingOptions

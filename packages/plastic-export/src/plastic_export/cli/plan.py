@@ -12,7 +12,7 @@ from plastic_core.files import FormatError
 from plastic_core.rounding import UNPACKED
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import (
     FOLDER,
     TEXT,

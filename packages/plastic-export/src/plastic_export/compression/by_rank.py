@@ -14,7 +14,7 @@ from plastic_core.files import copy_file, write_json
 from plastic_runtime import Track, untracked
 from plastic_select.rules import NEED_GRAM, as_rule
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.packing import without_quantization
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import compressible, module_path
@@ -24,7 +24,8 @@ from plastic_export.compression.write_ranks import Format, execute
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.manifest import MatrixRecord, read_manifest, run_identity, write_manifest
 from plastic_export.folder.output import OutputFolder
-from plastic_export.model.load import MODEL_FILE, linear_paths
+from plastic_export.model.load import MODEL_FILE
+from plastic_export.model.stock import linear_paths
 
 
 @dataclass(frozen=True)

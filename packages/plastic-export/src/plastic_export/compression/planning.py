@@ -9,8 +9,8 @@ from plastic_core.files import FormatError, TensorSpec, sha256_file
 from plastic_runtime import GramFile, Track, untracked
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
-from plastic_export.calibration.input_grams import Calibration
 from plastic_export.calibration.loss_grams import measure_loss_grams
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, is_matrix, is_weight, module_path
 from plastic_export.format.header_bytes import fixed_bytes, overhead_of

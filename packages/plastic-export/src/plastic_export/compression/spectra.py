@@ -12,7 +12,8 @@ from plastic_core import weighted_spectrum
 from plastic_core.files import Journal, check_same
 from plastic_runtime import Track
 
-from plastic_export.calibration.input_grams import Calibration, Grams, calibrate
+from plastic_export.calibration.input_grams import Grams, calibrate
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
 from plastic_export.compression.ranks import Surveyed

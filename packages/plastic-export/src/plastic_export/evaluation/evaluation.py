@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import FormatError
@@ -15,7 +13,9 @@ from plastic_runtime import Track, untracked
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.evaluation.estimates import Evaluation, estimate
 from plastic_export.evaluation.measures import Reference, Windows, measure_texts
-from plastic_export.model.load import load_for_inference, load_tokenizer, read_text, text_windows
+from plastic_export.model.load import load_for_inference
+from plastic_export.model.text import file_windows
+from plastic_export.model.tokenizer import load_tokenizer
 
 _HELD = 2**30  # bytes of the reference's log-probabilities that are held between checkpoints
 
@@ -127,15 +127,10 @@ def _all_windows(
     folder: Path, texts: Sequence[str | Path], window: int, windows: int
 ) -> list[Windows]:
     tokenizer = load_tokenizer(folder)
-    return [Windows(Path(text).name, _windows(tokenizer, text, window, windows)) for text in texts]
-
-
-def _windows(tokenizer: Any, path: str | Path, window: int, windows: int) -> mx.array:
-    try:
-        return text_windows(tokenizer, read_text(path), length=window, limit=windows)
-    except ValueError as error:
-        error.add_note(f"in {path}")
-        raise
+    return [
+        Windows(Path(text).name, file_windows(tokenizer, text, length=window, limit=windows))
+        for text in texts
+    ]
 
 
 def _measure(

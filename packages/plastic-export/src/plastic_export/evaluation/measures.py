@@ -1,8 +1,4 @@
-"""Predictions of a model for windows of tokens, by itself and against a reference.
-
-Where MLX computes on the CPU its ``exp`` takes six times as long as NumPy's, so NumPy goes over the
-logits there. The formulas are the same for both.
-"""
+"""Predictions of a model for windows of tokens, by itself and against a reference."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import linalg
-from plastic_core.linalg import on_cpu
 from plastic_runtime import Track
 
+from plastic_export.model.divergence import divergence_in, in_library, library, log_softmax_in
 from plastic_export.model.numpy_attention import use_numpy_attention
 
 LOGITS = 2**23  # at most so many logits of one model at a time, unless one window has more
@@ -110,15 +105,15 @@ def log_probabilities(model: nn.Module, tokens: mx.array) -> LogProbabilities:
     with use_numpy_attention():
         logits: mx.array = model(tokens).astype(mx.float32)
         mx.eval(logits)
-    xp = _namespace()
-    return [_log_softmax(linalg.to_numpy(window) if xp is np else window, xp) for window in logits]
+    xp = library()
+    return [log_softmax_in(xp, in_library(window, xp)) for window in logits]
 
 
 @np.errstate(invalid="ignore")  # what is not finite shows in the measures
 def _measure_batch(
     model: nn.Module, reference: Reference | None, batch: Batch, tokens: mx.array
 ) -> NDArray[np.float64]:
-    xp = _namespace()
+    xp = library()
     log_p = log_probabilities(model, tokens[:, :-1])
     targets = [xp.array(window)[1:, None] for window in tokens]
     measures = [
@@ -128,25 +123,9 @@ def _measure_batch(
         log_q = reference(batch, tokens[:, :-1])
         _check_vocabulary(log_p[0].shape[-1], log_q[0].shape[-1])
         pairs: list[tuple[Any, Any]] = list(zip(log_q, log_p, strict=True))
-        measures.append([_divergence(q, p, xp) for q, p in pairs])
+        measures.append([divergence_in(xp, xp.exp(q), q, p) for q, p in pairs])
         measures.append([q.argmax(axis=-1) == p.argmax(axis=-1) for q, p in pairs])
     return np.array([[np.asarray(m, np.float64).mean() for m in row] for row in measures])
-
-
-def _log_softmax(logits: Any, xp: Any) -> Any:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def _divergence(log_q: Any, log_p: Any, xp: Any) -> Any:
-    """Return KL(q || p) for each token; 0 log 0 is 0."""
-    q = xp.exp(log_q)
-    return xp.where(q == 0, 0, q * (log_q - log_p)).sum(axis=-1)
-
-
-def _namespace() -> Any:
-    """Return the library that computes functions of logits: ``numpy`` or ``mlx.core``."""
-    return np if on_cpu() else mx
 
 
 def _check_vocabulary(ours: int, theirs: int) -> None:

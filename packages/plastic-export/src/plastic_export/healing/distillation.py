@@ -19,7 +19,8 @@ from plastic_runtime import Track, untracked
 
 from plastic_export.healing.loop import Arrays, Rows
 from plastic_export.healing.trainable import use_trainable_host_layers
-from plastic_export.model.numpy_functions import divergences, log_softmax, use_numpy_functions
+from plastic_export.model.divergence import divergences, log_softmax
+from plastic_export.model.numpy_functions import use_numpy_functions
 
 _LOGITS = 2**22  # of one model at a time, unless one window has more; several copies are held
 _ROOM = 2**31  # bytes of the reference's log-probabilities that a file may take
@@ -50,7 +51,7 @@ class Split(NamedTuple):
         return cls(numbers[~held], numbers[held])
 
 
-class Reference(Closing):
+class Teacher(Closing):
     """The log-probabilities of a model on windows of tokens, kept in a file if that is cheaper.
 
     It is where every window is asked for more often than once and the file, half precision, takes
@@ -121,8 +122,8 @@ class Distillation:
     Args:
         model: The one to heal. Where MLX computes on the CPU it is changed to float32 and NumPy.
         names: The parameters to train, by their names in the model.
-        reference: What to come near to.
-        tokens: The windows that ``reference`` has.
+        teacher: What to come near to.
+        tokens: The windows that ``teacher`` has.
         split: Which of them are for what.
 
     Raises:
@@ -133,21 +134,21 @@ class Distillation:
         self,
         model: nn.Module,
         names: Sequence[str],
-        reference: Reference,
+        teacher: Teacher,
         tokens: mx.array,
         split: Split,
     ) -> None:
         size = model(tokens[:1, :1]).shape[-1]
-        if size != reference.vocabulary:
+        if size != teacher.vocabulary:
             raise ValueError(
                 f"`reference` must predict {size} tokens, as the checkpoint does, and predicts "
-                f"{reference.vocabulary}; name the checkpoint that it was made from"
+                f"{teacher.vocabulary}; name the checkpoint that it was made from"
             )
         self._host = on_cpu()
         if self._host:
             use_trainable_host_layers(model, set(names))
         self._model = model.train()  # some layers can be differentiated in this mode alone
-        self._reference = reference
+        self._teacher = teacher
         self._tokens = tokens
         self._split = split
         self._sum = mx.grad(self._total)
@@ -156,8 +157,8 @@ class Distillation:
         """The gradient of the mean divergence over these training windows, by name."""
         numbers, total = self._split.training[rows], None
         with use_numpy_functions():
-            for part in parts(numbers, self._tokens, self._reference.vocabulary):
-                new = self._sum(self._typed(values), part, self._reference(part))
+            for part in parts(numbers, self._tokens, self._teacher.vocabulary):
+                new = self._sum(self._typed(values), part, self._teacher(part))
                 total = new if total is None else {n: total[n] + g for n, g in new.items()}
                 mx.eval(total)
         count = len(rows) * self._tokens.shape[1]
@@ -168,8 +169,8 @@ class Distillation:
         total, numbers = 0.0, self._split.held_out
         with use_numpy_functions():
             self._model.update(tree_unflatten(list(self._typed(values).items())))
-            for part in parts(numbers, self._tokens, self._reference.vocabulary):
-                log_q = self._reference(part)
+            for part in parts(numbers, self._tokens, self._teacher.vocabulary):
+                log_q = self._teacher(part)
                 kl = divergences(self._model(self._tokens[mx.array(part)]), log_q)
                 mx.eval(kl)
                 total += float(np.asarray(kl, np.float64).sum())

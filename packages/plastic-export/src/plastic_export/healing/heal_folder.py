@@ -14,23 +14,17 @@ from mlx.utils import tree_flatten
 from plastic_core.files import FormatError, read_header
 from plastic_runtime import Track, untracked
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.by_rank import check_room
 from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.folder.output import OutputFolder
-from plastic_export.healing.distillation import Distillation, Reference, Split
+from plastic_export.healing.distillation import Distillation, Split, Teacher
 from plastic_export.healing.loop import HealingOptions, HealState, heal_values
 from plastic_export.healing.state import StateFile, heal_identity
 from plastic_export.healing.trainable import TrainedTensor, trainable
 from plastic_export.healing.writer import check_reference, write_healed
-from plastic_export.model.load import (
-    load_for_inference,
-    load_model,
-    load_tokenizer,
-    read_text,
-    text_windows,
-)
+from plastic_export.model.load import load_for_inference, load_model
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ def heal(
 
     References:
         Distillation of scales and biases: ``mlx_lm.dwq``. The defaults are a heuristic, see
-        `Healing`.
+        `HealingOptions`.
     """
     options = options or HealingOptions()
     with open_checkpoint(folder) as checkpoint, open_checkpoint(reference) as original:
@@ -155,15 +149,7 @@ def _place(
 
 def _tokens(checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration) -> mx.array:
     """The windows, which both tokenizers must make the same."""
-    text, size = read_text(calibration.text), calibration.window
-    try:
-        ours, theirs = (
-            text_windows(load_tokenizer(c.folder), text, length=size, limit=calibration.windows)
-            for c in (checkpoint, original)
-        )
-    except ValueError as error:
-        error.add_note(f"in {calibration.text}")
-        raise
+    ours, theirs = calibration.tokens(checkpoint), calibration.tokens(original)
     if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
         raise ValueError(
             f"{original.name!r} splits the text into other tokens than {checkpoint.name!r}; "
@@ -184,15 +170,15 @@ def _train(
     """The end of the training, and every parameter that was trained."""
     model = load_model(checkpoint.folder)
     names, values = _values(model, checkpoint)
-    judge = Reference(
+    teacher = Teacher(
         load_for_inference(original.folder),
         tokens,
         uses=options.steps * options.batch,
         folder=state.path.parent,
         track=track,
     )
-    with judge:
-        task = Distillation(model, list(names), judge, tokens, split)
+    with teacher:
+        task = Distillation(model, list(names), teacher, tokens, split)
         end = heal_values(
             task,
             values,

@@ -12,8 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
-from plastic_core.layer import Module, linear_from
-from plastic_runtime.measure import numpy_product
+from plastic_core.layer import Module
 
 
 @mx.custom_function
@@ -119,18 +118,6 @@ class AdaptedLinear(Module):
         """Map ``(..., in)`` to ``(..., out)``."""
         correction = product(product(x, self.lora_a.T), self.lora_b.T)
         return cast(mx.array, self.linear(x) + self.scale * correction)
-
-
-class TrainableEmbedding(nn.Embedding):
-    """Stands in for an ``nn.Embedding``, which is not trained, where it is also the head."""
-
-    def __init__(self, layer: nn.Embedding) -> None:
-        nn.Module.__init__(self)  # type: ignore[no-untyped-call]  # draw no random weight
-        self.weight = layer.weight
-
-    def as_linear(self, x: mx.array) -> mx.array:
-        """Map ``(..., size)`` to ``(..., vocabulary)``."""
-        return numpy_product(x, linear_from(self.weight, None))
 
 
 def _codes(layer: Any) -> mx.array:

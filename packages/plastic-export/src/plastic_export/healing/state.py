@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from plastic_core.files import FormatError, parse_object, read_arrays, sha256_file, write_arrays
 
-from plastic_export.calibration.input_grams import Calibration
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.healing.loop import Arrays, HealingOptions, HealState

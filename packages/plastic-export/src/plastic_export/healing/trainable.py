@@ -17,9 +17,8 @@ from plastic_export.healing.layers import (
     PackedEmbedding,
     PackedLinear,
     PackedRows,
-    TrainableEmbedding,
 )
-from plastic_export.model.numpy_layers import REPLACED, NumpyLinear
+from plastic_export.model.numpy_layers import REPLACED, NumpyEmbedding, NumpyLinear
 
 _PLAIN = 0.5  # for a factor without codes; chosen with the learning rate
 _NORM = 2.0**-4  # for the weights of a normalisation; at a quarter the divergence rises at first
@@ -110,7 +109,7 @@ def _stand_in(path: str, module: nn.Module, trained: Container[str]) -> nn.Modul
         return kind(module)
     if isinstance(module, REPLACED) and type(module) in REPLACED:
         return NumpyLinear(module)
-    return TrainableEmbedding(module) if type(module) is nn.Embedding else None
+    return NumpyEmbedding(module) if type(module) is nn.Embedding else None
 
 
 def _stand_ins() -> dict[type[nn.Module], Callable[[Any], nn.Module]]:

@@ -3,7 +3,8 @@
 Stands on ``checkpoint`` and ``folder``.
 """
 
-from plastic_export.model.load import read_text
-from plastic_export.model.numpy_functions import divergences, log_softmax, use_numpy_functions
+from plastic_export.model.divergence import divergences, log_softmax
+from plastic_export.model.numpy_functions import use_numpy_functions
+from plastic_export.model.text import read_text
 
 __all__ = ["divergences", "log_softmax", "read_text", "use_numpy_functions"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import ROUTERS, Kind, is_packed
-from plastic_export.model.load import stock_model
+from plastic_export.model.stock import stock_model
 
 _BLOCK = re.compile(r".*?\.\d+\.")  # "model.layers.3."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -62,49 +62,3 @@ def sigmoid(x: mx.array) -> mx.array:
         return mx.array(linalg.to_numpy(gradient) * (s * (1 - s)))
 
     return cast(mx.array, values(x))
-
-
-def divergences(logits: mx.array, log_q: mx.array) -> mx.array:
-    """Return KL(q || p) at every position, p given by its logits, differentiable in these alone.
-
-    Args:
-        logits: Shape ``(..., vocabulary)``, any floating dtype.
-        log_q: Normalised log-probabilities, float32, of the same shape.
-
-    Returns:
-        Shape ``(...)``, float32, nats. The gradient in the logits is ``p - q``.
-    """
-    xp, plain = _namespace()
-    kept: list[Any] = []
-
-    @mx.custom_function
-    def kl(logits: mx.array) -> mx.array:
-        lq, lp = plain(log_q), _log_softmax(plain(logits.astype(mx.float32)), xp)
-        q = xp.exp(lq)
-        kept.append(xp.exp(lp) - q)
-        with np.errstate(invalid="ignore"):  # infinity less infinity, where q is 0
-            return mx.array(xp.where(q > 0, q * (lq - lp), 0).sum(axis=-1))
-
-    @kl.vjp
-    def backward(logits: mx.array, gradient: mx.array, _: mx.array) -> mx.array:
-        return mx.array(plain(gradient)[..., None] * kept.pop()).astype(logits.dtype)
-
-    return cast(mx.array, kl(logits))
-
-
-def log_softmax(logits: mx.array) -> mx.array:
-    """Return the normalised log-probabilities along the last axis of float32."""
-    xp, plain = _namespace()
-    return mx.array(_log_softmax(plain(logits), xp))
-
-
-def _log_softmax(x: Any, xp: Any) -> Any:
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - xp.log(xp.exp(x).sum(axis=-1, keepdims=True))
-
-
-def _namespace() -> tuple[Any, Callable[[mx.array], Any]]:
-    """NumPy or MLX, whose functions have the same names, and what brings an array there."""
-    if on_cpu():
-        return np, linalg.to_numpy
-    return mx, lambda x: x

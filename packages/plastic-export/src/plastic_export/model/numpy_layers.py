@@ -40,12 +40,15 @@ class NumpyEmbedding(nn.Embedding):
     """An embedding in float32 whose product, as the output layer of tied weights, runs in NumPy.
 
     Args:
-        embedding: The layer; its weight of shape ``(tokens, out)`` is dequantised once if packed.
+        embedding: The layer; its weight of shape ``(tokens, out)`` is shared, not copied, if
+            float32, and dequantised once if packed.
     """
 
     def __init__(self, embedding: nn.Embedding | nn.QuantizedEmbedding) -> None:
         nn.Module.__init__(self)  # type: ignore[no-untyped-call]  # draw no random weight
-        self.weight = embedding(mx.arange(len(embedding.weight))).astype(mx.float32)
+        is_packed = isinstance(embedding, nn.QuantizedEmbedding)
+        rows = embedding(mx.arange(len(embedding.weight))) if is_packed else embedding.weight
+        self.weight = rows.astype(mx.float32)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Map ``(..., out)`` to ``(..., tokens)``, float32."""

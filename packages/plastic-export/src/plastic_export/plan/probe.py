@@ -20,17 +20,12 @@ from plastic_runtime.measure import (
     using_numpy,
 )
 
-from plastic_export.calibration.input_grams import Calibration
 from plastic_export.calibration.loss_grams import use_float32
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.evaluation.measures import Reference, Windows, measure_texts
-from plastic_export.model.load import (
-    evenly_spread,
-    load_model,
-    load_tokenizer,
-    read_text,
-    text_windows,
-)
+from plastic_export.model.load import load_model
+from plastic_export.model.text import evenly_spread
 
 PROBED = 8  # windows (heuristic: a factor is then sure to about 5 percent)
 ROOM = 2**30  # bytes of log-probabilities of the unchanged model that are held
@@ -72,8 +67,7 @@ class PriceProbe:
             FormatError: If the model or the text cannot be read.
             ValueError: If the text is shorter than one window.
         """
-        tokenizer, text = load_tokenizer(checkpoint.folder), read_text(calibration.text)
-        everything = text_windows(tokenizer, text, length=calibration.window)
+        everything = calibration.all_tokens(checkpoint)
         rows = mx.array(probed_rows(len(everything), calibration.windows))
         model = load_model(checkpoint.folder)
         use_float32(model)

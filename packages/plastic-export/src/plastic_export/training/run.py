@@ -38,7 +38,8 @@ from plastic_runtime import (
 
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
-from plastic_export.model.load import load_model, load_tokenizer
+from plastic_export.model.load import load_model
+from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.training.adapters import write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.history import History, read_history

@@ -1,0 +1,83 @@
+"""mlx-lm's model of a configuration, and the layers of it that can be stored otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.nn as nn
+from plastic_core.files import FormatError
+from plastic_core.layer import is_stack
+
+from plastic_export.checkpoint.tensors import Kind
+from plastic_export.model.library import brief, mlx_lm_utils
+
+
+class StockModel(NamedTuple):
+    """mlx-lm's model of a configuration, its weights never computed.
+
+    Attributes:
+        module: The model.
+        kinds: Path, kind and number of experts of every linear layer, embedding and stack.
+    """
+
+    module: nn.Module
+    kinds: list[tuple[str, Kind, int]]
+
+
+def stock_model(config: dict[str, Any]) -> StockModel:
+    """Build mlx-lm's model of a configuration and find the layers that can be quantised.
+
+    Args:
+        config: Content of config.json.
+
+    Raises:
+        FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
+        ModuleNotFoundError: If mlx-lm is not installed.
+    """
+    model_class, args_class = stock_classes(config, "config.json")
+    try:
+        model = model_class(args_class.from_dict(config))
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {brief(error)}"
+        raise FormatError.about("config.json", reason, "correct the configuration") from error
+    found = StockModel(model, [])
+    for path, module in model.named_modules():
+        if type(module) is nn.Linear:
+            found.kinds.append((path, "linear", 0))
+        elif type(module) is nn.Embedding:
+            found.kinds.append((path, "embedding", 0))
+        elif is_stack(module) and hasattr(module, "to_quantized"):
+            found.kinds.append((path, "experts", module.num_experts))
+    return found
+
+
+def linear_paths(config: dict[str, Any]) -> set[str]:
+    """Return the paths of the ``nn.Linear`` layers of mlx-lm's model of this configuration.
+
+    Only these can be stored factored. No weight is read and none is computed.
+
+    Args:
+        config: Content of config.json.
+
+    Returns:
+        Module paths such as ``"model.layers.0.self_attn.q_proj"``.
+
+    Raises:
+        FormatError, ModuleNotFoundError: As `stock_model` does.
+    """
+    return {path for path, kind, _ in stock_model(config).kinds if kind == "linear"}
+
+
+def stock_classes(config: dict[str, Any], file: str | Path) -> tuple[Any, Any]:
+    """Return the classes of mlx-lm itself; where it has none, a folder's own code is no way out."""
+    model_type = config.get("model_type")
+    try:
+        model_class, args_class = mlx_lm_utils()._get_classes(config)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        reason = f"mlx-lm has no model of type {model_type!r}"
+        if "auto_map" in config:
+            reason += ", and 'auto_map' names code of the folder, which is never run"
+        remedy = "take an architecture that mlx-lm knows, or a newer mlx-lm"
+        raise FormatError.about(file, reason, remedy) from None
+    return model_class, args_class

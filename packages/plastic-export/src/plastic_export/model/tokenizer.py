@@ -1,0 +1,35 @@
+"""The tokenizer of a checkpoint, offline and without running any code of the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plastic_core.files import FormatError, read_json
+
+from plastic_export.model.library import brief, mlx_lm_utils
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a checkpoint as mlx-lm would, offline and without code of the folder.
+
+    Args:
+        folder: Folder in Hugging Face or mlx-community form.
+
+    Returns:
+        mlx-lm's ``TokenizerWrapper``.
+
+    Raises:
+        FormatError: If there is no tokenizer, or none that the installed libraries can read.
+        ModuleNotFoundError: If mlx-lm is not installed.
+        OSError: If config.json is missing or cannot be read.
+    """
+    folder, utils = Path(folder), mlx_lm_utils()
+    config = read_json(folder / "config.json")
+    offline = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return utils.load_tokenizer(folder, offline, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:  # the tokenizers library raises Exception itself
+        reason = f"its tokenizer cannot be loaded: {brief(error)}"
+        remedy = "put the tokenizer's files beside the weights; code of the folder is never run"
+        raise FormatError.about(folder, reason, remedy) from error
