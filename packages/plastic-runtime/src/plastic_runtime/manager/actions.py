@@ -1,4 +1,4 @@
-"""What a manager does to a model: one method per action, each through surgery, each one event."""
+"""The actions of a manager on a model: one method each, through surgery, one event each."""
 
 import time
 import zlib
@@ -41,7 +41,7 @@ class Actions:
         loss: Probe that points growth along the gradient; None for random growth.
         log: Every action adds one event.
         soft_threshold: Shrink by soft-thresholding instead of truncating.
-        seed: Of random growth.
+        seed: The seed of random growth.
         sleep: Where parked components are.
         gauge: How new components are written; None for ``S = 0``.
         state: What the policy knows: an event tells its step and its moving loss.
@@ -73,7 +73,7 @@ class Actions:
         return self.layers[path]
 
     def gradients(self) -> dict[str, GradientFactors]:
-        """The gradients of the layers on the probe batch; none without one.
+        """Return the gradients of the layers on the probe batch; none without one.
 
         Raises:
             ValueError: If it is not finite; names the layer.

@@ -17,7 +17,7 @@ RETAINED_ENERGY = 0.99  # what a rule given by its name keeps, if it keeps a fra
 
 @dataclass(frozen=True)
 class RankTarget:
-    """How to read a rank off the spectrum of a plastic part.
+    """A rule that reads a rank off the spectrum of a plastic part.
 
     Attributes:
         rule: The rule that reads it. What is not known of the spectrum, beyond the components of
@@ -32,7 +32,7 @@ class RankTarget:
 
     @classmethod
     def of(cls, strategy: str | Rule, target_compression: float = 0.0) -> RankTarget:
-        """The target of a strategy's name or rule, after checking both numbers.
+        """Return the target of a strategy's name or rule, after checking both numbers.
 
         Raises:
             ValueError: If there is no such rule, or ``target_compression`` is out of range.

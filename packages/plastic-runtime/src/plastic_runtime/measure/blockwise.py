@@ -56,7 +56,7 @@ def measure_grams(
         file: File to write. Its folder exists.
         seed: Decides the labels.
         paths: The layers to measure, by path.
-        widest: As for ``loss_grams``.
+        widest: The longest side of a dense Gram, see ``loss_grams``.
         track: Wraps the loops over the batches and over the blocks, with what they do.
 
     Returns:

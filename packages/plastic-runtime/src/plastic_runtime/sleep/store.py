@@ -1,4 +1,4 @@
-"""A store of sleeping components on disk: durable before they leave memory, and after they woke."""
+"""A store of components asleep on disk: durable before they leave memory, until a run is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimizer remembers of each component of a layer: read, cut, extend, turn, write."""
+"""The optimizer's state for each component of a layer: read, cut, extended, turned, written."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ class LayerState:
         infinity norm (Adamax) is bounded by :math:`v |T|`. The last two are heuristics.
 
         Args:
-            bases: For each factor the ``(r, r)`` matrix T, new components in its columns.
+            bases: The ``(r, r)`` matrix T of each factor, new components in its columns.
 
         Raises:
             TypeError: If the optimizer is of a class, or a leaf of a name, not known here.
@@ -173,7 +173,7 @@ def _slots(singles: list[optim.Optimizer], path: str) -> Iterator[Slot]:
 
 
 def _child(node: Any, part: str) -> Any:
-    """The child of a state tree, an empty dict where there is none."""
+    """Return the child of a state tree, an empty dict where there is none."""
     if isinstance(node, list):
         return node[int(part)] if int(part) < len(node) else {}
     return node.get(part, {})

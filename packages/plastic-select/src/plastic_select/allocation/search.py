@@ -210,7 +210,7 @@ class _Search:
         )
 
     def _extended(self, states: States, rows: Ints, undecided: _Undecided) -> States:
-        """Every state with every row, but for those that cannot beat the incumbent."""
+        """Return every state with every row, but for those that cannot beat the incumbent."""
         room = np.subtract.outer(states.room, self.nbytes[rows]).ravel()
         cost = np.add.outer(states.cost, self.cost[rows]).ravel()
         bound = cost + undecided.least_cost(room)

@@ -33,7 +33,7 @@ class States:
 
     @classmethod
     def start(cls, room: int) -> States:
-        """The one state in which no matrix is decided."""
+        """Return the one state in which no matrix is decided."""
         zero, nothing = np.zeros(1, np.int64), np.zeros(1)
         return cls(zero + room, nothing, nothing, zero, zero)
 
@@ -53,7 +53,7 @@ class States:
         return self[order[is_cheaper]]
 
     def narrowed(self, width: int) -> tuple[States, float]:
-        """The ``width`` states of least bound, and the least bound of those left out.
+        """Return the ``width`` states of least bound, and the least bound of those left out.
 
         Of equal bounds the states nearest to the budget stay.
         """
@@ -64,7 +64,7 @@ class States:
 
 
 def rows_of(history: Sequence[States], i: int) -> Ints:
-    """The rows that state ``i`` of the last matrix and the states before it have chosen."""
+    """Return the rows that state ``i`` of the last matrix and the states before it have chosen."""
     rows = []
     for states in reversed(history):
         rows.append(int(states.row[i]))
