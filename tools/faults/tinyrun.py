@@ -51,7 +51,7 @@ class PlannedManager(PlasticityManager):
     def step(self, val_loss: float | mx.array) -> list[PlasticityEvent]:
         """Do what is due; which, depends on the saved state alone."""
         events = super().step(val_loss)
-        seen = self._state.step - 1
+        seen = self.state()["policy"]["step"] - 1
         action, paths = PLAN[seen % len(PLAN)], sorted(self.ranks())
         path = paths[seen // len(PLAN) % len(paths)]
         rank = self.ranks()[path]
