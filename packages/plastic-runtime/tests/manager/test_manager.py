@@ -250,8 +250,9 @@ def test_the_theorem_finds_a_gap_wherever_it_is_and_none_where_there_is_none(r: 
 
 def test_no_target_exceeds_the_budget() -> None:
     for strategy in STRATEGIES:
-        target = RankTarget.of(strategy, target_compression=0.5)
-        assert target.rank(np.ones(9), (20, 20)) == 5
+        assert RankTarget.of(strategy, target_compression=0.5).rank(np.ones(9), (20, 20)) <= 5
+    for strategy in ("stable", "theorem", "activation"):
+        assert RankTarget.of(strategy, target_compression=0.5).rank(np.ones(9), (20, 20)) == 5
 
 
 def test_a_layer_without_components_asks_for_none() -> None:
