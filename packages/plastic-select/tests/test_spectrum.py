@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import (
     effective_rank,
+    effective_rank_of_spectrum,
     energy_rank,
     optimal_threshold_rank,
     singular_values,
     stable_rank,
+    stable_rank_of_spectrum,
     weighted_singular_values,
 )
 
@@ -138,44 +140,6 @@ def test_energy_rank_of_equal_values_is_their_fraction() -> None:
     assert [energy_rank(np.ones(20), i / 20) for i in range(1, 21)] == list(range(1, 21))
 
 
-def test_the_threshold_of_a_square_matrix_is_exact() -> None:
-    # For m = n the law's distribution function is (theta + sin theta) / pi at t = 2 - 2 cos theta.
-    theta = 0.8
-    for _ in range(9):
-        theta -= (theta + np.sin(theta) - np.pi / 2) / (1 + np.cos(theta))
-    omega = 4 / np.sqrt(3) / np.sqrt(2 - 2 * np.cos(theta))
-    s = [omega * (1 + 1e-6), omega * (1 - 1e-6)] + [1.0] * 18
-    assert optimal_threshold_rank(s, (20, 20)) == 1
-
-
-@pytest.mark.parametrize(("shape", "coefficient"), [((40, 40), 2.858), ((20, 40), 2.172)])
-def test_the_threshold_is_the_published_multiple_of_the_median(
-    shape: tuple[int, int], coefficient: float
-) -> None:
-    s = np.ones(min(shape))
-    s[0] = coefficient * 1.002
-    assert optimal_threshold_rank(s, shape) == 1
-    s[0] = coefficient * 0.998
-    assert optimal_threshold_rank(s, shape) == 0
-
-
-def test_the_threshold_for_known_noise_is_four_over_root_three() -> None:
-    tau = 4 / np.sqrt(3) * np.sqrt(9) * 0.1
-    s = [3.0, tau * (1 + 1e-9), tau * (1 - 1e-9)] + [0.0] * 6
-    assert optimal_threshold_rank(s, (9, 9), noise=0.1) == 2
-
-
-@pytest.mark.parametrize("shape", [(80, 80), (60, 120), (150, 40)])
-def test_the_threshold_finds_a_rank_hidden_in_noise(
-    matrix_from_spectrum: Build, shape: tuple[int, int]
-) -> None:
-    signal = matrix_from_spectrum([9.0, 8.0, 7.0], *shape, 1)
-    noise = np.random.default_rng(2).standard_normal(shape) / np.sqrt(max(shape))
-    s = singular_values(signal + noise)
-    assert optimal_threshold_rank(s, shape) == 3
-    assert optimal_threshold_rank(s, shape, noise=1 / np.sqrt(max(shape))) == 3
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32, np.bool_])
 def test_any_real_dtype_is_read(dtype: type) -> None:
     assert singular_values(np.array([[0, 1], [0, 0]], dtype)).tolist() == [1.0, 0.0]
@@ -245,3 +209,10 @@ def test_a_gram_of_another_shape_or_kind_is_refused() -> None:
     for gram in (np.diag([1.0, -1.0]), np.array([[1.0, 1.0], [0.0, 1.0]])):
         with pytest.raises(ValueError, match="symmetric and positive semidefinite"):
             weighted_singular_values(np.ones((2, 2)), gram)
+
+
+def test_ranks_of_a_spectrum_are_those_of_its_matrix() -> None:
+    s = np.array([3.0, 2.0, 1.0, 0.0])
+    assert stable_rank_of_spectrum(s) == pytest.approx(stable_rank(np.diag(s)))
+    assert effective_rank_of_spectrum(s) == pytest.approx(effective_rank(np.diag(s)))
+    assert effective_rank_of_spectrum([2.0, 2.0]) == pytest.approx(2.0)

@@ -3,17 +3,15 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from plastic_select import Allocation, Option, allocate, break_even_rank, rank_options
-from plastic_select.allocation.hull import frontier
 
 Options = Mapping[str, Sequence[Option]]
 Problem = tuple[dict[str, list[Option]], int]
@@ -22,8 +20,6 @@ EPS = float(np.finfo(np.float64).eps)
 # Dyadic costs bring ties and collinear options, the others rounding.
 costs = st.integers(0, 40).map(lambda c: c / 8) | st.floats(0, 100)
 offers = st.lists(st.builds(Option, st.integers(0, 60), costs, st.none()), min_size=1, max_size=5)
-small_costs = st.integers(0, 12).map(float)
-point_lists = st.lists(st.tuples(st.integers(0, 12), small_costs), min_size=1, max_size=12)
 
 
 def sums(options: Options) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -187,51 +183,6 @@ def test_options_that_another_beats_change_nothing(problem: Problem, data: st.Da
     }
     (before,), (after,) = allocate(options, [budget]), allocate(worse, [budget])
     assert after.chosen == before.chosen
-
-
-@example([[(0, 6.0), (2, 4.0), (4, 2.0), (6, 1.0)], [(0, 3.0), (3, 0.0), (1, 2.0)]])
-@given(st.lists(point_lists, min_size=1, max_size=4))
-def test_the_frontier_and_its_hull_are_those_of_the_definitions(
-    matrices: list[list[tuple[int, float]]],
-) -> None:
-    flat = [point for points in matrices for point in points]
-    owner = np.repeat(np.arange(len(matrices)), [len(points) for points in matrices])
-    f = frontier(owner, np.array([x for x, _ in flat]), np.array([y for _, y in flat]))
-    joined = [
-        (
-            int(f.owner[a]),
-            (int(f.nbytes[a]), float(f.cost[a])),
-            (int(f.nbytes[b]), float(f.cost[b])),
-        )
-        for a, b in zip(f.start, f.end, strict=True)
-    ]
-    for number, points in enumerate(matrices):
-        best = sorted(p for p in set(points) if not any(beats(q, p) for q in set(points)))
-        rows = np.flatnonzero(f.owner == number)
-        assert list(zip(f.nbytes[rows].tolist(), f.cost[rows].tolist(), strict=True)) == best
-        hull = [
-            p
-            for p in best
-            if not any(
-                p != a and p != b and on_or_above(p, a, b)
-                for a, b in itertools.combinations(best, 2)
-            )
-        ]
-        assert [(a, b) for i, a, b in joined if i == number] == list(itertools.pairwise(hull))
-    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for _, a, b in joined]
-    assert slopes == sorted(slopes)
-
-
-def beats(p: tuple[int, float], q: tuple[int, float]) -> bool:
-    return p != q and p[0] <= q[0] and p[1] <= q[1]
-
-
-def on_or_above(p: tuple[int, float], a: tuple[int, float], b: tuple[int, float]) -> bool:
-    """Whether p lies on or above the segment from a to b, in exact arithmetic."""
-    if not a[0] <= p[0] <= b[0]:
-        return False
-    share = Fraction(p[0] - a[0], b[0] - a[0])
-    return Fraction(p[1]) >= (1 - share) * Fraction(a[1]) + share * Fraction(b[1])
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 8), (2, 2), (1000, 8)]), st.booleans())
@@ -426,30 +377,6 @@ def test_arguments_that_cannot_be_met_are_refused() -> None:
         allocate({"a": [Option(10**6, 1e308)]}, [10**6])
 
 
-@given(
-    st.lists(st.floats(0, 1e3), min_size=1, max_size=30).map(lambda s: sorted(s, reverse=True)),
-    st.integers(0, 8),
-    st.integers(1, 5),
-)
-def test_ranks_are_the_multiples_between_floor_and_ceiling_at_half_the_dropped_energy(
-    s: list[float], floor: int, multiple_of: int
-) -> None:
-    floor = min(floor, len(s))
-    options = rank_options(
-        s, bytes_per_component=24, base_bytes=7, floor=floor, multiple_of=multiple_of, dense=400
-    )
-    assert options[-1] == Option(400, 0.0, "dense")
-    ranks = [r for r in range(len(s) + 1) if r >= floor and r % multiple_of == 0]
-    assert [o.label for o in options[:-1]] == ranks
-    for option in options[:-1]:
-        assert option.nbytes == 7 + 24 * option.label
-        half = math.fsum(x * x for x in s[option.label :]) / 2
-        assert option.cost == pytest.approx(half, rel=len(s) * EPS)
-    assert options[:-1] == [
-        o for o in rank_options(s, bytes_per_component=24, base_bytes=7) if o.label in ranks
-    ]
-
-
 @given(st.integers(2, 40), st.integers(2, 40), st.floats(0, 2), st.floats(0, 1))
 def test_no_rank_at_or_above_the_break_even_is_ever_allocated(
     m: int, n: int, decay: float, fraction: float
@@ -471,25 +398,3 @@ def test_the_budget_goes_to_where_the_spectrum_is_flat() -> None:
     (allocation,) = allocate(options, [80 * 20])
     assert allocation.chosen == {"steep": 0, "flat": 18}  # ranks 1 and 19
     assert allocation.optimal
-
-
-def test_impossible_ranks_are_refused() -> None:
-    s = [3.0, 2.0, 1.0]
-    with pytest.raises(ValueError, match=r"0 <= floor <= ceiling <= 3, .* got 2 and 1"):
-        rank_options(s, bytes_per_component=8, floor=2, ceiling=1)
-    with pytest.raises(ValueError, match=r"got 0 and 4"):
-        rank_options(s, bytes_per_component=8, ceiling=4)
-    for name in ("bytes_per_component", "multiple_of"):
-        with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-            rank_options(s, **{"bytes_per_component": 8, name: 0})
-    for name in ("base_bytes", "dense"):
-        with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got -1"):
-            rank_options(s, **{"bytes_per_component": 8, name: -1})
-    with pytest.raises(TypeError, match=r"`bytes_per_component` must be an integer, got 8\.5"):
-        rank_options(s, bytes_per_component=8.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`multiple_of` = 64 has no multiple from 1 to 3"):
-        rank_options(s, bytes_per_component=8, floor=1, multiple_of=64)
-    only = rank_options(s, bytes_per_component=8, floor=1, multiple_of=64, dense=9)
-    assert only == [Option(9, 0.0, "dense")]
-    with pytest.raises(ValueError, match="their squares overflow"):
-        rank_options([1e200], bytes_per_component=8)

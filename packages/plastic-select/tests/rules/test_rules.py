@@ -13,6 +13,7 @@ from plastic_select import (
     budget_rank,
     choose_rank,
     choose_rank_from_spectrum,
+    energy_rank,
     singular_values,
     weighted_singular_values,
 )
@@ -21,6 +22,7 @@ from plastic_select.rules import RULES, Energy, Rule, Stable, Theorem, Threshold
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 
 every_rule = pytest.mark.parametrize("rule", [*(rule() for rule in RULES.values()), Energy(0.9)])
+A = np.diag([4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.1, 0.1])
 sides = st.integers(1, 24)
 targets = st.sampled_from([0.0, 0.2, 0.5, 0.9])
 seeds = st.integers(0, 99)
@@ -117,3 +119,39 @@ def test_a_smaller_budget_never_gives_a_larger_rank(rule: Rule) -> None:
     gram = gram_for(rule, 25, 6)
     ranks = [choose_rank(A, t / 10, rule, gram=gram).rank for t in range(10)]
     assert ranks == sorted(ranks, reverse=True)
+
+
+@pytest.mark.parametrize("number", [0, -1.0, math.inf, math.nan])
+def test_numbers_out_of_range_are_refused_by_their_rule(number: float) -> None:
+    with pytest.raises(ValueError, match=f"`retained_energy` must be above 0 .* got {number}"):
+        Energy(number)
+    with pytest.raises(ValueError, match=f"`multiple` must be positive and finite, got {number}"):
+        Stable(number)
+
+
+@pytest.mark.parametrize("rule", [Stable(0.7), Energy(0.9), Theorem(), Threshold(noise=0.01)])
+def test_a_rule_of_your_own_numbers_reads_part_of_a_spectrum(rule: Rule) -> None:
+    s = np.array([1.0] * 3 + [0.1] * 3)
+    choice = rule.choose(s, (40, 60), budget=6)
+    assert 1 <= choice.rank <= 6
+    assert choice.strategy == rule.name
+
+
+def test_stable_is_the_stable_rank_rounded_up() -> None:
+    stable = (16 + 4 + 1 + 1 + 0.25 + 0.25 + 0.01 + 0.01) / 16
+    assert choose_rank(A, 0.0).rank == math.ceil(stable) == 2
+    assert choose_rank(A, 0.0, Stable(2.0)).rank == math.ceil(2 * stable) == 3
+    assert choose_rank(A, 0.0, Stable(1e300)).rank == 4  # the budget
+
+
+def test_energy_is_the_least_rank_that_retains_it_within_the_budget() -> None:
+    choice = choose_rank(A, 0.0, Energy(0.9))
+    assert choice.rank == energy_rank(np.diag(A), 0.9) == 3
+    assert choose_rank(A, 0.6, Energy(0.9)).rank == budget_rank((8, 8), 0.6) == 1
+    assert choose_rank(A, 0.0, "energy").rank == 4
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_stable_keeps_the_rank_of_a_projector_with_a_little_noise(k: int) -> None:
+    s = np.concatenate([np.ones(k), np.full(20 - k, 1e-3)])
+    assert choose_rank_from_spectrum(s, (20, 40), 0.0, "stable").rank == min(k, 13)
