@@ -32,6 +32,14 @@ class PlasticityEvent:
         bytes_asleep: Bytes of the factors asleep in the whole model, after the change.
         loss_before: Moving loss at the decision; None before the first one is known.
         loss_after: Moving loss once the change has been judged; None until then.
+
+    Examples:
+        >>> event = PlasticityEvent(
+        ...     time=0.0, step=3, layer="up", action="grow", rank_before=2, rank_after=4,
+        ...     why="most score per byte", bytes_awake=80, bytes_asleep=0,
+        ... )
+        >>> event.rank_after - event.rank_before
+        2
     """
 
     time: float
@@ -62,6 +70,16 @@ class EventLog:
 
     Args:
         path: File to append to; None keeps the events in memory only.
+
+    Examples:
+        >>> log = EventLog("events.jsonl")
+        >>> event = PlasticityEvent(
+        ...     time=0.0, step=3, layer="up", action="grow", rank_before=2, rank_after=4,
+        ...     why="most score per byte", bytes_awake=80, bytes_asleep=0,
+        ... )
+        >>> log.append(event)
+        >>> len(log), len(read_events("events.jsonl"))
+        (1, 1)
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -94,6 +112,15 @@ def read_events(path: str | os.PathLike[str]) -> list[PlasticityEvent]:
     Raises:
         OSError: If the file cannot be read.
         ValueError: If any other line is not an event; names the file and the line.
+
+    Examples:
+        >>> event = PlasticityEvent(
+        ...     time=0.0, step=3, layer="up", action="grow", rank_before=2, rank_after=4,
+        ...     why="most score per byte", bytes_awake=80, bytes_asleep=0,
+        ... )
+        >>> EventLog("events.jsonl").append(event)
+        >>> read_events("events.jsonl") == [event]
+        True
     """
     events = []
     for number, line in whole_lines(path):
@@ -119,6 +146,10 @@ def format_bytes(count: int) -> str:
     """Return a number of bytes for a person: ``"512 B"``, ``"12.3 KiB"``, ``"1.5 MiB"``.
 
     Units are powers of 1024 (IEC 80000-13).
+
+    Examples:
+        >>> format_bytes(1_572_864)
+        '1.5 MiB'
     """
     if abs(count) < 1024:
         return f"{count} B"
@@ -131,7 +162,18 @@ def format_bytes(count: int) -> str:
 
 
 def events_table(events: Iterable[PlasticityEvent]) -> str:
-    """Return the events as a table in plain text, one row each, columns aligned."""
+    """Return the events as a table in plain text, one row each, columns aligned.
+
+    Examples:
+        >>> event = PlasticityEvent(
+        ...     time=0.0, step=3, layer="up", action="grow", rank_before=2, rank_after=4,
+        ...     why="most score per byte", bytes_awake=80, bytes_asleep=0,
+        ... )
+        >>> print(events_table([event]))
+        step  layer  action  rank    score  awake  asleep  loss  why
+        ----  -----  ------  ------  -----  -----  ------  ----  -------------------
+        3     up     grow    2 -> 4  -      80 B   0 B     -     most score per byte
+    """
     header = ("step", "layer", "action", "rank", "score", "awake", "asleep", "loss", "why")
     rows = [header, *(_row(event) for event in events)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -20,6 +20,10 @@ class LossRecord:
         step: Optimizer or accumulation steps made before it was measured.
         kind: ``"train"``: mean over the steps since the record before; ``"valid"``: one evaluation.
         loss: The value; None where it was NaN or infinite.
+
+    Examples:
+        >>> LossRecord(step=10, kind="valid", loss=2.5)
+        LossRecord(step=10, kind='valid', loss=2.5)
     """
 
     step: int
@@ -32,6 +36,11 @@ def append_loss(path: Path, step: int, kind: Kind, loss: float) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+
+    Examples:
+        >>> append_loss(Path("losses.jsonl"), 10, "train", float("inf"))
+        >>> Path("losses.jsonl").read_text()
+        '{"step": 10, "kind": "train", "loss": null}\\n'
     """
     value = loss if math.isfinite(loss) else None
     append_line(path, json.dumps({"step": step, "kind": kind, "loss": value}))
@@ -43,6 +52,11 @@ def read_losses(path: str | os.PathLike[str]) -> list[LossRecord]:
     Raises:
         OSError: If the file cannot be read.
         ValueError: If any other line is no record; names the file and the line.
+
+    Examples:
+        >>> append_loss(Path("losses.jsonl"), 10, "train", 2.5)
+        >>> read_losses("losses.jsonl")
+        [LossRecord(step=10, kind='train', loss=2.5)]
     """
     records = []
     for number, line in whole_lines(path):

@@ -72,6 +72,14 @@ class PlasticityManager:
         Most steps cost nothing. A plateau costs one backward pass of ``loss`` for the scores, two
         thin QRs per layer, and one more backward pass for the gradients of all layers, where one
         grows; a waking costs one backward pass for all layers under guard.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(4, 2), mx.ones(2), mx.eye(2, 4)))
+        >>> manager = PlasticityManager(model, window=1, patience=1, cooldown=0, k=1)
+        >>> [event.action for loss in (2.0, 2.0) for event in manager.step(loss)]
+        ['grow']
+        >>> manager.ranks(), manager.bytes_awake
+        ({'layers.0': 3}, 108)
     """
 
     def __init__(

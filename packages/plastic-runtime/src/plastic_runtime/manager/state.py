@@ -23,6 +23,13 @@ class Settings:
         fraction: Share of the layers that may grow, and that may shrink, in one decision; at
             least one layer may.
         max_bytes: Ceiling on the bytes awake; ``None`` for none.
+
+    Examples:
+        >>> Settings(patience=5, max_bytes=10_000).k
+        2
+        >>> Settings(fraction=0)
+        Traceback (most recent call last):
+        ValueError: `fraction` must be in (0, 1], got 0.
     """
 
     delta: float = 1e-3

@@ -25,6 +25,12 @@ class BlockChain:
 
     Attributes:
         early: The wanted paths of what runs before the blocks.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)))
+        >>> chain = BlockChain(model, {"layers.0": model.layers[0], "layers.1": model.layers[1]})
+        >>> chain.block_of("layers.1.layers.0")
+        'layers.1'
     """
 
     def __init__(self, model: nn.Module, blocks: Modules) -> None:

@@ -74,6 +74,12 @@ def measure_grams(
         activations of one batch. On disk: ``2 (in^2 + out^2)`` bytes per layer for good, and
         meanwhile the activations that enter every block, in float32. Time: two forward passes, one
         backward pass, and ``in^2 + out^2`` operations in float64 per token and layer.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        >>> with measure_grams(model, [mx.array([[1, 2, 3]])], "grams") as grams:
+        ...     list(grams), grams["layers.1"].output.matrix.shape
+        (['layers.1'], (5, 5))
     """
     file, batches = Path(file), list(batches)
     if not batches:

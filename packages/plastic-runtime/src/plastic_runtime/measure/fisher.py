@@ -61,6 +61,12 @@ def loss_grams(
         ``measure_grams`` holds those of one block: leave a head with a large vocabulary out of
         ``paths``. Where MLX computes on the CPU, products of unsubclassed ``nn.Linear`` and
         ``nn.QuantizedLinear`` run in NumPy, forwards and backwards.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        >>> grams = loss_grams(model, [mx.array([[1, 2, 3]])])["layers.1"]
+        >>> grams.input.matrix.shape, grams.output.matrix.shape, grams.output.tokens
+        ((4, 4), (5, 5), 3)
     """
     linears, wanted = linear_layers(model, paths)
     recorder = LossRecorder(linears, wanted, widest=widest)

@@ -43,6 +43,13 @@ class GramFile(Closing, Mapping[str, LossGrams]):
     Raises:
         FormatError: If it is damaged, no file of Grams, or has the layout of another version.
         OSError: If it cannot be read.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        >>> measure_grams(model, [mx.array([[1, 2, 3]])], "grams").close()
+        >>> with GramFile("grams") as grams:
+        ...     grams.tokens, grams["layers.1"].input.matrix.shape
+        (3, (4, 4))
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -140,6 +147,10 @@ class GramSum(NamedTuple):
     """An entry to write: the mean ``total / tokens``, of whose total the lower triangle counts.
 
     A stack of blocks is written block by block.
+
+    Examples:
+        >>> GramSum("input.up", np.eye(2), tokens=7).name
+        'input.up'
     """
 
     name: str
@@ -169,6 +180,12 @@ def append_grams(file: Path, entries: Iterable[GramSum | bytes], mark: Mark | No
 
     Raises:
         OSError: If it cannot be written.
+
+    Examples:
+        >>> entry = GramSum("input.up", np.eye(2), tokens=7)
+        >>> mark = append_grams(Path("grams"), [entry], None)
+        >>> sorted(np.load("grams"))
+        ['input.up']
     """
     _rewind(file, mark)
     with zipfile.ZipFile(file, "a") as archive:

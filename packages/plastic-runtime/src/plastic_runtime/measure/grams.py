@@ -29,6 +29,10 @@ class Gram(NamedTuple):
             positive semidefinite up to rounding; or only the blocks along its diagonal, shape
             ``(in / b, b, b)``, of which the others are taken for zero.
         tokens: Number of inputs ``x`` it is the mean of.
+
+    Examples:
+        >>> Gram(np.eye(2), tokens=7).matrix.shape
+        (2, 2)
     """
 
     matrix: NDArray[np.float64]
@@ -46,6 +50,11 @@ class LossGrams(NamedTuple):
         output: ``C = E[g g^T]``, shape ``(out, out)``: the sum over all outputs of the layer,
             divided by the tokens of the text. A layer that each token passes twice has the sum
             of both, a layer that half of the tokens pass has half.
+
+    Examples:
+        >>> grams = LossGrams(input=Gram(np.eye(3), 7), output=Gram(np.eye(2), 7))
+        >>> grams.input.matrix.shape, grams.output.matrix.shape
+        ((3, 3), (2, 2))
     """
 
     input: Gram
@@ -59,6 +68,10 @@ def is_dense(side: int, widest: int, *, count: int = 1) -> bool:
         side: The side of each.
         widest: The longest side of a single one.
         count: How many are in memory at a time.
+
+    Examples:
+        >>> is_dense(4096, widest=16_384), is_dense(4096, widest=16_384, count=64)
+        (True, False)
     """
     return count * side**2 <= widest**2
 

@@ -17,6 +17,11 @@ class BoundCall:
     Attributes:
         args: What it is given by place.
         kwargs: And by name.
+
+    Examples:
+        >>> call = BoundCall(lambda module, x, factor: factor * x, nn.Identity(), (3,), {})
+        >>> call(mx.array(2.0)).item()
+        6.0
     """
 
     def __init__(
@@ -38,7 +43,12 @@ Interceptor = Callable[[str, BoundCall, mx.array], mx.array]
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all modules of a model in alphabetical order, itself under the empty path."""
+    """Return all modules of a model in alphabetical order, itself under the empty path.
+
+    Examples:
+        >>> list(modules_by_path(nn.Sequential(nn.Linear(2, 2))))
+        ['', 'layers.0']
+    """
     return dict(sorted(model.named_modules()))  # type: ignore[no-untyped-call]
 
 
@@ -52,6 +62,12 @@ def intercepted(modules: Mapping[str, nn.Module], around: Interceptor) -> Iterat
     what they are inside the block, and the very same classes are back after it, also on an
     exception.
     A module under two paths goes by the first.
+
+    Examples:
+        >>> linear = nn.Linear(2, 2)
+        >>> with intercepted({"": linear}, lambda path, call, x: x):
+        ...     linear(mx.ones(2)).tolist()
+        [1.0, 1.0]
     """
     own = {id(module): (module, type(module)) for module in modules.values()}
     paths = {id(module): path for path, module in reversed(list(modules.items()))}

@@ -44,6 +44,11 @@ def input_grams(
     Note:
         Products and sums are float64, on the CPU, outside MLX: ``2 tokens in^2`` operations and
         ``8 in^2`` bytes per site. Each input is evaluated at once and then let go.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 3))
+        >>> input_grams(model, [mx.array([[1.0, 0.0], [3.0, 0.0]])])["layers.0"].matrix.tolist()
+        [[5.0, 0.0], [0.0, 0.0]]
     """
     recorder = GramRecorder()
     with intercepted(_modules(model, paths), recorder.around):
@@ -68,6 +73,11 @@ class JacobianRank(NamedTuple):
         singular_values: Those of the probed matrix, shape ``(min(probes, inputs),)``,
             non-increasing.
         probes: Number of vector-Jacobian products taken.
+
+    Examples:
+        >>> found = jacobian_rank(lambda x: 2 * x, mx.ones(3), key=mx.random.key(0))
+        >>> found.rank, found.probes, round(found.stable_rank, 3)
+        (3, 3, 3.0)
     """
 
     rank: int
@@ -104,6 +114,11 @@ def jacobian_rank(
 
     Note:
         One forward pass and ``probes`` backward passes.
+
+    Examples:
+        >>> W = mx.array([[1.0, 2.0], [2.0, 4.0]])
+        >>> jacobian_rank(lambda x: W @ x, mx.ones(2), key=mx.random.key(0)).rank
+        1
     """
     if probes < 1:
         raise ValueError(f"`probes` must be at least 1, got {probes}.")

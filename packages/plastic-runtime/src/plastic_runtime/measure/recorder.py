@@ -163,7 +163,13 @@ def _logits(model: nn.Module, batch: mx.array, _: mx.array) -> mx.array:
 
 
 def chosen_experts(bound: BoundCall) -> mx.array:
-    """Return the experts that a call of a stack names beside its input."""
+    """Return the experts that a call of a stack names beside its input.
+
+    Examples:
+        >>> call = BoundCall(lambda module, x, indices: x, nn.Identity(), (mx.array([2]),), {})
+        >>> chosen_experts(call).tolist()
+        [2]
+    """
     return cast(mx.array, bound.args[0] if bound.args else bound.kwargs["indices"])
 
 
@@ -177,6 +183,12 @@ def linear_layers(
 
     Raises:
         ValueError: If a path is not that of such a layer.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        >>> layers, wanted = linear_layers(model, None)
+        >>> list(layers), wanted
+        (['layers.0', 'layers.1'], ['layers.1'])
     """
     modules = modules_by_path(model)
     kinds = (*LINEARS, *EMBEDDINGS)
@@ -205,7 +217,15 @@ def numpy_linears(linears: Modules) -> dict[str, Linear]:
 
 
 def using_numpy(linears: Modules) -> AbstractContextManager[None]:
-    """Let products of the layers run in NumPy within a block, where that is quicker."""
+    """Let products of the layers run in NumPy within a block, where that is quicker.
+
+    Examples:
+        >>> linear, x = nn.Linear(4, 4), mx.ones((2, 4))
+        >>> with using_numpy({"": linear}):
+        ...     y = linear(x)
+        >>> mx.allclose(y, linear(x)).item()
+        True
+    """
     layers = numpy_linears(linears)
 
     def around(path: str, call: Call, x: mx.array) -> mx.array:

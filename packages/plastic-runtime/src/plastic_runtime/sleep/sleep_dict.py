@@ -20,6 +20,13 @@ class Parked(NamedTuple):
         S: Its weight, shape ``()``.
         Vh: Its right direction, shape ``(in,)``.
         moments: Its share of the optimizer state; empty where it was parked without one.
+
+    Examples:
+        >>> sleep = SleepDict()
+        >>> ids = sleep.park("up", Factors(mx.eye(3, 1), mx.array([5.0]), mx.eye(1, 2)))
+        >>> parked = sleep.get(ids[0])
+        >>> parked.id, parked.S.item(), parked.nbytes
+        (0, 5.0, 24)
     """
 
     id: int
@@ -53,6 +60,14 @@ class SleepDict:
     Ids count up over the life of the store and are never used twice, also after saving and
     loading. Bits never change: storing, taking, saving and loading only copy. The store is no
     dict, list or array, so MLX does not mistake it for parameters where a module holds it.
+
+    Examples:
+        >>> sleep = SleepDict()
+        >>> sleep.park("up", Factors(mx.eye(3, 2), mx.array([5.0, 4.0]), mx.eye(2, 3)))
+        (0, 1)
+        >>> factors, moments = sleep.take("up", [1])
+        >>> factors.S.tolist(), sleep.ids("up")
+        ([4.0], (0,))
     """
 
     def __init__(self) -> None:

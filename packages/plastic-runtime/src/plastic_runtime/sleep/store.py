@@ -65,6 +65,14 @@ class SleepStore(SleepDict, Closing):
     Cost:
         ``park``: one file, two syncs. ``take``, ``read``, ``get``: the bytes asked for, their
         digest included. Memory: about 2 kB per component.
+
+    Examples:
+        >>> with SleepStore("sleep") as store:
+        ...     store.park("up", Factors(mx.eye(3, 1), mx.array([5.0]), mx.eye(1, 2)))
+        (0,)
+        >>> with SleepStore("sleep") as store:  # another process, another day
+        ...     store.get(0).S.item()
+        5.0
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, bits: int | None = None) -> None:
@@ -292,6 +300,12 @@ def verify_store(folder: str | os.PathLike[str]) -> list[str]:
 
     Cost:
         Reads every byte once; at most one tensor is in memory.
+
+    Examples:
+        >>> with SleepStore("sleep") as store:
+        ...     ids = store.park("up", Factors(mx.eye(3, 1), mx.array([5.0]), mx.eye(1, 2)))
+        >>> verify_store("sleep")
+        []
     """
     folder = Path(folder)
     files = record_files(folder)
@@ -314,7 +328,12 @@ def verify_store(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder holds records of sleep."""
+    """Tell whether a folder holds records of sleep.
+
+    Examples:
+        >>> is_store("nowhere")
+        False
+    """
     return Path(folder).is_dir() and bool(record_files(Path(folder)))
 
 

@@ -35,6 +35,10 @@ class Gauge:
     References:
         Division by the root of the rank: Kalajdzievski, *A rank stabilization scaling factor for
         fine-tuning with LoRA*, 2023, arXiv 2312.03732, theorem 3.2.
+
+    Examples:
+        >>> Gauge(scale=2.0).weight(rank=4)
+        1.0
     """
 
     scale: float = 20.0 * math.sqrt(8.0)

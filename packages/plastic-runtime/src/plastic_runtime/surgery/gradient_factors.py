@@ -22,6 +22,11 @@ class GradientFactors(NamedTuple):
     Attributes:
         inputs: X, shape ``(tokens, in)``, float32.
         gradients: Y, ``dL/dy`` at the layer's output, shape ``(tokens, out)``, float32.
+
+    Examples:
+        >>> X, Y = np.array([[1.0, 2.0]], np.float32), np.array([[3.0]], np.float32)
+        >>> GradientFactors(X, Y).dense().tolist()
+        [[3.0, 6.0]]
     """
 
     inputs: Float32
@@ -51,6 +56,12 @@ def gradient_factors(model: nn.Module, loss: Loss) -> dict[str, GradientFactors]
 
     Note:
         One forward and one backward pass, and ``4 tokens (in + out)`` bytes per layer.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)))
+        >>> x = mx.array([[1.0, 2.0]])
+        >>> gradient_factors(model, lambda: model(x).sum())["layers.0"].dense().tolist()
+        [[1.0, 2.0], [1.0, 2.0]]
     """
     layers = find_rank_layers(model)
     seen: dict[str, list[tuple[mx.array, mx.array]]] = {path: [] for path in layers}

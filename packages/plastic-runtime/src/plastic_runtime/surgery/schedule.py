@@ -30,6 +30,11 @@ class Schedule:
     References:
         The cubic: Zhang et al., *AdaLoRA*, 2023, arXiv 2303.10512, equation 12, after Zhu and
         Gupta, 2017, arXiv 1710.01878.
+
+    Examples:
+        >>> schedule = Schedule(first=100, last=20, begin=10, end=30, every=10)
+        >>> [schedule.budget(step) for step in (0, 10, 20, 30)]
+        [100, 100, 30, 20]
     """
 
     first: int

@@ -16,6 +16,11 @@ def find_rank_layers(model: nn.Module) -> dict[str, RankLayer]:
     """Return every ``RankLayer`` of a model by path, paths in alphabetical order.
 
     A layer reached by two paths goes by the first.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)), nn.ReLU())
+        >>> list(find_rank_layers(model))
+        ['layers.0']
     """
     found: dict[int, tuple[str, RankLayer]] = {}
     for path, module in modules_by_path(model).items():
@@ -33,6 +38,12 @@ def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
 
     Returns:
         By path, not negative; 0.0 for a layer that the loss does not reach.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(1), mx.array([2.0]), mx.eye(1)))
+        >>> scores = gradient_score(model, lambda: model(mx.array([3.0])).sum())
+        >>> {path: round(score, 3) for path, score in scores.items()}  # of 6, 3 and 6
+        {'layers.0': 9.0}
     """
     layers = find_rank_layers(model)
     before = {path: layer.factors() for path, layer in layers.items()}
@@ -68,6 +79,12 @@ def relevance_score(model: nn.Module, loss: Loss) -> dict[str, float]:
         Ancona et al., *Towards better understanding of gradient-based attribution methods*, 2018,
         arXiv 1711.06104, proposition 1 (LRP as a product of input and gradient); Molchanov et al.,
         *Pruning convolutional neural networks*, 2017, arXiv 1611.06440, section 2.2.
+
+    Examples:
+        >>> left, right = (RankLayer(mx.eye(2), S * mx.ones(2), mx.eye(2)) for S in (1.0, 3.0))
+        >>> model = nn.Sequential(left, right)
+        >>> relevance_score(model, lambda: (left(mx.ones(2)) + right(mx.ones(2))).sum())
+        {'layers.0': 0.25, 'layers.1': 0.75}
     """
     layers = find_rank_layers(model)
 

@@ -45,6 +45,14 @@ def attach(
     Raises:
         ValueError: If ``rank`` is negative, a key or path names no linear layer, or there is no
             layer to adapt. Nothing has changed then.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        >>> layers = attach(model, rank=2)
+        >>> {path: layer.rank for path, layer in layers.items()}
+        {'layers.0': 2}
+        >>> model.layers[0].S.tolist()
+        [0.0, 0.0]
     """
     also = also if isinstance(also, Mapping) else dict.fromkeys(also, rank)
     for r in (rank, *also.values()):

@@ -25,6 +25,14 @@ class ResumableBatches:
 
     Raises:
         ValueError: If ``position`` is negative.
+
+    Examples:
+        >>> def in_order(dataset, batch_size, max_seq_length, seed):
+        ...     yield from dataset
+        >>> batches = ResumableBatches(in_order, position=2)
+        >>> stream = batches(["a", "b", "c"], 1, 64, loop=True)
+        >>> [next(stream) for _ in range(3)]
+        ['c', 'a', 'b']
     """
 
     def __init__(self, iterate_batches: Batches, *, seed: int = 0, position: int = 0) -> None:

@@ -36,16 +36,16 @@ class PlasticityCallback:
     Raises:
         ValueError: If ``accumulation`` is below 1.
 
-    Example:
-        >>> callback = PlasticityCallback(manager)  # doctest: +SKIP
-        >>> train(
-        ...     model,
-        ...     optimizer,
-        ...     data,
-        ...     validation,
-        ...     training_callback=callback,
-        ...     iterate_batches=callback.between(iterate_batches),
-        ... )  # doctest: +SKIP
+    Examples:
+        mlx-lm is told of it by ``train(..., training_callback=callback,
+        iterate_batches=callback.between(iterate_batches))``.
+
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)))
+        >>> manager = PlasticityManager(model)
+        >>> callback = PlasticityCallback(manager, accumulation=4)
+        >>> callback.on_val_loss_report({"iteration": 8, "val_loss": 2.5})
+        >>> manager.moving_loss
+        2.5
     """
 
     def __init__(

@@ -32,6 +32,14 @@ class Generations:
 
     Raises:
         ValueError: If ``keep`` is below 1.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)))
+        >>> manager, generations = PlasticityManager(model), Generations("run", {"seed": 0})
+        >>> for step in (0, 10, 20):
+        ...     generations.save(step, model, None, manager)
+        >>> generations.steps(), generations.load(model, None, manager)
+        ([10, 20], (20, {}))
     """
 
     def __init__(

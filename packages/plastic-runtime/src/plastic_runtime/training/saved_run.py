@@ -55,6 +55,14 @@ def save_run(
     Raises:
         ValueError: If a parameter has NaN or infinities: a run to go back to is worth more.
         OSError: If the file cannot be written.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)))
+        >>> manager = PlasticityManager(model)
+        >>> save_run("run.safetensors", model, None, manager, extra={"epoch": 3})
+        >>> event = manager.shrink("layers.0", 1)
+        >>> load_run("run.safetensors", model, None, manager), manager.ranks()
+        ({'epoch': 3}, {'layers.0': 2})
     """
     weights = _weights(model)
     _check_finite(weights)
@@ -101,6 +109,13 @@ def load_run(
         FormatError: If the file is damaged or no saved run. Nothing has changed then.
         ValueError: If it does not fit the model, the optimizer or the manager. The same.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)))
+        >>> manager = PlasticityManager(model)
+        >>> save_run("run.safetensors", model, None, manager, extra={"epoch": 3})
+        >>> load_run("run.safetensors", model, None, manager)
+        {'epoch': 3}
     """
     arrays, run = read_run(Path(path))
     put_back(path, arrays, run, model, optimizer, manager)
@@ -146,6 +161,13 @@ def read_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
     Raises:
         FormatError: If the file is damaged, a single bit included, or no saved run.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)))
+        >>> save_run("run.safetensors", model, None, PlasticityManager(model))
+        >>> arrays, run = read_run(Path("run.safetensors"))
+        >>> sorted(arrays)
+        ['model.layers.0.S', 'model.layers.0.U', 'model.layers.0.Vh', 'random']
     """
     arrays, metadata = read_arrays(path)
     if KEY not in metadata:
