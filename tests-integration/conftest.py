@@ -18,9 +18,9 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 from filelock import FileLock
-from plastic_export import Calibration, Quantised, execute_plan, plan_checkpoint
+from plastic_export import Calibration, Choices, Quantised, execute_plan, plan_checkpoint
 from plastic_export.cli import main
-from plastic_export.plan import Choices, Format
+from plastic_export.plan import Format
 
 T = TypeVar("T")
 

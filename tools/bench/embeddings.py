@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from plastic_export import (
+    Budget,
     Calibration,
     Quantised,
     evaluate,
@@ -22,7 +23,6 @@ from plastic_export import (
     plan_checkpoint,
     read_plan,
 )
-from plastic_export.plan import Budget
 from rich.console import Console
 from rich.table import Table
 from strategies import DATA

@@ -29,16 +29,12 @@ import numpy as np
 from meters import peak_resident
 from plastic_core import block_side
 from plastic_core.linalg import Float64
-from plastic_export import LossPlan, plan_bits
+from plastic_export import Candidate, Choices, LossPlan, Offer, Offered, plan_bits
 from plastic_export.checkpoint import Kind
 from plastic_export.plan import (
     CHOICES,
     CORRECTED_BITS,
-    Candidate,
-    Choices,
     Format,
-    Offer,
-    Offered,
     choices_for,
     factor_bytes,
     offered_ranks,

@@ -28,6 +28,7 @@ import mlx.optimizers as optim
 from plastic_core import RankLayer
 from plastic_export import (
     Calibration,
+    Choices,
     HealingOptions,
     compress,
     execute_plan,
@@ -35,7 +36,7 @@ from plastic_export import (
     plan_checkpoint,
     restore,
 )
-from plastic_export.plan import Choices, Format
+from plastic_export.plan import Format
 from plastic_runtime import PlasticityManager, SleepStore, read_events, save_run
 from rich.console import Console
 from rich.table import Table

@@ -27,10 +27,10 @@ from plastic_core import (
     predicted_cost,
 )
 from plastic_core.files import write_json
-from plastic_export import Checkpoint, export_safetensors
+from plastic_export import Candidate, Checkpoint, export_safetensors
 from plastic_export.checkpoint import module_path
 from plastic_export.folder import as_float32, as_stored
-from plastic_export.plan import DAMPING, Candidate, gram_roots, packed_bytes, rounded
+from plastic_export.plan import DAMPING, gram_roots, packed_bytes, rounded
 from plastic_runtime import LossGrams
 from plastic_select import Option, allocate, rank_options
 

@@ -22,8 +22,10 @@ from plastic_export.healing.loop import HealingOptions
 from plastic_export.model.load import load_model
 from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
-from plastic_export.plan.offers import BitsPlan, plan_bits
+from plastic_export.plan.budgets import Budget, parse_size
+from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.plan.plan_file import LossPlan, read_plan
+from plastic_export.plan.pricing import Choices
 from plastic_export.reporting.run_report import Report, report
 from plastic_export.training.run import DivergedError, TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
@@ -32,8 +34,11 @@ __version__ = version("plastic-export")
 
 __all__ = [
     "BitsPlan",
+    "Budget",
     "Calibration",
+    "Candidate",
     "Checkpoint",
+    "Choices",
     "Comparison",
     "Compressed",
     "DivergedError",
@@ -45,6 +50,8 @@ __all__ = [
     "Manifest",
     "MatrixPlan",
     "MatrixRecord",
+    "Offer",
+    "Offered",
     "Plan",
     "Quantised",
     "Report",
@@ -64,6 +71,7 @@ __all__ = [
     "load_safetensors",
     "load_tokenizer",
     "open_checkpoint",
+    "parse_size",
     "plan_bits",
     "plan_checkpoint",
     "plan_ranks",

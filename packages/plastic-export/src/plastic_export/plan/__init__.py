@@ -3,14 +3,12 @@
 Stands on ``calibration`` and below.
 """
 
-from plastic_export.plan.budgets import Budget
 from plastic_export.plan.gram_uses import DAMPING, gram_roots
-from plastic_export.plan.offers import Candidate, Format, Offer, Offered, factor_bytes, packed_bytes
+from plastic_export.plan.offers import Format, factor_bytes, packed_bytes
 from plastic_export.plan.plan_file import write_plan
 from plastic_export.plan.pricing import (
     CHOICES,
     CORRECTED_BITS,
-    Choices,
     choices_for,
     offered_ranks,
     offers_of,
@@ -22,12 +20,7 @@ __all__ = [
     "CHOICES",
     "CORRECTED_BITS",
     "DAMPING",
-    "Budget",
-    "Candidate",
-    "Choices",
     "Format",
-    "Offer",
-    "Offered",
     "choices_for",
     "factor_bytes",
     "gram_roots",
