@@ -20,8 +20,8 @@ class RankTarget:
     """A rule that reads a rank off the spectrum of a plastic part.
 
     Attributes:
-        rule: The rule that reads it. What is not known of the spectrum, beyond the components of
-            the plastic part, each rule takes as it says.
+        rule: The rule that reads it. It sees the singular values of the plastic part alone, fewer
+            than the matrix has; what it takes the others for, its docstring says.
         target_compression: Fraction in [0, 1) of a dense matrix's parameters that the factors
             must save: no target is above that budget. At 0, a rank at which a dense matrix would
             be smaller counts as too much.

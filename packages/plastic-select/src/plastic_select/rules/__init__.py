@@ -19,7 +19,7 @@ from plastic_select.rules.threshold import Threshold
 RULES: dict[str, type[Rule]] = {
     rule.name: rule for rule in (Activation, Energy, Stable, Theorem, Threshold)
 }  # every rule that has a name, by its name
-NEED_GRAM = tuple(name for name, rule in RULES.items() if rule.needs_gram)
+NEED_GRAM = tuple(name for name, rule in RULES.items() if rule.needs_gram)  # names
 
 
 def as_rule(strategy: str | Rule, **defaults: float) -> Rule:

@@ -21,8 +21,8 @@ class Energy(Rule):
     values that are not known count as zero.
 
     Attributes:
-        retained_energy: Fraction of the energy in (0, 1]. None: as much as the budget permits; a
-            number given is not exceeded by more than its last component.
+        retained_energy: Fraction of the energy in (0, 1]. None: as much as the budget permits.
+            Several matrices have no larger fraction in common.
 
     Examples:
         >>> from plastic_select import choose_rank_from_spectrum

@@ -22,7 +22,7 @@ class Stable(Rule):
 
     Attributes:
         multiple: Positive and finite. None: 1 for a matrix by itself, and what the budget permits
-            for several; a number given is not exceeded.
+            for several. These have no larger multiple than a number that is given.
 
     Examples:
         >>> from plastic_select import choose_rank_from_spectrum
