@@ -109,7 +109,7 @@ class _Budget:
         return bool(self.per_component @ ranks <= self.parameters)
 
     def share(self, common: CommonNumber) -> tuple[Ranks, list[str]]:
-        """The ranks at the largest common number that fits, and why each has its rank."""
+        """Return the ranks at the largest common number that fits, and why each has its rank."""
         number = self._largest(common)
         reasons = [
             f"{reason}, within [{least}, {most}]"
@@ -120,7 +120,7 @@ class _Budget:
         return self._ranks_at(common, number), reasons
 
     def cut(self, alone: Sequence[RankChoice], spectra: Sequence[Spectrum]) -> Ranks:
-        """The ranks that were chosen one by one, or as much of them as fits."""
+        """Return the ranks that were chosen one by one, or as much of them as fits."""
         wanted = np.clip([choice.rank for choice in alone], self.least, self.most)
         return wanted if self.holds(wanted) else self._fill(wanted, spectra)
 
@@ -129,7 +129,7 @@ class _Budget:
         return ranks
 
     def _largest(self, common: CommonNumber) -> float:
-        """The largest number whose ranks fit, by bisection: ranks grow with it and fit at 0."""
+        """Bisect for the largest number whose ranks fit; ranks grow with it and fit at 0."""
         fits, too_large = 0.0, common.largest
         if self.holds(self._ranks_at(common, too_large)):
             return too_large

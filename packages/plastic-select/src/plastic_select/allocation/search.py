@@ -113,12 +113,12 @@ class _Undecided:
     cost: Floats
 
     def least_cost(self, room: Ints) -> Floats:
-        """L_k: the least cost of a mixture within ``room`` bytes; infinite where there is none."""
+        """Return L_k, the least cost of a mixture within ``room`` bytes; infinite without one."""
         least: Floats = np.interp(room, self.nbytes, self.cost, left=np.inf)
         return least
 
     def fitting(self, room: Ints) -> Ints:
-        """How many segments fit in ``room`` bytes; -1 where that is less than none."""
+        """Return how many segments fit in ``room`` bytes; -1 where that is less than none."""
         return np.searchsorted(self.nbytes, room, side="right") - 1
 
 

@@ -47,7 +47,7 @@ class RankChoice:
 
     @classmethod
     def of(cls, spectrum: Spectrum, rank: int, strategy: str, why: str) -> RankChoice:
-        """The choice of ``rank`` for a checked spectrum, with its energy and its error."""
+        """Return the choice of ``rank`` for a checked spectrum, with its energy and its error."""
         # Summed from the small end, so that a tiny error is not lost in 1 - retained_energy.
         lost = float(min(np.sum(energy_shares(spectrum)[rank:][::-1]), 1.0))
         return cls(rank, 1.0 - lost, math.sqrt(lost), strategy, why)

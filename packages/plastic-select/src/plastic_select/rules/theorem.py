@@ -42,7 +42,7 @@ class Theorem(Rule):
     name = "theorem"
 
     def wanted(self, spectrum: Spectrum, shape: tuple[int, int], budget: int) -> tuple[int, str]:
-        """The clearest cut of at most ``budget``."""
+        """Return the clearest cut of at most ``budget``."""
         followed = np.append(spectrum, spectrum[-1])
         rank = _clearest_cut(followed, budget, rounding=max(shape) * EPS)
         standing = "a gap that stands out"
@@ -166,7 +166,7 @@ def rank_bracket(singular_values: ArrayLike, rank: int) -> tuple[int, int]:
 
 
 def _clearest_cut(s: Spectrum, budget: int, rounding: float) -> int:
-    """The cut at or below ``budget``, of at least ``budget + 1`` values."""
+    """Return the cut at or below ``budget`` of at least ``budget + 1`` values."""
     if s[0] == 0:
         return 1
     s = np.maximum(s / s[0], rounding)  # what is below is rounding: no gaps in there

@@ -39,7 +39,7 @@ class Threshold(Rule):
         _check_noise(self.noise)
 
     def wanted(self, spectrum: Spectrum, shape: tuple[int, int], budget: int) -> tuple[int, str]:
-        """The number of values above the threshold."""
+        """Return the number of values above the threshold."""
         every = np.pad(spectrum, (0, min(shape) - spectrum.size))
         rank = optimal_threshold_rank(every, shape, noise=self.noise)
         return rank, f"{rank} singular values above the optimal hard threshold"
