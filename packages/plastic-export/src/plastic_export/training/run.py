@@ -28,6 +28,7 @@ from plastic_core.linalg import on_cpu
 from plastic_runtime import (
     EventLog,
     Generations,
+    PlasticityCallback,
     PlasticityManager,
     ResumableBatches,
     append_loss,
@@ -171,6 +172,7 @@ class _Run:
             max_bytes=None if schedule else training.max_bytes,
             **training.plasticity,
         )
+        self.callback = PlasticityCallback(self.manager, accumulation=training.accumulate)
         self.generations = Generations(out / GENERATIONS, identity)
         self.start = 0
         self.train_loss: float | None = None
@@ -237,8 +239,7 @@ class _Run:
         _check_finite("validation", loss, step)
         append_loss(self.out / LOSSES, step, "valid", loss)
         if not last:
-            self.manager.step(loss)
-            self.manager.advance(step)
+            self.callback.on_val_loss_report({"iteration": step, "val_loss": loss})
         sizes = _synced_sizes(self.out)
         self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
         self.say(self._line(step, loss))
