@@ -10,6 +10,8 @@ from plastic_core.factors.growing_basis import GrowingBasis
 from plastic_core.factors.operators import as_operator
 from plastic_core.linalg import Float32, Float64
 from plastic_core.testing import (
+    EPS,
+    SCALES,
     Sample,
     assert_orthonormal,
     bits,
@@ -19,8 +21,6 @@ from plastic_core.testing import (
     tolerance,
 )
 
-EPS = float(np.finfo(np.float32).eps)
-SCALES = (2.0**-100, 1.0, 2.0**100)
 anything = matrices(max_side=40, scales=SCALES)
 widths = st.integers(1, 9)
 seeds = st.integers(0, 99)

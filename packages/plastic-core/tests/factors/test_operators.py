@@ -24,9 +24,8 @@ from plastic_core.factors.operators import (
 )
 from plastic_core.factors.quantize import dequantize_factors, quantize_factors
 from plastic_core.linalg import Float64, arrays
-from plastic_core.testing import bits, repeatable, tolerance
+from plastic_core.testing import EPS, bits, repeatable, tolerance
 
-EPS = float(np.finfo(np.float32).eps)
 KINDS = ("dense", "bfloat16", "factored", "packed", "linear", "quantised")
 AFFINE = [("affine", bits, size) for bits in (2, 3, 4, 5, 6, 8) for size in (32, 64, 128)]
 MODES = [*AFFINE, ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plastic_core.factors.quantize import BITS, GROUP_SIZES, dequantize_factors, quantize_factors
 from plastic_core.linalg import Float32, Float64
+from plastic_core.testing import EPS, repeatable
 from plastic_core.testing import bits as bytes_of
-from plastic_core.testing import repeatable
 
-EPS = float(np.finfo(np.float32).eps)
 sides = st.sampled_from([1, 2, 31, 32, 33, 64, 70, 129])
 ranks = st.sampled_from([1, 2, 5, 13])
 

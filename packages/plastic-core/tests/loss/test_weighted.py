@@ -13,9 +13,10 @@ from plastic_core import linalg
 from plastic_core.linalg import Float32, Float64, arrays, reflectors
 from plastic_core.loss.weighted import output_basis, weighted_spectrum
 from plastic_core.testing import (
+    SCALES,
     Sample,
+    anything,
     assert_orthonormal,
-    matrices,
     matrix_from_spectrum,
     repeatable,
     tolerance,
@@ -29,10 +30,6 @@ class Problem(NamedTuple):
     s: Float64
     R: Float64
     root: Float64
-
-
-SCALES = (2.0**-100, 1.0, 2.0**100)
-anything = matrices(scales=SCALES)
 
 
 @st.composite

@@ -17,11 +17,10 @@ from plastic_core.loss.loss import predicted_cost
 from plastic_core.rounding.backbone import Backbone, error_feedback, round_to_nearest
 from plastic_core.rounding.grid import Grid, fitted_grid
 from plastic_core.rounding.one_sided import descend, round_with_feedback
+from plastic_core.testing import EPS, repeatable, tolerance
 from plastic_core.testing import bits as bytes_of
-from plastic_core.testing import repeatable, tolerance
 
 DTYPES = (mx.bfloat16, mx.float16, mx.float32)
-EPS = float(np.finfo(np.float32).eps)
 any_bits, any_group = st.sampled_from(BITS), st.sampled_from(GROUP_SIZES)
 seeds = st.integers(0, 99)
 

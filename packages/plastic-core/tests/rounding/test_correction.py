@@ -22,10 +22,9 @@ from plastic_core import (
     round_to_nearest,
 )
 from plastic_core.linalg import Float32, Float64
-from plastic_core.testing import matrix_from_spectrum, repeatable
+from plastic_core.testing import EPS, matrix_from_spectrum, repeatable
 
 DAMPING = 1e-2
-EPS = float(np.finfo(np.float32).eps)
 
 
 class Problem:

@@ -11,10 +11,9 @@ from plastic_core.linalg import Float32, Float64
 from plastic_core.loss.feedback import feedback_of
 from plastic_core.rounding.one_sided import Rounded, descend, round_with_feedback
 from plastic_core.rounding.two_sided import TILE_OUTPUTS, descend_both_ways, round_both_ways
+from plastic_core.testing import EPS, repeatable
 from plastic_core.testing import bits as bytes_of
-from plastic_core.testing import repeatable
 
-EPS = float(np.finfo(np.float32).eps)
 any_bits = st.sampled_from(BITS)
 seeds = st.integers(0, 99)
 

@@ -10,9 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
-from plastic_core.testing import tolerance
+from plastic_core.testing import parameters, tolerance
 from plastic_export.calibration.loss_grams import measure_loss_grams, use_float32
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import open_checkpoint
@@ -61,10 +60,6 @@ def model_of(family: str) -> nn.Module:
     model.load_weights(weights, strict=False)
     model.eval()
     return model
-
-
-def parameters(model: nn.Module) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
 
 
 def assert_close(grams: Mapping[str, LossGrams], wanted: Mapping[str, LossGrams]) -> None:

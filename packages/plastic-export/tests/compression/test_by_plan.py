@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from mlx_lm.utils import load_model as stock_load
 from mlx_lm.utils import quantize_model, save_config, save_model
-from plastic_core.files import MLX_DTYPES, FormatError, array_bytes, load_safetensors, sha256_file
+from plastic_core.files import MLX_DTYPES, FormatError, load_safetensors, sha256_file
+from plastic_core.testing import same_bits
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.by_plan import execute_plan
@@ -39,10 +40,6 @@ DOWN = "model.layers.0.mlp.down_proj"  # 96 inputs: groups of 32
 def stored(folder: Path) -> dict[str, mx.array]:
     files = sorted(folder.glob("model*.safetensors"))
     return {name: array for file in files for name, array in load_safetensors(file).items()}
-
-
-def same_bits(a: mx.array, b: mx.array) -> bool:
-    return a.dtype == b.dtype and np.array_equal(array_bytes(a), array_bytes(b))
 
 
 _PLANS: dict[str, tuple[LossPlan, dict[str, LossGrams], bytes]] = {}  # by digest of the source

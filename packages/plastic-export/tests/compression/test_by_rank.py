@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from plastic_core.files import FormatError, load_safetensors
+from plastic_core.testing import same_bits
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.packing import without_quantization
 from plastic_export.compression.by_rank import compress
@@ -37,12 +38,6 @@ def read(folder: Path) -> dict[str, mx.array]:
         for f in sorted(folder.glob("model*.safetensors"))
         for n, a in load_safetensors(f).items()
     }
-
-
-def same_bits(a: mx.array, b: mx.array) -> bool:
-    return a.dtype == b.dtype and bytes(memoryview(a.view(mx.uint8))) == bytes(
-        memoryview(b.view(mx.uint8))
-    )
 
 
 @pytest.mark.parametrize("dtype", UNIT)

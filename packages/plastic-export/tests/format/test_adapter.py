@@ -17,8 +17,9 @@ from mlx_lm.utils import load_adapters
 from mlx_lm.utils import load_model as stock_load
 from numpy.typing import NDArray
 from plastic_core import Backbone, Correction
-from plastic_core.files import MLX_DTYPES, FormatError, array_bytes, load_safetensors
+from plastic_core.files import MLX_DTYPES, FormatError, load_safetensors
 from plastic_core.linalg import to_numpy
+from plastic_core.testing import EPS, same_bits
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.restoration import restore
@@ -33,7 +34,6 @@ Make = Callable[..., Path]
 MakePlan = Callable[..., LossPlan]
 Priced = Callable[..., dict[str, tuple[Backbone | None, Correction | None]]]
 
-EPS = float(np.finfo(np.float32).eps)
 TOKENS = mx.array([[1, 5, 9, 40, 17, 3]])
 Q, K, DOWN, UP = (
     f"model.layers.{layer}.weight"
@@ -54,12 +54,6 @@ def with_adapter(out: Path) -> Any:
     model = load_adapters(stock_load(out)[0], str(out / "adapters"))
     model.eval()
     return model
-
-
-def same_bits(a: mx.array, b: mx.array) -> bool:
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(
-        array_bytes(a), array_bytes(b)
-    )
 
 
 def logits(model: nn.Module) -> NDArray[Any]:

@@ -14,15 +14,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as stock_load
 from mlx_lm.utils import quantize_model, save_config, save_model
 from numpy.typing import NDArray
 from plastic_core import Backbone, Correction
 from plastic_core.factors import BITS
-from plastic_core.files import MLX_DTYPES, FormatError, array_bytes, load_safetensors
+from plastic_core.files import MLX_DTYPES, FormatError, load_safetensors
 from plastic_core.linalg import on_cpu, to_numpy
 from plastic_core.rounding import UNPACKED
+from plastic_core.testing import EPS, parameters, same_bits
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.by_plan import Quantised, execute_plan
@@ -39,7 +39,6 @@ MakePlan = Callable[..., LossPlan]
 Priced = Callable[..., dict[str, tuple[Backbone | None, Correction | None]]]
 Array = NDArray[Any]
 
-EPS = float(np.finfo(np.float32).eps)
 TOKENS = mx.array([[1, 5, 9, 40, 17, 3]])
 HEAD = "lm_head.weight"  # its 80 outputs allow no groups
 BLOCKS = [f"model.layers.{i}." for i in range(2)]
@@ -99,12 +98,6 @@ def tensors(
     return found
 
 
-def same_bits(a: mx.array, b: mx.array) -> bool:
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(
-        array_bytes(a), array_bytes(b)
-    )
-
-
 def dense(backbone: Backbone | None, correction: Correction | None) -> Array:
     """The sum of both in float64."""
     parts = [] if backbone is None else [backbone.dequantized().astype(np.float64)]
@@ -137,10 +130,6 @@ def rounding(
         terms += correction.rank + 4
     bound *= terms * EPS
     return bound
-
-
-def parameters(model: Any) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))
 
 
 def logits(model: nn.Module) -> Array:

@@ -18,6 +18,7 @@ from mlx_lm.models import llama
 from numpy.typing import NDArray
 from plastic_core.files import FormatError, array_bytes
 from plastic_core.linalg import on_cpu
+from plastic_core.testing import EPS
 from plastic_export.healing.distillation import Distillation, Split, Teacher
 from plastic_export.healing.loop import Arrays, HealingOptions, HealState, batch_rows, heal_values
 from plastic_export.healing.state import StateFile
@@ -28,7 +29,6 @@ from plastic_export.model.numpy_functions import sigmoid, use_numpy_functions
 from plastic_export.model.plastic_model import QuantizedRows, Rows
 
 T = TypeVar("T")
-EPS = float(np.finfo(np.float32).eps)
 WINDOWS = 12
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plastic_core.testing import parameters
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import mlx.core as mx
@@ -18,7 +20,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import sentencepiece
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import FormatError
@@ -142,10 +143,6 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, mx.array]:
 
 def logits(model: nn.Module) -> np.ndarray[Any, Any]:
     return np.asarray(model(TOKENS).astype(mx.float32))
-
-
-def parameters(model: Any) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))
 
 
 def stored(folder: Path) -> dict[str, mx.array]:

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 from plastic_core import RankLayer
 from plastic_core.layer import linear_from
-from plastic_core.testing import bits, tolerance
+from plastic_core.testing import bits, gaussian, tolerance
 from plastic_runtime import LossGrams, input_grams, loss_grams
 from plastic_runtime.measure import grams as grams_module
 from plastic_runtime.measure.grams import Site
@@ -27,7 +27,7 @@ class Model(nn.Module):
         super().__init__()  # type: ignore[no-untyped-call]
         rng = np.random.default_rng(seed)
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
-        self.embed.weight = array(rng, VOCABULARY, WIDTH)
+        self.embed.weight = gaussian(rng, VOCABULARY, WIDTH)
         self.left: nn.Module = linear(rng, HIDDEN, WIDTH)
         self.right: nn.Module = linear(rng, HIDDEN, WIDTH)
         self.head: nn.Module = linear(rng, VOCABULARY, HIDDEN)
@@ -55,13 +55,9 @@ class Halves(nn.Module):
         return mx.concatenate(y, axis=-1) if isinstance(y, list) else y
 
 
-def array(rng: np.random.Generator, *shape: int) -> mx.array:
-    return mx.array(rng.standard_normal(shape).astype(np.float32))
-
-
 def linear(rng: np.random.Generator, out: int, inner: int, kind: type = nn.Linear) -> nn.Linear:
     layer: nn.Linear = kind(inner, out)
-    layer.weight, layer.bias = array(rng, out, inner), array(rng, out)
+    layer.weight, layer.bias = gaussian(rng, out, inner), gaussian(rng, out)
     return layer
 
 
@@ -178,7 +174,7 @@ def test_the_grams_predict_the_divergence_of_a_perturbed_weight() -> None:
 
 
 def inputs(count: int) -> mx.array:
-    return array(np.random.default_rng(7), 1, count, WIDTH)
+    return gaussian(np.random.default_rng(7), 1, count, WIDTH)
 
 
 def test_an_array_that_enters_in_every_pass_is_counted_in_every_pass() -> None:
@@ -210,7 +206,7 @@ def test_a_layer_that_tokens_pass_twice_counts_twice() -> None:
 
 def test_layers_of_every_kind_are_measured_as_their_dense_twin() -> None:
     rng = np.random.default_rng(0)
-    x = array(rng, 2, 5, 64)
+    x = gaussian(rng, 2, 5, 64)
     packed = nn.QuantizedLinear.from_linear(linear(rng, 8, 64), group_size=32, bits=4)
     dense, fused = linear(rng, 8, 64), linear(rng, 8, 64, Fused)
     ranked = RankLayer.from_linear(packed, 2, keep_base=True)
@@ -228,7 +224,7 @@ def test_layers_of_every_kind_are_measured_as_their_dense_twin() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_in_numpy_and_its_gradient_are_those_of_mlx(bias: bool) -> None:
     rng = np.random.default_rng(0)
-    layer, x, c = linear(rng, 5, 3), array(rng, 2, 4, 3), array(rng, 2, 4, 5)
+    layer, x, c = linear(rng, 5, 3), gaussian(rng, 2, 4, 3), gaussian(rng, 2, 4, 5)
     if not bias:
         del layer.bias
 
@@ -314,7 +310,7 @@ def test_no_batches_are_refused() -> None:
 
 def test_a_sum_wider_than_a_panel_is_that_of_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    first, second = array(rng, 2, 5, 7), array(rng, 3, 7)
+    first, second = gaussian(rng, 2, 5, 7), gaussian(rng, 3, 7)
     rows = np.concatenate([float64(first).reshape(-1, 7), float64(second)])
     for panel, chunk in ((512, 2**23), (3, 14), (1, 1), (7, 7)):
         monkeypatch.setattr(grams_module, "PANEL", panel)
@@ -387,7 +383,7 @@ class Stack(nn.Module):
 
     def __init__(self, rng: np.random.Generator, out: int, inner: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.weight = array(rng, EXPERTS, out, inner)
+        self.weight = gaussian(rng, EXPERTS, out, inner)
         self.num_experts, self.output_dims, self.input_dims = EXPERTS, out, inner
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 from plastic_core import RankLayer
-from plastic_core.testing import bits, matrix_from_spectrum, repeatable, spectra, tolerance
+from plastic_core.testing import (
+    bits,
+    gaussian,
+    matrix_from_spectrum,
+    repeatable,
+    spectra,
+    tolerance,
+)
 from plastic_runtime.measure.intercept import modules_by_path
 from plastic_runtime.measure.probes import input_grams, jacobian_rank
 
@@ -24,20 +31,16 @@ class Block(nn.Module):
         self.left = linear(rng, HIDDEN, WIDTH)
         self.right = RankLayer.from_linear(linear(rng, HIDDEN, WIDTH), 2, keep_base=True)
         self.out = [RankLayer.from_linear(linear(rng, WIDTH, HIDDEN), 3)]
-        self.embed.weight = array(rng, 10, WIDTH)
+        self.embed.weight = gaussian(rng, 10, WIDTH)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         x = self.embed(tokens)
         return self.out[0](mx.tanh(self.left(x)) * self.right(x))
 
 
-def array(rng: np.random.Generator, *shape: int) -> mx.array:
-    return mx.array(rng.standard_normal(shape).astype(np.float32))
-
-
 def linear(rng: np.random.Generator, out: int, inner: int) -> nn.Linear:
     layer = nn.Linear(inner, out)
-    layer.weight, layer.bias = array(rng, out, inner), array(rng, out)
+    layer.weight, layer.bias = gaussian(rng, out, inner), gaussian(rng, out)
     return layer
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from plastic_core import RankLayer
-from plastic_core.testing import bits, tolerance
+from plastic_core.testing import bits, gaussian, tolerance
 from plastic_runtime.measure.intercept import modules_by_path
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gradient_factors import GradientFactors
@@ -21,12 +21,8 @@ OUT, INNER = 4, 3
 Score = Callable[[nn.Module, Callable[[], mx.array]], dict[str, float]]
 
 
-def array(rng: np.random.Generator, *shape: int) -> mx.array:
-    return mx.array(rng.standard_normal(shape).astype(np.float32))
-
-
 def random_layer(rng: np.random.Generator, rank: int) -> RankLayer:
-    return RankLayer(array(rng, OUT, rank), array(rng, rank), array(rng, rank, INNER))
+    return RankLayer(gaussian(rng, OUT, rank), gaussian(rng, rank), gaussian(rng, rank, INNER))
 
 
 class Sum(nn.Module):
@@ -44,7 +40,7 @@ class Sum(nn.Module):
 
 def probe() -> tuple[mx.array, mx.array]:
     rng = np.random.default_rng(1)
-    return array(rng, 5, INNER), array(rng, OUT)
+    return gaussian(rng, 5, INNER), gaussian(rng, OUT)
 
 
 def test_rank_layers_are_found_by_path_and_a_shared_one_once() -> None:

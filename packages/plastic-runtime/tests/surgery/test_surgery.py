@@ -15,7 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 from plastic_core import RankLayer
-from plastic_core.testing import bits, matrix_from_spectrum, repeatable, spectra, tolerance
+from plastic_core.testing import (
+    bits,
+    matrix_from_spectrum,
+    parameters,
+    repeatable,
+    spectra,
+    tolerance,
+)
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
 from plastic_runtime.surgery.rewriting import rebalance
@@ -84,10 +91,6 @@ def trained(make: Make, rank: int = RANK) -> tuple[Stack, optim.Optimizer]:
 def initialised(optimizer: optim.Optimizer, model: nn.Module) -> optim.Optimizer:
     optimizer.init(model.trainable_parameters())  # type: ignore[no-untyped-call]
     return optimizer
-
-
-def parameters(model: nn.Module) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
 
 
 def leaves(optimizer: optim.Optimizer) -> dict[str, mx.array]:

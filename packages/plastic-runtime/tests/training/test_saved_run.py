@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 from plastic_core import RankLayer
 from plastic_core.files import FormatError, write_arrays
-from plastic_core.testing import bits
+from plastic_core.testing import bits, gaussian
 from plastic_runtime.manager.manager import PlasticityManager
 from plastic_runtime.training.saved_run import load_run, save_run
 
@@ -45,7 +45,7 @@ class Net(nn.Module):
         self.layers = [random_layer(rng, rank) for rank in ranks]
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.head.weight = array(np.random.default_rng(9), WIDTH, WIDTH)
+        self.head.weight = gaussian(np.random.default_rng(9), WIDTH, WIDTH)
         self.head.freeze()
         self.layers[1].set_dtype(mx.bfloat16)
 
@@ -55,12 +55,8 @@ class Net(nn.Module):
         return self.head(self.norm(x))
 
 
-def array(rng: np.random.Generator, *shape: int) -> mx.array:
-    return mx.array(rng.standard_normal(shape).astype(np.float32))
-
-
 def random_layer(rng: np.random.Generator, rank: int) -> RankLayer:
-    return RankLayer(array(rng, WIDTH, rank), array(rng, rank), array(rng, rank, WIDTH))
+    return RankLayer(gaussian(rng, WIDTH, rank), gaussian(rng, rank), gaussian(rng, rank, WIDTH))
 
 
 class Run:
@@ -69,7 +65,7 @@ class Run:
     def __init__(self, make: Make, ranks: tuple[int, int] = (2, 3), **options: Any) -> None:
         self.model, self.optimizer = Net(ranks), make()
         rng = np.random.default_rng(1)
-        x, y = array(rng, 8, WIDTH), array(rng, 8, WIDTH)
+        x, y = gaussian(rng, 8, WIDTH), gaussian(rng, 8, WIDTH)
         self.loss = lambda: mx.square(self.model(x) - y).mean()
         self.manager = PlasticityManager(self.model, self.optimizer, loss=self.loss, **options)
 
@@ -270,7 +266,9 @@ class Other(Net):
     def __init__(self) -> None:
         super().__init__()
         rng = np.random.default_rng(0)
-        self.layers[0] = RankLayer(array(rng, WIDTH, 2), array(rng, 2), array(rng, 2, WIDTH + 1))
+        self.layers[0] = RankLayer(
+            gaussian(rng, WIDTH, 2), gaussian(rng, 2), gaussian(rng, 2, WIDTH + 1)
+        )
 
 
 class Unnormed(Net):

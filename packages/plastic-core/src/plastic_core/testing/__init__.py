@@ -17,7 +17,10 @@ from plastic_core.testing.bad_files import (
     packed,
 )
 from plastic_core.testing.known_spectra import (
+    EPS,
+    SCALES,
     Sample,
+    anything,
     assert_orthonormal,
     bits,
     matrices,
@@ -26,25 +29,32 @@ from plastic_core.testing.known_spectra import (
     spectra,
     tolerance,
 )
+from plastic_core.testing.models import gaussian, parameters, same_bits
 
 __all__ = [
     "BAD_FILES",
     "BAD_INDEXES",
+    "EPS",
     "GOOD",
     "GOOD_FILES",
+    "SCALES",
     "SIXTEEN",
     "STRICTER",
     "Bad",
     "Sample",
+    "anything",
     "assert_orthonormal",
     "bits",
     "entry",
+    "gaussian",
     "matrices",
     "matrix_from_spectrum",
     "mutants",
     "one",
     "packed",
+    "parameters",
     "repeatable",
+    "same_bits",
     "spectra",
     "tolerance",
 ]

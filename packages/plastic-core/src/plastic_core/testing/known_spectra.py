@@ -20,6 +20,12 @@ from plastic_core.linalg import Float32, Float64, Matrix, lapack, to_numpy
 repeatable = settings(derandomize=True, deadline=None)
 """Decorator: the same examples in every run, as many as the profile says, however slow."""
 
+EPS = float(np.finfo(np.float32).eps)
+"""Of float32, which the layers compute in."""
+
+SCALES = (2.0**-100, 1.0, 2.0**100)
+"""Magnitudes whose squares leave float32 on either side, and one between."""
+
 
 class Sample(NamedTuple):
     """A matrix and what it was made from.
@@ -61,6 +67,10 @@ def matrices(draw: st.DrawFn, *, max_side: int = 24, scales: Sequence[float] = (
     m, n, seed = draw(sides), draw(sides), draw(st.integers(0, 2**16))
     s = draw(spectra(min_size=min(m, n), max_size=min(m, n), scales=scales))
     return Sample(matrix_from_spectrum(s, m, n, seed).astype(np.float32), s)
+
+
+anything = matrices(scales=SCALES)
+"""Matrices of any of the magnitudes."""
 
 
 def matrix_from_spectrum(s: Float64, m: int, n: int, seed: int) -> Float64:
