@@ -1,4 +1,4 @@
-"""Where the ``plastic`` command prints to, and the options that its subcommands share."""
+"""The output of the ``plastic`` command, and the options that its subcommands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DONE = "the work was complete, only its report is cut"
 
 
 class Output:
-    """Where results go: tables for people, or one JSON object for machines."""
+    """The place where results go: tables for people, or one JSON object for machines."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json

@@ -37,7 +37,7 @@ class Layer:
 
     @property
     def is_apart(self) -> bool:
-        """Whether the experts of a stack are tensors of their own."""
+        """Tell whether the experts of a stack are tensors of their own."""
         return len(self.tensors) > 1
 
 
@@ -95,7 +95,7 @@ def stored_apart(layers: Mapping[str, Layer]) -> dict[str, Layer]:
 
 
 def _stacked(checkpoint: Checkpoint, module: Any) -> dict[str, tuple[str, ...]]:
-    """What ``sanitize`` makes of the tensors: stacked name to the names of the parts, in order."""
+    """Return what ``sanitize`` makes of the tensors: stacked name to names of its parts."""
     names = list(checkpoint.tensors)
     marks = {
         name: mx.full((1,) * max(1, len(checkpoint.tensors[name].shape)), float(i))

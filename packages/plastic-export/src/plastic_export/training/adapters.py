@@ -59,7 +59,7 @@ def write_peft(folder: Path, layers: Mapping[str, RankLayer], base: str) -> Path
 
     Args:
         folder: Where the folder ``peft`` is put.
-        layers: As for `write_adapter`.
+        layers: The layers, see `write_adapter`.
         base: Name of the base checkpoint.
 
     Returns:
@@ -94,7 +94,7 @@ def write_peft(folder: Path, layers: Mapping[str, RankLayer], base: str) -> Path
 
 
 def _pair(layer: RankLayer) -> tuple[mx.array, mx.array]:
-    """``A (r, in)`` and ``B (out, r)`` whose product is the plastic part."""
+    """Return ``A (r, in)`` and ``B (out, r)``, whose product is the plastic part."""
     return layer.S[:, None] * layer.Vh, layer.U
 
 

@@ -56,7 +56,7 @@ class PlasticityManager:
         soft_threshold: Shrink by soft-thresholding the spectrum, which also lowers what stays
             awake and so is not wholly undone by waking, instead of by truncating it.
         log: A file to append one JSON line per event to, or an ``EventLog``.
-        seed: Of the random directions.
+        seed: The seed of the random directions.
         sleep: Where components sleep: a ``SleepStore`` keeps them on disk.
         schedule: Bytes that may be awake over the steps; then it alone changes ranks, in
             :meth:`advance`, and validation losses are only kept on record.
@@ -157,7 +157,7 @@ class PlasticityManager:
         layers that change are written in ``gauge``. Every layer keeps one component.
 
         Args:
-            max_bytes: For the factors of all layers together.
+            max_bytes: The budget for the factors of all layers together.
 
         Returns:
             One event per change; a single ``"keep"`` where the probe's loss or gradient is not
@@ -258,7 +258,7 @@ class PlasticityManager:
 
     @property
     def settled(self) -> bool:
-        """Whether the latest plateau asked for no change."""
+        """Tell whether the latest plateau asked for no change."""
         return self._act.state.settled
 
     def state(self) -> dict[str, Any]:
@@ -290,7 +290,7 @@ class PlasticityManager:
         self._advanced = state["advanced"]
 
     def _options(self) -> dict[str, Any]:
-        """All that decides besides model and data, in JSON's types."""
+        """Return all that decides besides model and data, in JSON's types."""
         options = {
             "score": self.score,
             "soft_threshold": self._act.soft_threshold,
@@ -403,7 +403,7 @@ class PlasticityManager:
         return self._act.record("keep", path, why=why, guard=guard)
 
     def _guarded(self, path: str) -> set[int]:
-        """The sleepers of a layer that the guard may yet wake: their room is theirs."""
+        """Return the sleepers of a layer that the guard may yet wake: their room is theirs."""
         guard = self._act.state.guard
         return set(guard.parked.get(path, ())) if guard else set()
 

@@ -51,7 +51,7 @@ def loss_components(layer: RankLayer, gradient: GradientFactors) -> Arrays:
 
 
 def _root(rows: NDArray[np.float32], basis: Float64, weight: float) -> tuple[Float64, Float64]:
-    """``A`` and a right inverse of it, where ``A^T A`` is the damped Gram of ``rows @ basis``."""
+    """Return ``A`` and a right inverse, ``A^T A`` being the damped Gram of ``rows @ basis``."""
     inner = rows.astype(np.float64) @ basis
     mean = float(np.square(rows, dtype=np.float64).sum()) / rows.shape[1]
     gram = weight * (inner.T @ inner + DAMPING * mean * basis.T @ basis)

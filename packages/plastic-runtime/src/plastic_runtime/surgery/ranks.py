@@ -32,10 +32,10 @@ def grow(
 
     Args:
         layer: The layer, changed in place.
-        k: From 0 to ``layer.max_rank - layer.rank``.
+        k: The number of components, from 0 to ``layer.max_rank - layer.rank``.
         path: Path of the layer in the model that the optimizer was given.
         optimizer: The one that trains the layer, its state changed in place; None if none does.
-        key: From ``mx.random.key``, of the new directions. See ``RankLayer.grow``.
+        key: A key of ``mx.random.key``, for the new directions. See ``RankLayer.grow``.
 
     Raises:
         ValueError: If ``k`` is out of range. Nothing has changed then.

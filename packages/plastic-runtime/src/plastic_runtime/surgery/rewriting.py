@@ -104,7 +104,7 @@ def regauge(
 
 
 def _basis_changes(old: Factors, new: Factors) -> dict[str, NDArray[np.float32]]:
-    """For each factor the ``(r, r)`` matrix that takes its gradient from ``old`` to ``new``."""
+    """Return the ``(r, r)`` matrix that takes each factor's gradient from ``old`` to ``new``."""
     U, S, Vh = _float32(old)
     new_U, new_S, new_Vh = _float32(new)
     X, R = right_map(U, new_U), right_map(Vh.T, new_Vh.T).T

@@ -47,7 +47,7 @@ def sleeping_gain(parked: Parked, gradient: GradientFactors) -> float:
 
 
 def _slopes(parked: Parked, gradient: GradientFactors, weight: float) -> NDArray[np.float64]:
-    """``weight (u^T y_t)(v^T x_t)`` for every token, shape ``(tokens,)``."""
+    """Return ``weight (u^T y_t)(v^T x_t)`` for every token, shape ``(tokens,)``."""
     u, v = (linalg.to_numpy(side.astype(mx.float32)) for side in (parked.U, parked.Vh))
     slopes = weight * (gradient.gradients @ u) * (gradient.inputs @ v)
     return np.asarray(slopes, np.float64)

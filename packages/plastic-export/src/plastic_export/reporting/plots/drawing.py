@@ -1,4 +1,4 @@
-"""What every picture needs: matplotlib, which is an extra."""
+"""The library that every picture needs: matplotlib, which is an extra."""
 
 from __future__ import annotations
 
