@@ -67,9 +67,16 @@ def projections(model: nn.Module) -> list[Projection]:
         >>> [(p.path, p.role, p.shape) for p in projections(model)]
         [('layers.1', 'other', (4, 2)), ('layers.2', 'other', (2, 4))]
     """
-    found = [p for p in _candidates(model) if any(part.isdigit() for part in p.path.split("."))]
-    stacks = [(_container(p.path), p.experts) for p in found if p.experts is not None]
-    return [p for p in found if not _is_router(p, stacks)]
+    candidates = [
+        p for p in _candidates(model) if any(part.isdigit() for part in p.path.split("."))
+    ]
+    stacks = [(_container(p.path), p.experts) for p in candidates if p.experts is not None]
+    return [p for p in candidates if not _is_router(p, stacks)]
+
+
+def _in_block(path: str) -> bool:
+    """Whether a part of the path is the number of a block."""
+    return any(part.isdigit() for part in path.split("."))
 
 
 def _candidates(model: nn.Module) -> Iterator[Projection]:

@@ -173,5 +173,5 @@ class PolicyState:
             parked = {path: tuple(ids) for path, ids in guard["parked"].items()}
             guard = Guard(guard["before"], guard["left"], parked)
         trial = None if trial is None else Trial(**trial)
-        rest = {name: plain[name] for name in plain if name not in ("losses", "guard", "trial")}
-        return cls(losses=tuple(plain["losses"]), guard=guard, trial=trial, **rest)
+        fields = {name: plain[name] for name in plain if name not in ("losses", "guard", "trial")}
+        return cls(losses=tuple(plain["losses"]), guard=guard, trial=trial, **fields)

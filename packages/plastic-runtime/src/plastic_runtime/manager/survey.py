@@ -56,14 +56,14 @@ def layer_views(
         gram = grams[path].matrix if path in grams else None
         with noting(f"in layer {path!r}"):
             spectrum = plastic_spectrum(layer, gram=gram)
-        own = scores.get(path, _evenness(spectrum))
+        layer_score = scores.get(path, _evenness(spectrum))
         views.append(
             LayerView(
                 path=path,
                 rank=layer.rank,
                 max_rank=layer.max_rank,
                 bytes_per_rank=layer.bytes_per_rank,
-                score=own if math.isfinite(own) else 0.0,
+                score=layer_score if math.isfinite(layer_score) else 0.0,
                 target=target.rank(spectrum, layer.shape),
             )
         )

@@ -85,7 +85,7 @@ class BlockChain:
             self.model(batch)
         return entered[0], calls
 
-    def rest(self, batch: mx.array, y: mx.array) -> mx.array:
+    def logits_from(self, batch: mx.array, y: mx.array) -> mx.array:
         """Run the rest of the model on the output ``y`` of the last block."""
         last = list(self.blocks)[-1]
         with intercepted(self.blocks, lambda path, call, x: y if path == last else x):
@@ -100,11 +100,11 @@ class BlockChain:
         if self.early:  # with other results of theirs, the rest must be the same
             with intercepted(outside, self._halved):
                 calls = self.entry(batch)[1]
-                if not _close(self.rest(batch, steps[-1].output), logits):
+                if not _close(self.logits_from(batch, steps[-1].output), logits):
                     return False
         for call in calls:
             x = call(x)
-        return _close(x, steps[-1].output) and _close(self.rest(batch, x), logits)
+        return _close(x, steps[-1].output) and _close(self.logits_from(batch, x), logits)
 
     def _halved(self, path: str, call: Call, x: mx.array) -> mx.array:
         return 0.5 * call(x) if path in self.early else call(x)

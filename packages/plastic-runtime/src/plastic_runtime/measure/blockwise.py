@@ -132,8 +132,8 @@ class _Measurement:
         if not self.parts.finished:
             self._forwards(chain)
         last = -1 if chain.early else 0
-        left = range(len(chain.blocks) - self.parts.finished, last - 1, -1)
-        for number in self.track(left, "calibrating, block by block"):
+        numbers = range(len(chain.blocks) - self.parts.finished, last - 1, -1)
+        for number in self.track(numbers, "calibrating, block by block"):
             if number < 0:
                 self._before(chain)
             else:
@@ -163,7 +163,7 @@ class _Measurement:
             *inputs, gradients = (stack.enter_context(written(file)) for file in files)
             for batch, key in self._draws():
                 y = self._through(chain, batch, inputs)
-                gradient = recorder.pull_back_loss(partial(chain.rest, batch), y, key)
+                gradient = recorder.pull_back_loss(partial(chain.logits_from, batch), y, key)
                 write_array(gradients, gradient, "gradient of the logits")
         self.parts.finish(recorder, recorder.tokens)
 

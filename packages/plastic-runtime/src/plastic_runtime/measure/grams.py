@@ -214,15 +214,15 @@ def flat_sites(sites: Mapping[str, AnySite]) -> dict[str, Site]:
 
     A stack whose experts share one sum has it under its own path.
     """
-    found: dict[str, Site] = {}
+    flat: dict[str, Site] = {}
     for path, site in sites.items():
         if isinstance(site, Site):
-            found[path] = site
+            flat[path] = site
         elif len(site.sites) == 1:
-            found[path] = site.sites[0]
+            flat[path] = site.sites[0]
         else:
-            found |= {f"{path}.{i}": own for i, own in enumerate(site.sites)}
-    return found
+            flat |= {f"{path}.{i}": single for i, single in enumerate(site.sites)}
+    return flat
 
 
 class GramRecorder:
@@ -267,12 +267,12 @@ class GramRecorder:
             entered = None
         if path not in self.sites:
             self.sites[path] = entered or make()
-        own: Any = self.sites[path]  # `more` is what its kind takes
-        if own is entered:
+        site: Any = self.sites[path]  # `more` is what its kind takes
+        if site is entered:
             return
         try:
-            own.add(x, *more)
+            site.add(x, *more)
         except ValueError as error:
             error.add_note(f"while measuring the inputs of layer '{path}'")
             raise
-        self._seen[id(x), kind] = weakref.ref(x), own
+        self._seen[id(x), kind] = weakref.ref(x), site

@@ -69,16 +69,16 @@ def intercepted(modules: Mapping[str, nn.Module], around: Interceptor) -> Iterat
         ...     linear(mx.ones(2)).tolist()
         [1.0, 1.0]
     """
-    own = {id(module): (module, type(module)) for module in modules.values()}
+    kinds = {id(module): (module, type(module)) for module in modules.values()}
     paths = {id(module): path for path, module in reversed(list(modules.items()))}
     watching: list[type[nn.Module]] = []
     try:
-        for identity, (module, kind) in own.items():
+        for identity, (module, kind) in kinds.items():
             watching.append(_watching(kind, paths[identity], around))
             _set_class(module, watching[-1])
         yield
     finally:
-        for module, kind in own.values():
+        for module, kind in kinds.values():
             _set_class(module, kind)
         for watcher in watching:  # a class lives until it is collected; what it watched need not
             for name in {"__call__", AS_LINEAR} & vars(watcher).keys():

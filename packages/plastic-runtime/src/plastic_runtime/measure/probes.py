@@ -137,17 +137,17 @@ def jacobian_rank(
 def _modules(model: nn.Module, paths: Iterable[str] | None) -> dict[str, nn.Module]:
     if paths is not None:
         return {path: _module(model, path) for path in paths}
-    found = modules_by_path(model)
-    wanted = {path for path, m in found.items() if isinstance(m, LINEARS)}
+    modules = modules_by_path(model)
+    wanted = {path for path, m in modules.items() if isinstance(m, LINEARS)}
     wanted |= {p.path for p in projections(model)}
-    return {path: m for path, m in found.items() if path in wanted}
+    return {path: m for path, m in modules.items() if path in wanted}
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
-    found = modules_by_path(model)
-    if path not in found:
+    modules = modules_by_path(model)
+    if path not in modules:
         raise ValueError(f"`path` must be that of a module in the model, got '{path}'.")
-    return found[path]
+    return modules[path]
 
 
 def _pullback(

@@ -123,15 +123,15 @@ class LossRecorder:
             return call(x)
         self._awaited.add(path)
         module, experts = self._linears.get(path), self._experts(path)
-        more = [chosen_experts(bound)] if experts else []
+        indices = [chosen_experts(bound)] if experts else []
         if isinstance(module, EMBEDDINGS):
             size = len(module.weight)
             self.inputs.record(path, f"of {size} tokens", partial(TokenSite, size), x)
         else:
             make = partial(self._site, x.shape[-1], experts)
-            self.inputs.record(path, f"for {experts} experts", make, x, *more)
+            self.inputs.record(path, f"for {experts} experts", make, x, *indices)
         y = call(x)
-        return cast(mx.array, tapped(y, probe, partial(self._record, path, more)))
+        return cast(mx.array, tapped(y, probe, partial(self._record, path, indices)))
 
     def _experts(self, path: str) -> int:
         """Count the sums that a stack of experts needs; 0 for what is none."""
@@ -146,12 +146,12 @@ class LossRecorder:
         widest = self.inputs.widest
         return RoutedSite(size, experts, widest) if experts else Site(size, widest)
 
-    def _record(self, path: str, more: list[mx.array], _: mx.array, gradient: mx.array) -> None:
+    def _record(self, path: str, indices: list[mx.array], _: mx.array, gradient: mx.array) -> None:
         if path not in self.gradients:
             self.gradients[path] = self._site(gradient.shape[-1], self._experts(path))
         site: Any = self.gradients[path]
         try:
-            site.add(gradient, *more)
+            site.add(gradient, *indices)
         except ValueError as error:
             error.add_note(f"while measuring the gradients of layer '{path}'")
             raise
@@ -207,13 +207,13 @@ def numpy_linears(linears: Modules) -> dict[str, Linear]:
     """Return the layers whose products NumPy computes where MLX would on the CPU, by path."""
     if not on_cpu():
         return {}
-    found: dict[str, Linear] = {}
+    in_numpy: dict[str, Linear] = {}
     for path, module in linears.items():
         if type(module) in (nn.Linear, nn.QuantizedLinear):
-            found[path] = cast(Linear, module)
+            in_numpy[path] = cast(Linear, module)
         elif type(module) is nn.Embedding:
-            found[f"{path}.{AS_LINEAR}"] = linear_from(module.weight, None)
-    return found
+            in_numpy[f"{path}.{AS_LINEAR}"] = linear_from(module.weight, None)
+    return in_numpy
 
 
 def using_numpy(linears: Modules) -> AbstractContextManager[None]:

@@ -73,15 +73,15 @@ class GramParts:
         Raises:
             OSError: If it cannot be written.
         """
-        together: dict[str, list[str]] = {}
+        paths_of: dict[str, list[str]] = {}
         for path in sorted(self._sites):
-            together.setdefault(self._sites[path], []).append(path)
+            paths_of.setdefault(self._sites[path], []).append(path)
         header = {
             "version": GRAM_FILE_VERSION,
             "made_for": self._made_for,
             "tokens": self.tokens,
-            "sites": {path: site for site, paths in together.items() for path in paths},
-            "counts": {site: self._counts[site] for site in together},
+            "sites": {path: site for site, paths in paths_of.items() for path in paths},
+            "counts": {site: self._counts[site] for site in paths_of},
         }
         append_grams(self._archive, [json.dumps(header).encode()], self._mark)
         self._archive.replace(self.file)

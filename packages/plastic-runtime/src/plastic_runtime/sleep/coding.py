@@ -66,7 +66,7 @@ def _rounded(
         for name, packed in (("U", q.Ut), ("Vh", q.Vh))
         for leaf in _LEAVES
     }
-    rest = {name: array for name, array in arrays.items() if name not in dtypes}
+    others = {name: array for name, array in arrays.items() if name not in dtypes}
     coding = {
         "bits": bits,
         "dtypes": dtypes,
@@ -74,7 +74,7 @@ def _rounded(
         "awake": {"U": parked.U.nbytes, "Vh": parked.Vh.nbytes},
     }
     back = _restored(coded, coding)
-    return coded | rest, coding | {"error": _error(parked, back["U"], back["Vh"])}
+    return coded | others, coding | {"error": _error(parked, back["U"], back["Vh"])}
 
 
 def _restored(arrays: dict[str, mx.array], coding: dict[str, Any]) -> dict[str, mx.array]:
@@ -87,8 +87,8 @@ def _restored(arrays: dict[str, mx.array], coding: dict[str, Any]) -> dict[str, 
     U, _, Vh = dequantize_factors(q)
     dtypes = {name: MLX_DTYPES[dtype] for name, dtype in coding["dtypes"].items()}
     coded = {f"{name}.{leaf}" for name in sides for leaf in _LEAVES}
-    rest = {name: array for name, array in arrays.items() if name not in coded}
-    return {"U": U[:, 0].astype(dtypes["U"]), "Vh": Vh[0].astype(dtypes["Vh"])} | rest
+    others = {name: array for name, array in arrays.items() if name not in coded}
+    return {"U": U[:, 0].astype(dtypes["U"]), "Vh": Vh[0].astype(dtypes["Vh"])} | others
 
 
 def _error(parked: Parked, U: mx.array, Vh: mx.array) -> float:

@@ -117,8 +117,8 @@ class SleepDict:
             ValueError: If ``ids`` is empty, repeats one, or names one not asleep at ``path``.
         """
         parked = [self.get(id) for id in ids]
-        own = {p.id for p in parked if p.path == path}
-        if not parked or len(own) < len(parked):
+        at_path = {p.id for p in parked if p.path == path}
+        if not parked or len(at_path) < len(parked):
             raise ValueError(
                 f"`ids` must be distinct ids out of {list(self.ids(path))}, asleep for layer "
                 f"'{path}', got {[p.id for p in parked]}."
@@ -198,7 +198,7 @@ class SleepDict:
             if id in parts:
                 parts[id][part] = array
         parked = {
-            int(id): component_of(int(id), meta["paths"][id], own) for id, own in parts.items()
+            int(id): component_of(int(id), meta["paths"][id], named) for id, named in parts.items()
         }
         self._parked = dict(sorted(parked.items()))
         self._next_id = int(meta["next_id"])
@@ -251,14 +251,14 @@ def _pick(name: str, array: mx.array, index: int) -> mx.array:
 def _stack_moments(moments: list[Moments]) -> Moments:
     known = {
         (name, leaf): array
-        for own in moments
-        for name, leaves in own.items()
+        for component in moments
+        for name, leaves in component.items()
         for leaf, array in leaves.items()
     }
     stacked: Moments = {}
     for (name, leaf), example in known.items():
         zero = mx.zeros_like(example)
-        rows = [own.get(name, {}).get(leaf, zero) for own in moments]
+        rows = [component.get(name, {}).get(leaf, zero) for component in moments]
         stacked.setdefault(name, {})[leaf] = mx.stack(rows, axis=_axis(name))
     return stacked
 

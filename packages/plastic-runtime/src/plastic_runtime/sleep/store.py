@@ -280,8 +280,8 @@ def read_records(folder: Path) -> list[Record]:
     records = [read_record(file) for file in record_files(folder)]
     base = max((r.base for r in records), default=1)
     records = [r for r in records if r.sequence >= base]
-    there = {r.sequence for r in records}
-    missing = sorted(set(range(base, max(there, default=0) + 1)) - there)
+    sequences = {r.sequence for r in records}
+    missing = sorted(set(range(base, max(sequences, default=0) + 1)) - sequences)
     if missing:
         reason = f"the record {missing[0]:08d}-*.safetensors is missing"
         raise FormatError.about(folder, reason, "put it back")

@@ -55,8 +55,8 @@ class Schedule:
         """Return the bytes that may be awake after ``step`` steps."""
         if step < self.begin:
             return self.first
-        left = 1 - (step - self.begin) / (self.end - self.begin) if step < self.end else 0.0
-        return self.last + round((self.first - self.last) * left**3)
+        remaining = 1 - (step - self.begin) / (self.end - self.begin) if step < self.end else 0.0
+        return self.last + round((self.first - self.last) * remaining**3)
 
     def due(self, step: int) -> bool:
         """Tell whether components are reallocated after ``step`` steps."""
@@ -113,8 +113,8 @@ def redistribute(holdings: Sequence[Holding], max_bytes: int) -> dict[str, int]:
     }
     ranks = dict.fromkeys((h.path for h in holdings), 0)
     if options:
-        (found,) = allocate(options, [max_bytes])
+        (allocation,) = allocate(options, [max_bytes])
         sizes = {h.path: h.bytes_per_rank for h in holdings}
-        for path, i in found.chosen.items():
+        for path, i in allocation.chosen.items():
             ranks[path] = options[path][i].nbytes // sizes[path]
     return ranks

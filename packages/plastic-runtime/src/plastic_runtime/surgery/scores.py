@@ -22,11 +22,11 @@ def find_rank_layers(model: nn.Module) -> dict[str, RankLayer]:
         >>> list(find_rank_layers(model))
         ['layers.0']
     """
-    found: dict[int, tuple[str, RankLayer]] = {}
+    by_identity: dict[int, tuple[str, RankLayer]] = {}
     for path, module in modules_by_path(model).items():
         if isinstance(module, RankLayer):
-            found.setdefault(id(module), (path, module))
-    return dict(found.values())
+            by_identity.setdefault(id(module), (path, module))
+    return dict(by_identity.values())
 
 
 def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:

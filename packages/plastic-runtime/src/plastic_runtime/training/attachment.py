@@ -68,22 +68,22 @@ def attach(
 
 def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
     """Return the plain linear layers of the blocks that ``keys`` name, by path."""
-    found = {
+    adaptable = {
         p.path: p.module
         for p in projections(model)
         if p.experts is None and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
     }
-    if not found:
+    if not adaptable:
         raise ValueError(
             "`model` must have a linear layer in a numbered block (nn.Linear or "
             "nn.QuantizedLinear) that can be adapted, and has none."
         )
     for key in keys or ():
-        if not any(_names(key, path) for path in found):
-            raise ValueError(f"`keys` must name layers such as '{min(found)}', got '{key}'.")
+        if not any(_names(key, path) for path in adaptable):
+            raise ValueError(f"`keys` must name layers such as '{min(adaptable)}', got '{key}'.")
     return {
         path: module
-        for path, module in found.items()
+        for path, module in adaptable.items()
         if keys is None or any(_names(key, path) for key in keys)
     }
 
@@ -91,14 +91,14 @@ def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
 def _outside(model: nn.Module, paths: Iterable[str]) -> dict[str, Linear]:
     """Return the linear layers at these paths."""
     modules = modules_by_path(model)
-    found: dict[str, Linear] = {}
+    linears: dict[str, Linear] = {}
     for path in paths:
         module = modules.get(path)
         if not isinstance(module, nn.Linear | nn.QuantizedLinear):
             what = "has nothing there" if module is None else f"has a {type(module).__name__}"
             raise ValueError(f"`also` must name linear layers; at '{path}' the model {what}.")
-        found[path] = module
-    return found
+        linears[path] = module
+    return linears
 
 
 def _names(key: str, path: str) -> bool:

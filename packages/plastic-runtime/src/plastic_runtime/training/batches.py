@@ -43,13 +43,13 @@ class ResumableBatches:
         self.position = position
 
     def __call__(
-        self, dataset: Any, batch_size: int, max_seq_length: int, loop: bool = False, **rest: Any
+        self, dataset: Any, batch_size: int, max_seq_length: int, loop: bool = False, **options: Any
     ) -> Iterator[Any]:
         """Yield batches as mlx-lm's function does, forever with ``loop``."""
 
         def epoch(number: int) -> Iterator[Any]:
             seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-            return self._iterate(dataset, batch_size, max_seq_length, seed=seed, **rest)
+            return self._iterate(dataset, batch_size, max_seq_length, seed=seed, **options)
 
         if not loop:
             yield from epoch(0)

@@ -55,8 +55,8 @@ class Generations:
         """Return the steps of the generations there are, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = (_NAME.fullmatch(name) for name in os.listdir(self.folder))
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_NAME.fullmatch(name) for name in os.listdir(self.folder))
+        return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
         """Return where the generation of a step is, or would be."""

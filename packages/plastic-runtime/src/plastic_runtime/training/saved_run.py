@@ -185,12 +185,12 @@ def read_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 def _digest(arrays: Arrays, run: Mapping[str, Any]) -> str:
     """Return the SHA-256 over the record and over names, dtypes, shapes and bytes of all arrays."""
-    whole = hashlib.sha256(json.dumps(run, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
-        whole.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        whole.update(array_bytes(array).data)
-    return whole.hexdigest()
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array_bytes(array).data)
+    return digest.hexdigest()
 
 
 def _weights(model: nn.Module) -> Arrays:
@@ -205,10 +205,10 @@ def _weights(model: nn.Module) -> Arrays:
 
 
 def _set_weights(model: nn.Module, weights: Arrays) -> None:
-    rest = dict(weights)
+    others = dict(weights)
     for path, layer in find_rank_layers(model).items():
-        layer.set_factors(*(rest.pop(name) for name in _factor_names(path)))
-    model.update(tree_unflatten(list(rest.items())) if rest else {})
+        layer.set_factors(*(others.pop(name) for name in _factor_names(path)))
+    model.update(tree_unflatten(list(others.items())) if others else {})
 
 
 def _set_state(optimizer: optim.Optimizer, arrays: Arrays) -> None:
