@@ -317,3 +317,9 @@ def text(tmp_path: Path) -> Path:
     letters = np.random.default_rng(0).integers(48, 126, 2000)
     file.write_text("".join(map(chr, letters)))
     return file
+
+
+@pytest.fixture(scope="session")
+def write_readable(tiny_weights: dict[str, mx.array]) -> Callable[[Path], Path]:
+    """A function that writes the checkpoint with a tokenizer to a folder."""
+    return lambda folder: with_tokenizer(write_folder(folder, tiny_weights, LLAMA))

@@ -78,6 +78,11 @@ def in_batches(tokens: mx.array, widest: int) -> list[mx.array]:
     Args:
         tokens: The windows.
         widest: Entries per token of the widest activation, logits included.
+
+    Examples:
+        >>> windows = mx.zeros((6, 1024), mx.int32)
+        >>> [batch.shape for batch in in_batches(windows, widest=1000)]
+        [(2, 1024), (2, 1024), (2, 1024)]
     """
     rows = max(1, min(_TOKENS, _VALUES // widest) // tokens.shape[1])
     return [tokens[i : i + rows] for i in range(0, len(tokens), rows)]
@@ -88,6 +93,12 @@ def use_float32(model: nn.Module) -> None:
 
     The product of a float32 input with a weight of any type is that with the weight widened, so
     dense linear layers and experts keep theirs; all other parameters are widened.
+
+    Examples:
+        >>> model = load_model("SRC")
+        >>> use_float32(model)
+        >>> model(mx.array([[3, 4]])).dtype
+        mlx.core.float32
     """
     for module in model.modules():  # type: ignore[no-untyped-call]
         is_large = isinstance(module, nn.Linear) or is_stack(module)

@@ -22,6 +22,12 @@ class Calibration:
         text: UTF-8 text file.
         window: Tokens per window; each is run on its own, from an empty context.
         windows: How many windows at most, spread evenly over the text.
+
+    Examples:
+        >>> calibration = Calibration("text.txt", window=24, windows=8)
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     calibration.tokens(checkpoint).shape
+        (8, 24)
     """
 
     text: str | Path

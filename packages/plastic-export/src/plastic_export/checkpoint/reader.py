@@ -60,6 +60,11 @@ class Checkpoint(Closing):
         quantization: How an MLX checkpoint is quantised, None where it is not.
         tensors: Every tensor by name, file by file and in the order of the bytes.
         weight_files: The files that hold them.
+
+    Examples:
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     print(checkpoint.name, len(checkpoint.tensors), checkpoint.config["model_type"])
+        SRC 21 llama
     """
 
     name: str
@@ -228,6 +233,11 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         FormatError: If there is none, or a file of it is missing, damaged or unsafe.
         ValueError: If ``revision`` is given for a folder.
         OSError: If the system refuses.
+
+    Examples:
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     checkpoint.matrix("lm_head.weight").shape
+        (80, 64)
     """
     name = os.fspath(source)
     folder = Path(name)

@@ -19,7 +19,12 @@ FLOATS = {"BF16", "F16", "F32"}
 
 
 def module_path(name: str) -> str:
-    """``"model.layers.0.mlp.up_proj.weight"`` -> ``"model.layers.0.mlp.up_proj"``."""
+    """``"model.layers.0.mlp.up_proj.weight"`` -> ``"model.layers.0.mlp.up_proj"``.
+
+    Examples:
+        >>> module_path("model.layers.0.mlp.up_proj.weight")
+        'model.layers.0.mlp.up_proj'
+    """
     return name.removesuffix(".weight")
 
 
@@ -72,6 +77,12 @@ def compressible(
 
     Raises:
         ValueError: If a pattern matches no matrix, or if nothing is left to compress.
+
+    Examples:
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     names = compressible(checkpoint.tensors, include=["*.mlp.*"], exclude=["*.1.*"])
+        >>> [module_path(name).rpartition(".")[2] for name in sorted(names)]
+        ['down_proj', 'gate_proj', 'up_proj']
     """
     matrices = [name for name in tensors if is_matrix(name, tensors)]
     inside = [name for name in matrices if _inside(name)]

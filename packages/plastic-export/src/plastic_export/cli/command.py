@@ -66,6 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit status: 0 done, 1 a defect of this program (with its traceback), 2 bad input, 3 input or
     output failed, 4 another process is writing there, 5 interrupted.
+
+    Examples:
+        >>> try:
+        ...     main(["verify", "PACKED"])
+        ... except SystemExit as ended:
+        ...     print(ended.code)
+        PACKED: intact
+        0
     """
     words = sys.argv[1:] if arguments is None else arguments
     before = signal.signal(signal.SIGTERM, _interrupt)

@@ -26,6 +26,10 @@ class Comparison:
         error: Standard error of ``mean``, None if there is only one window.
         interval: 95 % confidence interval of ``mean``. Each holds by itself: of twenty
             comparisons one is expected to miss.
+
+    Examples:
+        >>> Comparison("kl", mean=0.25, error=0.05, interval=(0.13, 0.37)).verdict
+        'worse'
     """
 
     measure: Literal["kl", "nll"]
@@ -61,6 +65,12 @@ class Evaluation:
         top1_error: Its standard error.
         checkpoint: What was evaluated, as it was given.
         difference: The difference to the first of several checkpoints; None for that one.
+
+    Examples:
+        >>> (result,) = evaluate("SRC", ["text.txt"], window=24, windows=8)
+        >>> low, high = result.perplexity_interval
+        >>> low < result.perplexity < high
+        True
     """
 
     text: str

@@ -33,6 +33,11 @@ def evaluate(
 
     Returns:
         One result per text.
+
+    Examples:
+        >>> (result,) = evaluate("PACKED", ["text.txt"], reference="SRC", window=24, windows=8)
+        >>> print(result.tokens, result.kl > 0, result.top1 <= 1)
+        184 True True
     """
     return compare(
         [source], texts, reference=reference, window=window, windows=windows, track=track
@@ -78,6 +83,15 @@ def compare(
         FormatError: If a checkpoint or a text cannot be read, or predictions are not finite.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If a file is missing or cannot be read.
+
+    Examples:
+        >>> first, second = compare(
+        ...     ["PACKED", "FACTORED"], ["text.txt"], reference="SRC", window=24, windows=8
+        ... )
+        >>> second.difference.mean == second.kl - first.kl
+        True
+        >>> second.difference.verdict
+        'worse'
     """
     if not sources:
         raise ValueError("`sources` must name at least one checkpoint, got none")

@@ -41,6 +41,12 @@ class Healed:
         kl_after: The same for what was written; never more than ``kl_before``.
         step: The step whose values were written; 0 where none was better than the start.
         measured: ``(step, kl)`` of every measurement.
+
+    Examples:
+        >>> few, options = Calibration("text.txt", window=24, windows=8), HealingOptions(steps=2)
+        >>> result = heal("PACKED", "SRC", "HEALED", calibration=few, options=options)
+        >>> result.windows
+        (7, 1)
     """
 
     out: Path
@@ -111,6 +117,12 @@ def heal(
     References:
         Distillation of scales and biases: ``mlx_lm.dwq``. The defaults are a heuristic, see
         `HealingOptions`.
+
+    Examples:
+        >>> few, options = Calibration("text.txt", window=24, windows=8), HealingOptions(steps=2)
+        >>> result = heal("PACKED", "SRC", "HEALED", calibration=few, options=options)
+        >>> result.kl_after <= result.kl_before
+        True
     """
     options = options or HealingOptions()
     with open_checkpoint(folder) as checkpoint, open_checkpoint(reference) as original:

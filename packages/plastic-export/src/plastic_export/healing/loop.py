@@ -50,6 +50,11 @@ class HealingOptions:
         With the defaults and 128 windows of 256 tokens 0.32 was left of 3 bits, rounded, and 0.57
         of 3.5 bits by predicted loss (5.8 M); on texts of two other kinds 0.50 and 0.45, 0.70 and
         0.75.
+
+    Examples:
+        >>> options = HealingOptions(steps=30)
+        >>> print(options.steps, options.batch)
+        30 8
     """
 
     steps: int = 200

@@ -37,7 +37,13 @@ def divergence_in(xp: Any, q: Any, log_q: Any, log_p: Any) -> Any:
 
 
 def log_softmax(logits: mx.array) -> mx.array:
-    """Return the normalised log-probabilities along the last axis of float32."""
+    """Return the normalised log-probabilities along the last axis of float32.
+
+    Examples:
+        >>> log_p = log_softmax(mx.array([0.0, 1.0, 2.0]))
+        >>> print(f"{mx.exp(log_p).sum().item():.5f}")
+        1.00000
+    """
     xp = library()
     return mx.array(log_softmax_in(xp, in_library(logits, xp)))
 
@@ -51,6 +57,11 @@ def divergences(logits: mx.array, log_q: mx.array) -> mx.array:
 
     Returns:
         Shape ``(...)``, float32, nats. The gradient in the logits is ``p - q``.
+
+    Examples:
+        >>> log_q = log_softmax(mx.array([[0.0, 1.0, 2.0]]))
+        >>> divergences(mx.array([[0.0, 1.0, 2.0]]), log_q).tolist()
+        [0.0]
     """
     xp = library()
     difference: list[Any] = []  # p - q, from the pass forwards

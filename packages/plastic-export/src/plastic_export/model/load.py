@@ -48,6 +48,11 @@ def load_model(folder: str | Path) -> nn.Module:
             or if its weights are damaged or do not fit its configuration.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If a file is missing or cannot be read.
+
+    Examples:
+        >>> model = load_model("SRC")
+        >>> model(mx.array([[5, 6, 7]])).shape
+        (1, 3, 80)
     """
     folder, utils = Path(folder), mlx_lm_utils()
     file = folder / "config.json"

@@ -25,6 +25,11 @@ def use_numpy_functions() -> Iterator[None]:
     Only where MLX's default device is the CPU. There MLX takes about 20 ns for an exponential,
     NumPy 2, so that the activations of a feed-forward layer cost as much as one of its products.
     Compilation is off meanwhile: what is compiled calls no function of Python.
+
+    Examples:
+        >>> with use_numpy_functions():
+        ...     print(f"{mx.sigmoid(mx.array(0.0)).item():.1f}")
+        0.5
     """
     if not on_cpu():
         yield

@@ -17,6 +17,10 @@ def read_text(path: str | Path) -> str:
     Raises:
         FormatError: If it is not UTF-8; the message says where.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> len(read_text("text.txt"))
+        3000
     """
     try:
         return Path(path).read_bytes().decode("utf-8")
@@ -44,6 +48,11 @@ def text_windows(
 
     Raises:
         ValueError: If the text is shorter than one window, or ``length`` or ``limit`` too small.
+
+    Examples:
+        >>> windows = text_windows(load_tokenizer("SRC"), read_text("text.txt"), length=24, limit=8)
+        >>> windows.shape
+        (8, 24)
     """
     if length < 2:
         raise ValueError(f"`length` must be at least 2 tokens, got {length}.")

@@ -23,6 +23,11 @@ def load_tokenizer(folder: str | Path) -> Any:
         FormatError: If there is no tokenizer, or none that the installed libraries can read.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If config.json is missing or cannot be read.
+
+    Examples:
+        >>> tokenizer = load_tokenizer("SRC")
+        >>> tokenizer.decode(tokenizer.encode("abc"))
+        'a b c'
     """
     folder, utils = Path(folder), mlx_lm_utils()
     config = read_json(folder / "config.json")

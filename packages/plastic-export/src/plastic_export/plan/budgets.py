@@ -33,6 +33,12 @@ class Budget(NamedTuple):
             ``"size"`` of the model files, headers and an adapter counted, in bytes; ``"keep"``, the
             fraction of the matrices' bytes in the source.
         value: The number.
+
+    Examples:
+        >>> matrices = read_plan("plan.json").matrices
+        >>> (plan,) = plan_bits(matrices, [Budget("keep", 0.4)])
+        >>> print(plan.asked, plan.nbytes <= 0.4 * sum(m.source_bytes for m in matrices))
+        keep 0.4 True
     """
 
     kind: Literal["bits_per_weight", "size", "keep"]
@@ -70,6 +76,12 @@ def parse_size(text: str) -> float:
 
     Raises:
         ValueError: If it is none of these.
+
+    Examples:
+        >>> parse_size("2.5 MiB")
+        2621440.0
+        >>> Budget("size", parse_size("3MB")).kind
+        'size'
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:

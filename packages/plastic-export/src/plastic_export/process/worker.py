@@ -40,7 +40,16 @@ _SIGNALS = {s.value: s.name for s in signal.Signals}
 
 
 class WorkerError(RuntimeError):
-    """A worker process ended without a result; the message says how, and what it printed last."""
+    """A worker process ended without a result; the message says how, and what it printed last.
+
+    Examples:
+        >>> import os
+        >>> try:
+        ...     run_isolated(os._exit, 0, timeout=60)
+        ... except WorkerError as error:
+        ...     print("without a complete result" in str(error))
+        True
+    """
 
 
 def run_isolated(
@@ -78,7 +87,7 @@ def run_isolated(
         output and error are shown only if it fails. MLX's default device and NumPy's error state
         are those of a fresh process.
 
-    Example:
+    Examples:
         >>> import math
         >>> run_isolated(math.hypot, 3.0, 4.0, timeout=60)
         5.0

@@ -60,6 +60,10 @@ class Report:
         page: The HTML page.
         pictures: The PNGs.
         history: What they show.
+
+    Examples:
+        >>> report("RUN", "PAGE").page
+        PosixPath('PAGE/report.html')
     """
 
     page: Path
@@ -93,6 +97,11 @@ def report(
         ValueError: If ``losses`` is given for a folder, or a file to write is a link or a folder.
         OSError: If a file cannot be read or written.
         ModuleNotFoundError: If matplotlib is not installed; nothing is written then.
+
+    Examples:
+        >>> result = report("RUN", "PAGE")
+        >>> [picture.name for picture in result.pictures]
+        ['report-loss.png', 'report-ranks.png', 'report-bytes.png']
     """
     path = Path(run)
     history = read_history(path, losses=losses)

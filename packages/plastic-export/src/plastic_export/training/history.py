@@ -85,6 +85,11 @@ def read_history(
     Raises:
         FormatError: If there is no such run, it tells nothing yet, or a log is damaged.
         OSError: If a file cannot be read.
+
+    Examples:
+        >>> history = read_history(Path("RUN"))
+        >>> [step for step, loss in history.valid]
+        [0, 2, 4]
     """
     path = Path(run)
     if not path.exists():

@@ -54,7 +54,12 @@ _NOTHING = {name: 0 for name in _LOGS}
 
 
 class DivergedError(ValueError):
-    """A loss was NaN or infinite: no rank was changed and no state saved since."""
+    """A loss was NaN or infinite: no rank was changed and no state saved since.
+
+    Examples:
+        >>> issubclass(DivergedError, ValueError)
+        True
+    """
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class TrainedRun:
         peft: Adapter of exact ranks in the form of PEFT.
         history: The history of the run.
         resumed: Step that the run went on from; None if it was not cut.
+
+    Examples:
+        >>> few = TrainingOptions(
+        ...     steps=4, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2
+        ... )
+        >>> train("SRC", "data", "RUN", few).resumed  # which had finished: nothing is left to do
+        4
     """
 
     out: Path
@@ -117,6 +129,14 @@ def train(
 
     Note:
         On the CPU weights are widened to float32, exactly, as mlx is slow in bfloat16 there.
+
+    Examples:
+        >>> few = TrainingOptions(
+        ...     steps=2, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2
+        ... )
+        >>> result = train("SRC", "data", "NEW", few, include=["*.q_proj"])
+        >>> print(result.adapter, result.history.steps)
+        NEW/adapters 2
     """
     out = Path(out)
     with open_checkpoint(src, revision=revision) as checkpoint:

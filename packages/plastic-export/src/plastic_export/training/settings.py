@@ -61,6 +61,10 @@ class TrainingOptions:
         grad_checkpoint: Compute activations twice rather than keep them.
         seed: The seed of the directions, of the order of the data and of everything else.
         plasticity: Further arguments of the `PlasticityManager`, by name.
+
+    Examples:
+        >>> TrainingOptions(steps=100, max_bytes=3_000_000).optimizer
+        'adamw'
     """
 
     steps: int = 1000

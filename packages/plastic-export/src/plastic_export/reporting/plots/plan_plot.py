@@ -29,7 +29,13 @@ def save_plan_plot(file: Path, plan: LossPlan) -> None:
 
 
 def plan_frontier(plan: LossPlan) -> tuple[BitsPlan, ...]:
-    """Plans for budgets from the least possible to the size of the source, in equal ratios."""
+    """Plans for budgets from the least possible to the size of the source, in equal ratios.
+
+    Examples:
+        >>> curve = plan_frontier(read_plan("plan.json"))
+        >>> curve[0].nbytes < curve[-1].nbytes
+        True
+    """
     least = sum(min(o.nbytes for o in m.offers) for m in plan.matrices)
     most = sum(m.source_bytes for m in plan.matrices)
     sizes = plan.left_bytes + np.ceil(np.geomspace(least, most, BUDGETS))

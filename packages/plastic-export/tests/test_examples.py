@@ -1,0 +1,99 @@
+"""Every public function and class shows an example, and every example runs.
+
+An example runs in a folder of its own that holds
+
+- ``SRC``, the small checkpoint, with a tokenizer of one token per character, and ``text.txt``,
+- ``FACTORED``, SRC by rank at half its bytes, and ``PACKED``, SRC by the one plan in ``plan.json``,
+- ``data``, rows to train on, and ``RUN``, a finished run of 4 steps on them.
+
+It may use ``mx``, ``nn``, ``np``, ``Path`` and every name of ``plastic_export`` without importing
+it.
+"""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import plastic_export
+import pytest
+from plastic_export import (
+    Calibration,
+    Choices,
+    TrainingOptions,
+    compress,
+    execute_plan,
+    plan_checkpoint,
+    train,
+)
+
+HOME = Path(plastic_export.__file__).parent
+ROOMS = [
+    ".".join(("plastic_export", *init.parent.relative_to(HOME).parts))
+    for init in sorted(HOME.rglob("__init__.py"))
+]
+LATER = ("compression", "folder", "format", "plan")
+SHOWN: dict[str, Any] = {
+    f"{room}.{name}": getattr(import_module(room), name)
+    for room in ROOMS
+    for name in getattr(import_module(room), "__all__", ())
+}
+PUBLIC = {
+    path: shown
+    for path, shown in SHOWN.items()
+    if (inspect.isclass(shown) or inspect.isfunction(shown))
+    and shown.__module__.startswith("plastic_export")
+    and ("Examples:" in (shown.__doc__ or "") or shown.__module__.split(".")[1] not in LATER)
+}
+COMMON = {"mx": mx, "nn": nn, "np": np, "Path": Path}
+SHORT = TrainingOptions(steps=4, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2)
+
+
+@pytest.fixture(scope="module")
+def material(
+    write_readable: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the examples find in their folder."""
+    folder = tmp_path_factory.mktemp("material")
+    source, text = write_readable(folder / "SRC"), folder / "text.txt"
+    letters = np.random.default_rng(0).integers(48, 126, 3000)
+    text.write_text("".join(map(chr, letters)))
+    calibration = Calibration(text, window=24, windows=8)
+    choices = Choices(bits=(2, 4, 8))
+    plan = folder / "plan.json"
+    plan_checkpoint(source, plan, calibration=calibration, budgets=[4.5], choices=choices)
+    execute_plan(source, folder / "PACKED", plan)
+    compress(source, folder / "FACTORED", keep=0.5)
+    (folder / "data").mkdir()
+    rows = [{"text": text.read_text()[i : i + 40]} for i in range(0, 480, 40)]
+    for name, chosen in (("train", rows[:8]), ("valid", rows[8:])):
+        (folder / "data" / f"{name}.jsonl").write_text(
+            "".join(f"{json.dumps(r)}\n" for r in chosen)
+        )
+    train(source, folder / "data", folder / "RUN", SHORT)
+    return folder
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_it_has_an_example_that_runs(
+    path: str, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(material, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    shown = PUBLIC[path]
+    names = {**vars(plastic_export), **COMMON, **vars(inspect.getmodule(shown))}
+    (test, *_) = doctest.DocTestFinder(recurse=False).find(shown, path, globs=names)
+    assert test.examples, f"{path} has no example"
+    assert "    Examples:\n" in (shown.__doc__ or "")
+    printed: list[str] = []
+    doctest.DocTestRunner().run(test, out=printed.append)
+    assert not printed, "".join(printed)
