@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plastic_core.testing import assert_one_error
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,14 +78,6 @@ DAMAGES = {
     damage_nan: ["model.safetensors", "model.layers.1.mlp.up_proj.weight", "(0, 5)"],
     damage_inf: ["model.safetensors", "model.layers.1.mlp.up_proj.weight", "(0, 5)"],
 }
-
-
-def assert_one_error(err: str, *parts: str) -> None:
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0], lines[0]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx_lm.convert import convert
+from plastic_core.testing import assert_one_error
 from plastic_export import (
     Calibration,
     FormatError,
@@ -237,11 +238,3 @@ def test_bits_per_weight_without_a_plan_is_refused(
     code, _, err = run("compress", checkpoint, tmp_path / "out", *words)
     assert code == 2
     assert_one_error(err, "--plan")
-
-
-def assert_one_error(err: str, *parts: str) -> None:
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0], lines[0]

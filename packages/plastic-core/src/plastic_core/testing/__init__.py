@@ -29,6 +29,7 @@ from plastic_core.testing.known_spectra import (
     spectra,
     tolerance,
 )
+from plastic_core.testing.messages import assert_one_error
 from plastic_core.testing.models import gaussian, parameters, same_bits
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Bad",
     "Sample",
     "anything",
+    "assert_one_error",
     "assert_orthonormal",
     "bits",
     "entry",
