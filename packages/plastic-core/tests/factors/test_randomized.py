@@ -15,7 +15,7 @@ from plastic_core.factors.factors import Factors
 from plastic_core.factors.lowrank import factorized_lowrank
 from plastic_core.factors.operators import as_operator
 from plastic_core.factors.randomized import leading_triplets, triplets_within
-from plastic_core.factors.work import block_size, exact_cost, randomised_cost
+from plastic_core.factors.work import block_size, exact_work, randomised_work
 from plastic_core.linalg import Float32, Float64, device
 from plastic_core.testing import EPS, assert_orthonormal, bits, matrix_from_spectrum, repeatable
 
@@ -236,7 +236,7 @@ def test_an_orthogonal_matrix_is_one_cluster() -> None:
 def test_triplets_within_gives_up_where_the_budget_ends(kept: float) -> None:
     A, s = build(np.ones(400), (200, 300))
     operator, norm = as_operator(A), float(np.linalg.norm(s))
-    needed = randomised_cost(A.shape, 100)
+    needed = randomised_work(A.shape, 100)
     budget = kept * needed
     assert triplets_within(operator, norm, 0.1, budget, key=0) is None
     found = triplets_within(operator, norm, 0.1, math.inf, key=0)
@@ -259,26 +259,26 @@ def test_triplets_tell_their_errors_and_those_of_their_parts() -> None:
 
 @repeatable
 @given(st.integers(1, 2**15), st.integers(1, 2**15), st.integers(0, 99), st.integers(1, 2000))
-def test_the_predicted_cost_grows_with_the_matrix(m: int, n: int, more: int, rank: int) -> None:
+def test_the_predicted_work_grows_with_the_matrix(m: int, n: int, more: int, rank: int) -> None:
     for larger in ((m + more, n), (m, n + more)):
-        assert exact_cost((m, n)) <= exact_cost(larger)
-        assert randomised_cost((m, n), rank) <= randomised_cost(larger, rank)
-    assert exact_cost((m, n)) == exact_cost((n, m))
-    assert randomised_cost((m, n), rank) == randomised_cost((n, m), rank)
+        assert exact_work((m, n)) <= exact_work(larger)
+        assert randomised_work((m, n), rank) <= randomised_work(larger, rank)
+    assert exact_work((m, n)) == exact_work((n, m))
+    assert randomised_work((m, n), rank) == randomised_work((n, m), rank)
 
 
 @repeatable
 @given(st.integers(1, 2**15), st.integers(1, 2**15), st.integers(1, 2000))
-def test_the_predicted_cost_grows_with_the_rank_between_two_block_sizes(
+def test_the_predicted_work_grows_with_the_rank_between_two_block_sizes(
     m: int, n: int, rank: int
 ) -> None:
     if block_size(rank) == block_size(rank + 1):
-        assert randomised_cost((m, n), rank) <= randomised_cost((m, n), rank + 1)
+        assert randomised_work((m, n), rank) <= randomised_work((m, n), rank + 1)
 
 
-def test_the_predicted_cost_takes_large_matrices_for_random_and_small_ones_for_exact() -> None:
-    assert randomised_cost((4096, 4096), 256) < exact_cost((4096, 4096)) / 10
-    assert randomised_cost((100, 100), 50) > exact_cost((100, 100))
+def test_the_predicted_work_takes_large_matrices_for_random_and_small_ones_for_exact() -> None:
+    assert randomised_work((4096, 4096), 256) < exact_work((4096, 4096)) / 10
+    assert randomised_work((100, 100), 50) > exact_work((100, 100))
 
 
 GROWTH = """

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.models.mixtral import Model as Mixtral
 from mlx_lm.models.mixtral import ModelArgs as MixtralArgs
-from plastic_export.plan.probe import PROBED, PriceProbe, probed_rows
+from plastic_export.plan.probe import PROBED_WINDOWS, PriceProbe, probed_rows
 
 PATH = "model.layers.1.mlp.up_proj"
 
@@ -97,7 +97,7 @@ def test_windows_that_are_not_calibrated_on_come_first(windows: int, calibrated:
     rows = probed_rows(windows, calibrated)
     taken = min(windows, calibrated)
     used = {i * windows // taken for i in range(taken)}
-    assert len(set(rows)) == len(rows) == min(PROBED, windows - taken or taken)
+    assert len(set(rows)) == len(rows) == min(PROBED_WINDOWS, windows - taken or taken)
     assert all(0 <= row < windows for row in rows)
     assert list(rows) == sorted(rows)
     assert taken == windows or used.isdisjoint(rows)

@@ -5,6 +5,8 @@ import numpy as np
 from plastic_core import linalg
 from plastic_core.factors.factors import Factors
 from plastic_core.linalg import Float32
+from plastic_core.linalg.arrays import scaled
+from plastic_core.linalg.lapack import checked
 
 Arrays = tuple[Float32, Float32, Float32]
 
@@ -13,6 +15,12 @@ def as_arrays(factors: Factors) -> Arrays:
     """Return finite float32 NumPy arrays of ``factors``; ``ValueError`` names the one that is not.
 
     They may be the factors' own memory: do not write into them.
+
+    Examples:
+        >>> import mlx.core as mx
+        >>> factors = Factors(mx.ones((2, 1)), mx.array([3.0]), mx.ones((1, 2)))
+        >>> [a.shape for a in as_arrays(factors)]
+        [(2, 1), (1,), (1, 2)]
     """
     U, S, Vh = factors
     return linalg.as_matrix(U, "U"), linalg.as_vector(S, "S"), linalg.as_matrix(Vh, "Vh")
@@ -38,13 +46,18 @@ def balance(U: Float32, S: Float32, Vh: Float32) -> Arrays:
 
     Raises:
         ValueError: If a factor is not finite, or a singular value is beyond float32.
+
+    Examples:
+        >>> _, S, _ = balance(2 * np.eye(2, dtype=np.float32), np.float32([1, -3]), np.eye(2))
+        >>> S.round(5).tolist()
+        [6.0, 2.0]
     """
     Qu, Ru = linalg.qr(U)
     Qv, Rv = linalg.qr(Vh.T)
-    (Ru, of_u), (S, of_s), (Rv, of_v) = (linalg.scaled(A) for A in (Ru, S, Rv))
+    (Ru, of_u), (S, of_s), (Rv, of_v) = (scaled(A) for A in (Ru, S, Rv))
     P, spectrum, Th = linalg.thin_svd((Ru * S) @ Rv.T)
     with np.errstate(over="ignore"):
-        spectrum = linalg.checked(np.ldexp(spectrum, of_u + of_s + of_v))
+        spectrum = checked(np.ldexp(spectrum, of_u + of_s + of_v))
     return Qu @ P, spectrum, Th @ Qv.T
 
 
@@ -53,6 +66,11 @@ def right_map(old: Float32, new: Float32) -> Float32:
 
     Least squares by the pseudo-inverse: exact when the columns of ``old``, shape ``(m, r)``, are
     linearly independent and span those of ``new``.
+
+    Examples:
+        >>> old = np.float32([[1, 0], [0, 2], [0, 0]])
+        >>> (right_map(old, np.float32([[3], [4], [0]])).round(5) + 0.0).tolist()
+        [[3.0], [2.0]]
     """
     P, s, Th = linalg.thin_svd(old)
     safe = s > float(s.max(initial=0.0)) * max(old.shape) * float(np.finfo(np.float32).eps)
@@ -65,6 +83,10 @@ def factor_norm(U: Float32, S: Float32, Vh: Float32) -> float:
 
     The factors need not be orthonormal: the square is
     :math:`\sum_{ij} s_i s_j (u_i^T u_j)(v_i^T v_j)`.
+
+    Examples:
+        >>> factor_norm(np.eye(2, dtype=np.float32), np.float32([3, 4]), np.eye(2))
+        5.0
     """
     left, s, right = U.astype(np.float64), S.astype(np.float64), Vh.astype(np.float64)
     squared = s @ ((left.T @ left) * (right @ right.T)) @ s

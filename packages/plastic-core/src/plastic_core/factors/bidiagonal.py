@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 
 from plastic_core.factors.growing_basis import GrowingBasis
 from plastic_core.factors.operators import Operator
-from plastic_core.linalg import Float32, Float64, eigh, eigvalsh, generator, thin_svd, to_numpy
+from plastic_core.linalg import Float32, Float64, eigh, thin_svd, to_numpy
+from plastic_core.linalg.arrays import generator
+from plastic_core.linalg.lapack import eigvalsh
 
 EPS = float(np.finfo(np.float32).eps)
-STEEP = 1e-4  # of the largest singular value: below it squares lose what the vectors need
+"""Spacing of float32 at 1."""
+LEAST_SQUARED = 1e-4
+"""Below this fraction of the largest singular value, squares lose what the vectors need."""
 
 
 class Bidiagonalisation:
@@ -124,7 +128,7 @@ def _leading_triplets(B: Float64, rank: int) -> tuple[NDArray[Any], NDArray[Any]
     """``P (d, r)``, ``S (r,)``, ``W (d, r)`` with ``B @ W = P @ diag(S)``."""
     energies, P = eigh(B @ B.T)
     S, P = np.sqrt(np.maximum(energies[:rank], 0.0)), P[:, :rank]
-    if S.size and S[-1] > STEEP * S[0]:
+    if S.size and S[-1] > LEAST_SQUARED * S[0]:
         return P, S, (B.T @ P) / S
     P32, S32, Wh = thin_svd(B)
     return P32[:, :rank], S32[:rank], Wh[:rank].T

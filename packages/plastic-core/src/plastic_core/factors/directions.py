@@ -1,10 +1,12 @@
 """The new directions of a growing layer, orthonormal to those that it has."""
 
+from typing import cast
+
 import mlx.core as mx
 import numpy as np
 
 from plastic_core import linalg
-from plastic_core.factors.operators import Dense
+from plastic_core.factors.operators import LowRank
 from plastic_core.factors.randomized import leading_triplets
 from plastic_core.linalg import Float32
 
@@ -48,48 +50,58 @@ def random_directions(U: Float32, Vh: Float32, k: int, key: mx.array) -> tuple[F
     return orthonormal_beyond(U, left), orthonormal_beyond(Vh.T, right).T
 
 
-def descent_directions(U: Float32, Vh: Float32, k: int, G: Float32) -> tuple[Float32, Float32]:
+def descent_directions(
+    U: Float32, Vh: Float32, k: int, Y: Float32, X: Float32
+) -> tuple[Float32, Float32]:
     r"""Return the ``k`` directions along which the loss falls fastest.
 
-    With :math:`G = dL/dW` and :math:`P, Q` the projectors onto the complements of the present
-    column and row spaces, let :math:`P G Q = \sum_i \sigma_i p_i q_i^T`. Of all steps of rank ``k``
-    and unit spectral norm, :math:`-\sum_{i \le k} p_i q_i^T` lowers :math:`\langle P G Q, D\rangle`
-    most (von Neumann's trace inequality). The minus goes to the left vectors, so that
-    :math:`dL/dS_i = -\sigma_i \le 0` where ``S`` enters as zero.
+    With the gradient :math:`G = Y^T X` of the weight and the projectors P and Q onto the
+    complements of the present column and row spaces, let
+    :math:`P G Q = \sum_i \sigma_i p_i q_i^T`. Of all steps of rank ``k`` and unit spectral norm,
+    :math:`-\sum_{i \le k} p_i q_i^T` lowers :math:`\langle P G Q, D\rangle` most (von Neumann's
+    trace inequality). The minus goes to the left vectors, so that
+    :math:`dL/dS_i = -\sigma_i \le 0` where ``S`` enters as zero. As
+    :math:`P G Q = (Y P)^T (X Q)`, G is not formed.
 
     Args:
         U: Present left directions, shape ``(out, r)``.
         Vh: Present right directions, shape ``(r, in)``.
         k: How many to add, ``r + k <= min(out, in)``.
-        G: Gradient of the loss with respect to the dense weight, shape ``(out, in)``.
+        Y: Gradients at the outputs, shape ``(tokens, out)``.
+        X: The inputs, shape ``(tokens, in)``.
 
     Returns:
         ``(out, k)`` with orthonormal columns and ``(k, in)`` with orthonormal rows, the steepest
         first, orthogonal to the present ones.
+
+    Note:
+        ``O(tokens (in + out) k)`` for each of a few rounds.
+
+    Examples:
+        >>> nothing = np.zeros((2, 0), np.float32)
+        >>> Y, X = np.float32([[0, 2]]), np.float32([[4, 0]])
+        >>> left, right = descent_directions(nothing, nothing.T, 1, Y, X)
+        >>> (left.round(3) + 0.0).tolist(), (right.round(3) + 0.0).tolist()
+        ([[0.0], [-1.0]], [[1.0, 0.0]])
     """
-    G, _ = linalg.scaled(G)  # whose size does not matter, and must not overflow
-    beyond = _project_out(_project_out(G, U).T, Vh.T).T
-    P, Qh = leading_directions(beyond, k)
-    return orthonormal_beyond(U, -P), orthonormal_beyond(Vh.T, Qh.T).T
+    if k == 0:
+        return U[:, :0], Vh[:0]
+    rows, columns = _without(Y, U), _without(X, Vh.T)
+    G = LowRank(rows.T, columns)
+    triplets = leading_triplets(G, float(np.sqrt(G.squared_norm())), min(k, len(rows)), key=0)
+    left, right = _padded(-triplets.U, k), _padded(triplets.Vh.T, k)
+    return orthonormal_beyond(U, left), orthonormal_beyond(Vh.T, right).T
 
 
-def leading_directions(A: Float32, k: int) -> tuple[Float32, Float32]:
-    """Return the ``k`` leading left and right singular vectors of ``A``, nearly, always the same.
-
-    Returns:
-        ``(m, k)`` with orthonormal columns and ``(k, n)`` with orthonormal rows.
-    """
-    triplets = leading_triplets(Dense(A), linalg.frobenius_norm(A), k, key=0)
-    return triplets.U, triplets.Vh
+def _without(rows: Float32, directions: Float32) -> Float32:
+    """Remove from the rows the span of the columns of ``directions``: twice, for precision."""
+    Q = linalg.qr(directions)[0]
+    once = rows - (rows @ Q) @ Q.T
+    return cast(Float32, once - (once @ Q) @ Q.T)
 
 
-def _project_out(A: Float32, directions: Float32) -> Float32:
-    """Remove from the columns of ``A`` the span of ``directions``: twice, against cancellation."""
-    Q = _basis(directions)
-    once = A - Q @ (Q.T @ A)
-    return once - Q @ (Q.T @ once)
-
-
-def _basis(A: Float32) -> Float32:
-    """Return orthonormal columns that span those of ``A``."""
-    return linalg.qr(A)[0]
+def _padded(columns: Float32, k: int) -> Float32:
+    """Columns up to ``k``, of zeros where fewer tokens than that were seen."""
+    padded = np.zeros((len(columns), k), np.float32)
+    padded[:, : columns.shape[1]] = columns
+    return padded

@@ -13,6 +13,12 @@ class Certificate(NamedTuple):
     Attributes:
         relative_error: Frobenius norm of the difference over the Frobenius norm of the matrix.
         spectral_error: An upper bound of the same in the spectral norm.
+
+    Examples:
+        >>> import numpy as np
+        >>> from plastic_core import certify
+        >>> certify(np.diag([4.0, 3.0]), np.array([[4.0], [0.0]]), np.array([[1.0, 0.0]]))
+        Certificate(relative_error=0.6, spectral_error=0.7...)
     """
 
     relative_error: float
@@ -35,6 +41,11 @@ class Factors(_Triple):
         certificate: Errors of exactly these numbers; None on factors that nobody has measured,
             such as a cast or a slice of certified ones.
         method: How they were computed, ``"exact"`` or ``"randomised"``; None if unknown.
+
+    Examples:
+        >>> factors = Factors(mx.eye(3), mx.array([3.0, 2.0, 1.0]), mx.eye(3))
+        >>> factors.leading(1).dense().tolist()
+        [[3.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
 
     certificate: Certificate | None = None

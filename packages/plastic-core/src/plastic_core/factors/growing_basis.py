@@ -7,7 +7,8 @@ import numpy as np
 
 from plastic_core.linalg import Float32, Float64, Matrix, eigh, place, squared_norm, to_numpy
 
-STEEP = 1e-2  # of the largest: a direction that is scaled up by more brings the old ones back
+LEAST_LENGTH = 1e-2
+"""Of the longest direction: what is scaled up from less brings the old directions back."""
 
 
 class GrowingBasis:
@@ -105,7 +106,7 @@ def _orthonormal(Y: Float32, floor: float) -> tuple[Float32, Float64, bool]:
     kept = lengths > max(floor, 1e-7 * lengths.max(initial=0.0))
     lengths, W = lengths[kept], W[:, kept]
     wide, R = wide @ (W / lengths), lengths[:, None] * W.T
-    steep = bool(len(lengths) and lengths[-1] < STEEP * lengths[0])
+    steep = bool(len(lengths) and lengths[-1] < LEAST_LENGTH * lengths[0])
     if steep:
         energies, W = eigh(wide.T @ wide)
         lengths = np.sqrt(energies)

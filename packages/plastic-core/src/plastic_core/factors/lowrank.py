@@ -15,15 +15,23 @@ from plastic_core.factors.balancing import balance
 from plastic_core.factors.certificate import operator_spectral_norm, ratio, spectral_bound
 from plastic_core.factors.factors import Certificate, Factors
 from plastic_core.factors.operators import LowRank, Operand, Operator, Residual, as_operator
-from plastic_core.factors.randomized import TRUSTED, Triplets, leading_triplets, triplets_within
-from plastic_core.factors.work import exact_cost, randomised_cost
+from plastic_core.factors.randomized import (
+    LEAST_TRUSTED_ERROR,
+    Triplets,
+    leading_triplets,
+    triplets_within,
+)
+from plastic_core.factors.work import exact_work, randomised_work
 from plastic_core.linalg import Matrix, as_matrix, as_vector, thin_svd
 
 Method = Literal["auto", "exact", "randomised"]
 
-LEAST_TOLERANCE = 1e-5  # float32 factors err by up to a tenth of it
-LARGEST = float(np.finfo(np.float32).max)
-ALONE = 0.5  # of the first singular value: with the rest below, it has converged
+LEAST_TOLERANCE = 1e-5
+"""What may be asked for: float32 factors err by up to a tenth of it."""
+LARGEST_NORM = float(np.finfo(np.float32).max)
+"""Beyond it singular values overflow float32."""
+SEPARATED = 0.5
+"""Of the first singular value: where the rest lies below, the first has converged."""
 
 
 def factorized_lowrank(
@@ -74,9 +82,9 @@ def factorized_lowrank(
         Randomised: O(m n r) operations in products on MLX's default device (`linalg.place`), and
         memory for about ``2 (m + n) r`` float32 entries. Exact: O(m n min(m, n)) on the CPU.
 
-    Example:
-        >>> U, S, Vh = factorized_lowrank(mx.diag(mx.array([3.0, 2.0, 1.0])), rank=2)
-        >>> S.tolist()
+    Examples:
+        >>> U, S, Vh = factorized_lowrank(np.diag([3.0, 2.0, 1.0]), rank=2)
+        >>> np.asarray(S).round(3).tolist()
         [3.0, 2.0]
 
     References:
@@ -139,6 +147,10 @@ def svd_lowrank(A: Matrix, rank: int) -> mx.array:
         TypeError: If ``A`` does not hold floating-point numbers.
         ValueError: If ``A`` is not a finite matrix, ``rank`` is out of range, or the approximation
             overflows the dtype of ``A``.
+
+    Examples:
+        >>> abs(np.asarray(svd_lowrank(np.diag([3.0, 2.0]), 1))).round(3).tolist()
+        [[3.0, 0.0], [0.0, 0.0]]
     """
     matrix = as_operator(A)
     count = _checked_rank(matrix, rank)
@@ -197,7 +209,7 @@ def _check(rank: int | None, tolerance: float | None, method: Method, dtype: mx.
 
 def _checked_norm(A: Operator) -> float:
     norm = A.norm()
-    if norm > LARGEST:
+    if norm > LARGEST_NORM:
         raise ValueError(
             f"The norm of `A`, {norm:.3g}, overflows float32. Scale the matrix down first."
         )
@@ -213,13 +225,13 @@ def _triplets(
     key: int | mx.array,
 ) -> tuple[Triplets, Method]:
     """Return more than enough triplets for ``tolerance``, and the method that gave them."""
-    budget = exact_cost(A.shape) if method == "auto" else math.inf
+    budget = exact_work(A.shape) if method == "auto" else math.inf
     factored = method == "auto" and isinstance(A, LowRank)
-    if factored or method == "exact" or budget <= randomised_cost(A.shape, rank or 1):
+    if factored or method == "exact" or budget <= randomised_work(A.shape, rank or 1):
         return _exact(A, rank), "exact"
     if rank is not None:
         leading = leading_triplets(A, norm, rank, key)
-        vague = tolerance is not None and leading.error < TRUSTED * norm
+        vague = tolerance is not None and leading.error < LEAST_TRUSTED_ERROR * norm
         return (leading.measured(A) if vague else leading), "randomised"
     assert tolerance is not None
     found = triplets_within(A, norm, tolerance, budget, key)
@@ -250,12 +262,16 @@ def certified(
         raise ValueError(f"A singular value overflows {dtype}. Choose a wider `dtype`.")
     E = Residual(A, U, as_vector(S)[:, None] * as_matrix(Vh))
     error, bound = triplets.error, triplets.bound
-    if dtype != mx.float32 or method == "exact" or error < max(TRUSTED * norm, 1e3 * A.roundoff()):
+    if (
+        dtype != mx.float32
+        or method == "exact"
+        or error < max(LEAST_TRUSTED_ERROR * norm, 1e3 * A.roundoff())
+    ):
         error, bound = E.norm(), None
     if bound is None:
         bound = spectral_bound(E, error, key)
     largest = float(triplets.S.max(initial=0.0))
-    if method != "exact" and bound > ALONE * largest:
+    if method != "exact" and bound > SEPARATED * largest:
         largest = max(largest, operator_spectral_norm(A, norm, key))
     certificate = Certificate(ratio(error, norm), ratio(bound, largest))
     return Factors.certified(U, S, Vh, certificate, method)

@@ -28,7 +28,9 @@ from plastic_core.linalg import (
 )
 
 EPS = float(np.finfo(np.float32).eps)
-SMALL = float(np.finfo(np.float32).tiny) / EPS  # products of smaller numbers round as subnormals do
+"""Spacing of float32 at 1."""
+LEAST_NORM = float(np.finfo(np.float32).tiny) / EPS
+"""Products of smaller numbers round as subnormals do."""
 
 
 class Operator(ABC):
@@ -36,6 +38,11 @@ class Operator(ABC):
 
     Attributes:
         shape: ``(m, n)``.
+
+    Examples:
+        >>> A = difference(np.eye(3), np.ones((3, 3)))
+        >>> A.shape, A.rows(slice(0, 1)).tolist(), round(A.norm() ** 2, 6)
+        ((3, 3), [[0.0, -1.0, -1.0]], 6.0)
     """
 
     shape: tuple[int, int]
@@ -87,7 +94,7 @@ class Operator(ABC):
 
     def roundoff(self) -> float:
         """Return the norm from which on float32 is precise enough."""
-        return SMALL
+        return LEAST_NORM
 
     def _slices(self) -> Iterator[slice]:
         return blocks(*self.shape)
@@ -151,7 +158,7 @@ class LowRank(Operator):
         """
         terms = math.sqrt(_energies(self.U) @ _energies(self.Vh.T))
         margin = 32 * max(1.0, 32 / math.sqrt(max(1, math.prod(self.shape))))
-        return SMALL + margin * EPS * math.sqrt(self.rank + 1) * terms
+        return LEAST_NORM + margin * EPS * math.sqrt(self.rank + 1) * terms
 
     def times(self, X: Float32) -> Float32:
         return self.U @ (self.Vh @ X)
@@ -276,8 +283,10 @@ def difference(A: Operand, B: Operand) -> Operator:
     Raises:
         ValueError: If the shapes differ or an entry is not finite.
 
-    Example:
-        >>> factorized_lowrank(difference(W, quantised), rank=16)  # corrects a quantised weight
+    Examples:
+        >>> E = difference(np.diag(np.float32([3, 2])), np.diag(np.float32([3, 1])))
+        >>> E.rows(slice(None)).tolist()
+        [[0.0, 0.0], [0.0, 1.0]]
     """
     left, right = as_operator(A, "A"), as_operator(B, "B")
     if left.shape != right.shape:

@@ -18,7 +18,12 @@ GROUP_SIZES = (32, 64, 128)
 
 
 def best_group(side: int, *, most: int = 128) -> int | None:
-    """Return the largest group size of at most ``most`` entries that divides a side, or None."""
+    """Return the largest group size of at most ``most`` entries that divides a side, or None.
+
+    Examples:
+        >>> best_group(4096), best_group(4096, most=64), best_group(100)
+        (128, 64, None)
+    """
     return next((g for g in reversed(GROUP_SIZES) if g <= most and side % g == 0), None)
 
 
@@ -30,6 +35,11 @@ class PackedMatrix(NamedTuple):
         scales: Float32 of shape ``(rows, groups)``.
         biases: Float32 of shape ``(rows, groups)``.
         columns: Columns of the matrix itself; the packed rows are padded to whole groups.
+
+    Examples:
+        >>> q = quantize_factors(np.eye(64), np.ones(64), np.eye(64), bits=4)
+        >>> q.Vh.weight.shape, q.Vh.scales.shape, q.Vh.nbytes
+        ((64, 8), (64, 1), 2560)
     """
 
     weight: mx.array
@@ -53,6 +63,11 @@ class QuantizedFactors:
         Vh: Shape ``(r, n)``.
         bits: Bits per code.
         group_size: Entries that share a scale and a bias.
+
+    Examples:
+        >>> q = quantize_factors(np.ones((64, 2)), np.ones(2), np.ones((2, 32)), bits=8)
+        >>> q.shape, q.rank, q.nbytes
+        ((64, 32), 2, 296)
     """
 
     Ut: PackedMatrix
@@ -101,6 +116,11 @@ def quantize_factors(
         TypeError: If an argument does not hold floating-point numbers.
         ValueError: If an entry is NaN or infinite (``mx.quantize`` would hide it), a matrix is
             empty, the shapes do not fit together, or ``bits`` or ``group_size`` is not offered.
+
+    Examples:
+        >>> q = quantize_factors(np.ones((64, 2)), np.ones(2), np.ones((2, 64)), bits=2)
+        >>> dequantize_factors(q).Vh.tolist() == np.ones((2, 64)).tolist()
+        True
     """
     if bits not in BITS:
         raise ValueError(f"`bits` must be one of {BITS}, got {bits}.")
@@ -126,6 +146,11 @@ def dequantize_factors(q: QuantizedFactors) -> Factors:
     Returns:
         Float32 factors of shapes ``(m, r)``, ``(r,)`` and ``(r, n)``. U and Vh are orthonormal
         only up to the rounding.
+
+    Examples:
+        >>> q = quantize_factors(np.eye(32), np.ones(32), np.eye(32), group_size=32)
+        >>> dequantize_factors(q).dense().shape
+        (32, 32)
     """
     U, Vh = (_unpack(packed, q.bits, q.group_size) for packed in (q.Ut, q.Vh))
     return Factors(U.T, q.S, Vh)

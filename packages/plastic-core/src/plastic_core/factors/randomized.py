@@ -11,18 +11,27 @@ import numpy as np
 from plastic_core.factors.bidiagonal import Bidiagonalisation
 from plastic_core.factors.certificate import TOLERANCE, spectral_bound
 from plastic_core.factors.operators import Operator, Residual
-from plastic_core.factors.work import block_size, randomised_cost
+from plastic_core.factors.work import block_size, randomised_work
 from plastic_core.linalg import Float32, Float64
 
-GAIN = 1e-2  # of the energy that is left: what a last extension may still have gained
-START = 1.5  # of the rank: size of the space at the first look at its spectrum
-STEP = 0.25  # of the rank: size of the extensions between two looks
-GROWTH = 0.2  # of the space, where the rank is not known
-LOOK = 0.125  # of min(m, n): size of the space from which on the rank can be foreseen
-SETTLED = 0.98  # of the last rank: the next one is no better
-TRUSTED = 0.03  # relative error above which float32 energies differ by enough to be subtracted
-WORTH = 0.01  # of the energy that is left: what larger singular values may add that are missed
+LAST_GAIN = 1e-2
+"""What a last extension may still have gained, as a fraction of the energy that is left."""
+FIRST_SIZE = 1.5
+"""Size of the space at the first look at its spectrum, in ranks."""
+EXTENSION_SIZE = 0.25
+"""Size of the extensions between two looks, in ranks."""
+UNKNOWN_RANK_EXTENSION = 0.2
+"""The same where the rank is not known, as a fraction of the space."""
+FORESEEING_SIZE = 0.125
+"""Size of the space from which on the rank can be foreseen, as a fraction of min(m, n)."""
+SETTLED_RANK = 0.98
+"""As a fraction of the last rank found: no less, and the next one is no better."""
+LEAST_TRUSTED_ERROR = 0.03
+"""Relative error above which float32 energies differ by enough to be subtracted."""
+MISSED_GAIN = 0.01
+"""What larger singular values that are missed may add, as a fraction of the energy left."""
 EPS = float(np.finfo(np.float32).eps)
+"""Spacing of float32 at 1."""
 
 
 class Triplets(NamedTuple):
@@ -32,7 +41,7 @@ class Triplets(NamedTuple):
         U: Shape ``(m, r)``, orthonormal columns.
         S: Shape ``(r,)``, non-negative and non-increasing.
         Vh: Shape ``(r, n)``, orthonormal rows.
-        error: Estimate of ``||A - U diag(S) Vh||_F``; exact to 1e-3 above `TRUSTED`.
+        error: Estimate of ``||A - U diag(S) Vh||_F``; exact to 1e-3 above `LEAST_TRUSTED_ERROR`.
         bound: An upper bound of its spectral norm (`spectral_bound`), where one was needed.
     """
 
@@ -73,7 +82,7 @@ class Triplets(NamedTuple):
             return True
         largest = (1 - TOLERANCE) * self.bound
         gain = np.sum(np.maximum(0.0, largest**2 - self.S.astype(np.float64) ** 2))
-        return bool(gain <= WORTH * self.error**2)
+        return bool(gain <= MISSED_GAIN * self.error**2)
 
 
 def leading_triplets(A: Operator, norm: float, rank: int, key: int | mx.array) -> Triplets:
@@ -93,7 +102,7 @@ def leading_triplets(A: Operator, norm: float, rank: int, key: int | mx.array) -
         key: Seed or key.
     """
     space = Bidiagonalisation(A, norm, block_size(rank), key)
-    space.grow_to(round(START * rank))
+    space.grow_to(round(FIRST_SIZE * rank))
     while True:
         s = _settled(space, norm, rank)
         error = math.sqrt(max(0.0, norm**2 - float(np.sum(s[:rank] ** 2))))
@@ -108,11 +117,11 @@ def _settled(space: Bidiagonalisation, norm: float, rank: int) -> Float64:
     s = space.spectrum()
     while space.size < space.limit:
         captured = float(np.sum(s[:rank] ** 2))
-        space.grow_to(space.size + max(1, round(STEP * rank)))
+        space.grow_to(space.size + max(1, round(EXTENSION_SIZE * rank)))
         s = space.spectrum()
         gain = float(np.sum(s[:rank] ** 2)) - captured
         left = max(norm**2 - captured - gain, float(np.sum(s[rank:] ** 2)))
-        if gain <= max(GAIN * left, (EPS * norm) ** 2):
+        if gain <= max(LAST_GAIN * left, (EPS * norm) ** 2):
             break
     return s
 
@@ -128,24 +137,24 @@ def triplets_within(
         A: Operator of shape ``(m, n)``.
         norm: Its Frobenius norm.
         tolerance: Relative Frobenius error.
-        budget: Predicted cost at which to give up (`cost`).
+        budget: Predicted work at which to give up (`exact_work`).
         key: Seed or key.
 
     Returns:
         The triplets, and 2 percent more of them for rounding; None once so many are needed that
-        the predicted cost exceeds ``budget``.
+        the predicted work exceeds ``budget``.
     """
     target, last = (tolerance * norm) ** 2, math.inf
     space = Bidiagonalisation(A, norm, block_size(min(A.shape) // 16), key)
     while True:
-        space.grow_to(space.size + max(space.block, round(GROWTH * space.size)))
+        space.grow_to(space.size + max(space.block, round(UNKNOWN_RANK_EXTENSION * space.size)))
         s = space.spectrum()
-        known = space.size >= LOOK * space.limit
-        if known and randomised_cost(A.shape, _least_rank(s, norm**2 - target)) > budget:
+        known = space.size >= FORESEEING_SIZE * space.limit
+        if known and randomised_work(A.shape, _least_rank(s, norm**2 - target)) > budget:
             return None
         errors = _squared_errors(space, s, norm)
         rank = int(np.argmax(errors <= target)) if errors[-1] <= target else space.limit
-        settled = SETTLED * last <= rank < space.limit
+        settled = SETTLED_RANK * last <= rank < space.limit
         last = rank
         if settled or space.size == space.limit:
             count = min(space.size, rank + 1 + rank // 50)
@@ -159,7 +168,7 @@ def triplets_within(
 def _squared_errors(space: Bidiagonalisation, s: Float64, norm: float) -> Float64:
     """Return ``||A - A_r||_F^2`` for the r leading triplets of the space, r = 0, 1, ..., size."""
     missed = norm**2 - float(np.sum(s**2))
-    if missed < (TRUSTED * norm) ** 2:
+    if missed < (LEAST_TRUSTED_ERROR * norm) ** 2:
         left, right = space.product()
         missed = Residual(space.A, left, right).norm() ** 2
     return missed + tails(s)

@@ -38,6 +38,11 @@ def grow_factors(A: Operand, factors: Factors, rank: int, *, key: int | mx.array
 
     Note:
         The products of a factorisation of rank ``rank - r``, and one of O(m n rank).
+
+    Examples:
+        >>> A = np.diag(np.float32([4, 3, 2, 1]))
+        >>> np.asarray(grow_factors(A, factorized_lowrank(A, 2), 3).S).round(3).tolist()
+        [4.0, 3.0, 2.0]
     """
     matrix, (U, S, Vh) = as_operator(A), as_arrays(factors)
     if factors.shape != matrix.shape:
@@ -85,6 +90,12 @@ def add_factors(
 
     Note:
         O((m + n + r) r^2) operations for r components in all.
+
+    Examples:
+        >>> a = factorized_lowrank(np.diag(np.float32([4, 0, 0])), 1)
+        >>> b = factorized_lowrank(np.diag(np.float32([0, 3, 0])), 1)
+        >>> np.asarray(add_factors(a, b).S).round(3).tolist()
+        [4.0, 3.0]
     """
     if a.shape != b.shape:
         raise ValueError(f"`a` and `b` must have one shape, got {a.shape} and {b.shape}.")

@@ -13,46 +13,34 @@ from plastic_core.linalg.arrays import (
     as_vector,
     blocks,
     check_finite,
-    generator,
-    scaled,
     to_numpy,
 )
 from plastic_core.linalg.device import on_cpu, on_gpu, place
-from plastic_core.linalg.lapack import checked, cholesky, eigh, eigvalsh, solve_transposed
+from plastic_core.linalg.lapack import cholesky, eigh, solve_transposed
 from plastic_core.linalg.norms import (
     frobenius_norm,
-    operator_norm,
     spectral_norm,
     squared_norm,
 )
-from plastic_core.linalg.products import gram, multiply
-from plastic_core.linalg.reflectors import HouseholderQR
-from plastic_core.linalg.thin import householder, qr, thin_singular_values, thin_svd
+from plastic_core.linalg.products import gram
+from plastic_core.linalg.thin import qr, thin_singular_values, thin_svd
 
 __all__ = [
     "Float32",
     "Float64",
-    "HouseholderQR",
     "Matrix",
     "as_matrix",
     "as_vector",
     "blocks",
     "check_finite",
-    "checked",
     "cholesky",
     "eigh",
-    "eigvalsh",
     "frobenius_norm",
-    "generator",
     "gram",
-    "householder",
-    "multiply",
     "on_cpu",
     "on_gpu",
-    "operator_norm",
     "place",
     "qr",
-    "scaled",
     "solve_transposed",
     "spectral_norm",
     "squared_norm",

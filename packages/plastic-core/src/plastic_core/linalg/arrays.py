@@ -13,7 +13,8 @@ Matrix = NDArray[Any] | mx.array
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-BLOCK = 2**21  # entries of one float64 block: 16 MiB
+BLOCK = 2**21
+"""Entries of one float64 block: 16 MiB."""
 
 
 def generator(key: int | mx.array) -> np.random.Generator:
@@ -22,7 +23,12 @@ def generator(key: int | mx.array) -> np.random.Generator:
 
 
 def to_numpy(array: Matrix) -> NDArray[Any]:
-    """Return the same numbers as a NumPy array; bfloat16 becomes float32, which is exact."""
+    """Return the same numbers as a NumPy array; bfloat16 becomes float32, which is exact.
+
+    Examples:
+        >>> to_numpy(mx.array([1.5, -2.0], dtype=mx.bfloat16))
+        array([ 1.5, -2. ], dtype=float32)
+    """
     if isinstance(array, mx.array):
         if array.dtype == mx.bfloat16:
             array = array.astype(mx.float32, stream=mx.cpu)
@@ -35,6 +41,11 @@ def check_finite(array: NDArray[Any], name: str) -> None:
 
     Raises:
         ValueError: Naming the number of entries that are not finite and the first of them.
+
+    Examples:
+        >>> check_finite(np.array([1.0, np.inf]), "x")
+        Traceback (most recent call last):
+        ValueError: `x` must be finite in float64, but 1 of its 2 entries are not, ...
     """
     width = array.size // max(1, len(array))
     if all(np.isfinite(array[rows]).all() for rows in blocks(len(array), width)):
@@ -60,12 +71,21 @@ def as_matrix(A: Matrix, name: str = "A") -> Float32:
     Raises:
         TypeError: If the entries are not real floating-point numbers.
         ValueError: If ``A`` has not two axes, or an entry is NaN, infinite or beyond float32.
+
+    Examples:
+        >>> as_matrix(mx.array([[1.0, 2.0]], dtype=mx.bfloat16))
+        array([[1., 2.]], dtype=float32)
     """
     return _as_float32(A, name, axes=2)
 
 
 def as_vector(s: Matrix, name: str = "s") -> Float32:
-    """Return ``s`` as a finite float32 vector, under the terms of `as_matrix`."""
+    """Return ``s`` as a finite float32 vector, under the terms of `as_matrix`.
+
+    Examples:
+        >>> as_vector(np.array([1.0, 2.0]))
+        array([1., 2.], dtype=float32)
+    """
     return _as_float32(s, name, axes=1)
 
 
@@ -101,7 +121,12 @@ def scaled(A: Float32) -> tuple[Float32, int]:
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:
-    """Slices that cover ``range(count)``, each of at most 16 MiB in float64 at that width."""
+    """Slices that cover ``range(count)``, each of at most 16 MiB in float64 at that width.
+
+    Examples:
+        >>> list(blocks(5, 2**20))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     step = max(1, BLOCK // max(1, width))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -16,17 +16,35 @@ from plastic_core.linalg.arrays import Float32, Matrix, to_numpy
 
 
 def on_cpu() -> bool:
-    """Tell whether MLX computes on the CPU: its default device is one."""
+    """Tell whether MLX computes on the CPU: its default device is one.
+
+    Examples:
+        >>> with mx.stream(mx.cpu):
+        ...     on_cpu()
+        True
+    """
     return mx.default_device() == mx.Device(mx.cpu)
 
 
 def on_gpu() -> bool:
-    """Tell whether large products run on MLX's default device: a GPU that multiplies in float32."""
+    """Tell whether large products run on MLX's default device: a GPU that multiplies in float32.
+
+    Examples:
+        >>> with mx.stream(mx.cpu):
+        ...     on_gpu()
+        False
+    """
     return mx.default_device() == mx.gpu and _multiplies_in_float32()
 
 
 def place(A: Float32) -> Matrix:
-    """Return ``A`` where its products should run: the same memory on the CPU, a copy on a GPU."""
+    """Return ``A`` where its products should run: the same memory on the CPU, a copy on a GPU.
+
+    Examples:
+        >>> A = np.ones((2, 3), np.float32)
+        >>> to_numpy(place(A) @ place(A.T)).tolist()
+        [[3.0, 3.0], [3.0, 3.0]]
+    """
     return mx.array(A) if on_gpu() else A
 
 

@@ -15,7 +15,8 @@ from plastic_core.linalg.arrays import Float32, Float64, check_finite
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
-PANEL = 128  # rows of a block of a substitution
+PANEL = 128
+"""Rows of a block of a substitution."""
 
 
 def checked(result: Array) -> Array:
@@ -58,6 +59,11 @@ def eigh(A: NDArray[Any]) -> tuple[Float64, Float64]:
 
     Raises:
         ValueError: If ``A`` is not finite.
+
+    Examples:
+        >>> values, V = eigh(np.diag([1.0, 9.0]))
+        >>> values.tolist(), abs(V).tolist()
+        ([9.0, 1.0], [[0.0, 1.0], [1.0, 0.0]])
     """
     check_finite(A, "A")
     values, vectors = np.linalg.eigh(A.astype(np.float64, copy=False))
@@ -79,6 +85,10 @@ def cholesky(A: NDArray[Any]) -> Float64:
 
     Raises:
         ValueError: If ``A`` is not finite, or not positive definite to working precision.
+
+    Examples:
+        >>> cholesky(np.array([[4.0, 2.0], [2.0, 2.0]])).tolist()
+        [[2.0, 0.0], [1.0, 1.0]]
     """
     check_finite(A, "A")
     try:
@@ -101,6 +111,11 @@ def solve_transposed(L: Float64, Y: NDArray[Any]) -> Float64:
 
     Note:
         ``n^2 c`` operations in matrix products, ``128 n c`` beside them.
+
+    Examples:
+        >>> L = np.array([[2.0, 0.0], [1.0, 1.0]])
+        >>> solve_transposed(L, L.T @ np.array([[3.0], [5.0]])).tolist()
+        [[3.0], [5.0]]
     """
     X = Y.astype(np.float64)
     for stop in range(len(L), 0, -PANEL):

@@ -14,19 +14,32 @@ from plastic_core.linalg.arrays import Float64, Matrix, as_matrix, generator
 from plastic_core.linalg.lapack import eigvalsh
 from plastic_core.linalg.products import multiply
 
-CACHED = 2**16  # entries of a float64 block that stays in the second-level cache
-SMALL = 64  # columns, for which every step is taken: they cost nothing
-FAILURE = 1e-3  # probability that a norm is further off than its tolerance
+CACHED_ENTRIES = 2**16
+"""Entries of a float64 block that stays in the second-level cache."""
+FEW_COLUMNS = 64
+"""For so many every step is taken: they cost nothing."""
+FAILURE_PROBABILITY = 1e-3
+"""That a norm is further off than its tolerance."""
 
 
 def frobenius_norm(A: Matrix) -> float:
-    """Square root of the sum of squares, in float64: no float32 matrix over- or underflows it."""
+    """Square root of the sum of squares, in float64: no float32 matrix over- or underflows it.
+
+    Examples:
+        >>> frobenius_norm(np.float32([[2.0**100, 0.0]])) == 2.0**100
+        True
+    """
     return math.sqrt(squared_norm(as_matrix(A)))
 
 
 def squared_norm(A: NDArray[Any]) -> float:
-    """Sum of squares in float64, one cache-sized block at a time; not finite if an entry is not."""
-    total, step = 0.0, max(1, CACHED // max(1, A.shape[1]))
+    """Sum of squares in float64, one cache-sized block at a time; not finite if an entry is not.
+
+    Examples:
+        >>> squared_norm(np.array([[3.0, 4.0]]))
+        25.0
+    """
+    total, step = 0.0, max(1, CACHED_ENTRIES // max(1, A.shape[1]))
     for start in range(0, len(A), step):
         block = A[start : start + step].astype(np.float64)
         total += float(np.vdot(block, block))
@@ -43,6 +56,10 @@ def spectral_norm(A: Matrix, *, tolerance: float = 1e-2, key: int | mx.array = 0
 
     Returns:
         A lower bound of the norm, 0.0 for a zero or empty matrix.
+
+    Examples:
+        >>> round(spectral_norm(np.diag([1.0, -3.0])), 6)
+        3.0
     """
     A = as_matrix(A)
 
@@ -90,7 +107,7 @@ def operator_norm(
     if not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be between 0 and 1, got {tolerance}.")
     direction = generator(key).standard_normal(size)
-    improbable = (np.linalg.norm(direction) / (FAILURE * math.sqrt(math.pi / 2))) ** 2
+    improbable = (np.linalg.norm(direction) / (FAILURE_PROBABILITY * math.sqrt(math.pi / 2))) ** 2
     basis, diagonal, beside = np.empty((size, 0)), list[float](), list[float]()
     while True:
         rounding = size * np.finfo(np.float64).eps * np.linalg.norm(direction)
@@ -102,7 +119,7 @@ def operator_norm(
         if length <= rounding or len(diagonal) == size:  # all that the start can reach
             return math.sqrt(largest)
         beyond = largest / (1 - tolerance) ** 2
-        known = diagonal and size > SMALL
+        known = diagonal and size > FEW_COLUMNS
         if known and _energy_of_polynomials(beyond, diagonal, beside[1:]) >= improbable:
             return math.sqrt(largest)
         basis = np.column_stack([basis, direction / length])

@@ -15,6 +15,10 @@ def gram(X: Matrix) -> Float64:
 
     Returns:
         Symmetric positive semidefinite matrix of shape ``(n, n)``, float64.
+
+    Examples:
+        >>> gram(np.array([[1.0, 2.0], [0.0, 1.0]])).tolist()
+        [[1.0, 2.0], [2.0, 5.0]]
     """
     X = as_matrix(X, "X")
     total = np.zeros((X.shape[1], X.shape[1]))

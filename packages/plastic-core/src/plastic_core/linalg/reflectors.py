@@ -15,7 +15,8 @@ import numpy as np
 from plastic_core.linalg.arrays import Float32
 from plastic_core.linalg.lapack import packed_qr
 
-PANEL = 128  # columns
+PANEL = 128
+"""Columns that LAPACK factors at a time."""
 
 
 class BlockReflector(NamedTuple):

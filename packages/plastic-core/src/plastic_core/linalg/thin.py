@@ -23,6 +23,11 @@ def thin_svd(A: Matrix) -> tuple[Float32, Float32, Float32]:
 
     Raises:
         ValueError: If ``A`` is not a finite matrix or a singular value is beyond float32.
+
+    Examples:
+        >>> U, S, Vh = thin_svd(np.array([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0]]))
+        >>> U.shape, S.round(5).tolist(), Vh.shape
+        ((3, 2), [3.0, 2.0], (2, 2))
     """
     A = as_stack(A)
     if A.shape[-2] < A.shape[-1]:
@@ -39,6 +44,10 @@ def thin_singular_values(A: Matrix) -> Float64:
     """Return the ``min(m, n)`` singular values of ``A``, float64, non-negative and non-increasing.
 
     A stack of shape ``(..., m, n)`` gives an array of shape ``(..., min(m, n))``.
+
+    Examples:
+        >>> thin_singular_values(np.array([[0.0, 2.0], [3.0, 0.0]])).round(6).tolist()
+        [3.0, 2.0]
     """
     A = as_stack(A)
     if A.ndim > 2:
@@ -55,6 +64,12 @@ def householder(A: Matrix) -> HouseholderQR:
 
 
 def qr(A: Matrix) -> tuple[Float32, Float32]:
-    """Factor thinly in float32: ``Q (m, k)`` is orthonormal, ``T (k, n)`` upper triangular."""
+    """Factor thinly in float32: ``Q (m, k)`` is orthonormal, ``T (k, n)`` upper triangular.
+
+    Examples:
+        >>> Q, T = qr(np.array([[3.0, 1.0], [4.0, 2.0], [0.0, 0.0]]))
+        >>> Q.shape, T.shape, bool(np.allclose(Q.T @ Q, np.eye(2), atol=1e-6))
+        ((3, 2), (2, 2), True)
+    """
     factored = householder(A)
     return factored.times(np.eye(len(factored.T), dtype=np.float32)), factored.T

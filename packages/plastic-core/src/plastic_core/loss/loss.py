@@ -46,6 +46,12 @@ def predicted_cost(D: Operand, *, inputs: GramRoot, outputs: GramRoot) -> float:
         ``m n (m + n)`` multiply-adds in float64, the part of an identity left out, and three
         float64 matrices of the shape of ``D``.
 
+    Examples:
+        >>> D = np.diag(np.float32([3, 2, 1]))
+        >>> R, C = GramRoot.of(np.diag([1.0, 4.0, 1.0]), damping=0.0), GramRoot(None)
+        >>> round(predicted_cost(D, inputs=R, outputs=C), 9)  # (9 + 4 * 4 + 1) / 2
+        13.0
+
     References:
         Martens and Grosse, *Optimizing neural networks with Kronecker-factored approximate
         curvature*, ICML 2015, section 3, https://arxiv.org/abs/1503.05671.
@@ -74,6 +80,12 @@ def loss_spectrum(D: Operand, *, inputs: GramRoot, outputs: GramRoot) -> Float64
 
     Note:
         What `predicted_cost` does, and the eigenvalues of a matrix of order ``min(m, n)``.
+
+    Examples:
+        >>> D = np.diag(np.float32([3, 2, 1]))
+        >>> R, C = GramRoot.of(np.diag([1.0, 4.0, 1.0]), damping=0.0), GramRoot(None)
+        >>> loss_spectrum(D, inputs=R, outputs=C).round(5).tolist()
+        [4.0, 3.0, 1.0]
     """
     _, M, norm = whitened(D, inputs, outputs)
     return norm * weighted_spectrum(M)
@@ -114,6 +126,13 @@ def loss_factors(
 
     Note:
         What `predicted_cost` does and what `factorized_lowrank` does for the rank.
+
+    Examples:
+        >>> D = np.diag(np.float32([3, 2, 1]))
+        >>> R, C = GramRoot.of(np.diag([1.0, 4.0, 1.0]), damping=0.0), GramRoot(None)
+        >>> factors = loss_factors(D, 1, inputs=R, outputs=C)
+        >>> abs(to_numpy(factors.dense())).round(5).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
 
     References:
         With C = I: Zhang et al., *QERA: an analytical framework for quantization error

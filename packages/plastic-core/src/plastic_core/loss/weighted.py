@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from plastic_core import linalg
 from plastic_core.linalg import Float32, Float64, Matrix, arrays, as_matrix, blocks
+from plastic_core.linalg.lapack import eigvalsh
+from plastic_core.linalg.thin import householder
 
 
 class OutputBasis(NamedTuple):
@@ -19,6 +21,11 @@ class OutputBasis(NamedTuple):
         U: Shape ``(m, k)``, ``k = min(m, n)``, float32, orthonormal columns.
         singular_values: Shape ``(k,)``, float64, those of ``A R^(1/2)``, non-increasing. What is
             below 1.5e-8 sqrt(max(m, n)) of the largest is rounding, and 0.
+
+    Examples:
+        >>> basis = output_basis(np.diag(np.float32([3, 2])))
+        >>> abs(basis.U).round(5).tolist(), basis.singular_values.round(5).tolist()
+        ([[1.0, 0.0], [0.0, 1.0]], [3.0, 2.0])
     """
 
     U: Float32
@@ -56,11 +63,16 @@ def output_basis(A: Matrix, *, gram: Matrix | None = None) -> OutputBasis:
         A QR in float32 where ``m > n``, then one symmetric eigendecomposition of order k in
         float64. Memory beyond ``A``, U and R: the reflectors of the QR, O(k^2), blocks of 16 MiB.
 
+    Examples:
+        >>> A, R = np.diag(np.float32([3, 2])), np.diag([1.0, 4.0])
+        >>> output_basis(A, gram=R).singular_values.round(5).tolist()
+        [4.0, 3.0]
+
     References:
         Swift-SVD, arXiv 2604.01609: the eigendecomposition of the output covariance.
     """
     A, R = as_matrix(A), _checked_gram(gram, A.shape[1])
-    factored = linalg.householder(A) if A.shape[0] > A.shape[1] else None
+    factored = householder(A) if A.shape[0] > A.shape[1] else None
     T = A if factored is None else factored.T
     energies, P = linalg.eigh(_output_gram(T, R))
     unseen = _unseen(energies, T)
@@ -83,10 +95,15 @@ def weighted_spectrum(A: Matrix, *, gram: Matrix | None = None) -> Float64:
     Raises:
         TypeError: If an argument does not hold floating-point numbers.
         ValueError: If ``A`` or ``gram`` is not finite, or ``gram`` does not fit ``A``.
+
+    Examples:
+        >>> A, R = np.diag(np.float32([3, 2])), np.diag([1.0, 4.0])
+        >>> weighted_spectrum(A, gram=R).round(5).tolist()
+        [4.0, 3.0]
     """
     A, R = as_matrix(A), _checked_gram(gram, A.shape[1])
-    T = linalg.householder(A).T if A.shape[0] > A.shape[1] else A
-    energies = linalg.eigvalsh(_output_gram(T, R))
+    T = householder(A).T if A.shape[0] > A.shape[1] else A
+    energies = eigvalsh(_output_gram(T, R))
     return _roots(energies, _unseen(energies, T))
 
 

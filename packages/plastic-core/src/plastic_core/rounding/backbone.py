@@ -40,6 +40,11 @@ class Backbone(Operator):
         bits: 2, 3, 4, 5, 6 or 8.
         group_size: Neighbouring inputs that share a scale and a bias: 32, 64 or 128.
         shape: ``(out, in)``.
+
+    Examples:
+        >>> backbone = round_to_nearest(np.ones((2, 64)), 4)
+        >>> backbone.shape, backbone.nbytes, backbone.dequantized().mean().item()
+        ((2, 64), 72, 1.0)
     """
 
     weight: mx.array
@@ -91,6 +96,11 @@ def round_to_nearest(
     Raises:
         TypeError: If ``W`` does not hold floating-point numbers.
         ValueError: If ``W`` is empty or not finite in ``dtype``, or an argument is not offered.
+
+    Examples:
+        >>> W = np.tile(np.float32([0, 1, 2, 3]), (2, 16))
+        >>> round_to_nearest(W, 2, group_size=32).dequantized()[0, :4].tolist()
+        [0.0, 1.0, 2.0, 3.0]
     """
     A = _checked(W, bits, group_size, dtype)
     cast = mx.array(A).astype(dtype, stream=mx.cpu)

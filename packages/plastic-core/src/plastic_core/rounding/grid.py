@@ -9,7 +9,8 @@ import numpy as np
 
 from plastic_core.linalg import Float32, to_numpy
 
-ROUNDS = 4  # of fitting levels to codes: what the first two leave to gain is 1 percent
+FITTING_ROUNDS = 4
+"""Of fitting levels to codes: what the first two leave to gain is 1 percent."""
 
 
 class Grid(NamedTuple):
@@ -74,7 +75,7 @@ def fitted_grid(T: Float32, weights: Float32, bits: int, dtype: mx.Dtype) -> Gri
     best = rounded_grid((T.max(axis=0) - least) / np.float32(2**bits - 1), least, bits, dtype)
     codes = best.codes(T)
     error = (w * (T - best.values(codes)) ** 2).sum(axis=0)
-    for _ in range(ROUNDS):
+    for _ in range(FITTING_ROUNDS):
         grid = _least_squares(T, w, codes, best, dtype)
         codes = grid.codes(T)
         new = (w * (T - grid.values(codes)) ** 2).sum(axis=0)

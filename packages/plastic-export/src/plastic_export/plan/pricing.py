@@ -20,7 +20,7 @@ from plastic_core import (
     predicted_cost,
     priced_corrections,
 )
-from plastic_core.factors import BITS, as_operator, best_group
+from plastic_core.factors import BITS, best_group
 from plastic_core.files import MLX_DTYPES, noting
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams, Track, untracked
@@ -143,7 +143,7 @@ def stored(
         if not offer.rank:
             return backbone, None
         R, C = roots
-        E = as_operator(weight) if backbone is None else difference(weight, backbone)
+        E = weight if backbone is None else difference(weight, backbone)
         factors = loss_factors(E, offer.rank, inputs=R, outputs=C)
         dtype = MLX_DTYPES[m.dtype]
         correction = Correction.rounded(
@@ -260,7 +260,7 @@ def offers_of(
         if bits <= CORRECTED_BITS:
             offers += _corrections(E, base, m, shared, choices)
     if choices.bare:
-        offers += _corrections(as_operator(weight), NOTHING, m, shared, choices)
+        offers += _corrections(weight, NOTHING, m, shared, choices)
     return Priced(offers, factor)
 
 
@@ -278,7 +278,7 @@ def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
 
 
 def _corrections(
-    E: Operator, base: Offer, m: Candidate, roots: GramRoots, choices: Choices
+    E: Operator | NDArray[np.float32], base: Offer, m: Candidate, roots: GramRoots, choices: Choices
 ) -> list[Offer]:
     """What is left of a weight, ``E``, made up for by corrections of many ranks as stored."""
     offered = {bits: offered_ranks(m, base, bits, choices) for bits in choices.factor_bits}

@@ -27,9 +27,12 @@ from plastic_export.evaluation.measures import Reference, Windows, measure_texts
 from plastic_export.model.load import load_model
 from plastic_export.model.text import evenly_spread
 
-PROBED = 8  # windows (heuristic: a factor is then sure to about 5 percent)
-ROOM = 2**30  # bytes of log-probabilities of the unchanged model that are held
-RESOLVED = 1e-7  # nats per token that float32 can tell from nothing
+PROBED_WINDOWS = 8
+"""How many windows are measured (heuristic: a factor is then sure to about 5 percent)."""
+REFERENCE_BYTES = 2**30
+"""Bytes of log-probabilities of the unchanged model that are held."""
+LEAST_RESOLVED = 1e-7
+"""Nats per token that float32 can tell from nothing."""
 
 
 class PriceProbe:
@@ -43,7 +46,8 @@ class PriceProbe:
     Args:
         model: Maps tokens to logits, its activations in float32. It is put back exactly after
             every measurement.
-        tokens: Windows, shape ``(windows, length)``; as many of them are used as `ROOM` holds.
+        tokens: Windows, shape ``(windows, length)``; as many of them are used as
+            `REFERENCE_BYTES` hold.
     """
 
     def __init__(self, model: nn.Module, tokens: mx.array) -> None:
@@ -51,9 +55,9 @@ class PriceProbe:
         self._modules = modules_by_path(model)
         self._linears, _ = linear_layers(model, None)
         vocabulary = model(tokens[:1, :1]).shape[-1]
-        fitting = max(1, ROOM // (4 * tokens.shape[1] * vocabulary))
+        fitting = max(1, REFERENCE_BYTES // (4 * tokens.shape[1] * vocabulary))
         self._texts = [Windows("calibration", tokens[:fitting])]
-        self._reference = Reference(model, room=2 * ROOM)
+        self._reference = Reference(model, room=2 * REFERENCE_BYTES)
         self._measured()  # and what it was compared with, itself, is held from now on
 
     @classmethod
@@ -91,7 +95,7 @@ class PriceProbe:
     ) -> float:
         """The measured divergence over the predicted one; 1 where neither can be told from 0."""
         measured = max(self.divergence(path, change, expert=expert), 0.0)
-        return (measured + RESOLVED) / (predicted + RESOLVED)
+        return (measured + LEAST_RESOLVED) / (predicted + LEAST_RESOLVED)
 
     def _measured(self) -> float:
         with using_numpy(self._linears):
@@ -128,11 +132,11 @@ def probed_rows(windows: int, calibrated: int) -> NDArray[np.intp]:
         calibrated: At most so many are calibrated on.
 
     Returns:
-        At most `PROBED` numbers, evenly spread over the windows that are left; over all of them
-        where none is.
+        At most `PROBED_WINDOWS` numbers, evenly spread over the windows that are left; over all of
+        them where none is.
     """
     taken = min(windows, calibrated)
     used = evenly_spread(taken, windows)  # as `text_windows` takes them
     left = np.setdiff1d(np.arange(windows), used)
     pool = left if len(left) else used
-    return pool[evenly_spread(min(PROBED, len(pool)), len(pool))]
+    return pool[evenly_spread(min(PROBED_WINDOWS, len(pool)), len(pool))]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.nn as nn
 import numpy as np
-from plastic_core import RankLayer, linalg
-from plastic_core.factors import LowRank, as_arrays, leading_triplets, orthonormal_beyond
+from plastic_core import RankLayer
+from plastic_core.factors import as_arrays, descent_directions
 
 from plastic_runtime.surgery.gradient_factors import Float32, GradientFactors, gradient_factors
 from plastic_runtime.surgery.scores import Loss, find_rank_layers
@@ -27,31 +27,15 @@ class Directions(NamedTuple):
 
 
 def steepest_directions(layer: RankLayer, gradient: GradientFactors, k: int) -> Directions:
-    r"""Return the ``k`` directions along which the loss falls fastest.
-
-    They are the leading singular vectors of :math:`P G Q`, where :math:`G = dL/dW` and P and Q
-    project out what the layer has: of all steps of rank k and unit spectral norm,
-    :math:`-\sum_{i \le k} p_i q_i^T` lowers :math:`\langle P G Q, D \rangle` most (von Neumann's
-    trace inequality). The minus goes to U. With :math:`G = Y^T X` it is :math:`(Y P)^T (X Q)`,
-    whose range is found from products with its factors; G is not formed.
+    """Return the ``k`` directions along which the loss falls fastest: see `descent_directions`.
 
     Args:
         layer: The layer; not changed.
         gradient: What passes it, from ``gradient_factors``.
         k: From 0 to ``max_rank - rank``.
-
-    Note:
-        ``O(tokens (in + out) k)`` for each of a few rounds.
     """
     U, _, Vh = as_arrays(layer.factors())
-    if k == 0:
-        return Directions(U[:, :0], Vh[:0])
-    rows, columns = _without(gradient.gradients, U), _without(gradient.inputs, Vh.T)
-    beyond = LowRank(rows.T, columns)
-    norm = float(np.sqrt(beyond.squared_norm()))
-    triplets = leading_triplets(beyond, norm, min(k, len(rows)), key=0)
-    left, right = _padded(-triplets.U, k), _padded(triplets.Vh.T, k)
-    return Directions(orthonormal_beyond(U, left), orthonormal_beyond(Vh.T, right).T)
+    return Directions(*descent_directions(U, Vh, k, gradient.gradients, gradient.inputs))
 
 
 def descent_score(model: nn.Module, loss: Loss) -> dict[str, float]:
@@ -100,17 +84,3 @@ def predicted_decrease(layer: RankLayer, gradient: GradientFactors, k: int) -> f
     slopes, curvatures = along.sum(axis=0), len(along) * np.square(along).sum(axis=0)
     gains = np.square(slopes) / (2 * np.maximum(curvatures, np.finfo(np.float64).tiny))
     return float(gains[slopes < 0].sum())
-
-
-def _without(rows: Float32, directions: Float32) -> Float32:
-    """Remove from the rows the span of the columns of ``directions``: twice, for precision."""
-    Q = linalg.qr(directions)[0]
-    once = rows - (rows @ Q) @ Q.T
-    return cast(Float32, once - (once @ Q) @ Q.T)
-
-
-def _padded(columns: Float32, k: int) -> Float32:
-    """Columns up to ``k``, of zeros where fewer tokens than that were seen."""
-    padded = np.zeros((len(columns), k), np.float32)
-    padded[:, : columns.shape[1]] = columns
-    return padded

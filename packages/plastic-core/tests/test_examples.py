@@ -1,0 +1,53 @@
+"""Every public function and class shows itself in an example, and every example runs."""
+
+import doctest
+import inspect
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
+import plastic_core
+import pytest
+
+MODULES = ["plastic_core"] + [
+    module.name for module in pkgutil.walk_packages(plastic_core.__path__, "plastic_core.")
+]
+DOORS = [name for name in MODULES if hasattr(import_module(name), "__all__")]
+WITHOUT = ("plastic_core.layer", "plastic_core.files", "plastic_core.testing")
+"""Rooms whose examples are not complete."""
+
+
+def is_shown(thing: object) -> bool:
+    """Whether a name is of a function or class that must have an example."""
+    return (inspect.isroutine(thing) or inspect.isclass(thing)) and not str(
+        getattr(thing, "__module__", "")
+    ).startswith(WITHOUT)
+
+
+PUBLIC = [
+    (home, name)
+    for home in DOORS
+    for name in import_module(home).__all__
+    if is_shown(getattr(import_module(home), name))
+]
+
+
+def examples(module: ModuleType) -> list[doctest.DocTest]:
+    """The doctests of what is defined in a module."""
+    found = doctest.DocTestFinder().find(module, module.__name__)
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_example_runs(name: str) -> None:
+    for test in examples(import_module(name)):
+        report = list[str]()
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
+        assert not report, "".join(report)
+
+
+@pytest.mark.parametrize(("home", "name"), PUBLIC)
+def test_every_public_function_and_class_has_an_example(home: str, name: str) -> None:
+    shown = getattr(import_module(home), name)
+    found = doctest.DocTestFinder(recurse=True).find(shown, name)
+    assert any(test.examples for test in found), f"{home}.{name} has no `Examples:`"
