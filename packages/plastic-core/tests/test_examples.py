@@ -13,7 +13,7 @@ MODULES = ["plastic_core"] + [
     module.name for module in pkgutil.walk_packages(plastic_core.__path__, "plastic_core.")
 ]
 DOORS = [name for name in MODULES if hasattr(import_module(name), "__all__")]
-WITHOUT = ("plastic_core.layer", "plastic_core.files", "plastic_core.testing")
+WITHOUT = ("plastic_core.files", "plastic_core.testing")
 """Rooms whose examples are not complete."""
 
 
