@@ -4,6 +4,7 @@ import doctest
 import inspect
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import plastic_core
@@ -13,15 +14,11 @@ MODULES = ["plastic_core"] + [
     module.name for module in pkgutil.walk_packages(plastic_core.__path__, "plastic_core.")
 ]
 DOORS = [name for name in MODULES if hasattr(import_module(name), "__all__")]
-WITHOUT = ("plastic_core.files", "plastic_core.testing")
-"""Rooms whose examples are not complete."""
 
 
 def is_shown(thing: object) -> bool:
-    """Whether a name is of a function or class that must have an example."""
-    return (inspect.isroutine(thing) or inspect.isclass(thing)) and not str(
-        getattr(thing, "__module__", "")
-    ).startswith(WITHOUT)
+    """Whether a name is of a function or class, which must have an example."""
+    return inspect.isroutine(thing) or inspect.isclass(thing)
 
 
 PUBLIC = [
@@ -39,8 +36,11 @@ def examples(module: ModuleType) -> list[doctest.DocTest]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_example_runs(name: str) -> None:
-    for test in examples(import_module(name)):
+def test_every_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, test in enumerate(examples(import_module(name))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
         report = list[str]()
         doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
         assert not report, "".join(report)

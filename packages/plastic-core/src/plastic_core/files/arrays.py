@@ -39,6 +39,10 @@ def dtype_name(array: Array) -> str:
 
     Raises:
         ValueError: If safetensors or MLX on an accelerator has no such dtype (float64).
+
+    Examples:
+        >>> dtype_name(mx.zeros(2, dtype=mx.bfloat16)), dtype_name(np.zeros(2, np.float32))
+        ('BF16', 'F32')
     """
     if isinstance(array, mx.array):
         name = _MLX_NAMES.get(array.dtype)
@@ -62,6 +66,10 @@ def array_bytes(array: Array) -> NDArray[np.uint8]:
     Raises:
         ValueError: If the dtype is another.
         RuntimeError: If MLX fails to compute the array.
+
+    Examples:
+        >>> bytes(array_bytes(np.array([1, 256], np.uint16)))
+        b'\\x01\\x00\\x00\\x01'
     """
     dtype_name(array)
     if isinstance(array, mx.array):
@@ -85,6 +93,10 @@ def array_from_bytes(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]
 
     Returns:
         A new array of that dtype and shape.
+
+    Examples:
+        >>> array_from_bytes(np.array([128, 63], np.uint8), "BF16", (1,)).tolist()
+        [1.0]
     """
     size = ITEM_BYTES[dtype]
     carrier = mx.array(data.view(f"<u{size}"))

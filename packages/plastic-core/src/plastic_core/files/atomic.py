@@ -44,6 +44,12 @@ class AtomicFile:
             lies in the Hub cache.
         BusyError: If another process is writing it.
         OSError: If the file cannot be created.
+
+    Examples:
+        >>> with AtomicFile("notes.txt") as file:
+        ...     file.write(b"all of it")
+        >>> Path("notes.txt").read_text()
+        'all of it'
     """
 
     def __init__(self, path: str | os.PathLike[str], *, keep: bool = False) -> None:
@@ -162,6 +168,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         FormatError: If the file cannot be replaced; see `AtomicFile`.
         TypeError: If JSON cannot hold the type.
         OSError: If the system refuses.
+
+    Examples:
+        >>> write_json("options.json", {"rank": 4})
+        >>> print(Path("options.json").read_text(), end="")
+        {
+          "rank": 4
+        }
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with AtomicFile(path) as file:
@@ -181,6 +194,12 @@ def copy_file(
     Raises:
         FormatError: If ``source`` is not a regular file, or ``target`` cannot be replaced.
         OSError: If the system refuses.
+
+    Examples:
+        >>> write_json("options.json", {"rank": 4})
+        >>> copy_file("options.json", "copy.json")
+        >>> sha256_file("copy.json") == sha256_file("options.json")
+        True
     """
     with open_regular(Path(source), home=home) as stream, AtomicFile(target) as file:
         while piece := _read(stream.fileno(), source):
@@ -206,6 +225,11 @@ def sha256_file(path: str | os.PathLike[str], start: int = 0, stop: int | None =
         path: The file.
         start: First byte that counts.
         stop: Byte after the last one that counts; by default the end of the file.
+
+    Examples:
+        >>> _ = Path("empty").write_bytes(b"")
+        >>> sha256_file("empty")[:16]
+        'e3b0c44298fc1c14'
     """
     digest = hashlib.sha256()
     with open_regular(Path(path)) as stream, naming(path):
@@ -217,12 +241,22 @@ def sha256_file(path: str | os.PathLike[str], start: int = 0, stop: int | None =
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the name of a file while it is being written."""
+    """Return the name of a file while it is being written.
+
+    Examples:
+        >>> temporary_name(Path("model.safetensors")).name
+        '.model.safetensors.tmp'
+    """
     return path.with_name(f".{path.name}.tmp")
 
 
 def sync(descriptor: int) -> None:
-    """Force an open file to the disk."""
+    """Force an open file to the disk.
+
+    Examples:
+        >>> with open("log", "wb") as file:
+        ...     sync(file.fileno())
+    """
     if sys.platform == "darwin":  # where fsync stops at the drive's own cache
         with suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
@@ -231,7 +265,11 @@ def sync(descriptor: int) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Force a file, or the names in a folder, to the disk.
+
+    Examples:
+        >>> sync_path(Path("."))
+    """
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -7,7 +7,17 @@ from typing import Self
 
 
 class Closing:
-    """A context manager that ends by calling ``close``, whatever happened inside."""
+    """A context manager that ends by calling ``close``, whatever happened inside.
+
+    Examples:
+        >>> class Lamp(Closing):
+        ...     def close(self) -> None:
+        ...         print("off")
+        >>> with Lamp():
+        ...     print("on")
+        on
+        off
+    """
 
     def close(self) -> None:
         """Give back what is held; a second call does nothing."""

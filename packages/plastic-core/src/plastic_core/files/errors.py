@@ -13,6 +13,10 @@ class FormatError(ValueError):
 
     The message is one line: ``<file>: tensor '<name>': <reason>; <what to do>``,
     without the tensor where none is to blame.
+
+    Examples:
+        >>> print(FormatError.about("a.json", "it is cut", "download it again", tensor="w"))
+        a.json: tensor 'w': it is cut; download it again
     """
 
     @classmethod

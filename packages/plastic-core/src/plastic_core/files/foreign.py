@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 
 class Foreign(NamedTuple):
-    """A file that is not safetensors: what it is, and what to do about it."""
+    """A file that is not safetensors: what it is, and what to do about it.
+
+    Examples:
+        >>> recognise(b"PK").what
+        'a zip archive, such as a PyTorch or .npz file'
+    """
 
     what: str
     remedy: str
@@ -52,5 +57,10 @@ def recognise(start: bytes) -> Foreign | None:
 
 
 def recognise_name(suffix: str) -> Foreign | None:
-    """Return what a file with this suffix is meant to be, if it is known not to be safetensors."""
+    """Return what a file with this suffix is meant to be, if it is known not to be safetensors.
+
+    Examples:
+        >>> recognise_name(".gguf").what, recognise_name(".safetensors")
+        ('a GGUF file', None)
+    """
     return _SUFFIXES.get(suffix.lower())

@@ -49,6 +49,14 @@ class TensorInfo:
         start: First byte in the file.
         stop: Byte after the last one in the file.
         file: The file.
+
+    Examples:
+        >>> import numpy as np
+        >>> from plastic_core.files import export_safetensors, read_header
+        >>> export_safetensors("a.safetensors", {"w": np.ones((2, 2), np.float32)})
+        >>> info = read_header("a.safetensors").tensors["w"]
+        >>> info.dtype, info.shape, info.nbytes
+        ('F32', (2, 2), 16)
     """
 
     name: str
@@ -71,6 +79,14 @@ class Header:
     Attributes:
         tensors: Every tensor by name, in the order of the header.
         metadata: The strings stored beside them.
+
+    Examples:
+        >>> import numpy as np
+        >>> from plastic_core.files import export_safetensors, read_header
+        >>> export_safetensors("a.safetensors", {"w": np.ones((2, 2), np.float32)})
+        >>> header = read_header("a.safetensors")
+        >>> list(header.tensors), header.metadata
+        (['w'], {})
     """
 
     tensors: dict[str, TensorInfo]

@@ -30,6 +30,13 @@ class Journal(Closing):
 
     Raises:
         OSError: If it cannot be read or written.
+
+    Examples:
+        >>> with Journal(Path("journal")) as journal:
+        ...     journal.append({"done": "w", "cost": 0.5})
+        >>> with Journal(Path("journal")) as journal:
+        ...     journal.records
+        [{'done': 'w', 'cost': 0.5}]
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,6 +96,11 @@ def check_same(
 
     Raises:
         FormatError: Naming the first difference, with both values.
+
+    Examples:
+        >>> check_same(Path("run.json"), {"seed": 1}, {"seed": 2}, remedy="use another folder")
+        Traceback (most recent call last):
+        plastic_core...FormatError: run.json: the run that was cut had seed 1, this one has 2; ...
     """
     old, new = dict(_flat(there)), dict(_flat(here))
     for name in [*new, *(name for name in old if name not in new)]:

@@ -21,7 +21,12 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class BusyError(BlockingIOError):
-    """Another process is writing there. The message names it where it is known."""
+    """Another process is writing there. The message names it where it is known.
+
+    Examples:
+        >>> print(BusyError("out", "process 7"))
+        [Errno ...] in use by process 7; wait for it or stop it: 'out'
+    """
 
     def __init__(self, path: str | os.PathLike[str], holder: str) -> None:
         super().__init__(errno.EBUSY, f"in use by {holder}; wait for it or stop it")
@@ -69,6 +74,13 @@ class FolderLock:
     Note:
         ``flock`` on the folder itself, so that nothing is left behind and a renaming keeps it.
         Some network file systems grant such a lock to every host at once.
+
+    Examples:
+        >>> lock = FolderLock("out")
+        >>> FolderLock("out")
+        Traceback (most recent call last):
+        plastic_core...BusyError: ... in use by process ...
+        >>> lock.release()
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

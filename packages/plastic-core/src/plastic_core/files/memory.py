@@ -26,6 +26,11 @@ def check_memory(nbytes: int, file: Path, tensor: str | None = None) -> None:
 
     Raises:
         FormatError: If that is more than `memory_limit`.
+
+    Examples:
+        >>> check_memory(2**60, Path("a.safetensors"))
+        Traceback (most recent call last):
+        plastic_core...FormatError: a.safetensors: 1152921504606846976 bytes do not fit ...
     """
     if nbytes > (limit := memory_limit()):
         reason = f"{nbytes} bytes do not fit into the memory of {limit} bytes"

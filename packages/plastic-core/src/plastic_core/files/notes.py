@@ -9,7 +9,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put a file's name into an error of the system, which does not know it after the opening."""
+    """Put a file's name into an error of the system, which does not know it after the opening.
+
+    Examples:
+        >>> try:
+        ...     with naming("a.json"):
+        ...         raise OSError(28, "No space left on device")
+        ... except OSError as error:
+        ...     print(error)
+        [Errno 28] No space left on device: 'a.json'
+    """
     try:
         yield
     except OSError as error:

@@ -38,6 +38,12 @@ def open_regular(path: Path, *, home: Path | None = None) -> io.FileIO:
         FormatError: If it is not a regular file, a link to nothing or, with ``home``, one that
             leaves the folder.
         OSError: If it does not exist or cannot be opened.
+
+    Examples:
+        >>> _ = Path("a.txt").write_text("text")
+        >>> with open_regular(Path("a.txt")) as file:
+        ...     file.read()
+        b'text'
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -69,6 +75,10 @@ def member(folder: Path, name: str) -> Path | None:
         FormatError: If it is not a regular file, is a link to nothing, or is a link that
             leaves the folder for anything but the ``blobs`` of the same repository in
             the Hub cache.
+
+    Examples:
+        >>> member(Path("."), "missing.json") is None
+        True
     """
     path = folder / name
     if not os.path.lexists(path):
@@ -94,6 +104,12 @@ def files_under(folder: Path) -> list[Path]:
 
     Raises:
         OSError: If a folder in it cannot be read, which ``Path.rglob`` passes over.
+
+    Examples:
+        >>> Path("sub").mkdir()
+        >>> _ = Path("b.txt").write_text(""), Path("sub/a.txt").write_text("")
+        >>> [str(path) for path in files_under(Path("."))]
+        ['b.txt', 'sub/a.txt']
     """
 
     def refused(error: OSError) -> NoReturn:
@@ -104,13 +120,23 @@ def files_under(folder: Path) -> list[Path]:
 
 
 def in_hub_cache(path: Path) -> bool:
-    """Tell whether a path, every link in it resolved, lies in a repository of a Hub cache."""
+    """Tell whether a path, every link in it resolved, lies in a repository of a Hub cache.
+
+    Examples:
+        >>> in_hub_cache(Path("hub/models--owner--name/snapshots/1f2e/config.json"))
+        True
+    """
     real = Path(os.path.realpath(path))
     return any(_CACHED.match(parent.name) for parent in real.parents)
 
 
 def hub_identity(folder: Path) -> tuple[str, str] | None:
-    """Return the repository and commit of a snapshot folder in the Hub cache, else None."""
+    """Return the repository and commit of a snapshot folder in the Hub cache, else None.
+
+    Examples:
+        >>> hub_identity(Path("hub/models--owner--name/snapshots/1f2e"))
+        ('owner/name', '1f2e')
+    """
     home = folder.resolve()
     repository = home.parent.parent.name
     if home.parent.name != "snapshots" or not repository.startswith("models--"):

@@ -31,6 +31,11 @@ def parse_object(text: bytes, file: Path, remedy: str, *, header: bool = False) 
     Raises:
         FormatError: If it is not UTF-8, not JSON, nested more than 32 deep, not an object,
             or if some object in it names a key twice.
+
+    Examples:
+        >>> parse_object(b'{"a": 1, "a": 2}', Path("x.json"), "write it again")
+        Traceback (most recent call last):
+        plastic_core...FormatError: x.json: the key 'a' appears twice; write it again
     """
 
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

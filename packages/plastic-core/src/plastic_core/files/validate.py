@@ -30,7 +30,13 @@ _DOWNLOAD = "copy or download the file again"
 
 
 class Fingerprint(NamedTuple):
-    """The marks that tell a file from another, or from itself after somebody wrote to it."""
+    """The marks that tell a file from another, or from itself after somebody wrote to it.
+
+    Examples:
+        >>> _ = Path("a.txt").write_text("text")
+        >>> fingerprint(os.stat("a.txt")).size
+        4
+    """
 
     device: int
     inode: int
@@ -45,6 +51,13 @@ class OpenFile(Closing):
         path: Path of the file.
         fingerprint: What the file was when its header was checked.
         header: Its checked header.
+
+    Examples:
+        >>> from plastic_core.files import export_safetensors
+        >>> export_safetensors("a.safetensors", {"w": np.ones((2, 2), np.float32)})
+        >>> with open_safetensors("a.safetensors") as file:
+        ...     file.read(file.header.tensors["w"]).view("<f4").tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
 
     def __init__(self, path: Path, stream: io.FileIO) -> None:
@@ -101,6 +114,12 @@ def open_safetensors(
             what MLX cannot, or is no longer what was expected. The message names the file,
             the tensor and the rule.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> _ = Path("a.safetensors").write_bytes(b"GGUF" + bytes(99))
+        >>> open_safetensors("a.safetensors")
+        Traceback (most recent call last):
+        plastic_core...FormatError: a.safetensors: a GGUF file, not safetensors; ...
     """
     file = Path(path)
     stream = open_regular(file, home=home)
@@ -115,7 +134,14 @@ def open_safetensors(
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Return the checked header of a safetensors file; see `open_safetensors`."""
+    """Return the checked header of a safetensors file; see `open_safetensors`.
+
+    Examples:
+        >>> from plastic_core.files import export_safetensors
+        >>> export_safetensors("a.safetensors", {"w": np.ones((2, 2), np.float32)})
+        >>> read_header("a.safetensors").tensors["w"].shape
+        (2, 2)
+    """
     with open_safetensors(path) as file:
         return file.header
 
@@ -137,6 +163,11 @@ def read_json(
         FormatError: If it is larger than ``limit``, not UTF-8, not JSON, not an object,
             nested more than 32 deep, or if some object in it names a key twice.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> _ = Path("a.json").write_text('{"rank": 4}')
+        >>> read_json("a.json")
+        {'rank': 4}
     """
     file = Path(path)
     with open_regular(file, home=home) as stream:
@@ -162,6 +193,11 @@ def read_index(path: str | os.PathLike[str], *, home: Path | None = None) -> dic
     Raises:
         FormatError: If the file is not such an index.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> _ = Path("i.json").write_text('{"weight_map": {"w": "model-1.safetensors"}}')
+        >>> read_index("i.json")
+        {'w': 'model-1.safetensors'}
     """
     file = Path(path)
     weight_map = read_json(file, home=home).get("weight_map")
@@ -175,7 +211,13 @@ def read_index(path: str | os.PathLike[str], *, home: Path | None = None) -> dic
 
 
 def fingerprint(status: os.stat_result) -> Fingerprint:
-    """Return the fingerprint of a file from what ``os.stat`` says about it."""
+    """Return the fingerprint of a file from what ``os.stat`` says about it.
+
+    Examples:
+        >>> _ = Path("a.txt").write_text("text")
+        >>> fingerprint(os.stat("a.txt")) == fingerprint(os.stat("a.txt"))
+        True
+    """
     return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -218,5 +260,10 @@ def _read_into(target: memoryview, start: int, file: Path, stream: io.FileIO) ->
 
 
 def changed(file: Path) -> FormatError:
-    """Build the error for a file that somebody wrote to while it was in use."""
+    """Build the error for a file that somebody wrote to while it was in use.
+
+    Examples:
+        >>> print(changed(Path("a.json")))
+        a.json: it changed while it was being read; start again
+    """
     return FormatError.about(file, "it changed while it was being read", "start again")

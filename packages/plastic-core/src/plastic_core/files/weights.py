@@ -39,6 +39,11 @@ def export_safetensors(
     Note:
         The bytes depend on the arrays, names and metadata alone, not on their order: the
         widest dtype comes first, which keeps every tensor aligned, then names decide.
+
+    Examples:
+        >>> export_safetensors("a.safetensors", {"w": mx.array([1.5], dtype=mx.bfloat16)})
+        >>> load_safetensors("a.safetensors")
+        {'w': array([1.5], dtype=bfloat16)}
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise ValueError(f"`path` must end in '.safetensors', got {os.fspath(path)!r}.")
@@ -48,7 +53,13 @@ def export_safetensors(
 def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
 ) -> None:
-    """Write named arrays to a safetensors file of any name; see `export_safetensors`."""
+    """Write named arrays to a safetensors file of any name; see `export_safetensors`.
+
+    Examples:
+        >>> write_arrays("state.tmp", {"step": mx.array([7])}, {"seed": "0"})
+        >>> read_arrays("state.tmp")
+        ({'step': array([7], dtype=int32)}, {'seed': '0'})
+    """
     specs = sorted(
         (_spec(name, array) for name, array in arrays.items()),
         key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name),
@@ -74,12 +85,23 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, mx.array]:
         FormatError: If the file breaks a rule, holds what MLX cannot, or does not fit into
             memory; the message names the file, the tensor and the rule.
         OSError: If the file does not exist or cannot be read.
+
+    Examples:
+        >>> export_safetensors("a.safetensors", {"b": mx.zeros(1), "a": mx.ones(2)})
+        >>> list(load_safetensors("a.safetensors"))
+        ['a', 'b']
     """
     return read_arrays(path)[0]
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Read every array of a safetensors file, and its metadata; see `load_safetensors`."""
+    """Read every array of a safetensors file, and its metadata; see `load_safetensors`.
+
+    Examples:
+        >>> write_arrays("a.safetensors", {"w": mx.ones(1)}, {"format": "mlx"})
+        >>> read_arrays("a.safetensors")[1]
+        {'format': 'mlx'}
+    """
     with open_safetensors(path) as file:
         tensors = file.header.tensors.values()
         check_memory(sum(info.nbytes for info in tensors), Path(path))

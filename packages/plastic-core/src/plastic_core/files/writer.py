@@ -25,6 +25,10 @@ class TensorSpec:
         name: Its name.
         dtype: Its dtype as safetensors writes it, such as ``"BF16"``.
         shape: Its shape.
+
+    Examples:
+        >>> TensorSpec("w", "BF16", (4, 8)).nbytes
+        64
     """
 
     name: str
@@ -56,6 +60,12 @@ class SafetensorsWriter:
         TypeError: If the metadata are not strings.
         BusyError: If another process is writing the file.
         OSError: If the file cannot be created.
+
+    Examples:
+        >>> with SafetensorsWriter("a.safetensors", [TensorSpec("w", "F32", (2,))]) as writer:
+        ...     writer.write("w", np.ones(2, np.float32))
+        >>> os.path.getsize("a.safetensors")
+        72
     """
 
     def __init__(
@@ -169,6 +179,11 @@ def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
         ValueError: If a name is given twice or not allowed, a dtype unknown, or the header
             too large for the format.
         TypeError: If the metadata are not strings.
+
+    Examples:
+        >>> header = encode_header([TensorSpec("w", "F32", (2,))], {})
+        >>> len(header) % 8, header[8:].decode().rstrip()
+        (0, '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}')
     """
     entries: dict[str, object] = {"__metadata__": _strings(metadata)} if metadata else {}
     start = 0
@@ -191,7 +206,12 @@ def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
 def tensor_spans(
     specs: Sequence[TensorSpec], metadata: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
-    """Return the first byte of each tensor in the file, and the one after its last."""
+    """Return the first byte of each tensor in the file, and the one after its last.
+
+    Examples:
+        >>> tensor_spans([TensorSpec("a", "F32", (2,)), TensorSpec("b", "U8", (3,))], {})
+        {'a': (120, 128), 'b': (128, 131)}
+    """
     start = len(encode_header(specs, metadata))
     spans = {}
     for spec in specs:

@@ -17,18 +17,34 @@ SIXTEEN = bytes(range(16))
 
 
 def packed(header: object, data: bytes = b"") -> bytes:
-    """Return a file from a header, given as what JSON can write, as its text or as its bytes."""
+    """Return a file from a header, given as what JSON can write, as its text or as its bytes.
+
+    Examples:
+        >>> packed({"w": 1}, b"data")
+        b'\\x08\\x00\\x00\\x00\\x00\\x00\\x00\\x00{"w": 1}data'
+    """
     text = header if isinstance(header, (bytes, str)) else json.dumps(header)
     encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(encoded)) + encoded + data
 
 
 def entry(dtype: Any = "F32", shape: Any = (2, 2), offsets: Any = (0, 16)) -> dict[str, Any]:
+    """Return the entry of a tensor in a header.
+
+    Examples:
+        >>> entry("U8", (16,))
+        {'dtype': 'U8', 'shape': (16,), 'data_offsets': (0, 16)}
+    """
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 def one(dtype: Any = "F32", shape: Any = (2, 2), offsets: Any = (0, 16)) -> bytes:
-    """Return a file with the tensor 'w', sixteen bytes of data."""
+    """Return a file with the tensor 'w', sixteen bytes of data.
+
+    Examples:
+        >>> one().endswith(SIXTEEN), one() == GOOD
+        (True, True)
+    """
     return packed({"w": entry(dtype, shape, offsets)}, SIXTEEN)
 
 
@@ -43,7 +59,12 @@ def without(field: str) -> bytes:
 
 
 class Bad(NamedTuple):
-    """A file that must be refused, the tensor to blame, if any, and the reason to be given."""
+    """A file that must be refused, the tensor to blame, if any, and the reason to be given.
+
+    Examples:
+        >>> BAD_FILES["empty"]
+        Bad(content=b'', tensor=None, reason='an empty file')
+    """
 
     content: bytes
     tensor: str | None
@@ -240,7 +261,12 @@ STRICTER = {
 
 
 def mutants(seed: int, count: int) -> Iterator[bytes]:
-    """Files one to three edits away from valid ones, most with a header of the right length."""
+    """Files one to three edits away from valid ones, most with a header of the right length.
+
+    Examples:
+        >>> [isinstance(file, bytes) for file in mutants(seed=0, count=2)]
+        [True, True]
+    """
     rng = np.random.default_rng(seed)
     pieces = [b'"w"', b"[]", b"{}", b"-", b"0", b"1", b"16", b"4294967296", b'"F64"', b'"BF16"',
               b"null", b",", b":", b" ", b"\\", b'"', b"[", b"]", b"1e3", b"\x00", b"\xff",

@@ -33,6 +33,11 @@ class Sample(NamedTuple):
     Attributes:
         A: Shape ``(m, n)``, float32.
         singular_values: Shape ``(min(m, n),)``, float64, non-increasing.
+
+    Examples:
+        >>> s = np.array([2.0, 1.0])
+        >>> Sample(matrix_from_spectrum(s, 3, 2, seed=0).astype(np.float32), s).A.shape
+        (3, 2)
     """
 
     A: Float32
@@ -54,6 +59,14 @@ def spectra(
         min_size: Least number of singular values.
         max_size: Largest number of singular values.
         scales: The whole spectrum is multiplied by one of these.
+
+    Examples:
+        >>> from hypothesis import given
+        >>> @repeatable
+        ... @given(spectra(max_size=3))
+        ... def never_increases(s: Float64) -> None:
+        ...     assert (np.diff(s) <= 0).all()
+        >>> never_increases()
     """
     value = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(2.0**-20, 1.0))
     values = draw(st.lists(value, min_size=min_size, max_size=max_size))
@@ -62,7 +75,16 @@ def spectra(
 
 @st.composite
 def matrices(draw: st.DrawFn, *, max_side: int = 24, scales: Sequence[float] = (1.0,)) -> Sample:
-    """Matrices of 1 to ``max_side`` rows and columns with a drawn spectrum: see `spectra`."""
+    """Matrices of 1 to ``max_side`` rows and columns with a drawn spectrum: see `spectra`.
+
+    Examples:
+        >>> from hypothesis import given
+        >>> @repeatable
+        ... @given(matrices(max_side=4))
+        ... def has_its_spectrum(sample: Sample) -> None:
+        ...     assert min(sample.A.shape) == len(sample.singular_values)
+        >>> has_its_spectrum()
+    """
     sides = st.integers(1, max_side)
     m, n, seed = draw(sides), draw(sides), draw(st.integers(0, 2**16))
     s = draw(spectra(min_size=min(m, n), max_size=min(m, n), scales=scales))
@@ -84,6 +106,11 @@ def matrix_from_spectrum(s: Float64, m: int, n: int, seed: int) -> Float64:
 
     Returns:
         Matrix of shape ``(m, n)``, float64.
+
+    Examples:
+        >>> A = matrix_from_spectrum(np.array([2.0, 1.0]), 4, 3, seed=0)
+        >>> lapack.svdvals(A).round(9).tolist()
+        [2.0, 1.0, 0.0]
     """
     rng = np.random.default_rng(seed)
     U, V = (lapack.svd(rng.standard_normal((side, len(s))))[0] for side in (m, n))
@@ -100,6 +127,10 @@ def tolerance(of: Matrix | float, shape: tuple[int, ...], dtype: DTypeLike = np.
         of: A matrix, its singular values, or its largest singular value.
         shape: The shape of the matrix.
         dtype: The working precision.
+
+    Examples:
+        >>> tolerance(1.0, (100, 50)) == 1000 * float(np.finfo(np.float32).eps)
+        True
     """
     values = np.asarray(of if isinstance(of, float) else to_numpy(of), dtype=np.float64)
     values = lapack.svdvals(values) if values.ndim == 2 else np.abs(values)
@@ -107,14 +138,23 @@ def tolerance(of: Matrix | float, shape: tuple[int, ...], dtype: DTypeLike = np.
 
 
 def assert_orthonormal(Q: Matrix) -> None:
-    """Assert that the columns of ``Q`` are orthonormal to the precision of float32."""
+    """Assert that the columns of ``Q`` are orthonormal to the precision of float32.
+
+    Examples:
+        >>> assert_orthonormal(np.eye(3))
+    """
     Q = to_numpy(Q).astype(np.float64)
     defect = np.abs(Q.T @ Q - np.eye(Q.shape[1])).max(initial=0.0)
     assert defect <= tolerance(1.0, Q.shape), f"Q^T Q differs from I by {defect:.1e}"
 
 
 def bits(array: Matrix) -> bytes:
-    """Return the bytes of an array, to compare bits (NaN equals itself, -0.0 is not 0.0)."""
+    """Return the bytes of an array, to compare bits (NaN equals itself, -0.0 is not 0.0).
+
+    Examples:
+        >>> bits(np.array([-0.0])) == bits(np.array([0.0]))
+        False
+    """
     if isinstance(array, mx.array):
         array = np.asarray(array.view(mx.uint8))
     return np.ascontiguousarray(array).tobytes()
