@@ -40,7 +40,7 @@ from plastic_export.plan import (
     offered_ranks,
     offers_of,
     packed_bytes,
-    worthwhile,
+    pareto,
 )
 from plastic_export.reporting import plan_frontier
 from plastic_runtime import Gram, LossGrams
@@ -85,7 +85,7 @@ def offered(m: Candidate, number: int, choices: Choices) -> Offered:
                 nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)
                 cost = base.cost * (left[rank] + 4.0**-bits)
                 offers.append(Offer(base.bits, nbytes, cost, rank, bits))
-    kept = offers if own.ranks else worthwhile(offers)
+    kept = offers if own.ranks else pareto(offers)
     stated = (m.name, m.shape, m.dtype, m.group_size, m.source_bytes)
     whole = Offer(None, m.source_bytes, 0.0)
     return Offered(*stated, (*kept, whole), kind=m.kind)

@@ -12,8 +12,8 @@ from plastic_export.plan.pricing import (
     choices_for,
     offered_ranks,
     offers_of,
+    pareto,
     rounded,
-    worthwhile,
 )
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "offered_ranks",
     "offers_of",
     "packed_bytes",
+    "pareto",
     "rounded",
-    "worthwhile",
     "write_plan",
 ]

@@ -213,9 +213,9 @@ def _offered(
             totals[offer.choice] = offer._replace(nbytes=before.nbytes + offer.nbytes, cost=cost)
     smaller = [offer for offer in totals.values() if offer.nbytes < m.source_bytes]
     if not choices.ranks:  # of which only one will be allowed
-        smaller = worthwhile(smaller)
-    corrected = [offer._replace(cost=factor * offer.cost) for offer in smaller]
-    offers = (*corrected, Offer(None, m.source_bytes, 0.0))
+        smaller = pareto(smaller)
+    measured = [offer._replace(cost=factor * offer.cost) for offer in smaller]
+    offers = (*measured, Offer(None, m.source_bytes, 0.0))
     return Offered(**asdict(m), offers=offers, price_factor=factor)
 
 
@@ -302,7 +302,7 @@ def offered_ranks(m: Candidate, base: Offer, bits: int, choices: Choices) -> lis
         room = min(room, int(CORRECTION_BITS_PER_WEIGHT * m.weights / 8))
     most = min(*m.shape, room // per_rank)
     if choices.ranks:
-        return [r for r in choices.ranks if r <= min(*m.shape, room // per_rank)]
+        return [rank for rank in choices.ranks if rank <= most]
     step = max(1, round(most / OFFERED_RANKS))
     return list(range(step, most + 1, step))
 
@@ -312,7 +312,7 @@ def _with_rank(base: Offer, m: Candidate, rank: int, bits: int, cost: float) -> 
     return Offer(base.bits, nbytes, cost, rank, bits)
 
 
-def worthwhile(offers: Sequence[Offer]) -> list[Offer]:
+def pareto(offers: Sequence[Offer]) -> list[Offer]:
     """By increasing bytes, those that cost less than all that take no more."""
     kept = list[Offer]()
     for offer in sorted(offers, key=lambda o: (o.nbytes, o.cost)):
