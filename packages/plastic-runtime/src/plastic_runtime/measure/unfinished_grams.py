@@ -27,7 +27,7 @@ class GramParts:
 
     Args:
         file: The file that is to be. The folder has its name with ``.parts``.
-        made_for: The measurement; see `identity`.
+        made_for: The measurement; see `calibration_identity`.
 
     Attributes:
         folder: The folder.

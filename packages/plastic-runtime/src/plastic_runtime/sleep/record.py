@@ -1,4 +1,4 @@
-"""One record of a sleep store: a safetensors file, written once, of what fell asleep or left.
+"""One record of a sleep store: a safetensors file, written once, of what was parked or released.
 
 Its name is ``<sequence>-<digest>.safetensors``: eight decimal digits, and the first sixteen
 hexadecimal ones of the SHA-256 of all bytes before the tensors. Those hold the SHA-256 of every

@@ -1,4 +1,4 @@
-"""Parked components: what a layer has put to sleep, bit for bit."""
+"""Parked components: asleep outside their layer, bit for bit."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
