@@ -1,4 +1,4 @@
-"""The optimizer's state for each component of a layer: read, selected, extended, turned, written."""
+"""The optimizer's state for each component of a layer: read, selected, extended, turned."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
