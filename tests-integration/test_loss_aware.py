@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx_lm
@@ -31,25 +31,32 @@ HEADER = 200 * 3  # bytes that a matrix takes in the header of a file, at most
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("plan") / "plan.json"
+class Planned(NamedTuple):
+    """A plan of two budgets, its file, and what came of carrying out each."""
+
+    plan: LossPlan
+    file: Path
+    outputs: dict[float, Quantised]
 
 
-@pytest.fixture(scope="module")
-def plan(checkpoint: Path, calibration: Path, plan_file: Path) -> LossPlan:
-    """Two budgets of half of the blocks and the embeddings, from one short calibration."""
-    text = Calibration(calibration, window=128, windows=16)
-    return plan_checkpoint(
-        checkpoint, plan_file, calibration=text, budgets=BUDGETS, exclude=["*.[01].*"]
-    )
+@pytest.fixture(scope="session")
+def planned(checkpoint: Path, calibration: Path, once: Callable[..., Any]) -> Planned:
+    """Half of the blocks and the embeddings, from one short calibration."""
+
+    def make(folder: Path) -> tuple[LossPlan, Path, dict[float, Quantised]]:
+        file, text = folder / "plan.json", Calibration(calibration, window=128, windows=16)
+        plan = plan_checkpoint(
+            checkpoint, file, calibration=text, budgets=BUDGETS, exclude=["*.[01].*"]
+        )
+        outputs = {b: execute_plan(checkpoint, folder / f"{b}", file, budget=b) for b in BUDGETS}
+        return plan, file, outputs
+
+    return Planned(*once("loss-aware", make))
 
 
-@pytest.fixture(scope="module")
-def outputs(checkpoint: Path, plan: LossPlan, plan_file: Path) -> dict[float, Quantised]:
-    return {
-        b: execute_plan(checkpoint, plan_file.parent / f"{b}", plan_file, budget=b) for b in BUDGETS
-    }
+@pytest.fixture(scope="session")
+def outputs(planned: Planned) -> dict[float, Quantised]:
+    return planned.outputs
 
 
 def divergence(out: Path, checkpoint: Path, text: Path) -> float:
@@ -59,10 +66,8 @@ def divergence(out: Path, checkpoint: Path, text: Path) -> float:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_bytes_on_disk_are_those_that_were_predicted(
-    outputs: dict[float, Quantised], plan: LossPlan, budget: float
-) -> None:
-    result = outputs[budget]
+def test_the_bytes_on_disk_are_those_that_were_predicted(planned: Planned, budget: float) -> None:
+    plan, result = planned.plan, planned.outputs[budget]
     assert result.plan.bits_per_weight <= budget
     assert sum(r.stored_bytes for r in result.matrices) == result.plan.nbytes
     header = result.model_bytes - result.plan.nbytes - plan.left_bytes
@@ -135,7 +140,7 @@ def test_another_plan_finds_the_calibration_complete(
     assert grams[0] == grams[1]
     code, _, err = run("plan", checkpoint, *words, "--out", file, "--force", "--window", 64)
     assert code == 2
-    assert_one_error(err, "plan.grams.npz", "text differs", "delete it")
+    assert_one_error(err, "plan.grams.npz", "had text", "delete it")
 
 
 def test_a_plan_that_could_not_be_written_is_refused_before_the_work(
@@ -219,13 +224,12 @@ CONFLICTS = [
 def test_a_plan_leaves_nothing_to_other_options(
     run: Run,
     checkpoint: Path,
-    plan: LossPlan,
-    plan_file: Path,
+    planned: Planned,
     tmp_path: Path,
     words: list[str],
     parts: list[str],
 ) -> None:
-    code, _, err = run("compress", checkpoint, tmp_path / "out", "--plan", plan_file, *words)
+    code, _, err = run("compress", checkpoint, tmp_path / "out", "--plan", planned.file, *words)
     assert code == 2
     assert_one_error(err, *parts)
     assert list(tmp_path.iterdir()) == []
