@@ -16,7 +16,8 @@ from plastic_runtime.measure.blockwise import measure_grams
 from plastic_runtime.measure.fisher import loss_grams
 from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.grams import Gram, LossGrams
-from plastic_runtime.measure.probes import JacobianRank, input_grams, jacobian_rank
+from plastic_runtime.measure.jacobian import JacobianRank, jacobian_rank
+from plastic_runtime.measure.probes import input_grams
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
 from plastic_runtime.sleep.store import SleepStore, is_store, verify_store

@@ -16,7 +16,8 @@ from plastic_core.testing import (
     tolerance,
 )
 from plastic_runtime.measure.intercept import modules_by_path
-from plastic_runtime.measure.probes import input_grams, jacobian_rank
+from plastic_runtime.measure.jacobian import jacobian_rank
+from plastic_runtime.measure.probes import input_grams
 
 WIDTH, HIDDEN = 4, 6
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read_json, write_json
-from plastic_runtime.training import ANOTHER
+from plastic_runtime.training import OTHER_RUN_REMEDY
 
 RUN = "plastic-run.json"
 EVENTS = "events.jsonl"
@@ -82,7 +82,7 @@ def claimed(out: Path, run: RunFile) -> Iterator[None]:
         _check_place(out)
         if (out / RUN).is_file():
             there = read_run_file(out / RUN).identity
-            check_same(out / RUN, there, run.identity, remedy=ANOTHER)
+            check_same(out / RUN, there, run.identity, remedy=OTHER_RUN_REMEDY)
         for stray in out.rglob(".*.tmp"):  # what a kill left half-written
             stray.unlink(missing_ok=True)
         if not (out / RUN).is_file():

@@ -3,7 +3,7 @@
 Stands on ``manager`` and everything below it.
 """
 
-from plastic_runtime.training.generations import ANOTHER
+from plastic_runtime.training.generations import OTHER_RUN_REMEDY
 from plastic_runtime.training.saved_run import read_run
 
-__all__ = ["ANOTHER", "read_run"]
+__all__ = ["OTHER_RUN_REMEDY", "read_run"]

@@ -13,7 +13,7 @@ from plastic_core.files import FormatError, check_same
 from plastic_runtime.manager.manager import PlasticityManager
 from plastic_runtime.training.saved_run import put_back, read_run, save_run
 
-ANOTHER = "start it as before, or name another folder"
+OTHER_RUN_REMEDY = "start it as before, or name another folder"
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 _TEMPORARY = re.compile(r"\.step-\d{9}\.safetensors\.(.*\.)?tmp")
 
@@ -117,7 +117,7 @@ class Generations:
         except FormatError as error:
             error.add_note(_fallback(steps))
             raise
-        check_same(path, content["identity"], self.identity, remedy=ANOTHER)
+        check_same(path, content["identity"], self.identity, remedy=OTHER_RUN_REMEDY)
         put_back(path, arrays, run, model, optimizer, manager)
         return int(content["step"]), content["extra"]
 
