@@ -125,7 +125,7 @@ class Bidiagonalisation:
 
 
 def _leading_triplets(B: Float64, rank: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """``P (d, r)``, ``S (r,)``, ``W (d, r)`` with ``B @ W = P @ diag(S)``."""
+    """Return ``P (d, r)``, ``S (r,)``, ``W (d, r)`` with ``B @ W = P @ diag(S)``."""
     energies, P = eigh(B @ B.T)
     S, P = np.sqrt(np.maximum(energies[:rank], 0.0)), P[:, :rank]
     if S.size and S[-1] > LEAST_SQUARED * S[0]:

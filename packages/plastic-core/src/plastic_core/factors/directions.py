@@ -101,7 +101,7 @@ def _without(rows: Float32, directions: Float32) -> Float32:
 
 
 def _padded(columns: Float32, k: int) -> Float32:
-    """Columns up to ``k``, of zeros where fewer tokens than that were seen."""
+    """Return the columns up to ``k``, of zeros where fewer tokens than that were seen."""
     padded = np.zeros((len(columns), k), np.float32)
     padded[:, : columns.shape[1]] = columns
     return padded

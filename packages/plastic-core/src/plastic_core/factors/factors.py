@@ -8,7 +8,7 @@ import mlx.core as mx
 
 
 class Certificate(NamedTuple):
-    """How far stored factors are from the matrix they stand for: see `certify`.
+    """The distance of stored factors from the matrix they stand for: see `certify`.
 
     Attributes:
         relative_error: Frobenius norm of the difference over the Frobenius norm of the matrix.
@@ -32,7 +32,7 @@ class _Triple(NamedTuple):
 
 
 class Factors(_Triple):
-    """``A = U @ diag(S) @ Vh``.
+    """The factors of a matrix ``A = U @ diag(S) @ Vh``.
 
     Attributes:
         U: Shape ``(m, r)``.
@@ -55,7 +55,7 @@ class Factors(_Triple):
     def certified(
         cls, U: mx.array, S: mx.array, Vh: mx.array, certificate: Certificate, method: str
     ) -> Factors:
-        """Factors with the errors that were measured of them."""
+        """Return the factors with the errors that were measured of them."""
         factors = cls(U, S, Vh)
         factors.certificate, factors.method = certificate, method
         return factors
@@ -71,9 +71,9 @@ class Factors(_Triple):
         return self.U.shape[0], self.Vh.shape[1]
 
     def leading(self, rank: int) -> Factors:
-        """The first ``rank`` components, uncertified."""
+        """Return the first ``rank`` components, uncertified."""
         return Factors(self.U[:, :rank], self.S[:rank], self.Vh[:rank])
 
     def dense(self) -> mx.array:
-        """The product ``U @ diag(S) @ Vh`` of shape ``(m, n)``, in the dtype of the factors."""
+        """Return ``U @ diag(S) @ Vh`` of shape ``(m, n)``, in the dtype of the factors."""
         return (self.U * self.S) @ self.Vh

@@ -191,7 +191,7 @@ class Quantized(Operator):
 
 
 class Difference(Operator):
-    """``A - B`` for two operators of one shape."""
+    """The difference ``A - B`` of two operators of one shape."""
 
     def __init__(self, A: Operator, B: Operator) -> None:
         self.A, self.B, self.shape = A, B, A.shape
@@ -206,7 +206,7 @@ class Difference(Operator):
 
 
 class Residual(Difference):
-    """``A - U @ Vh``, its products by parts: O((m + n) r) more than those of ``A``."""
+    """The residual ``A - U @ Vh``; its products cost O((m + n) r) more than those of ``A``."""
 
     B: LowRank
 

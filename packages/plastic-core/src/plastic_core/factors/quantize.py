@@ -55,7 +55,7 @@ class PackedMatrix(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizedFactors:
-    """``U @ diag(S) @ Vh`` with U and Vh in a few bits per entry.
+    """The product ``U @ diag(S) @ Vh`` with U and Vh in a few bits per entry.
 
     Attributes:
         Ut: U transposed, ``(r, m)``: groups run along the outputs, whatever the rank.

@@ -1,4 +1,4 @@
-"""``nn.Module`` as typed code calls it."""
+"""The class ``nn.Module`` as typed code calls it."""
 
 import mlx.nn as nn
 

@@ -75,7 +75,7 @@ def projections(model: nn.Module) -> list[Projection]:
 
 
 def _in_block(path: str) -> bool:
-    """Whether a part of the path is the number of a block."""
+    """Tell whether a part of the path is the number of a block."""
     return any(part.isdigit() for part in path.split("."))
 
 
@@ -102,7 +102,7 @@ def _walk(
 
 
 def _sizes(module: nn.Module) -> tuple[tuple[int, int], int | None] | None:
-    """``(out, in)`` and the number of experts, or ``None`` for what is no projection."""
+    """Return ``(out, in)`` and the number of experts, or ``None`` for what is no projection."""
     if isinstance(module, RankLayer):
         return module.shape, None
     if isinstance(module, nn.Linear | nn.QuantizedLinear):

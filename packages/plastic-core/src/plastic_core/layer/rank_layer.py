@@ -112,10 +112,10 @@ class RankLayer(Module):
 
         Args:
             linear: The layer; frozen in place with ``keep_base``, else left as it is.
-            rank: From 0 to ``min(out, in)``.
+            rank: The rank, from 0 to ``min(out, in)``.
             gram: Second moment ``E[x x^T]`` of the layer's input, shape ``(in, in)``.
             keep_base: Keep the weight as a frozen backbone.
-            key: From ``mx.random.key``, for ``keep_base``; by default ``mx.random.key(0)``.
+            key: A key of ``mx.random.key``, for ``keep_base``; by default ``mx.random.key(0)``.
 
         Returns:
             A layer whose factors have the dtype of the (dequantised) weight.
@@ -214,8 +214,8 @@ class RankLayer(Module):
         They enter with ``S = 0`` on random orthonormal directions, orthogonal to the present ones.
 
         Args:
-            k: From 0 to ``max_rank - rank``.
-            key: From ``mx.random.key``; one key gives the same directions.
+            k: The number of components, from 0 to ``max_rank - rank``.
+            key: A key of ``mx.random.key``; one key gives the same directions.
 
         Raises:
             ValueError: If ``k`` is out of range or a factor is not finite.
@@ -392,7 +392,7 @@ class RankLayer(Module):
         return Factors(self.U[:, i], self.S[i], self.Vh[i])
 
     def _others(self, indices: Sequence[int]) -> list[int]:
-        """The components that ``indices`` leaves out, ascending."""
+        """Return the components that ``indices`` leaves out, ascending."""
         return sorted(set(range(self.rank)).difference(indices))
 
     def to_linear(self) -> nn.Linear:

@@ -10,7 +10,7 @@ from plastic_core.loss.weighted import output_basis
 
 
 def best_factors(W: mx.array, rank: int, gram: Matrix | None) -> Factors:
-    """The best approximation of ``W`` under ``gram``, in the dtype of ``W``."""
+    """Return the best approximation of ``W`` under ``gram``, in the dtype of ``W``."""
     if rank == 0:
         return empty_factors(W)
     if gram is None:
@@ -23,6 +23,6 @@ def best_factors(W: mx.array, rank: int, gram: Matrix | None) -> Factors:
 
 
 def empty_factors(W: mx.array) -> Factors:
-    """A plastic part of rank 0 for ``W``."""
+    """Return a plastic part of rank 0 for ``W``."""
     (out, inner), dtype = W.shape, W.dtype
     return Factors(mx.zeros((out, 0), dtype), mx.zeros(0, dtype), mx.zeros((0, inner), dtype))

@@ -63,7 +63,7 @@ def check_gram(gram: Matrix, damping: float) -> NDArray[Any]:
 
 
 def damped_gram(gram: NDArray[Any], damping: float) -> Float64:
-    """A new matrix ``gram + damping * (trace(gram) / n) * I``, float64."""
+    """Return a new matrix ``gram + damping * (trace(gram) / n) * I``, float64."""
     G = gram.astype(np.float64)
     diagonal = np.einsum("...ii->...i", G)  # a view
     diagonal += damping * (float(diagonal.sum()) / diagonal.size)
@@ -71,7 +71,7 @@ def damped_gram(gram: NDArray[Any], damping: float) -> Float64:
 
 
 def damped_cholesky(G: Float64) -> Float64:
-    """The Cholesky factor of a damped Gram, lower triangular; of its blocks where it has them."""
+    """Return the lower Cholesky factor of a damped Gram, or of its blocks."""
     try:
         if G.ndim == 2:
             return linalg.cholesky(G)

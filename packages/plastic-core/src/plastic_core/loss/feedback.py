@@ -70,7 +70,7 @@ def feedback_by_power(G: Float64, group_size: int) -> tuple[Feedback, ...] | Non
 
 
 def _ordered(G: Float64, start: int, group_size: int) -> Feedback:
-    """The block of a Gram that begins at the entry ``start``."""
+    """Return the block of a Gram that begins at the entry ``start``."""
     order = _by_power(np.diagonal(G), group_size)
     ordered: Float64 = G[np.ix_(order, order)]
     ordered *= len(G) / np.trace(G)
@@ -78,7 +78,7 @@ def _ordered(G: Float64, start: int, group_size: int) -> Feedback:
 
 
 def _by_power(power: Float64, group_size: int) -> NDArray[np.intp]:
-    """The groups in descending order of their power, and so the entries of each."""
+    """Return the groups in descending order of their power, and so the entries of each."""
     groups = np.arange(len(power)).reshape(-1, group_size)
     groups = groups[np.argsort(-power[groups].sum(axis=1), kind="stable")]
     inner = np.argsort(-power[groups], axis=1, kind="stable")

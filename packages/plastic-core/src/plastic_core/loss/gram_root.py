@@ -104,19 +104,19 @@ class GramRoot:
         return self._feedback[key]
 
     def times_root(self, A: NDArray[Any]) -> NDArray[Any]:
-        """``A @ L`` for ``A (k, n)``, float64; ``A`` itself for the identity."""
+        """Return ``A @ L`` for ``A (k, n)``, float64; ``A`` itself for the identity."""
         if self.root is None or self.root.ndim == 2:
             return A if self.root is None else A @ self.root
         return self._per_block(A.T, lambda block, rows: block.T @ rows).T
 
     def root_times(self, A: NDArray[Any]) -> NDArray[Any]:
-        """``L.T @ A`` for ``A (n, k)``, float64; ``A`` itself for the identity."""
+        """Return ``L.T @ A`` for ``A (n, k)``, float64; ``A`` itself for the identity."""
         if self.root is None or self.root.ndim == 2:
             return A if self.root is None else self.root.T @ A
         return self._per_block(A, lambda block, rows: block.T @ rows)
 
     def inverse_root_times(self, A: NDArray[Any]) -> NDArray[Any]:
-        """``inverse(L.T) @ A`` for ``A (n, k)``, float64: undoes `root_times`."""
+        """Return ``inverse(L.T) @ A`` for ``A (n, k)``, float64: undo `root_times`."""
         if self.root is None or self.root.ndim == 2:
             return A if self.root is None else linalg.solve_transposed(self.root, A)
         return self._per_block(A, linalg.solve_transposed)
@@ -124,7 +124,7 @@ class GramRoot:
     def _per_block(
         self, A: NDArray[Any], f: Callable[[Float64, NDArray[Any]], NDArray[Any]]
     ) -> Float64:
-        """``f`` of every block of L and the rows of ``A (n, k)`` that it meets."""
+        """Apply ``f`` to every block of L and the rows of ``A (n, k)`` that it meets."""
         assert self.root is not None
         side = self.root.shape[1]
         if side == 1:  # one number at a time would take a call for each

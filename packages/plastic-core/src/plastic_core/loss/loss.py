@@ -1,4 +1,4 @@
-"""What a change of a weight costs in nats per token, and its cheapest parts."""
+"""The cost of a change of a weight in nats per token, and its cheapest parts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def loss_factors(
 
     Args:
         D: The matrix to approximate, shape ``(m, n)``: a weight, or what `difference` returns.
-        rank: From 1 to ``min(m, n)``.
+        rank: The number of components, from 1 to ``min(m, n)``.
         inputs: Root of R, of size n.
         outputs: Root of C, of size m.
         key: Seed or key of all that is random.
@@ -142,7 +142,7 @@ def loss_factors(
 
 
 class Whitened(NamedTuple):
-    """``L_C^T D``; ``L_C^T D L_R`` scaled to a norm of 1; and that norm."""
+    """The parts ``L_C^T D``; ``L_C^T D L_R`` scaled to a norm of 1; and that norm."""
 
     left: Float64
     M: Float32
@@ -150,7 +150,7 @@ class Whitened(NamedTuple):
 
 
 def whitened(D: Operand, inputs: GramRoot, outputs: GramRoot) -> Whitened:
-    """``D`` in the coordinates in which half its energy is the predicted cost."""
+    """Write ``D`` in the coordinates in which half its energy is the predicted cost."""
     operator = as_operator(D, "D")
     check_fit(operator.shape, inputs, outputs)
     left = outputs.root_times(operator.rows(slice(None), np.float64))
@@ -162,7 +162,7 @@ def whitened(D: Operand, inputs: GramRoot, outputs: GramRoot) -> Whitened:
 def leading_factors(
     white: Whitened, rank: int, outputs: GramRoot, key: int | mx.array = 0
 ) -> Factors:
-    """The factors of `loss_factors`, from what `whitened` returned."""
+    """Return the factors of `loss_factors`, from what `whitened` returned."""
     left, M, norm = white
     found = factorized_lowrank(M, rank, key=key)
     P, S = to_numpy(found.U).astype(np.float64), norm * to_numpy(found.S).astype(np.float64)

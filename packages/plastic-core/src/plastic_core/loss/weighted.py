@@ -127,7 +127,7 @@ def _checked_gram(gram: Matrix | None, n: int) -> NDArray[Any] | None:
 
 
 def _output_gram(T: Float32, R: NDArray[Any] | None) -> Float64:
-    """``T R T^T`` in float64, widening one block of columns of T at a time."""
+    """Return ``T R T^T`` in float64, widening one block of columns of T at a time."""
     if R is None:
         return linalg.gram(T.T)
     k, n = T.shape

@@ -74,7 +74,7 @@ class Backbone(Operator):
         return as_matrix(block, "weight").astype(dtype, copy=False)
 
     def dequantized(self) -> Float32:
-        """The weight that the codes stand for, shape ``(out, in)``, float32."""
+        """Return the weight that the codes stand for, shape ``(out, in)``, float32."""
         return self.rows(slice(None))
 
 
@@ -87,7 +87,7 @@ def round_to_nearest(
         W: Weight of shape ``(out, in)``, NumPy or MLX, any floating dtype.
         bits: 2, 3, 4, 5, 6 or 8.
         group_size: 32, 64 or 128, a divisor of ``in``.
-        dtype: Of the scales and biases, and what ``W`` is cast to first, as ``mlx_lm.convert``
+        dtype: The dtype of scales and biases; ``W`` is cast to it first, as ``mlx_lm.convert``
             does: bfloat16, float16 or float32.
 
     Returns:
@@ -137,7 +137,7 @@ def error_feedback(
         outputs: C, the Gram of the gradients at the outputs, of size ``out``; by default the
             identity. It is damped by a tenth at least (heuristic).
         group_size: 32, 64 or 128, a divisor of ``in``.
-        dtype: Of the scales and biases: bfloat16, float16 or float32.
+        dtype: The dtype of the scales and biases: bfloat16, float16 or float32.
         sweeps: Sweeps of coordinate descent; 0 for none.
 
     Returns:
@@ -234,7 +234,7 @@ def _check_feedback(
 
 
 class Placed(NamedTuple):
-    """What was found for a part of a weight, and the places of its inputs and outputs there.
+    """The result for a part of a weight, and the places of its inputs and outputs there.
 
     Attributes:
         found: n inputs by m outputs.
@@ -268,7 +268,7 @@ class Codes(NamedTuple):
             self.levels[:, outputs, group] = grid.step, grid.start
 
     def backbone(self, bits: int, group_size: int, dtype: mx.Dtype) -> Backbone:
-        """As MLX stores them."""
+        """Return them as MLX stores them."""
         codes = self.codes
         scales, biases = (mx.array(a).astype(dtype, stream=mx.cpu) for a in self.levels)
         packed = np.concatenate([_pack(codes[part], bits) for part in blocks(*codes.shape)])

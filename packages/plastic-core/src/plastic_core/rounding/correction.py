@@ -1,4 +1,4 @@
-"""A low-rank part in few bits, rounded so that the loss rises least, and what each rank costs."""
+"""A correction in few bits, rounded so that the loss rises least, and the cost of each rank."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Correction:
         return self.Ut.nbytes + self.V.nbytes
 
     def leading(self, rank: int) -> Correction:
-        """The first ``rank`` components."""
+        """Return the first ``rank`` components."""
         return Correction(_rows(self.Ut, rank), _rows(self.V, rank))
 
     def operator(self) -> LowRank:
-        """The product, for `difference`, from what is stored."""
+        """Return the product, for `difference`, from what is stored."""
         return LowRank(_dense(self.Ut).T, _dense(self.V))
 
     @classmethod
@@ -77,7 +77,7 @@ class Correction:
             bits: 2, 3, 4, 5, 6 or 8, or 16: not rounded but stored in ``dtype``.
             inputs: R, damped, of size n.
             outputs: C, damped, of size m.
-            dtype: Of scales and biases, or of the factors.
+            dtype: The dtype of scales and biases, or of the factors.
 
         Raises:
             ValueError: If the factors are not finite in ``dtype``, a Gram does not fit, ``bits`` is
@@ -131,7 +131,7 @@ def priced_corrections(
         ranks: The most components, at least 1, by the bits of the factors.
         inputs: R, damped, of size n.
         outputs: C, damped, of size m.
-        dtype: Of scales and biases, or of factors of 16 bits.
+        dtype: The dtype of scales and biases, or of factors of 16 bits.
 
     Returns:
         For each number of bits nats per token, shape ``(rank + 1,)``: entry k is what is left to

@@ -27,13 +27,13 @@ class Grid(NamedTuple):
     bits: int
 
     def codes(self, T: Float32) -> Float32:
-        """The codes of the levels nearest to the entries of ``T (..., m)``, whole numbers."""
+        """Return the codes, as whole numbers, of the levels nearest to ``T (..., m)``."""
         step = np.where(self.step > 0, self.step, np.float32(1))
         codes: Float32 = np.rint((T - self.start) / step)
         return np.clip(codes, 0, 2**self.bits - 1, out=codes)
 
     def values(self, codes: Float32) -> Float32:
-        """What codes stand for."""
+        """Return the values that codes stand for."""
         return self.step * codes + self.start
 
     def where(self, wanted: np.ndarray, other: Grid) -> Grid:
@@ -43,7 +43,7 @@ class Grid(NamedTuple):
 
 
 def rounded_grid(step: Float32, start: Float32, bits: int, dtype: mx.Dtype) -> Grid:
-    """A grid rounded to ``dtype``.
+    """Return a grid rounded to ``dtype``.
 
     Raises:
         ValueError: If the levels are beyond ``dtype``.
@@ -67,7 +67,7 @@ def fitted_grid(T: Float32, weights: Float32, bits: int, dtype: mx.Dtype) -> Gri
 
     Args:
         T: Entries, shape ``(g, m)``: one group per column.
-        weights: Of the rows of ``T``, shape ``(g,)``, positive.
+        weights: The weights of the rows of ``T``, shape ``(g,)``, positive.
         bits: Bits per code.
         dtype: What the levels are stored in.
     """
@@ -85,7 +85,7 @@ def fitted_grid(T: Float32, weights: Float32, bits: int, dtype: mx.Dtype) -> Gri
 
 
 def _least_squares(T: Float32, w: Float32, codes: Float32, old: Grid, dtype: mx.Dtype) -> Grid:
-    """The best levels for given codes; where all codes are equal, the old step."""
+    """Return the best levels for given codes; where all codes are equal, the old step."""
     centre, mean = (w * codes).sum(axis=0), (w * T).sum(axis=0)
     offsets = codes - centre
     variance = (w * offsets**2).sum(axis=0)

@@ -38,7 +38,7 @@ class Rounded:
     dtype: mx.Dtype
 
     def groups(self) -> list[slice]:
-        """The inputs of each group."""
+        """Return the inputs of each group."""
         size = self.group_size
         return [slice(start, start + size) for start in range(0, len(self.W), size)]
 
@@ -124,7 +124,7 @@ def _move_levels(found: Rounded, index: int, rows: slice, RE: Float32, R_group: 
 def moved_levels(
     grid: Grid, codes: Float32, gradient: Float32, R_group: Float32, dtype: mx.Dtype
 ) -> Grid:
-    """The levels at which ``2 tr(X^T gradient) - tr(X^T R_group X)`` is greatest, or the old ones.
+    """Return the levels of greatest ``2 tr(X^T gradient) - tr(X^T R_group X)``, or the old ones.
 
     X, shape ``(g, m)``, is by how much the values of a group rise, and its error falls.
     """

@@ -135,7 +135,7 @@ def descend_both_ways(found: Rounded, R: Float32, C: Float32) -> None:
 
 
 class _TileLoss(NamedTuple):
-    """What ``tr(E^T R E C)`` is as a function of the error of one tile.
+    """The loss ``tr(E^T R E C)`` as a function of the error of one tile.
 
     Attributes:
         REC: Half its gradient, where the tile is now, shape ``(g, t)``.
@@ -148,7 +148,7 @@ class _TileLoss(NamedTuple):
     C: Float32
 
     def rise(self, X: Float32) -> float:
-        """By how much it rises as X is added to the error."""
+        """Return by how much it rises as X is added to the error."""
         square = np.vdot(self.R @ X, X @ self.C)
         return float(2 * np.vdot(X, self.REC) + square)
 
@@ -219,13 +219,13 @@ class _Wave(NamedTuple):
     flat: slice
 
     def of(self, tile: Float32) -> Float32:
-        """A view of these entries of a contiguous tile, shape ``(w,)``."""
+        """Return a view of these entries of a contiguous tile, shape ``(w,)``."""
         return tile.reshape(-1)[self.flat]
 
 
 @cache
 def _waves(n: int, m: int) -> tuple[_Wave, ...]:
-    """The antidiagonals of a tile of n inputs and m outputs, each by increasing outputs.
+    """Return the antidiagonals of a tile of n inputs and m outputs, each by increasing outputs.
 
     Entry (j, i) needs the entries above it and to its left, so it comes in wave ``j + i``. The
     waves of a tile of 3 x 4, and the places in memory::
@@ -254,5 +254,5 @@ def _waves(n: int, m: int) -> tuple[_Wave, ...]:
 
 
 def _as_slice(numbers: range) -> slice:
-    """The slice that picks these positions; a stop before the first one is None."""
+    """Return the slice that picks these positions; a stop before the first one is None."""
     return slice(numbers.start, numbers.stop if numbers.stop >= 0 else None, numbers.step)

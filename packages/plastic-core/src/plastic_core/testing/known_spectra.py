@@ -119,7 +119,7 @@ def matrix_from_spectrum(s: Float64, m: int, n: int, seed: int) -> Float64:
 
 
 def tolerance(of: Matrix | float, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> float:
-    """Rounding that a backward-stable factorisation may show: ``10 max(shape) eps sigma_1``.
+    """Return the rounding of a backward-stable factorisation: ``10 max(shape) eps sigma_1``.
 
     Ten times what random matrices show; LAPACK's own tests allow thirty.
 

@@ -87,5 +87,5 @@ def file_windows(
 
 
 def evenly_spread(taken: int, count: int) -> NDArray[np.intp]:
-    """``taken`` of the numbers below ``count``, at least as many, increasing."""
+    """Return ``taken`` of the numbers below ``count``, at least as many, increasing."""
     return np.arange(taken) * count // taken

@@ -1,4 +1,4 @@
-"""What a change of one weight really costs on a few windows: the measure of predicted prices."""
+"""The measured cost of a change of one weight on a few windows, to correct its prices."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class PriceProbe:
         Args:
             path: Path of a linear layer, an embedding or a stack of experts.
             change: Shape ``(out, in)``, of an embedding ``(tokens, width)``.
-            expert: Whose weight is changed, in a stack.
+            expert: The expert whose weight is changed, in a stack.
         """
         module = self._modules[path]
         chosen = expert if is_stack(module) else None
@@ -128,7 +128,7 @@ def probed_rows(windows: int, calibrated: int) -> NDArray[np.intp]:
     """Which windows of a text to probe on, when ``calibrated`` of them, evenly spread, are not.
 
     Args:
-        windows: Of the text.
+        windows: The number of windows of the text.
         calibrated: At most so many are calibrated on.
 
     Returns:

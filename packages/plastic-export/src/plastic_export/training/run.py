@@ -265,14 +265,14 @@ class _Run:
         self.say(self._line(step, loss))
 
     def on_train_loss_report(self, info: Mapping[str, Any]) -> None:
-        """mlx-lm's hook: put the training loss on record."""
+        """Put the training loss on record; a hook of mlx-lm."""
         step = self.start + int(info["iteration"])
         self.train_loss = float(info["train_loss"])
         _check_finite("training", self.train_loss, step)
         append_loss(self.out / LOSSES, step, "train", self.train_loss)
 
     def on_val_loss_report(self, info: Mapping[str, Any]) -> None:
-        """mlx-lm's other hook; validation is done here, between two steps."""
+        """Do nothing: validation is done here, between two steps. The other hook of mlx-lm."""
 
     def _line(self, step: int, loss: float) -> str:
         ranks = self.manager.ranks().values()
@@ -408,6 +408,6 @@ def _cut_logs(out: Path, sizes: Mapping[str, int]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """mlx-lm draws its own progress, counted from the last resumption, on standard output."""
+    """Silence mlx-lm's own progress, which counts from the last resumption."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

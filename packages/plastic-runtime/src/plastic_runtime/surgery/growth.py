@@ -1,4 +1,4 @@
-"""Where a layer grows, and what that is worth: from the factors of the gradient alone."""
+"""The directions in which a layer grows, and their worth, from the gradient's factors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def steepest_directions(layer: RankLayer, gradient: GradientFactors, k: int) -> 
     Args:
         layer: The layer; not changed.
         gradient: What passes it, from ``gradient_factors``.
-        k: From 0 to ``max_rank - rank``.
+        k: The number of components, from 0 to ``max_rank - rank``.
     """
     U, _, Vh = as_arrays(layer.factors())
     return Directions(*descent_directions(U, Vh, k, gradient.gradients, gradient.inputs))
