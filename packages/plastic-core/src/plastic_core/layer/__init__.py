@@ -3,14 +3,13 @@
 Stands on ``linalg``, ``factors`` and ``loss``.
 """
 
-from plastic_core.layer.checks import cast_factors, check_indices, check_threshold
+from plastic_core.layer.checks import check_indices, check_threshold
 from plastic_core.layer.mlx_linear import Linear, dense_weight, is_stack, linear_from, linear_shape
 from plastic_core.layer.module import Module
 
 __all__ = [
     "Linear",
     "Module",
-    "cast_factors",
     "check_indices",
     "check_threshold",
     "dense_weight",
