@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 AS_LINEAR = "as_linear"
 """The method by which an embedding is the output layer too; also the last part of its path there"""
@@ -83,6 +84,44 @@ def intercepted(modules: Mapping[str, nn.Module], around: Interceptor) -> Iterat
         for watcher in watching:  # a class lives until it is collected; what it watched need not
             for name in {"__call__", AS_LINEAR} & vars(watcher).keys():
                 delattr(watcher, name)
+
+
+def tapped(
+    y: mx.array | list[mx.array], beside: mx.array, record: Callable[[mx.array, mx.array], None]
+) -> Any:
+    """Return ``y`` itself; the backward pass hands the gradient at ``y`` to ``record``.
+
+    Args:
+        y: What a layer computes. Some fused projections return it in parts: the gradient of these
+            comes as one array, joined along the last axis.
+        beside: What the gradient is recorded with. Its own gradient is zero; MLX follows ``y`` as
+            soon as it follows either of the two.
+        record: Takes ``beside``, as the backward pass has it, and the gradient.
+
+    Examples:
+        >>> seen = []
+        >>> def loss(x):
+        ...     y = tapped(2 * x, x, lambda x, gradient: seen.append((x.item(), gradient.item())))
+        ...     return 3 * y
+        >>> mx.grad(loss)(mx.array(5.0)).item()
+        6.0
+        >>> seen
+        [(5.0, 3.0)]
+    """
+
+    @mx.custom_function
+    def tap(y: mx.array, beside: mx.array) -> mx.array:
+        return y
+
+    @tap.vjp
+    def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+        record(primals[1], gradient)
+        return gradient, mx.zeros_like(primals[1])
+
+    if isinstance(y, mx.array):
+        return tap(y, beside)
+    ends = np.cumsum([part.shape[-1] for part in y])[:-1].tolist()
+    return cast(mx.array, tap(mx.concatenate(y, axis=-1), beside)).split(ends, axis=-1)
 
 
 def _watching(kind: type[nn.Module], path: str, around: Interceptor) -> type[nn.Module]:

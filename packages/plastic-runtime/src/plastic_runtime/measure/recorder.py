@@ -21,11 +21,16 @@ from plastic_runtime.measure.grams import (
     flat_sites,
     is_dense,
 )
-from plastic_runtime.measure.intercept import AS_LINEAR, BoundCall, intercepted, modules_by_path
+from plastic_runtime.measure.intercept import (
+    AS_LINEAR,
+    BoundCall,
+    intercepted,
+    modules_by_path,
+    tapped,
+)
 from plastic_runtime.measure.numpy_products import numpy_product
 from plastic_runtime.measure.probes import LINEARS
 from plastic_runtime.measure.sampled_loss import sampled_loss
-from plastic_runtime.measure.tap import tapped
 
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 Call = Callable[[mx.array], mx.array]

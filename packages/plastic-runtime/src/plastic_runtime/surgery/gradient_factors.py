@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import linalg
 
-from plastic_runtime.measure.intercept import intercepted
-from plastic_runtime.measure.tap import tapped
+from plastic_runtime.measure.intercept import intercepted, tapped
 from plastic_runtime.surgery.scores import Loss, find_rank_layers, set_factors
 
 Float32 = NDArray[np.float32]
