@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from plastic_core.files import FormatError
+from plastic_export import Budget
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.format.gguf import OUTTYPES, gguf_guide
 
@@ -172,7 +173,7 @@ def test_a_factored_checkpoint_is_made_dense_by_the_command_that_made_it(
         "revision": "0123abc",
         "out": Path("small-dense"),
         "format_": "dense",
-        "keep": 0.6,
+        "keep": Budget("keep", 0.6),
         "strategy": "activation",
         "window": 128,
         "windows": 7,

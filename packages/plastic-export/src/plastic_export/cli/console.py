@@ -1,10 +1,9 @@
-"""The output of the ``plastic`` command, and the options that its subcommands share."""
+"""The output of the ``plastic`` command."""
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -12,8 +11,6 @@ from rich.console import Console
 from plastic_export.cli.bar import ProgressBar
 from plastic_export.reporting.tables import Presented
 
-FOLDER = click.Path(path_type=Path)
-TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
 DONE = "the work was complete, only its report is cut"
 
 
@@ -37,16 +34,3 @@ class Output:
         except KeyboardInterrupt as error:
             error.add_note(DONE)
             raise
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-revision_option = click.option("--revision", help="Commit, tag or branch of a Hub id.")
-window_option = click.option(
-    "--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens."
-)
-include_option = click.option(
-    "--include", multiple=True, help="Pattern of matrices to take; may be repeated."
-)
-exclude_option = click.option(
-    "--exclude", multiple=True, help="Pattern of matrices to leave; may be repeated."
-)

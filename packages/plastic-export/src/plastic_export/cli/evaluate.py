@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
-from plastic_export.cli.console import TEXT, Output, json_option, window_option
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import TEXT, json_option, window_option, windows_option
 from plastic_export.evaluation.evaluation import compare
 from plastic_export.reporting.evaluate import present_evaluations
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Measure checkpoints on texts.")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
 @click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
-@window_option
-@click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="At most.")
-@json_option
+@window_option()
+@windows_option(default=24)
+@json_option()
 def evaluate_command(
     sources: tuple[str, ...],
     texts: tuple[Path, ...],

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
-from click.decorators import FC
 
 
 class FormOption(click.Option):
@@ -45,11 +44,6 @@ class FormsCommand(click.Command):
             with formatter.section(title):
                 records = [option.get_help_record(ctx) for option in members]
                 formatter.write_dl([record for record in records if record is not None])
-
-
-def form_option(forms: Sequence[str], *words: Any, **settings: Any) -> Callable[[FC], FC]:
-    """Declare an option of these forms; the rest is as for ``click.option``."""
-    return click.option(*words, cls=FormOption, forms=forms, **settings)
 
 
 def given_elsewhere(ctx: click.Context, form: str) -> str | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import click
 
 from plastic_export.checkpoint.reader import open_checkpoint
-from plastic_export.cli.console import Output, json_option, revision_option
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import json_option, revision_option
 from plastic_export.format.gguf import gguf_guide
 from plastic_export.reporting.gguf import present_guide
 
 
-@click.command("gguf")
+@click.command("gguf", short_help="Print the way to llama.cpp.")
 @click.argument("src")
-@revision_option
-@json_option
+@revision_option()
+@json_option()
 def gguf_command(src: str, revision: str | None, as_json: bool) -> None:
     """Print the commands that turn SRC into GGUF for llama.cpp."""
     output = Output(as_json)

@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from plastic_export.calibration.text import Calibration
-from plastic_export.cli.console import FOLDER, TEXT, Output, json_option, window_option
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import (
+    FOLDER,
+    calibration_option,
+    force_option,
+    json_option,
+    window_option,
+    windows_option,
+)
 from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import HealingOptions
 from plastic_export.reporting.heal import present_healed
@@ -15,18 +23,14 @@ from plastic_export.reporting.heal import present_healed
 _DEFAULT = HealingOptions()
 
 
-@click.command("heal")
+@click.command("heal", short_help="Bring a compressed checkpoint nearer to its source.")
 @click.argument("folder", type=FOLDER)
 @click.option("--reference", required=True, metavar="SRC", help="What FOLDER was made from.")
-@click.option("--calibration", type=TEXT, required=True, help="Text to learn from.")
+@calibration_option(required=True, help="Text to learn from.")
 @click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
-@window_option
-@click.option(
-    "--windows",
-    type=click.IntRange(8),
-    default=512,
-    show_default=True,
-    help="At most; seven of eight are learned from.",
+@window_option()
+@windows_option(
+    least=8, default=512, help="Windows of the text at most; seven of eight are learned from."
 )
 @click.option(
     "--batch", type=click.IntRange(1), default=_DEFAULT.batch, show_default=True, help="Windows."
@@ -40,8 +44,8 @@ _DEFAULT = HealingOptions()
 )
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--out", type=FOLDER, metavar="NEW", help="Folder to write; else FOLDER is replaced.")
-@click.option("--force", is_flag=True, help="Replace NEW if it is an earlier output.")
-@json_option
+@force_option("NEW if it is an earlier output")
+@json_option()
 def heal_command(
     folder: Path,
     reference: str,

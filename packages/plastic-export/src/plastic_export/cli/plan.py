@@ -13,70 +13,44 @@ from plastic_core.rounding import UNPACKED
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.text import Calibration
-from plastic_export.cli.console import (
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import (
     FOLDER,
-    TEXT,
-    Output,
+    budget_option,
+    calibration_option,
     exclude_option,
+    force_option,
     include_option,
     json_option,
     revision_option,
     window_option,
+    windows_option,
 )
 from plastic_export.compression.planning import plan_checkpoint
-from plastic_export.plan.budgets import Budget, parse_size
+from plastic_export.plan.budgets import Budget
 from plastic_export.plan.offers import Format
 from plastic_export.plan.plan_file import LossPlan
 from plastic_export.plan.pricing import CHOICES, Choices
 from plastic_export.reporting.plan import present_plan
 from plastic_export.reporting.plots.plan_plot import save_plan_plot
 
-DEFAULT = "3,3.5,4.5"
-
-
-def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    """``"3, 3.5"`` as ``["3", "3.5"]``; none if the option is not given."""
-    words = [word.strip() for word in (value or "").split(",")]
-    if value is not None and not all(words):
-        raise click.BadParameter(f"{value!r} must be values such as 3,3.5,4.5")
-    return words if value is not None else []
-
-
-def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float]:
-    try:
-        return [float(word) for word in _words(ctx, param, value)]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} must be numbers such as 3,3.5,4.5") from None
-
-
-def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float]:
-    try:
-        return [parse_size(word) for word in _words(ctx, param, value)]
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+DEFAULT = (3.0, 3.5, 4.5)  # bits per weight
 
 
 def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     offered = (*BITS, UNPACKED) if param.name == "factor_bits" else BITS
-    words = _words(ctx, param, value)
+    words = [word.strip() for word in (value or "").split(",") if value is not None]
     if not {*words} <= {str(bits) for bits in offered}:
         raise click.BadParameter(f"{value!r} must be some of {', '.join(map(str, offered))}")
     return tuple(sorted(map(int, words))) if words else None
 
 
-@click.command("plan")
+@click.command("plan", short_help="Choose bits and ranks for a size in bytes.")
 @click.argument("src")
-@click.option("--calibration", type=TEXT, required=True, help="Text to measure the loss on.")
-@click.option(
-    "--bits-per-weight",
-    callback=_numbers,
-    help="Budgets: bits on disk per entry of the matrices, scales and factors counted. "
-    f"By default {DEFAULT} if no other budget is given.",
-)
-@click.option(
-    "--size", callback=_sizes, help="Budgets for all tensors of the checkpoint: 3MB,4.5MiB."
-)
-@click.option("--keep", callback=_numbers, help="Budgets: fractions of the matrices' bytes.")
+@calibration_option(required=True, help="Text to measure the loss on.")
+@budget_option("bits_per_weight", several=True, help="Budgets, by default 3,3.5,4.5: ")
+@budget_option("size", several=True, help="Budgets: ")
+@budget_option("keep", several=True, help="Budgets: ")
 @click.option(
     "--format",
     "format_",
@@ -91,16 +65,10 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--out", "file", type=FOLDER, default="plan.json", show_default=True, help="Plan to write."
 )
-@window_option
-@click.option(
-    "--windows",
-    type=click.IntRange(1),
-    default=Calibration.windows,
-    show_default=True,
-    help="At most.",
-)
-@include_option
-@exclude_option
+@window_option()
+@windows_option()
+@include_option()
+@exclude_option()
 @click.option(
     "--embeddings/--no-embeddings", default=True, show_default=True, help="Plan them too."
 )
@@ -111,28 +79,23 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     show_default=True,
     help="Longest side with a whole Gram; along longer ones, blocks.",
 )
-@click.option("--force", is_flag=True, help="Replace the plan if it exists.")
-@revision_option
-@json_option
+@force_option("the plan if it exists")
+@revision_option()
+@json_option()
 def plan_command(
     src: str,
     calibration: Path,
-    bits_per_weight: list[float],
-    size: list[float],
-    keep: list[float],
+    bits_per_weight: list[Budget] | None,
+    size: list[Budget] | None,
+    keep: list[Budget] | None,
     format_: Any,
     bits: tuple[int, ...] | None,
     factor_bits: tuple[int, ...] | None,
     file: Path,
     window: int,
     windows: int,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    embeddings: bool,
-    widest: int,
-    force: bool,
-    revision: str | None,
     as_json: bool,
+    **selection: Any,
 ) -> None:
     """Choose bits and ranks for every matrix of SRC by their predicted effect on the loss.
 
@@ -143,27 +106,18 @@ def plan_command(
     output = Output(as_json)
     plot = file.with_suffix(".png")
     _check_plot(file, plot)
-    budgets = [
-        *(Budget("bits_per_weight", value) for value in bits_per_weight),
-        *(Budget("size", value) for value in size),
-        *(Budget("keep", value) for value in keep),
-    ]
+    budgets = [*(bits_per_weight or ()), *(size or ()), *(keep or ())]
     if bits and not budgets:
         raise click.UsageError("--bits needs a budget: --bits-per-weight, --size or --keep")
     result = plan_checkpoint(
         src,
         file,
         calibration=Calibration(calibration, window, windows),
-        budgets=budgets or [float(word) for word in DEFAULT.split(",")],
+        budgets=budgets or DEFAULT,
         format=format_,
         choices=_choices(format_, bits, factor_bits),
-        include=include,
-        exclude=exclude,
-        embeddings=embeddings,
-        widest=widest,
-        revision=revision,
-        force=force,
         track=output.track,
+        **selection,
     )
     output.show(present_plan(result, file, _drawn(plot, result)))
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from plastic_export.cli.console import FOLDER, TEXT, Output, json_option
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import FOLDER, TEXT, json_option
 from plastic_export.reporting.report import present_report
 from plastic_export.reporting.run_report import report
 
 
-@click.command("report")
+@click.command("report", short_help="Draw a training run.")
 @click.argument("run", type=FOLDER)
 @click.option("--losses", type=TEXT, help="Loss log beside a file of events.")
 @click.option("--out", type=FOLDER, help="Folder for the page and its pictures; else RUN's.")
-@json_option
+@json_option()
 def report_command(run: Path, losses: Path | None, out: Path | None, as_json: bool) -> None:
     """Draw the training run RUN: one HTML page that needs nothing else, and PNGs.
 

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from plastic_export.cli.console import FOLDER, Output, json_option
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import FOLDER, json_option
 from plastic_export.compression.restoration import restore
 from plastic_export.reporting.restore import present_restored
 
 
-@click.command("restore")
+@click.command("restore", short_help="Wake everything, write it dense.")
 @click.argument("src", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@json_option
+@json_option()
 def restore_command(src: Path, out: Path, as_json: bool) -> None:
     """Wake everything in SRC, a compressed folder, and write it dense to the folder OUT.
 

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.decorators import FC
 
-from plastic_export.cli.console import (
+from plastic_export.cli.console import Output
+from plastic_export.cli.options import (
     FOLDER,
-    Output,
     exclude_option,
     include_option,
     json_option,
@@ -39,7 +39,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
     return click.option(flag, type=type, default=default, show_default=True, help=help)
 
 
-@click.command("train")
+@click.command("train", short_help="Fine-tune with ranks that adapt.")
 @click.argument("src")
 @click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
 @click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
@@ -63,10 +63,10 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
 @click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")
 @_number("--seed", click.IntRange(0))
-@include_option
-@exclude_option
-@revision_option
-@json_option
+@include_option()
+@exclude_option()
+@revision_option()
+@json_option()
 def train_command(
     src: str,
     data: Path,

@@ -1,0 +1,133 @@
+"""The options that commands share: each is declared, and means the same, once.
+
+Every function returns a decorator. Its ``settings`` are those of ``click.option`` and go before
+what is the rule here, such as another default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from click.decorators import FC
+
+from plastic_export.calibration.text import Calibration
+from plastic_export.plan.budgets import Budget, parse_size
+
+FOLDER = click.Path(path_type=Path)
+TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+BudgetKind = Literal["bits_per_weight", "size", "keep"]
+BUDGETS: dict[BudgetKind, str] = {
+    "bits_per_weight": "bits on disk per entry of the matrices, scales and factors counted",
+    "size": "bytes of the files written, headers and an adapter counted, such as 3MB",
+    "keep": "fraction of the bytes of the matrices",
+}
+"""What each way of stating a budget means."""
+
+
+class BudgetType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
+    """Budgets of one kind: a single one, or several with commas between them."""
+
+    name = "budget"
+
+    def __init__(self, kind: BudgetKind, *, several: bool) -> None:
+        self.kind, self.several = kind, several
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Budget | list[Budget]:
+        """Read the text of the command line."""
+        words = [word.strip() for word in value.split(",")] if self.several else [value]
+        if not all(words):
+            self.fail(f"{value!r} must be values such as 3,3.5,4.5", param, ctx)
+        try:
+            budgets = [Budget(self.kind, self._number(word)) for word in words]
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return budgets if self.several else budgets[0]
+
+    def _number(self, word: str) -> float:
+        if self.kind == "size":
+            return parse_size(word)
+        try:
+            return float(word)
+        except ValueError:
+            examples = "numbers such as 3,3.5,4.5" if self.several else "a number such as 3.5"
+            raise ValueError(f"{word!r} must be {examples}") from None
+
+
+def budget_option(
+    kind: BudgetKind, *, several: bool = False, help: str, **settings: Any
+) -> Callable[[FC], FC]:
+    """Declare ``--bits-per-weight``, ``--size`` or ``--keep``: a budget, a list of them or None.
+
+    Args:
+        kind: Which of them.
+        several: Whether there may be more than one, with commas between them.
+        help: What is done with it; what it counts follows.
+        **settings: See this module.
+    """
+    flag = f"--{kind.replace('_', '-')}"
+    type_ = BudgetType(kind, several=several)
+    return click.option(flag, type=type_, help=f"{help}{BUDGETS[kind]}.", **settings)
+
+
+def calibration_option(**settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--calibration``, a text."""
+    return click.option("--calibration", type=TEXT, **settings)
+
+
+def window_option(**settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--window``."""
+    rule: dict[str, Any] = {"default": Calibration.window, "help": "Tokens in a window of a text."}
+    return click.option("--window", type=click.IntRange(2), show_default=True, **(rule | settings))
+
+
+def windows_option(*, least: int = 1, **settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--windows``."""
+    text = "Windows of a text at most, spread evenly over it."
+    rule: dict[str, Any] = {"default": Calibration.windows, "help": text}
+    type_ = click.IntRange(least)
+    return click.option("--windows", type=type_, show_default=True, **(rule | settings))
+
+
+def include_option(**settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--include``."""
+    text = "Pattern of matrices to take; may be repeated."
+    return click.option("--include", multiple=True, help=text, **settings)
+
+
+def exclude_option(**settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--exclude``."""
+    text = "Pattern of matrices to leave; may be repeated."
+    return click.option("--exclude", multiple=True, help=text, **settings)
+
+
+def force_option(what: str) -> Callable[[FC], FC]:
+    """Declare ``--force``: to replace ``what``."""
+    return click.option("--force", is_flag=True, help=f"Replace {what}.")
+
+
+def revision_option() -> Callable[[FC], FC]:
+    """Declare ``--revision``."""
+    return click.option("--revision", help="Commit, tag or branch of a Hub id.")
+
+
+def json_option() -> Callable[[FC], FC]:
+    """Declare ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def one_budget(*given: Budget | None) -> Budget | None:
+    """Return the one budget that was given; None where there is none.
+
+    Raises:
+        click.UsageError: If there are several.
+    """
+    budgets = [budget for budget in given if budget is not None]
+    if len(budgets) > 1:
+        raise click.UsageError("--bits-per-weight, --size and --keep each name a budget; give one")
+    return budgets[0] if budgets else None
