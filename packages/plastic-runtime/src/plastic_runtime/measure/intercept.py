@@ -1,4 +1,4 @@
-"""Modules by path; and what they compute, watched or altered for the length of a block."""
+"""Modules by path; and what they compute, watched or altered, forwards and backwards."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
