@@ -103,8 +103,8 @@ def use_float32(model: nn.Module) -> None:
     for module in model.modules():  # type: ignore[no-untyped-call]
         is_large = isinstance(module, nn.Linear) or is_stack(module)
         kept = ("weight",) if is_large else ()
-        own = {n: a for n, a in module.items() if n not in kept and _is_float(a)}
-        module.update({n: a.astype(mx.float32) for n, a in own.items()})
+        floats = {n: a for n, a in module.items() if n not in kept and _is_float(a)}
+        module.update({n: a.astype(mx.float32) for n, a in floats.items()})
 
 
 def _is_float(value: object) -> bool:

@@ -75,15 +75,15 @@ def packing_of(path: str, quantization: Mapping[str, Any], file: Path) -> Packin
     Raises:
         FormatError: If MLX has no such packing.
     """
-    own = quantization.get(path)
-    settings = own if isinstance(own, dict) else quantization
+    special = quantization.get(path)
+    settings = special if isinstance(special, dict) else quantization
     mode = settings.get("mode", "affine")
     known = _MODES.get(mode) if isinstance(mode, str) else None
     bits = settings.get("bits", known and known.bits[0])
     group_size = settings.get("group_size", known and known.group_sizes[0])
     if known is None or bits not in known.bits or group_size not in known.group_sizes:
         asked = f"mode {mode!r}, bits {bits!r}, group_size {group_size!r}"
-        where = f" of {path!r}" if settings is own else ""
+        where = f" of {path!r}" if settings is special else ""
         raise FormatError.about(file, f"MLX has no such quantization{where}: {asked}", _REMEDY)
     return Packing(bits, group_size, mode)
 

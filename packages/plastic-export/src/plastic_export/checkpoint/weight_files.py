@@ -59,12 +59,12 @@ def find_weights(folder: Path) -> WeightFiles:
     if not names:
         raise _no_weights(folder)
     _check_presence(folder, names, present)
-    found = WeightFiles({}, {})
+    files = WeightFiles({}, {})
     for name in names:
-        _add(folder, name, found)
+        _add(folder, name, files)
     if index:
-        _check_index(folder / INDEX, index, found.tensors)
-    return found
+        _check_index(folder / INDEX, index, files.tensors)
+    return files
 
 
 def _check_presence(folder: Path, names: list[str], present: list[str]) -> None:
@@ -89,12 +89,12 @@ def _missing_numbers(names: list[str]) -> list[str]:
     return []
 
 
-def _add(folder: Path, name: str, found: WeightFiles) -> None:
+def _add(folder: Path, name: str, files: WeightFiles) -> None:
     path = folder / name
     with open_safetensors(path, home=folder) as file:
-        found.fingerprints[path] = file.fingerprint
+        files.fingerprints[path] = file.fingerprint
         for info in sorted(file.header.tensors.values(), key=lambda info: info.start):
-            if (other := found.tensors.setdefault(info.name, info)) is not info:
+            if (other := files.tensors.setdefault(info.name, info)) is not info:
                 reason = f"it is in {other.file.name} too"
                 remedy = "remove the file that is wrong"
                 raise FormatError.about(path, reason, remedy, tensor=info.name)

@@ -49,7 +49,7 @@ class FormsCommand(click.Command):
 def given_elsewhere(ctx: click.Context, form: str) -> str | None:
     """Return the first option on the command line that does not belong to ``form``, if any."""
     for parameter in ctx.command.params:
-        given = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        if given and isinstance(parameter, FormOption) and form not in parameter.forms:
+        is_given = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if is_given and isinstance(parameter, FormOption) and form not in parameter.forms:
             return parameter.opts[0]
     return None

@@ -109,9 +109,11 @@ def compare(
         for source, folder in zip(sources, folders, strict=True)
     ]
     return [
-        estimate(str(source), text, tokens[:, 1:].size, own[i], first=measured[0][i] if j else None)
+        estimate(
+            str(source), text, tokens[:, 1:].size, each[i], first=measured[0][i] if j else None
+        )
         for i, (text, tokens) in enumerate(ids)
-        for j, (source, own) in enumerate(zip(sources, measured, strict=True))
+        for j, (source, each) in enumerate(zip(sources, measured, strict=True))
     ]
 
 

@@ -95,9 +95,9 @@ class StateFile:
         return arrays, record
 
     def _check(self, identity: Mapping[str, Any]) -> None:
-        for name, here in self._identity.items():
-            if (there := identity.get(name)) != here:
-                reason = f"a healing that was cut had {name} {there!r}, this one has {here!r}"
+        for name, wanted in self._identity.items():
+            if (earlier := identity.get(name)) != wanted:
+                reason = f"a healing that was cut had {name} {earlier!r}, this one has {wanted!r}"
                 remedy = "run with the same arguments, or delete the file"
                 raise FormatError.about(self.path, reason, remedy)
 

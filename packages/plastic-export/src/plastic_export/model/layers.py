@@ -52,21 +52,21 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Layer]:
         FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
         ModuleNotFoundError: If mlx-lm is not installed.
     """
-    model, found = stock_model(checkpoint.config), dict[str, Layer]()
+    model, layers = stock_model(checkpoint.config), dict[str, Layer]()
     stacked: Mapping[str, tuple[str, ...]] | None = None
     for path, kind, experts in model.kinds:
         name = f"{path}.weight"
         if name in checkpoint.tensors:
             outputs = checkpoint.shape(name)[0]
             scores = kind == "linear" and is_router(path, outputs, model.kinds)
-            found[name] = Layer(name, kind, experts, (name,), scores)
+            layers[name] = Layer(name, kind, experts, (name,), scores)
         elif kind == "experts":
             if stacked is None:
                 stacked = _stacked(checkpoint, model.module)
             members = stacked.get(name, ())
             if len(members) == experts:
-                found[name] = Layer(name, kind, experts, members)
-    return found
+                layers[name] = Layer(name, kind, experts, members)
+    return layers
 
 
 def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -> bool:
@@ -85,8 +85,8 @@ def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -
         return True
     if block is None or "att" in path[block.end() :]:
         return False
-    here = {experts for other, _, experts in kinds if experts and other.startswith(block[0])}
-    return bool(here) and outputs in here | {1}
+    counts = {experts for other, _, experts in kinds if experts and other.startswith(block[0])}
+    return bool(counts) and outputs in counts | {1}
 
 
 def stored_apart(layers: Mapping[str, Layer]) -> dict[str, Layer]:
@@ -105,14 +105,14 @@ def _stacked(checkpoint: Checkpoint, module: Any) -> dict[str, tuple[str, ...]]:
         sanitized: dict[str, mx.array] = module.sanitize(marks)
     except Exception:  # written for whole tensors: then nothing is known of the stacks
         return {}
-    found = {}
+    stacks = {}
     for name, array in sanitized.items():
         if name in checkpoint.tensors or array.ndim != 3 or array.size != len(array):
             continue
         parts = tuple(names[int(i)] for i in np.asarray(array.astype(mx.float32)).reshape(-1))
         if len(set(parts)) == len(parts) and _alike(checkpoint, parts):
-            found[name] = parts
-    return found
+            stacks[name] = parts
+    return stacks
 
 
 def _alike(checkpoint: Checkpoint, names: tuple[str, ...]) -> bool:

@@ -142,8 +142,8 @@ def _check_weights(folder: Path) -> dict[str, Fingerprint]:
     if not files:
         reason = "no weights: mlx-lm reads model*.safetensors and there is none"
         raise FormatError.about(folder, reason, "name the folder of a checkpoint")
-    found = {}
+    fingerprints = {}
     for path in files:
         with open_safetensors(path, home=folder) as file:
-            found[path.name] = file.fingerprint
-    return found
+            fingerprints[path.name] = file.fingerprint
+    return fingerprints

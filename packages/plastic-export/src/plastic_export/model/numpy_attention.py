@@ -24,11 +24,11 @@ def use_numpy_attention() -> Iterator[None]:
     Linux links reference BLAS, with which attention over windows of 256 tokens takes longer than
     all linear layers together.
     """
-    own = mx.fast.scaled_dot_product_attention
+    original = mx.fast.scaled_dot_product_attention
 
     def attention(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
         if options.get("sinks") is not None:
-            return own(q, k, v, **options)
+            return original(q, k, v, **options)
         return attend(q, k, v, scale=options["scale"], mask=options.get("mask"))
 
     if not on_cpu():
@@ -38,7 +38,7 @@ def use_numpy_attention() -> Iterator[None]:
     try:
         yield
     finally:
-        mx.fast.scaled_dot_product_attention = own
+        mx.fast.scaled_dot_product_attention = original
 
 
 def attend(

@@ -34,11 +34,11 @@ def use_numpy_functions() -> Iterator[None]:
     if not on_cpu():
         yield
         return
-    own = mx.sigmoid
+    original = mx.sigmoid
 
     def either(x: mx.array, **options: Any) -> mx.array:
         simple = x.dtype == mx.float32 and not options
-        return sigmoid(x) if simple else own(x, **options)
+        return sigmoid(x) if simple else original(x, **options)
 
     with use_numpy_attention():
         mx.disable_compile()
@@ -46,7 +46,7 @@ def use_numpy_functions() -> Iterator[None]:
         try:
             yield
         finally:
-            mx.sigmoid = own
+            mx.sigmoid = original
             if "MLX_DISABLE_COMPILE" not in os.environ:
                 mx.enable_compile()
 

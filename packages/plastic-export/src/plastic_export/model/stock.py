@@ -41,15 +41,15 @@ def stock_model(config: dict[str, Any]) -> StockModel:
     except (ValueError, TypeError, KeyError) as error:
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {brief(error)}"
         raise FormatError.about("config.json", reason, "correct the configuration") from error
-    found = StockModel(model, [])
+    stock = StockModel(model, [])
     for path, module in model.named_modules():
         if type(module) is nn.Linear:
-            found.kinds.append((path, "linear", 0))
+            stock.kinds.append((path, "linear", 0))
         elif type(module) is nn.Embedding:
-            found.kinds.append((path, "embedding", 0))
+            stock.kinds.append((path, "embedding", 0))
         elif is_stack(module) and hasattr(module, "to_quantized"):
-            found.kinds.append((path, "experts", module.num_experts))
-    return found
+            stock.kinds.append((path, "experts", module.num_experts))
+    return stock
 
 
 def linear_paths(config: dict[str, Any]) -> set[str]:

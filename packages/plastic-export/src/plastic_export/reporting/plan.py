@@ -59,11 +59,12 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
             f"{b.gap:.2%}",
             ", ".join(f"{count} x {kind}" for kind, count in b.mix.items()),
         )
-    left = f"{len(plan.left)} left as they are" + (f": {', '.join(plan.left)}" if plan.left else "")
+    names = f": {', '.join(plan.left)}" if plan.left else ""
+    untouched = f"{len(plan.left)} left as they are{names}"
     return [
         table,
         "",
-        f"matrices   {_counted(plan)} planned, {left}",
+        f"matrices   {_counted(plan)} planned, {untouched}",
         *_unreached(plan),
         f"plan       {file}; its Grams: {plan.grams[0]}",
         f"plot       {plot or f'none: {HOW}'}",

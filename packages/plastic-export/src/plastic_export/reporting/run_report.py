@@ -159,26 +159,26 @@ def html(history: History, pictures: dict[str, bytes]) -> str:
 
 def facts(history: History) -> dict[str, str]:
     """Return the run in a few words and numbers, in the order in which to print them."""
-    found = {f"{history.unit}s": f"{history.steps:,}"}
+    told = {f"{history.unit}s": f"{history.steps:,}"}
     if history.valid:
         first, last = history.valid[0][1], history.valid[-1][1]
         step, best = min(history.valid, key=lambda point: point[1])
-        found["validation loss"] = f"{first:.4f} at first, {last:.4f} at last"
-        found["lowest"] = f"{best:.4f} after step {step:,}"
+        told["validation loss"] = f"{first:.4f} at first, {last:.4f} at last"
+        told["lowest"] = f"{best:.4f} after step {step:,}"
     if history.layers:
         total = [sum(getattr(layer, end) for layer in history.layers) for end in ("first", "last")]
         ranks = [layer.last for layer in history.layers]
         spread = f"{min(ranks)} to {max(ranks)} per layer"
-        found["total rank"] = f"{total[0]:,} at first, {total[1]:,} at last, {spread}"
+        told["total rank"] = f"{total[0]:,} at first, {total[1]:,} at last, {spread}"
     if history.awake:
         awake, asleep = (round(series[-1][1]) for series in (history.awake, history.asleep))
-        found["awake"] = f"{format_bytes(awake)} ({awake:,} bytes)"
-        found["asleep"] = f"{format_bytes(asleep)} ({asleep:,} bytes)"
+        told["awake"] = f"{format_bytes(awake)} ({awake:,} bytes)"
+        told["asleep"] = f"{format_bytes(asleep)} ({asleep:,} bytes)"
     if history.max_bytes is not None:
-        found["ceiling"] = f"{format_bytes(history.max_bytes)} ({history.max_bytes:,} bytes)"
+        told["ceiling"] = f"{format_bytes(history.max_bytes)} ({history.max_bytes:,} bytes)"
     counts = [sum(e.action == action for _, e in history.events) for action in CHANGES]
-    found["changes"] = "growths {}, shrinks {}, wakings {}".format(*counts)
-    return found
+    told["changes"] = "growths {}, shrinks {}, wakings {}".format(*counts)
+    return told
 
 
 def _facts(history: History) -> str:
@@ -212,8 +212,8 @@ def _changes(history: History) -> str:
         for step, e in shown
     )
     names = ("layer", "action", "why", "step", "rank", "score", "loss", "awake", "asleep")
-    left = len(history.events) - len(shown)
-    note = f"<p>{left} later ones are in the log.</p>" if left else ""
+    untold = len(history.events) - len(shown)
+    note = f"<p>{untold} later ones are in the log.</p>" if untold else ""
     summary = f"<summary>{len(history.events)} changes of rank</summary>"
     return f"<details>{summary}{_table(names, rows, words=3)}{note}</details>"
 

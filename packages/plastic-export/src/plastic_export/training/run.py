@@ -201,21 +201,21 @@ class _Run:
         """Train from the newest state to the end; return the step of that state."""
         mx.random.seed(self.training.seed)
         parts = self.model, self.optimizer, self.manager
-        found = self.generations.load(*parts)
-        step, sizes = found or (0, _NOTHING)
+        state = self.generations.load(*parts)
+        step, sizes = state or (0, _NOTHING)
         _cut_logs(self.out, sizes)
-        if found:
+        if state:
             self.say(f"going on from step {step}")
         self.start = self.order.position = step
-        left = self.training.steps - step
-        if left > 0:
+        remaining = self.training.steps - step
+        if remaining > 0:
             try:
-                self._train(left, evaluated=found is not None)
+                self._train(remaining, evaluated=state is not None)
                 self._evaluate(self.training.steps, last=True)
             except KeyboardInterrupt as interrupt:
                 interrupt.add_note("the same command goes on with it")
                 raise
-        return step if found else None
+        return step if state else None
 
     def _train(self, steps: int, *, evaluated: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -81,8 +81,8 @@ def claimed(out: Path, run: RunFile) -> Iterator[None]:
     try:
         _check_place(out)
         if (out / RUN).is_file():
-            there = read_run_file(out / RUN).identity
-            check_same(out / RUN, there, run.identity, remedy=OTHER_RUN_REMEDY)
+            earlier = read_run_file(out / RUN).identity
+            check_same(out / RUN, earlier, run.identity, remedy=OTHER_RUN_REMEDY)
         for stray in out.rglob(".*.tmp"):  # what a kill left half-written
             stray.unlink(missing_ok=True)
         if not (out / RUN).is_file():

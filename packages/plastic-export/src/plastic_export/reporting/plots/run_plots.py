@@ -97,8 +97,8 @@ def bytes_figure(history: History) -> Figure:
     unit = 1024.0**power
     fill: Any = {"step": "post", "linewidth": 0}
     axes.fill_between(steps, awake / unit, color=AWAKE, label="awake", alpha=0.85, **fill)
-    both = (awake + asleep) / unit
-    axes.fill_between(steps, awake / unit, both, color=ASLEEP, label="asleep", **fill)
+    total = (awake + asleep) / unit
+    axes.fill_between(steps, awake / unit, total, color=ASLEEP, label="asleep", **fill)
     if history.max_bytes is not None:
         axes.axhline(history.max_bytes / unit, color="black", linestyle="--", label="ceiling")
     axes.set_ylim(0, 1.12 * top / unit)
