@@ -34,7 +34,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 
 def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]:
-    """Return an option whose default is that of `Training`."""
+    """Return an option whose default is that of `TrainingOptions`."""
     default = getattr(_DEFAULT, flag.strip("-").replace("-", "_"))
     return click.option(flag, type=type, default=default, show_default=True, help=help)
 

@@ -28,7 +28,7 @@ def _record(r: Evaluation) -> dict[str, Any]:
     ``perplexity``, ``kl`` and ``top1`` its value, its standard error ``..._error`` and its 95 %
     limits ``..._interval``, a list of two; ``difference``, an object with ``measure`` ("kl" or
     "nll"), ``mean``, ``error``, ``interval`` and ``verdict`` ("better", "worse" or "no difference
-    shown"). Units as in `Evaluation` and `Difference`. What is not known is null: kl and top1
+    shown"). Units as in `Evaluation` and `Comparison`. What is not known is null: kl and top1
     without a reference, the difference of the first checkpoint, errors and limits of one window.
     """
     intervals = {f"{name}_interval": getattr(r, f"{name}_interval") for name in MEASURES}
