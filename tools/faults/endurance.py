@@ -29,6 +29,7 @@ from plastic_core import RankLayer
 from plastic_core.files import write_arrays, write_json
 from plastic_export import compress, restore
 from plastic_runtime import PlasticityManager, SleepStore, save_run
+from provoked.checkpoints import CONFIG
 from rich.console import Console
 from rich.table import Table
 
@@ -36,19 +37,6 @@ ALLOWED = 0.05
 """Growth of the resident memory from a tenth of a run to its end."""
 
 SIDE, BATCH = 64, 32
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 40,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
 
 
 class Held(NamedTuple):
@@ -113,7 +101,7 @@ def compressing(folder: Path) -> Callable[[int], None]:
     """One compression and restoration of a tiny checkpoint."""
     source = folder / "source"
     source.mkdir()
-    write_json(source / "config.json", CONFIG)
+    write_json(source / "config.json", CONFIG | {"num_hidden_layers": 1})
     write_arrays(source / "model.safetensors", weights(), {"format": "pt"})
 
     def step(i: int) -> None:
