@@ -16,8 +16,9 @@ from plastic_core import (
     quantize_factors,
     svd_lowrank,
 )
+from plastic_core.layer import linear_from
 from plastic_core.loss.weighted import weighted_spectrum
-from plastic_core.testing import bits
+from plastic_core.testing import bits, matrix_from_spectrum
 
 Array = NDArray[Any]
 
@@ -164,8 +165,9 @@ def test_a_spectrum_beyond_the_dtype_of_a_layer_is_refused() -> None:
 
 
 def layer_with(value: float, name: str) -> RankLayer:
-    """A layer of rank 3, one number of one factor replaced."""
-    layer = RankLayer.from_linear(nn.Linear(8, 8, bias=False), 3)
+    """A layer of rank 3 and norm 1, one number of one factor replaced."""
+    W = matrix_from_spectrum(np.array([1.0, 0.5, 0.25]), 8, 8, seed=0)
+    layer = RankLayer.from_linear(linear_from(mx.array(W, mx.float32), None), 3)
     factors = {n: np.array(a) for n, a in layer.factors()._asdict().items()}
     factors[name].flat[0] = value
     layer.set_factors(*(mx.array(factors[n]) for n in ("U", "S", "Vh")))
