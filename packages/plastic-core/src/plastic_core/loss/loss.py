@@ -144,7 +144,7 @@ def loss_factors(
 class Whitened(NamedTuple):
     """The parts ``L_C^T D``; ``L_C^T D L_R`` scaled to a norm of 1; and that norm."""
 
-    left: Float64
+    LtD: Float64
     M: Float32
     norm: float
 
@@ -153,24 +153,24 @@ def whitened(D: Operand, inputs: GramRoot, outputs: GramRoot) -> Whitened:
     """Write ``D`` in the coordinates in which half its energy is the predicted cost."""
     operator = as_operator(D, "D")
     check_fit(operator.shape, inputs, outputs)
-    left = outputs.root_times(operator.rows(slice(None), np.float64))
-    M = inputs.times_root(left)
+    LtD = outputs.root_times(operator.rows(slice(None), np.float64))
+    M = inputs.times_root(LtD)
     norm = math.sqrt(linalg.squared_norm(M))
-    return Whitened(left, as_matrix(M / (norm or 1.0), "D"), norm)
+    return Whitened(LtD, as_matrix(M / (norm or 1.0), "D"), norm)
 
 
 def leading_factors(
     white: Whitened, rank: int, outputs: GramRoot, key: int | mx.array = 0
 ) -> Factors:
     """Return the factors of `loss_factors`, from what `whitened` returned."""
-    left, M, norm = white
-    found = factorized_lowrank(M, rank, key=key)
-    P, S = to_numpy(found.U).astype(np.float64), norm * to_numpy(found.S).astype(np.float64)
-    rows = P.T @ left
+    LtD, M, norm = white
+    best = factorized_lowrank(M, rank, key=key)
+    P, S = to_numpy(best.U).astype(np.float64), norm * to_numpy(best.S).astype(np.float64)
+    rows = P.T @ LtD
     Vh = np.divide(rows, S[:, None], out=np.zeros_like(rows), where=S[:, None] > 0)
     U = as_matrix(outputs.inverse_root_times(P), "U")
     factors = Factors(mx.array(U), mx.array(as_vector(S, "S")), mx.array(as_matrix(Vh, "Vh")))
-    factors.method = found.method
+    factors.method = best.method
     return factors
 
 

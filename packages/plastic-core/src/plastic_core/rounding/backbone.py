@@ -194,8 +194,8 @@ def _round_part(
     outputs = np.arange(len(A)) if C is None else C.places
     W = np.ascontiguousarray(A.T[np.ix_(R.places, outputs)])  # (n, m) from here on
     options = bits, group_size, dtype, sweeps
-    found = round_one_sided(W, R, *options) if C is None else round_two_sided(W, R, C, *options)
-    return Placed(found, R.places, outputs)
+    result = round_one_sided(W, R, *options) if C is None else round_two_sided(W, R, C, *options)
+    return Placed(result, R.places, outputs)
 
 
 def _checked(W: Matrix, bits: int, group_size: int, dtype: mx.Dtype) -> Float32:
@@ -237,12 +237,12 @@ class Placed(NamedTuple):
     """The result for a part of a weight, and the places of its inputs and outputs there.
 
     Attributes:
-        found: n inputs by m outputs.
+        result: n inputs by m outputs.
         inputs: Shape ``(n,)``, whole groups one after the other.
         outputs: Shape ``(m,)``.
     """
 
-    found: Rounded
+    result: Rounded
     inputs: NDArray[np.intp]
     outputs: NDArray[np.intp]
 
@@ -261,10 +261,10 @@ class Codes(NamedTuple):
 
     def put(self, part: Placed) -> None:
         """Fill in a part."""
-        found, inputs, outputs = part
-        self.codes[np.ix_(outputs, inputs)] = found.codes.T
-        size = found.group_size
-        for group, grid in zip(inputs[::size] // size, found.grids, strict=True):
+        result, inputs, outputs = part
+        self.codes[np.ix_(outputs, inputs)] = result.codes.T
+        size = result.group_size
+        for group, grid in zip(inputs[::size] // size, result.grids, strict=True):
             self.levels[:, outputs, group] = grid.step, grid.start
 
     def backbone(self, bits: int, group_size: int, dtype: mx.Dtype) -> Backbone:

@@ -47,10 +47,10 @@ def round_one_sided(
     W: Float32, R: Feedback, bits: int, group_size: int, dtype: mx.Dtype, sweeps: int
 ) -> Rounded:
     """Round with feedback, then descend: see `round_with_feedback` and `descend`."""
-    found = round_with_feedback(W, R, bits, group_size, dtype)
+    result = round_with_feedback(W, R, bits, group_size, dtype)
     for _ in range(sweeps):
-        descend(found, R.gram)
-    return found
+        descend(result, R.gram)
+    return result
 
 
 def round_with_feedback(
@@ -82,42 +82,44 @@ def round_with_feedback(
         arXiv 2307.13304, theorem 6: the same numbers without an inverse of R.
     """
     F, E = R.F, np.empty_like(W)
-    found = Rounded(W, np.empty_like(W), [], E, group_size, dtype)
-    for rows in found.groups():
+    result = Rounded(W, np.empty_like(W), [], E, group_size, dtype)
+    for rows in result.groups():
         T = W[rows] + F[: rows.start, rows].T @ E[: rows.start]  # (g, m)
         grid = fitted_grid(T, R.pivots[rows], bits, dtype)
-        found.grids.append(grid)
+        result.grids.append(grid)
         for j in range(rows.start, rows.stop):
             above = slice(rows.start, j)
             target = T[j - rows.start] + F[above, j] @ E[above]  # (m,)
-            found.codes[j] = grid.codes(target)
-            E[j] = W[j] - grid.values(found.codes[j])
-    return found
+            result.codes[j] = grid.codes(target)
+            E[j] = W[j] - grid.values(result.codes[j])
+    return result
 
 
-def descend(found: Rounded, R: Float32) -> None:
+def descend(result: Rounded, R: Float32) -> None:
     """Lower ``tr(E^T R E)`` in place: for one group after the other new levels, then new codes.
 
     Block coordinate descent, one sweep. Every step is the exact minimum over what it changes, all
     else fixed, or leaves it as it is: the error does not rise, but for rounding.
 
     Args:
-        found: What `round_with_feedback` returned.
+        result: What `round_with_feedback` returned.
         R: The Gram it was rounded under, shape ``(n, n)``.
     """
-    for index, rows in enumerate(found.groups()):
-        RE, R_group = R[rows] @ found.E, R[rows, rows]  # (g, m), (g, g)
-        RE += R_group @ _move_levels(found, index, rows, RE, R_group)
-        _move_codes(found, index, rows, RE, R_group)
+    for index, rows in enumerate(result.groups()):
+        RE, R_group = R[rows] @ result.E, R[rows, rows]  # (g, m), (g, g)
+        RE += R_group @ _move_levels(result, index, rows, RE, R_group)
+        _move_codes(result, index, rows, RE, R_group)
 
 
-def _move_levels(found: Rounded, index: int, rows: slice, RE: Float32, R_group: Float32) -> Float32:
+def _move_levels(
+    result: Rounded, index: int, rows: slice, RE: Float32, R_group: Float32
+) -> Float32:
     """Move the levels of a group to their best place; return the change of its error."""
-    codes, before = found.codes[rows], found.E[rows].copy()
-    new = moved_levels(found.grids[index], codes, RE, R_group, found.dtype)
-    found.grids[index] = new
-    found.E[rows] = found.W[rows] - new.values(codes)
-    change: Float32 = found.E[rows] - before
+    codes, before = result.codes[rows], result.E[rows].copy()
+    new = moved_levels(result.grids[index], codes, RE, R_group, result.dtype)
+    result.grids[index] = new
+    result.E[rows] = result.W[rows] - new.values(codes)
+    change: Float32 = result.E[rows] - before
     return change
 
 
@@ -141,12 +143,12 @@ def moved_levels(
     return new.where(gain > 0, grid)
 
 
-def _move_codes(found: Rounded, index: int, rows: slice, RE: Float32, R_group: Float32) -> None:
+def _move_codes(result: Rounded, index: int, rows: slice, RE: Float32, R_group: Float32) -> None:
     """Move the codes of a group to their best places, input by input."""
-    grid, change = found.grids[index], np.zeros_like(RE)
+    grid, change = result.grids[index], np.zeros_like(RE)
     for i, j in enumerate(range(rows.start, rows.stop)):
         slope = RE[i] + R_group[i, :i] @ change[:i]  # (m,)
-        found.codes[j] = grid.codes(found.W[j] - found.E[j] + slope / R_group[i, i])
-        error = found.W[j] - grid.values(found.codes[j])
-        change[i] = error - found.E[j]
-        found.E[j] = error
+        result.codes[j] = grid.codes(result.W[j] - result.E[j] + slope / R_group[i, i])
+        error = result.W[j] - grid.values(result.codes[j])
+        change[i] = error - result.E[j]
+        result.E[j] = error

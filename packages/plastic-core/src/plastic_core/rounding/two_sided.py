@@ -30,10 +30,10 @@ def round_two_sided(
     sweeps: int,
 ) -> Rounded:
     """Round both ways, then descend: see `round_both_ways` and `descend_both_ways`."""
-    found = round_both_ways(W, R, C, bits, group_size, dtype)
+    result = round_both_ways(W, R, C, bits, group_size, dtype)
     for _ in range(sweeps):
-        descend_both_ways(found, R.gram, C.gram)
-    return found
+        descend_both_ways(result, R.gram, C.gram)
+    return result
 
 
 def round_both_ways(
@@ -67,12 +67,12 @@ def round_both_ways(
         Tseng, Sun and De Sa, *Model-preserving adaptive rounding*, arXiv 2505.22988.
     """
     F, K, E = R.F, C.F, np.empty_like(W)
-    found = Rounded(W, np.empty_like(W), [], E, group_size, dtype)
-    levels = np.empty((2, len(found.groups()), W.shape[1]), np.float32)
+    result = Rounded(W, np.empty_like(W), [], E, group_size, dtype)
+    levels = np.empty((2, len(result.groups()), W.shape[1]), np.float32)
     for outputs in _tiles(W.shape[1]):
         EK = E[:, : outputs.start] @ K[: outputs.start, outputs]  # (n, t), of the tiles before
         EIK = np.zeros_like(EK)  # E (I + K)
-        for index, inputs in enumerate(found.groups()):
+        for index, inputs in enumerate(result.groups()):
             tile = inputs, outputs
             W_tile = np.ascontiguousarray(W[tile])  # (g, t)
             FtEIK = F[: inputs.start, inputs].T @ EIK[: inputs.start]  # (g, t), of those groups
@@ -80,9 +80,9 @@ def round_both_ways(
             grid = fitted_grid(T, R.pivots[inputs], bits, dtype)
             levels[:, index, outputs] = grid.step, grid.start
             rounded = _round_tile(W_tile, T, FtEIK, F[inputs, inputs], K[outputs, outputs], grid)
-            found.codes[tile], E[tile], EIK[inputs] = rounded
-    found.grids += [Grid(step, start, bits) for step, start in np.moveaxis(levels, 0, 1)]
-    return found
+            result.codes[tile], E[tile], EIK[inputs] = rounded
+    result.grids += [Grid(step, start, bits) for step, start in np.moveaxis(levels, 0, 1)]
+    return result
 
 
 def _round_tile(
@@ -106,31 +106,31 @@ def _round_tile(
     return codes, E, EIK
 
 
-def descend_both_ways(found: Rounded, R: Float32, C: Float32) -> None:
+def descend_both_ways(result: Rounded, R: Float32, C: Float32) -> None:
     """Lower ``tr(E^T R E C)`` in place: for one tile after the other new levels, then new codes.
 
     Outputs of a tile take their levels, and entries of an antidiagonal their codes, as if the
     others of them stayed: a tile that does not gain by it is left as it is. One sweep.
 
     Args:
-        found: What `round_both_ways` returned.
+        result: What `round_both_ways` returned.
         R: The Gram of the inputs that it was rounded under, shape ``(n, n)``.
         C: That of the gradients, shape ``(m, m)``.
     """
-    EC = found.E @ C  # (n, m)
+    EC = result.E @ C  # (n, m)
     for outputs in _tiles(C.shape[0]):
-        for index, inputs in enumerate(found.groups()):
+        for index, inputs in enumerate(result.groups()):
             for move in (_levels_moved, _codes_moved):
                 REC = R[inputs] @ EC[:, outputs]  # (g, t)
                 loss = _TileLoss(REC, R[inputs, inputs], C[outputs, outputs])
-                grid, codes = move(found, index, (inputs, outputs), loss)
-                change = found.W[inputs, outputs] - grid.values(codes)
-                change -= found.E[inputs, outputs]
+                grid, codes = move(result, index, (inputs, outputs), loss)
+                change = result.W[inputs, outputs] - grid.values(codes)
+                change -= result.E[inputs, outputs]
                 if loss.rise(change) < 0:
-                    found.codes[inputs, outputs] = codes
-                    found.E[inputs, outputs] += change
-                    found.grids[index].step[outputs] = grid.step
-                    found.grids[index].start[outputs] = grid.start
+                    result.codes[inputs, outputs] = codes
+                    result.E[inputs, outputs] += change
+                    result.grids[index].step[outputs] = grid.step
+                    result.grids[index].start[outputs] = grid.start
                     EC[inputs] += change @ C[outputs]
 
 
@@ -157,16 +157,16 @@ Tile = tuple[slice, slice]
 """Inputs and outputs."""
 
 
-def _levels_moved(found: Rounded, index: int, tile: Tile, loss: _TileLoss) -> tuple[Grid, Float32]:
-    grid, codes = _grid(found, index, tile[1]), found.codes[tile]
+def _levels_moved(result: Rounded, index: int, tile: Tile, loss: _TileLoss) -> tuple[Grid, Float32]:
+    grid, codes = _grid(result, index, tile[1]), result.codes[tile]
     powers: Float32 = np.diagonal(loss.C)  # (t,)
-    return moved_levels(grid, codes, loss.REC / powers, loss.R, found.dtype), codes
+    return moved_levels(grid, codes, loss.REC / powers, loss.R, result.dtype), codes
 
 
-def _codes_moved(found: Rounded, index: int, tile: Tile, loss: _TileLoss) -> tuple[Grid, Float32]:
+def _codes_moved(result: Rounded, index: int, tile: Tile, loss: _TileLoss) -> tuple[Grid, Float32]:
     REC, R, C = loss
-    grid = _grid(found, index, tile[1])
-    W, E = np.ascontiguousarray(found.W[tile]), np.ascontiguousarray(found.E[tile])
+    grid = _grid(result, index, tile[1])
+    W, E = np.ascontiguousarray(result.W[tile]), np.ascontiguousarray(result.E[tile])
     wanted = W - E + REC / np.outer(np.diagonal(R), np.diagonal(C))
     weights = R / np.diagonal(R)
     codes, XC = np.empty_like(W), np.zeros_like(W)  # X: how the error has changed so far
@@ -195,8 +195,8 @@ class _Nearest:
         return codes, codes * self.step[outputs] + start
 
 
-def _grid(found: Rounded, index: int, outputs: slice) -> Grid:
-    grid = found.grids[index]
+def _grid(result: Rounded, index: int, outputs: slice) -> Grid:
+    grid = result.grids[index]
     return Grid(grid.step[outputs], grid.start[outputs], grid.bits)
 
 

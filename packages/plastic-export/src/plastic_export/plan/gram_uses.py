@@ -119,8 +119,8 @@ def smoothed(counts: NDArray[np.float64]) -> Float64:
     """
     N, T, unseen = counts.sum(), np.count_nonzero(counts), counts == 0
     share = T / max(1, unseen.sum())
-    found: Float64 = np.where(unseen, share, counts) / (N + T * unseen.any())
-    return found
+    probabilities: Float64 = np.where(unseen, share, counts) / (N + T * unseen.any())
+    return probabilities
 
 
 def combined_grams(uses: tuple[LossGrams, ...]) -> LossGrams:
@@ -147,16 +147,16 @@ def trace(A: Float64) -> float:
 def total(parts: Iterable[Float64]) -> Float64:
     """The sum of matrices of one side, some of which may be diagonals."""
     diagonals = list[Float64]()
-    found: Float64 | None = None
+    dense: Float64 | None = None
     for A in parts:
         if A.ndim == 3 and A.shape[1] == 1:
             diagonals.append(A)
         else:
-            found = A if found is None else found + A
-    if found is None:
+            dense = A if dense is None else dense + A
+    if dense is None:
         return sum(diagonals[1:], diagonals[0])
     if diagonals:
-        found = found.copy()
-        entries = np.einsum("...ii->...i", found)  # a view
+        dense = dense.copy()
+        entries = np.einsum("...ii->...i", dense)  # a view
         entries += sum(diagonals[1:], diagonals[0]).reshape(entries.shape)
-    return found
+    return dense
