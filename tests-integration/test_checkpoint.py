@@ -93,12 +93,12 @@ def test_the_commands_of_stock_mlx_lm_accept_it(compressed: Compress, tmp_path: 
     out = compressed["energy"].out
     words = ["--trust-remote-code", "--prompt", "def ", "--max-tokens", 4]
     assert "Generation: " in stock("generate", "--model", out, *words)
-    quantised = tmp_path / "q4"
+    quantized = tmp_path / "q4"
     stock(
-        "convert", "--hf-path", out, "--mlx-path", quantised, "--trust-remote-code",
+        "convert", "--hf-path", out, "--mlx-path", quantized, "--trust-remote-code",
         "-q", "--q-bits", 4, "--q-group-size", 32,
     )  # fmt: skip
-    assert "Generation: " in stock("generate", "--model", quantised, *words)
+    assert "Generation: " in stock("generate", "--model", quantized, *words)
 
 
 def test_the_server_of_stock_mlx_lm_answers(
@@ -180,13 +180,13 @@ def test_the_same_run_writes_the_same_bytes(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_a_quantised_checkpoint_is_compressed_too(checkpoint: Path, tmp_path: Path) -> None:
-    quantised = tmp_path / "q8"
+    quantized = tmp_path / "q8"
     stock(
-        "convert", "--hf-path", checkpoint, "--mlx-path", quantised,
+        "convert", "--hf-path", checkpoint, "--mlx-path", quantized,
         "-q", "--q-bits", 8, "--q-group-size", 32,
     )  # fmt: skip
     out = tmp_path / "out"
-    result = compress(quantised, out, keep=0.9, include=["*mlp*"])
+    result = compress(quantized, out, keep=0.9, include=["*mlp*"])
     assert result.plan.kept <= 0.9
     model, tokenizer = mlx_lm.load(str(out), trust_remote_code=True)
     assert isinstance(mlx_lm.generate(model, tokenizer, "def main(", max_tokens=4), str)

@@ -37,7 +37,7 @@ def dotted(node: ast.AST, names: dict[str, str]) -> str:
     return ""
 
 
-def is_factorisation(name: str) -> bool:
+def is_factorization(name: str) -> bool:
     return name in BY_THE_WAY or (
         name.startswith(LIBRARIES) and name.rpartition(".")[2] not in HARMLESS
     )
@@ -49,14 +49,14 @@ def spectral(call: ast.Call) -> bool:
     return any(not isinstance(o, ast.Constant) or o.value not in OF_VECTORS for o in orders)
 
 
-def factorisations(source: str) -> Iterator[str]:
+def factorizations(source: str) -> Iterator[str]:
     """The factorisations of libraries that a module names, with their lines."""
     tree = ast.parse(source)
     names = full_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute):
             name = dotted(node, names)
-            if is_factorisation(name):
+            if is_factorization(name):
                 yield f"line {node.lineno}: {name}"
         elif isinstance(node, ast.Call):
             name = dotted(node.func, names)
@@ -73,7 +73,7 @@ def test_the_sources_are_found() -> None:
 def test_no_source_outside_linalg_calls_a_factorisation_of_a_library(path: Path) -> None:
     if any(part in path.as_posix() for part in EXEMPT):
         return
-    assert list(factorisations(path.read_text())) == []
+    assert list(factorizations(path.read_text())) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_no_source_outside_linalg_calls_a_factorisation_of_a_library(path: Path)
     ],
 )
 def test_a_factorisation_is_found_however_it_is_imported(source: str) -> None:
-    assert len(list(factorisations(source))) == 1
+    assert len(list(factorizations(source))) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_a_factorisation_is_found_however_it_is_imported(source: str) -> None:
     ],
 )
 def test_what_is_no_factorisation_of_a_library_passes(source: str) -> None:
-    assert list(factorisations(source)) == []
+    assert list(factorizations(source)) == []

@@ -55,7 +55,7 @@ class Disk:
 
     def write_to(self, target: Path, mode: str) -> None:
         """Make the folder that is found after the power failed."""
-        _materialise(self._top, target, mode)
+        _materialize(self._top, target, mode)
 
     def _parent(self, path: str) -> tuple[Folder, str]:
         parts = Path(path).relative_to(self._root).parts
@@ -221,10 +221,10 @@ def _loaded(path: Path) -> Folder:
     return folder
 
 
-def _materialise(node: Folder, target: Path, mode: str) -> None:
+def _materialize(node: Folder, target: Path, mode: str) -> None:
     target.mkdir()
     for name, child in (node.durable if mode == "strict" else node.live).items():
         if isinstance(child, Folder):
-            _materialise(child, target / name, mode)
+            _materialize(child, target / name, mode)
         else:
             (target / name).write_bytes(child.live if mode == "kill" else child.durable)
