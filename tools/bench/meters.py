@@ -1,4 +1,4 @@
-"""What the system says of the memory of this process."""
+"""The memory of this process, as the system counts it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Triplet = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 class Measurement(NamedTuple):
-    """What one method did on one matrix.
+    """The result of one method on one matrix.
 
     Attributes:
         seconds: Best of the repeats.
@@ -90,7 +90,7 @@ METHODS: dict[str, tuple[Callable[[NDArray[Any], int], Any], str]] = {
 
 
 def missing(method: str) -> bool:
-    """Whether the library of a method is not installed."""
+    """Tell whether the library of a method is not installed."""
     return find_spec(METHODS[method][1]) is None
 
 

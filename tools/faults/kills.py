@@ -34,7 +34,7 @@ MOMENTS = 60  # a kill from inside comes after at most this many
 
 @dataclass
 class Tally:
-    """What has happened so far."""
+    """The events counted so far."""
 
     inside: int = 0
     outside: int = 0

@@ -1,4 +1,4 @@
-"""What two training runs must have in common, to the bit."""
+"""The parts that two training runs must have in common, to the bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = ("losses.jsonl", "adapters/adapters.safetensors", "peft/adapter_model.sa
 
 @dataclasses.dataclass(frozen=True)
 class RunDifference:
-    """How two finished runs differ: bits of arrays, and other things by name."""
+    """The differences of two finished runs: bits of arrays, and other things by name."""
 
     bits: int
     other: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the bake-off aims at, and the worst figure of a run."""
+"""The goals of the bake-off, and the worst figure of a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ GOALS = (
 
 
 def goal_figures(results: Results) -> Iterator[tuple[str, str, float, float]]:
-    """What is aimed at, at which budget, the limit and the worst figure over all texts."""
+    """Return the goals: the budget, the limit and the worst figure over all texts."""
     for what, table, ours, theirs, limits in GOALS:
         for budget, limit in limits.items():
             rows = results.get(table, {}).get(budget, {})

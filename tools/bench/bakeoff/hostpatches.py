@@ -1,4 +1,4 @@
-"""What mlx-lm's quantisers spend their time on, in NumPy where MLX computes on the CPU.
+"""The functions that mlx-lm's quantisers spend their time on, in NumPy on the CPU.
 
 Products of linear layers, forwards and backwards, with gradients of weights, scales and biases; the
 sums of GPTQ's Hessians; the one ``einsum`` of AWQ; the divergences of DWQ and of dynamic

@@ -48,14 +48,14 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """What is quantised, and on which text.
+    """The checkpoint to quantise, and the text to do it on.
 
     Attributes:
         source: Folder of the checkpoint.
         paths: Module paths of the matrices.
         calibration: Text and windows, those of ``plastic plan``.
-        steps: Of DWQ, each on 8 windows; its text is read again and again as needed.
-        rates: Of DWQ; the one that ends best on 32 windows held back is taken.
+        steps: The steps of DWQ, each on 8 windows; its text is read again and again as needed.
+        rates: The rates of DWQ; the one that ends best on 32 windows held back is taken.
     """
 
     source: Path

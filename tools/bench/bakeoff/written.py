@@ -1,4 +1,4 @@
-"""What a row leaves behind."""
+"""The output that a row leaves behind."""
 
 from __future__ import annotations
 

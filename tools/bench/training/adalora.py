@@ -43,7 +43,7 @@ class SVDLinear(nn.Module):
         return 4 * (self.P.shape[0] + self.Q.shape[1] + 1)
 
     def penalty(self) -> mx.array:
-        """How far ``P`` and ``Q`` are from orthogonal (equation 4)."""
+        """Measure how far ``P`` and ``Q`` are from orthogonal (equation 4)."""
         eye = mx.eye(self.L.size)
         left, right = self.P.T @ self.P - eye, self.Q @ self.Q.T - eye
         return mx.square(left).sum() + mx.square(right).sum()

@@ -1,4 +1,4 @@
-"""What is forgotten, by a factor on every ``S``."""
+"""The loss on old texts under a factor on every ``S``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a smaller rank frees."""
+"""The memory that a smaller rank frees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the same for every method: the base, the texts, the loop, what is measured."""
+"""The setting of every method: the base, the texts, the loop, the measures."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class RunResult:
 
     Attributes:
         method: Who.
-        rank: Of the fixed rank whose bytes were the budget.
-        seed: Of the batches and the initialisation.
-        nbytes: Of the factors awake at the end.
-        most: Of the factors awake at the start.
-        loss: On the validation text, in nats per token.
-        old: On the old texts.
+        rank: The fixed rank whose bytes were the budget.
+        seed: The seed of the batches and the initialisation.
+        nbytes: The bytes of the factors awake at the end.
+        most: The bytes of the factors awake at the start.
+        loss: The loss on the validation text, in nats per token.
+        old: The losses on the old texts.
         step: Median seconds of a step.
         between: Share of the steps' time that was spent between changes on looking for one.
         change: Seconds per change, over the median step: measured, decided, cut, compiled again.
@@ -117,7 +117,7 @@ class TrainingBench:
         return mx.array(self.texts.train[chosen])
 
     def gauge(self) -> Gauge:
-        """Of ours: at rank 8 a step of ``U`` is that of mlx-lm's LoRA."""
+        """Return our gauge: at rank 8 a step of ``U`` is that of mlx-lm's LoRA."""
         length = self.options.norm
         return Gauge(SCALE * math.sqrt(8 / 3) / length, length)
 

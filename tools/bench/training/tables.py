@@ -1,4 +1,4 @@
-"""What a set of runs shows: one row per size and method, and what is aimed at."""
+"""The tables of a set of runs: one row per size and method, and the goals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def method_table(results: list[RunResult]) -> Table:
 
 
 def aim_table(results: list[RunResult]) -> Table:
-    """What is aimed at, and what this run shows."""
+    """Return the goals, and what this run shows."""
     rows = Table("what", "target", "measured", "met", title="Targets", box=None)
 
     def row(what: str, target: str, measured: str, met: bool) -> None:

@@ -61,7 +61,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def strays(folder: Path, known: set[str]) -> list[str]:
-    """What lies in a folder beside the names that belong there."""
+    """Return what lies in a folder beside the names that belong there."""
     return sorted(set(os.listdir(folder)) - known)
 
 

@@ -19,7 +19,7 @@ DEADLINE = 120.0
 
 
 class Ended(NamedTuple):
-    """How a child ended.
+    """The end of a child.
 
     Attributes:
         status: Exit status, or the negative number of a signal.

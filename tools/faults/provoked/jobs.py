@@ -16,7 +16,7 @@ class Job:
     """A command that writes a folder, and what an undisturbed run of it writes.
 
     Attributes:
-        name: For the table.
+        name: The name in the table.
         words: The command but for the folder.
         place: Folder in which the output is to lie.
         expected: Digest of every file of the output.
@@ -43,7 +43,7 @@ class Job:
         return in_child(command(*self.all_words()))
 
     def problems(self, ended: Ended) -> list[str]:
-        """What is wrong after its end."""
+        """Return what is wrong after its end."""
         if ended.status:
             return [f"exit {ended.status}: {ended.printed[-300:]}"]
         found = [f"left {name}" for name in strays(self.place, {"out"})]

@@ -1,4 +1,4 @@
-"""What came of provoking one kind of fault."""
+"""The outcome of provoking one kind of fault."""
 
 from __future__ import annotations
 

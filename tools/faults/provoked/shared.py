@@ -129,7 +129,7 @@ def _changed(work: Path, change: Callable[[Path], None], moment: int) -> list[st
 
 
 def _reads_of(job: Job, file: Path) -> int:
-    """How many reads of a file a run makes."""
+    """Count the reads of a file that a run makes."""
     record = job.place.parent / "count"
 
     def call() -> int:

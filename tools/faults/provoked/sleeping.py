@@ -211,5 +211,5 @@ def _found(folder: Path, file: Path, in_data: bool) -> Sequence[str]:
 
 
 def _lines(ended: Ended) -> list[str]:
-    """What a child printed, if it found anything wrong."""
+    """Return what a child printed, if it found anything wrong."""
     return ended.printed.splitlines() or [f"exit {ended.status}"] if ended.status else []

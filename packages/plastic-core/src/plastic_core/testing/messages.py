@@ -1,4 +1,4 @@
-"""What a command prints when it refuses."""
+"""The message of a command that refuses."""
 
 from __future__ import annotations
 
