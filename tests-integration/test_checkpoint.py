@@ -69,8 +69,8 @@ def test_the_bytes_on_disk_are_those_that_were_planned(compressed: Compress, str
     for record in result.matrices:
         path = record.name.removesuffix(".weight")
         factors = [f"{path}.u.weight", f"{path}.v.weight"]
-        parts = factors if record.choice == "factored" else [record.name]
-        assert sum(sizes[part] for part in parts) == record.awake_bytes
+        parts = [record.name] if record.is_unchanged else factors
+        assert sum(sizes[part] for part in parts) == record.stored_bytes
     saved = result.plan.source_bytes - result.plan.awake_bytes
     header_slack = 200 * 2 * len(result.matrices)
     assert abs(result.source_bytes - result.model_bytes - saved) <= header_slack
@@ -158,7 +158,7 @@ def test_restore_wakes_everything(checkpoint: Path, tmp_path: Path, format: str)
         error = np.linalg.norm(A - B) / np.linalg.norm(A)
         assert error == pytest.approx(bound, rel=0.05)  # the products may round differently
         assert error < 3 * EPS_BF16
-    assert len(restored.bounds) == sum(r.choice == "factored" for r in result.matrices)
+    assert len(restored.bounds) == sum(not r.is_unchanged for r in result.matrices)
     config = json.loads((dest / "config.json").read_text())
     assert config == json.loads((checkpoint / "config.json").read_text())
     assert (dest / "tokenizer.model").read_bytes() == (checkpoint / "tokenizer.model").read_bytes()

@@ -7,22 +7,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import mlx_lm
 import pytest
-from plastic_export import Quantised, evaluate, verify
+from plastic_export import BitsPlan, Compressed, evaluate, verify
 from plastic_export.cli import main
-from plastic_export.plan import Format
+from plastic_export.format import PLAN_FORMATS
 
-FORMATS = get_args(Format)
+FORMATS = PLAN_FORMATS
 BUDGET = 3.5
 HEADER = 200 * 9  # bytes that a matrix takes in the headers of the files, at most
 
-Outputs = dict[str, Quantised]
+Outputs = dict[str, Compressed[BitsPlan]]
 
 
-def words_to_load(result: Quantised) -> list[str]:
+def words_to_load(result: Compressed[BitsPlan]) -> list[str]:
     """How stock mlx-lm is told to load it."""
     words = ["--model", str(result.out)]
     if result.adapter_bytes:

@@ -12,10 +12,11 @@ import pytest
 from mlx_lm.convert import convert
 from plastic_core.testing import assert_one_error
 from plastic_export import (
+    BitsPlan,
     Calibration,
+    Compressed,
     FormatError,
     LossPlan,
-    Quantised,
     evaluate,
     execute_plan,
     export_safetensors,
@@ -36,14 +37,14 @@ class Planned(NamedTuple):
 
     plan: LossPlan
     file: Path
-    outputs: dict[float, Quantised]
+    outputs: dict[float, Compressed[BitsPlan]]
 
 
 @pytest.fixture(scope="session")
 def planned(checkpoint: Path, calibration: Path, once: Callable[..., Any]) -> Planned:
     """Half of the blocks and the embeddings, from one short calibration."""
 
-    def make(folder: Path) -> tuple[LossPlan, Path, dict[float, Quantised]]:
+    def make(folder: Path) -> tuple[LossPlan, Path, dict[float, Compressed[BitsPlan]]]:
         file, text = folder / "plan.json", Calibration(calibration, window=128, windows=16)
         plan = plan_checkpoint(
             checkpoint, file, calibration=text, budgets=BUDGETS, exclude=["*.[01].*"]
@@ -55,7 +56,7 @@ def planned(checkpoint: Path, calibration: Path, once: Callable[..., Any]) -> Pl
 
 
 @pytest.fixture(scope="session")
-def outputs(planned: Planned) -> dict[float, Quantised]:
+def outputs(planned: Planned) -> dict[float, Compressed[BitsPlan]]:
     return planned.outputs
 
 
@@ -76,14 +77,14 @@ def test_the_bytes_on_disk_are_those_that_were_predicted(planned: Planned, budge
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_stock_mlx_lm_loads_and_generates_without_a_flag(
-    outputs: dict[float, Quantised], budget: float
+    outputs: dict[float, Compressed[BitsPlan]], budget: float
 ) -> None:
     model, tokenizer = mlx_lm.load(str(outputs[budget].out))
     assert isinstance(mlx_lm.generate(model, tokenizer, "def main(", max_tokens=4), str)
 
 
 def test_the_output_is_intact_and_has_nothing_to_restore(
-    outputs: dict[float, Quantised], tmp_path: Path
+    outputs: dict[float, Compressed[BitsPlan]], tmp_path: Path
 ) -> None:
     out = outputs[3.5].out
     assert verify(out) == []
@@ -92,7 +93,7 @@ def test_the_output_is_intact_and_has_nothing_to_restore(
 
 
 def test_it_diverges_less_than_stock_rounding_at_no_more_bytes_and_as_predicted(
-    checkpoint: Path, heldout: Path, outputs: dict[float, Quantised], tmp_path: Path
+    checkpoint: Path, heldout: Path, outputs: dict[float, Compressed[BitsPlan]], tmp_path: Path
 ) -> None:
     planned = {r.name.removesuffix(".weight") for r in outputs[3.5].matrices}
 

@@ -21,7 +21,7 @@ FLOORS = {
     "plastic_select": "linalg check budget spectrum polynomial rules allocation choose together",
     "plastic_core": "linalg files factors loss rounding layer testing",
     "plastic_runtime": "measure sleep log surgery manager training",
-    "plastic_export": "process checkpoint folder exact model calibration evaluation plan format "
+    "plastic_export": "process checkpoint folder model calibration evaluation plan format exact "
     "compression training healing reporting cli",
 }
 Import = tuple[str, str | None, int]

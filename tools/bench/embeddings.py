@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 from plastic_export import (
+    BitsPlan,
     Budget,
     Calibration,
-    Quantised,
+    Compressed,
     evaluate,
     execute_plan,
     plan_checkpoint,
@@ -28,14 +29,14 @@ from rich.table import Table
 from strategies import DATA
 
 
-def bits_of_embeddings(result: Quantised) -> str:
+def bits_of_embeddings(result: Compressed[BitsPlan]) -> str:
     """The bits of the embeddings; none where they are copied."""
-    kinds = {m.name: m.kind for m in read_plan(result.out.parent / "with.json").matrices}
+    kinds = {m.name: m.matrix.kind for m in read_plan(result.out.parent / "with.json").matrices}
     chosen = [offer.bits for n, offer in result.plan.chosen.items() if kinds[n] == "embedding"]
     return ", ".join("copied" if bits is None else str(bits) for bits in chosen) or "copied"
 
 
-def row(label: str, result: Quantised, options: argparse.Namespace) -> list[str]:
+def row(label: str, result: Compressed[BitsPlan], options: argparse.Namespace) -> list[str]:
     """One checkpoint, measured."""
     found = evaluate(result.out, options.text, reference=options.source, windows=options.measured)
     cells = [label, f"{result.model_bytes:,}", bits_of_embeddings(result)]

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 from meters import peak_resident
@@ -31,10 +31,9 @@ from plastic_core import block_side
 from plastic_core.linalg import Float64
 from plastic_export import Candidate, Choices, LossPlan, Offer, Offered, plan_bits
 from plastic_export.checkpoint import Kind
+from plastic_export.format import FORMATS, PLAN_FORMATS
 from plastic_export.plan import (
-    CHOICES,
     CORRECTED_BITS,
-    Format,
     choices_for,
     factor_bytes,
     offered_ranks,
@@ -86,18 +85,22 @@ def offered(m: Candidate, number: int, choices: Choices) -> Offered:
                 cost = base.cost * (left[rank] + 4.0**-bits)
                 offers.append(Offer(base.bits, nbytes, cost, rank, bits))
     kept = offers if own.ranks else pareto(offers)
-    stated = (m.name, m.shape, m.dtype, m.group_size, m.source_bytes)
-    whole = Offer(None, m.source_bytes, 0.0)
-    return Offered(*stated, (*kept, whole), kind=m.kind)
+    return Offered(m, (*kept, Offer.unchanged(m)))
 
 
-def allocation(format: Format) -> list[str]:
+def choices_of(format: str) -> Choices:
+    """What a format of plans offers."""
+    return FORMATS[format].choices or Choices()
+
+
+def allocation(format: str) -> list[str]:
     """One row: how many matrices and options, and the seconds."""
-    matrices = [offered(m, i, CHOICES[format]) for i, m in enumerate(llama())]
+    matrices = [offered(m, i, choices_of(format)) for i, m in enumerate(llama())]
+    one_rank = FORMATS[format].one_rank
     plan = LossPlan({"name": ""}, {}, ("", ""), tuple(matrices), (), 0, (), format)
     options = sum(len(m.offers) for m in matrices)
-    one, _ = processor_time(lambda: plan_bits(matrices, [3.5], format=format))
-    ten, plans = processor_time(lambda: plan_bits(matrices, BUDGETS, format=format))
+    one, _ = processor_time(lambda: plan_bits(matrices, [3.5], one_rank=one_rank))
+    ten, plans = processor_time(lambda: plan_bits(matrices, BUDGETS, one_rank=one_rank))
     curve, _ = processor_time(lambda: plan_frontier(plan))
     gap = max(p.gap for p in plans)
     seconds = [f"{s:.2f} s" for s in (one, ten, curve)]
@@ -125,13 +128,13 @@ def random_gram(side: int, widest: int, seed: int) -> Gram:
     return Gram(parts @ parts.swapaxes(1, 2) + power.reshape(-1, b, 1) * np.eye(b), side)
 
 
-def price_one(shape: tuple[int, int], format: Format, widest: int) -> dict[str, float]:
+def price_one(shape: tuple[int, int], format: str, widest: int) -> dict[str, float]:
     """Seconds and bytes of pricing one matrix, in this process."""
     (out, in_), rng = shape, np.random.default_rng(0)
     weight = rng.standard_normal(shape).astype(np.float32) / np.float32(in_**0.5)
     grams = LossGrams(random_gram(in_, widest, 1), random_gram(out, widest, 2))
     before = peak_resident()
-    m, choices = matrix("m", shape), CHOICES[format]
+    m, choices = matrix("m", shape), choices_of(format)
     seconds, found = processor_time(lambda: offers_of(weight, m, (grams,), choices))
     given = weight.nbytes + grams.input.matrix.nbytes + grams.output.matrix.nbytes
     sizes = {"peak": peak_resident(), "given": given, "added": peak_resident() - before}
@@ -160,7 +163,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="*", default=["4096x4096"], help="OUTxIN to price")
-    parser.add_argument("--format", choices=get_args(Format), default="mixed", help="of prices")
+    parser.add_argument("--format", choices=PLAN_FORMATS, default="mixed", help="of prices")
     parser.add_argument(
         "--widest", type=int, default=LONGEST_DENSE_SIDE, help="longest side of a dense Gram"
     )
@@ -172,7 +175,7 @@ def main() -> None:
     console = Console(width=140)
     columns = ("format", "matrices", "options", "one budget", "ten budgets", "curve of 40", "gap")
     table = Table(*columns, title="Allocation", box=None)
-    for format in get_args(Format):
+    for format in PLAN_FORMATS:
         table.add_row(*allocation(format))
     console.print(table, "")
     headings = (

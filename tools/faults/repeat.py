@@ -36,7 +36,6 @@ from plastic_export import (
     plan_checkpoint,
     restore,
 )
-from plastic_export.plan import Format
 from plastic_runtime import PlasticityManager, SleepStore, read_events, save_run
 from rich.console import Console
 from rich.table import Table
@@ -47,7 +46,7 @@ TEXT = SOURCE / "calibration.txt"
 FEW = 8
 """Windows of the quick run."""
 
-CHOICES: dict[Format, Choices] = {
+CHOICES: dict[str, Choices] = {
     "mixed": Choices(bits=(2, 3, 4)),
     "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
     "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
@@ -68,7 +67,7 @@ def compress_by_rank(folder: Path, windows: int) -> None:
 def plan_and_heal(folder: Path, windows: int) -> None:
     """A plan in every format, carried out; one of them healed."""
     text = Calibration(TEXT, window=64, windows=windows)
-    formats: list[Format] = ["corrected"] if windows == FEW else list(CHOICES)
+    formats: list[str] = ["corrected"] if windows == FEW else list(CHOICES)
     for format in formats:
         plan_checkpoint(
             SOURCE,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,18 @@ from plastic_core import Backbone, Correction
 from plastic_core.files import sha256_file
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
+from plastic_export.compression.plan_file import LossPlan, source_identity, write_plan
 from plastic_export.model.layers import Layer
 from plastic_export.model.stock import linear_paths
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
     Choice,
-    Format,
     Offer,
     Offered,
     factor_bytes,
     packed_bytes,
 )
-from plastic_export.plan.plan_file import LossPlan, source_identity, write_plan
 from plastic_export.plan.pricing import candidate, stored
 from plastic_runtime import GramFile
 from plastic_runtime.measure import GRAM_FILE_VERSION, GramSum, append_grams
@@ -233,7 +232,7 @@ def make_plan() -> Callable[..., LossPlan]:
 
 
 def plan_of(
-    source: Path, file: Path, choices: Mapping[str, Choice], format: Format = "corrected"
+    source: Path, file: Path, choices: Mapping[str, Choice], format: str = "corrected"
 ) -> LossPlan:
     grams = file.with_suffix(".grams.npz")
     with open_checkpoint(source) as checkpoint:
@@ -262,9 +261,9 @@ def _offered(m: Candidate, choice: Choice) -> Offered:
     bits, rank, factor_bits = choice
     nbytes = 0 if bits is None else packed_bytes(m.shape, bits, m.group_size, m.dtype)
     nbytes += factor_bytes(m.shape, rank, factor_bits, m.dtype) if rank else 0
-    dense = Offer(None, m.source_bytes, 0.0)
+    dense = Offer.unchanged(m)
     own = () if choice == dense.choice else (Offer(bits, nbytes, 1e-4, rank, factor_bits),)
-    return Offered(**asdict(m), offers=(*own, dense))
+    return Offered(m, (*own, dense))
 
 
 @pytest.fixture(scope="session")
@@ -281,7 +280,7 @@ def priced_parts(source: Path, plan: LossPlan, file: Path) -> dict[str, Priced]:
     with open_checkpoint(source) as checkpoint, GramFile(file.with_suffix(".grams.npz")) as grams:
         return {
             module_path(m.name): stored(
-                checkpoint.matrix(m.name), chosen[m.name], grams[module_path(m.name)], m
+                checkpoint.matrix(m.name), chosen[m.name], grams[module_path(m.name)], m.matrix
             )
             for m in plan.matrices
         }

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plastic_export import HealingOptions, compress, execute_plan, heal, read_plan
-from plastic_export.plan import Format, write_plan
+from plastic_export.compression import write_plan
 from plastic_select.rules import NEED_GRAM
 
 from bakeoff.quantizers import BATCH, HELD_OUT
@@ -14,7 +14,7 @@ from bakeoff.setting import BakeOff, Method, weigh, whole_bits
 from bakeoff.written import Written
 
 
-def in_format(format: Format) -> Method:
+def in_format(format: str) -> Method:
     """Ours, in one of its formats."""
 
     def method(bench: BakeOff, out: Path, budget: float) -> Written:

@@ -12,7 +12,6 @@ from plastic_core.factors import BITS
 from plastic_export import Calibration, Checkpoint, plan_checkpoint, read_plan
 from plastic_export.checkpoint import module_path
 from plastic_export.compression import plannable
-from plastic_export.plan import Format
 from plastic_runtime import GramFile
 
 from bakeoff.low_rank import Study
@@ -41,7 +40,7 @@ class BakeOff:
         grams = read_plan(self.plan("mixed")).grams[0]
         return Study(self.checkpoint, self.matrices, GramFile(self.folder / grams))
 
-    def plan(self, format: Format) -> Path:
+    def plan(self, format: str) -> Path:
         """One plan of a format for all budgets, made when it is first asked for."""
         file, grams = self.folder / f"{format}.json", self.folder / "mixed.grams.npz"
         if not file.exists():

@@ -6,13 +6,15 @@ from plastic_core.files import FormatError, export_safetensors, load_safetensors
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.compression.by_plan import Quantised, execute_plan
-from plastic_export.compression.by_rank import Compressed, compress
+from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.by_rank import compress
+from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.compression.ranks import MatrixPlan, Plan, Surveyed, plan_ranks
 from plastic_export.compression.restoration import Restored, restore
 from plastic_export.compression.summary import Summary, summarize
 from plastic_export.compression.verification import verify
+from plastic_export.compression.writer import Compressed
 from plastic_export.evaluation.estimates import Comparison, Evaluation
 from plastic_export.evaluation.evaluation import compare, evaluate
 from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
@@ -24,7 +26,6 @@ from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
-from plastic_export.plan.plan_file import LossPlan, read_plan
 from plastic_export.plan.pricing import Choices
 from plastic_export.reporting.run_report import Report, report
 from plastic_export.training.run import DivergedError, TrainedRun, train
@@ -53,7 +54,6 @@ __all__ = [
     "Offer",
     "Offered",
     "Plan",
-    "Quantised",
     "Report",
     "Restored",
     "Summary",

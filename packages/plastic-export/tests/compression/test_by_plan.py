@@ -18,6 +18,7 @@ from plastic_core.testing import same_bits
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.plan_file import LossPlan, read_plan, source_identity, write_plan
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.summary import summarize
 from plastic_export.compression.verification import verify
@@ -25,8 +26,7 @@ from plastic_export.folder.manifest import read_manifest
 from plastic_export.folder.shards import as_float32
 from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, plan_bits
-from plastic_export.plan.plan_file import LossPlan, read_plan, source_identity, write_plan
-from plastic_export.plan.pricing import CHOICES, price, rounded
+from plastic_export.plan.pricing import price, rounded
 from plastic_runtime import GramFile, LossGrams
 
 Make = Callable[..., Path]
@@ -70,7 +70,7 @@ def made(
 ) -> tuple[LossPlan, dict[str, LossGrams]]:
     with GramFile(cache) as file:
         grams = dict(file)
-    offered = price(checkpoint, wanted, grams, CHOICES["mixed"])
+    offered = price(checkpoint, wanted, grams)
     plan = LossPlan(
         source=source_identity(checkpoint),
         calibration={"window": 24},
@@ -106,7 +106,7 @@ def test_every_tensor_is_what_the_plan_says_and_stock_mlx_lm_loads_it(
         path, bits = module_path(m.name), chosen[m.name].bits
         assert bits is not None
         W = as_float32(before[m.name])
-        expected = rounded(W, bits, gram_roots(grams[path]), m)
+        expected = rounded(W, bits, gram_roots(grams[path]), m.matrix)
         arrays = {leaf: after.pop(f"{path}.{leaf}") for leaf in expected.arrays()}
         assert all(same_bits(a, arrays[leaf]) for leaf, a in expected.arrays().items())
         assert sum(a.nbytes for a in arrays.values()) == chosen[m.name].nbytes
@@ -133,8 +133,7 @@ def test_the_folder_is_verified_and_cannot_be_restored(
     result = execute_plan(checkpoint_folder, out, tmp_path / "plan.json", budget=5.0)
     assert verify(out) == []
     manifest = read_manifest(out)
-    assert tuple(manifest.quantised.values()) == result.matrices
-    assert manifest.matrices == {}
+    assert tuple(manifest.matrices.values()) == result.matrices
     with pytest.raises(FormatError, match="nothing of it was parked"):
         restore(out, tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
@@ -198,7 +197,7 @@ def test_a_quantised_source_keeps_what_is_kept_and_packs_the_rest_anew(
     modules = dict(stock_load(out)[0].named_modules())
     for m in plan.matrices:
         found = modules[module_path(m.name)]
-        expected = (8, 32) if m.name == kept else (chosen[m.name].bits, m.group_size)
+        expected = (8, 32) if m.name == kept else (chosen[m.name].bits, m.matrix.group_size)
         assert (found.bits, found.group_size) == expected
     with open_checkpoint(out) as checkpoint:
         assert checkpoint.shape(f"{DOWN}.weight") == (64, 96)

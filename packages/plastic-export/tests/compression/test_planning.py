@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,15 +18,17 @@ from plastic_core.files import load_safetensors
 from plastic_core.linalg import Float64
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.compression.by_plan import Quantised, execute_plan
+from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint, plannable
 from plastic_export.compression.verification import verify
+from plastic_export.compression.writer import Compressed
+from plastic_export.format.table import PLAN_FORMATS
 from plastic_export.model.layers import is_router, layers_of
 from plastic_export.model.load import load_model
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.gram_uses import Uses, combined_grams, gram_roots, smoothed
-from plastic_export.plan.offers import Format, Kind
-from plastic_export.plan.plan_file import LossPlan, read_plan
+from plastic_export.plan.offers import BitsPlan, Kind
 from plastic_export.plan.pricing import Choices, rounded, weights_of
 from plastic_export.reporting.plan import present_plan
 from plastic_runtime import GramFile
@@ -49,7 +51,7 @@ def tied(make_readable: Make, tiny_weights: dict[str, mx.array]) -> Path:
     return make_readable("tied", weights=weights, tie_word_embeddings=True)
 
 
-def planned(source: Path, text: Path, format: Format = "mixed", **options: Any) -> LossPlan:
+def planned(source: Path, text: Path, format: str = "mixed", **options: Any) -> LossPlan:
     """A plan beside the text."""
     settings: dict[str, Any] = {"budgets": [3.5], "choices": FEW[format], "force": True} | options
     calibration = Calibration(text, window=24, windows=16)
@@ -57,7 +59,7 @@ def planned(source: Path, text: Path, format: Format = "mixed", **options: Any) 
     return plan_checkpoint(source, file, calibration=calibration, format=format, **settings)
 
 
-def written(source: Path, text: Path) -> Quantised:
+def written(source: Path, text: Path) -> Compressed[BitsPlan]:
     return execute_plan(source, text.with_name("out"), text.with_name("plan.json"))
 
 
@@ -69,10 +71,10 @@ def grams_beside(text: Path) -> GramFile:
     return GramFile(text.with_name("plan.grams.npz"))
 
 
-@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("format", PLAN_FORMATS)
 @pytest.mark.parametrize("kind", ["tied", "apart"])
 def test_an_embedding_is_packed_in_every_format_and_stock_mlx_lm_loads_it(
-    tied: Path, make_readable: Make, text: Path, format: Format, kind: str
+    tied: Path, make_readable: Make, text: Path, format: str, kind: str
 ) -> None:
     source = tied if kind == "tied" else make_readable()
     plan = planned(source, text, format, budgets=[3.0])
@@ -98,7 +100,7 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
 ) -> None:
     source = tied if kind == "tied" else make_readable()
     plan = planned(source, text)
-    m = next(m for m in plan.matrices if m.kind == "embedding")
+    m = next(m.matrix for m in plan.matrices if m.matrix.kind == "embedding")
     with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
         E = checkpoint.matrix(m.name)
         uses, lookup = Uses(m, grams).of(), grams[EMBEDDING]
@@ -244,7 +246,7 @@ def test_experts_are_found_however_they_are_stored(
     [("mixtral", True, "mixed"), ("mixtral", False, "adapter"), ("qwen2_moe", True, "corrected")],
 )
 def test_every_expert_is_rounded_under_its_own_grams_and_stock_mlx_lm_loads_them(
-    make_mixture: Make, text: Path, family: str, apart: bool, format: Format
+    make_mixture: Make, text: Path, family: str, apart: bool, format: str
 ) -> None:
     source = make_mixture(family, apart)
     choices = replace(FEW[format], bits=(2,))
@@ -258,7 +260,7 @@ def test_every_expert_is_rounded_under_its_own_grams_and_stock_mlx_lm_loads_them
     }
     with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
         layers = layers_of(checkpoint)
-        for m in plan.matrices:
+        for m in (offered.matrix for offered in plan.matrices):
             offer = plan.budgets[0].chosen[m.name]
             if m.kind != "experts":
                 continue
@@ -334,7 +336,7 @@ def test_experts_that_no_token_reached_are_counted_and_given_the_grams_of_the_ot
     plan = plan_checkpoint(source, file, calibration=few, budgets=[4], choices=choices)
     unreached = 0
     with grams_beside(text) as grams:
-        for stack in (m for m in plan.matrices if m.kind == "experts"):
+        for stack in (m.matrix for m in plan.matrices if m.matrix.kind == "experts"):
             path = stack.name.removesuffix(".weight")
             counts = [grams.count(f"{path}.{e}") for e in range(EXPERTS)]
             assert sum(counts) == 2 * 2  # two tokens, two experts for each
@@ -349,10 +351,8 @@ def test_experts_that_no_token_reached_are_counted_and_given_the_grams_of_the_ot
     assert plan.calibration["unreached_experts"] == unreached > 0
 
 
-@pytest.mark.parametrize("format", get_args(Format))
-def test_grams_in_blocks_serve_every_format(
-    make_readable: Make, text: Path, format: Format
-) -> None:
+@pytest.mark.parametrize("format", PLAN_FORMATS)
+def test_grams_in_blocks_serve_every_format(make_readable: Make, text: Path, format: str) -> None:
     source = make_readable()
     plan = planned(source, text, format, widest=63)
     with grams_beside(text) as grams:
@@ -360,9 +360,9 @@ def test_grams_in_blocks_serve_every_format(
     assert written(source, text).plan.cost == pytest.approx(plan.budgets[0].cost)
 
 
-@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("format", PLAN_FORMATS)
 def test_a_size_is_that_of_whole_files_and_never_exceeded(
-    make_readable: Make, text: Path, format: Format
+    make_readable: Make, text: Path, format: str
 ) -> None:
     source, sizes = make_readable(), (60_000, 90_000)
     choices = replace(FEW[format], bits=(2, 3, 4, 6, 8))

@@ -18,9 +18,9 @@ import pytest
 from plastic_core.files import BusyError, FolderLock, FormatError, sha256_file
 from plastic_export import compress, execute_plan, verify
 from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.compression.plan_file import LossPlan
 from plastic_export.folder.output import OutputFolder
 from plastic_export.plan.offers import Choice
-from plastic_export.plan.plan_file import LossPlan
 
 MATRIX = "model.layers.0.mlp.down_proj.weight"
 CHOICES: dict[str, Choice] = {

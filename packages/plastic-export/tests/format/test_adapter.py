@@ -22,13 +22,13 @@ from plastic_core.linalg import to_numpy
 from plastic_core.testing import EPS, same_bits
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.verification import verify
 from plastic_export.folder.manifest import read_manifest, sealed
 from plastic_export.model.load import load_for_inference, load_model
 from plastic_export.plan.offers import Choice
-from plastic_export.plan.plan_file import LossPlan
-from plastic_export.reporting.compress import present_quantised
+from plastic_export.reporting.compress import present_by_plan
 
 Make = Callable[..., Path]
 MakePlan = Callable[..., LossPlan]
@@ -170,7 +170,7 @@ def test_without_a_correction_there_is_no_adapter(
     result = execute_plan(checkpoint_folder, out, file)
     assert result.adapter_bytes == 0
     assert not (out / "adapters").exists()
-    assert "--adapter-path" not in printed(present_quantised(result).lines)
+    assert "--adapter-path" not in printed(present_by_plan(result).lines)
     np.testing.assert_array_equal(logits(load_model(out)), logits(stock_load(out)[0]))
 
 
@@ -180,10 +180,10 @@ def test_what_is_printed_says_how_to_run_it_and_what_would_lose_it(
     file, out = tmp_path / "plan.json", tmp_path / "out"
     make_plan(checkpoint_folder, file, CHOICES, "adapter")
     result = execute_plan(checkpoint_folder, out, file)
-    text = printed(present_quantised(result).lines)
+    text = printed(present_by_plan(result).lines)
     assert f"--model {out} --adapter-path {out}/adapters" in text
     assert "never fuse the adapter without --dequantize" in text
-    record = present_quantised(result).record
+    record = present_by_plan(result).record
     assert (record["format"], record["adapter_bytes"]) == ("adapter", result.adapter_bytes)
 
 

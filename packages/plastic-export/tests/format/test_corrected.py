@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from plastic_core.rounding import UNPACKED
 from plastic_core.testing import EPS, parameters, same_bits
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.compression.by_plan import Quantised, execute_plan
+from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.verification import verify
-from plastic_export.folder.manifest import read_manifest, sealed
+from plastic_export.folder.manifest import read_manifest
 from plastic_export.model import plastic_model
 from plastic_export.model.load import load_for_inference, load_model
 from plastic_export.plan.offers import Choice
-from plastic_export.plan.plan_file import LossPlan
 
 Make = Callable[..., Path]
 MakePlan = Callable[..., LossPlan]
@@ -205,12 +204,11 @@ def test_the_manifest_says_what_is_stored_and_how_far_it_is_from_the_source(
     plan = make_plan(checkpoint_folder, file, MIXED)
     result = execute_plan(checkpoint_folder, out, file)
     manifest = read_manifest(out)
-    assert tuple(manifest.quantised.values()) == result.matrices
-    assert manifest.matrices == {}
+    assert tuple(manifest.matrices.values()) == result.matrices
     assert manifest.options["format"] == "corrected"
     parts = priced(checkpoint_folder, plan, file)
     with open_checkpoint(checkpoint_folder) as checkpoint:
-        for name, record in manifest.quantised.items():
+        for name, record in manifest.matrices.items():
             assert (record.bits, record.rank, record.factor_bits) == MIXED.get(name, (None, 0, 0))
             W = checkpoint.matrix(name).astype(np.float64)
             backbone, correction = parts[module_path(name)]
@@ -224,9 +222,9 @@ def test_the_manifest_says_what_is_stored_and_how_far_it_is_from_the_source(
             )
             ratio = np.linalg.norm(E, 2) / np.linalg.norm(W, 2)
             assert 0.95 * ratio <= record.spectral_error <= 1.15 * ratio
-    assert manifest.quantised[NAMES[0]].factor_group_sizes == (64, 64)
-    assert manifest.quantised[NAMES[1]].factor_group_sizes == (32, 64)
-    assert manifest.quantised[NAMES[4]].factor_group_sizes == (0, 0)
+    assert manifest.matrices[NAMES[0]].factor_group_sizes == (64, 64)
+    assert manifest.matrices[NAMES[1]].factor_group_sizes == (32, 64)
+    assert manifest.matrices[NAMES[4]].factor_group_sizes == (0, 0)
 
 
 def test_the_configuration_names_every_packed_module_and_every_rank(
@@ -329,7 +327,7 @@ def test_a_packed_source_is_corrected_and_what_is_kept_stays_packed(
     save_model(source, model)
     save_config(config | {"quantization": config["quantization"] | own}, source / "config.json")
     make_plan(source, file, MIXED)
-    result: Quantised = execute_plan(source, out, file)
+    result = execute_plan(source, out, file)
     assert module_path(NAMES[0]) not in config_of(out)["quantization"]
     before, after = (load_safetensors(f / "model.safetensors") for f in (source, out))
     kept = [n for n in before if not n.startswith(tuple(module_path(m) for m in MIXED))]
@@ -347,7 +345,7 @@ def test_a_source_with_factored_layers_keeps_them(
     weights = {n: w for n, w in tiny_weights.items() if n != name}
     weights[f"{path}.v.weight"] = tiny_weights[name][:4]
     weights[f"{path}.u.weight"] = tiny_weights[name][:, :4]
-    own = {"model_file": "plastic_model.py", "plastic": {"version": 1, "ranks": {path: 4}}}
+    own = {"model_file": "plastic_model.py", "plastic": {"version": 2, "ranks": {path: 4}}}
     source = make_checkpoint("factored", weights=weights, **own)
     for number, choices in enumerate([{NAMES[0]: (4, 0, 0)}, MIXED]):
         file, out = tmp_path / f"{number}.json", tmp_path / f"out-{number}"
@@ -386,18 +384,3 @@ def test_a_rank_for_what_is_no_linear_layer_is_an_error(
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match=r"model\.norm.*no linear layer"):
         load_model(out)
-
-
-def test_a_manifest_of_an_earlier_version_is_read(
-    checkpoint_folder: Path, make_plan: MakePlan, tmp_path: Path
-) -> None:
-    file, out = tmp_path / "plan.json", tmp_path / "out"
-    make_plan(checkpoint_folder, file, {NAMES[0]: (4, 0, 0)}, "mixed")
-    result = execute_plan(checkpoint_folder, out, file)
-    raw = json.loads((out / "plastic.json").read_text())
-    raw["options"]["format"] = "quantised"
-    later = {"rank", "factor_bits", "factor_group_sizes"}
-    raw["matrices"] = [{k: v for k, v in r.items() if k not in later} for r in raw["matrices"]]
-    (out / "plastic.json").write_text(json.dumps(sealed(raw)))
-    read = read_manifest(out).quantised.values()
-    assert [asdict(r) for r in read] == [asdict(r) for r in result.matrices]

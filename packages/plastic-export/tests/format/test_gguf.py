@@ -12,7 +12,9 @@ import pytest
 from plastic_core.files import FormatError
 from plastic_export import Budget
 from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.folder.manifest import SCHEMA, sealed
 from plastic_export.format.gguf import OUTTYPES, gguf_guide
+from plastic_export.model.plastic_model import VERSION
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 CONVERTER = "llama.cpp/convert_hf_to_gguf.py"
@@ -46,19 +48,23 @@ def make_quantized(folder: Path) -> Path:
     return folder
 
 
-def make_factored(folder: Path, options: dict[str, Any], source: dict[str, Any]) -> Path:
-    make(folder, model_file="plastic_model.py", plastic={"version": 1, "ranks": {}})
+def make_factored(
+    folder: Path, options: dict[str, Any], source: dict[str, Any], *files: str
+) -> Path:
+    own = {"version": VERSION, "ranks": {}, "corrected": {}}
+    make(folder, model_file="plastic_model.py", plastic=own)
     defaults = {"keep": 0.8, "strategy": "stable", "format": "factored"}
     defaults |= {"include": [], "exclude": [], "calibration": None}
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "options": defaults | options,
         "source": {"files": {}, "tensors": {}} | source,
         "matrices": [],
         "tensors": {},
-        "files": {},
+        "rows": {},
+        "files": {name: {"bytes": 0, "sha256": ""} for name in files},
     }
-    (folder / "plastic.json").write_text(json.dumps(manifest))
+    (folder / "plastic.json").write_text(json.dumps(sealed(manifest)))
     return folder
 
 
@@ -138,7 +144,8 @@ def test_an_adapter_is_fused_by_a_command_that_mlx_lm_accepts(
     from mlx_lm.fuse import parse_arguments
 
     folder = make_quantized(tmp_path / "small")
-    make_factored(tmp_path / "other", {"format": "adapter"}, HUB)
+    file = "adapters/adapters.safetensors"
+    make_factored(tmp_path / "other", {"format": "adapter"}, HUB, file)
     (tmp_path / "other" / "plastic.json").rename(folder / "plastic.json")
     (folder / "adapters").mkdir()
     (folder / "adapters" / "adapter_config.json").write_text("{}")
@@ -153,9 +160,13 @@ def test_an_adapter_is_fused_by_a_command_that_mlx_lm_accepts(
 
 
 def test_corrections_of_a_plan_have_no_place_in_gguf(tmp_path: Path) -> None:
-    folder = make(tmp_path / "small", plastic={"version": 2, "ranks": {}, "corrected": {}})
+    own = {"version": VERSION, "ranks": {}, "corrected": {"model.layers.0.mlp.up_proj": {}}}
+    folder = make(tmp_path / "small", plastic=own)
     with pytest.raises(FormatError, match=r"GGUF has no tensors for; take what it was made from"):
         guide(folder)
+    bare = make_factored(tmp_path / "bare", {"format": "corrected"}, HUB)
+    with pytest.raises(FormatError, match="GGUF has no tensors for"):
+        guide(bare)
 
 
 def test_a_factored_checkpoint_is_made_dense_by_the_command_that_made_it(
@@ -193,7 +204,7 @@ def test_the_original_behind_a_factored_checkpoint_is_offered_too(tmp_path: Path
 
 
 def test_without_a_manifest_the_unknown_words_are_in_capitals(tmp_path: Path) -> None:
-    folder = make(tmp_path / "small", plastic={"version": 1, "ranks": {}})
+    folder = make(tmp_path / "small", plastic={"version": VERSION, "ranks": {}, "corrected": {}})
     (words,) = [words for words in commands(folder) if words[0] == "plastic"]
     assert words[2:] == ["SOURCE", "small-dense", "--keep", "KEEP", "--format", "dense"]
 

@@ -117,7 +117,7 @@ def make_model(tmp_path: Path, pieces: bytes) -> MakeModel:
         if ranks is not None:
             content |= {
                 "model_file": "plastic_model.py",
-                "plastic": {"version": 1, "ranks": ranks},
+                "plastic": {"version": 2, "ranks": ranks, "corrected": {}},
             }
         (folder / "config.json").write_text(json.dumps(content))
         mx.save_safetensors(str(folder / "model.safetensors"), _weights(content, seed))
@@ -272,7 +272,7 @@ def test_a_missing_factor_is_an_error(make_model: MakeModel) -> None:
 def test_a_rank_for_a_layer_that_is_not_there_is_an_error(make_model: MakeModel) -> None:
     folder = make_model("factored", ranks={"model.layers.0.mlp.up_proj": 3})
     ranks = {"model.layers.9.mlp.up_proj": 3}
-    edit(folder, plastic={"version": 1, "ranks": ranks})
+    edit(folder, plastic={"version": 2, "ranks": ranks, "corrected": {}})
     with pytest.raises(FormatError, match=r"layers\.9\.mlp\.up_proj.*no linear layer"):
         load_model(folder)
 

@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from plastic_core import Correction, Factors, GramRoot, round_to_nearest
 from plastic_core.factors import BITS
 from plastic_core.files import MLX_DTYPES
+from plastic_export.compression.plan_file import LossPlan
 from plastic_export.plan.budgets import Budget, Totals, check_budget, parse_size
-from plastic_export.plan.offers import Offer, Offered, factor_bytes, packed_bytes, plan_bits
-from plastic_export.plan.plan_file import LossPlan
+from plastic_export.plan.offers import (
+    Candidate,
+    Offer,
+    Offered,
+    factor_bytes,
+    packed_bytes,
+    plan_bits,
+)
 from plastic_export.reporting.plots.plan_plot import plan_frontier
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
@@ -35,7 +42,7 @@ def offers(draw: st.DrawFn) -> list[Offered]:
         ]
         dense = 2 * math.prod(shape)
         options = (*packed, Offer(None, dense, 0.0))
-        result.append(Offered(f"m{i}.weight", shape, "BF16", 64, dense, options))
+        result.append(Offered(Candidate(f"m{i}.weight", shape, "BF16", 64, dense), options))
     return result
 
 
@@ -84,7 +91,7 @@ def test_the_planned_bytes_are_those_of_the_packed_matrix(
 
 def test_the_whole_size_of_the_source_leaves_everything_as_it_is() -> None:
     options = (Offer(2, 10, 1.0), Offer(None, 64, 0.0))
-    (plan,) = plan_bits([Offered("m", (4, 8), "BF16", 64, 64, options)], [16.0])
+    (plan,) = plan_bits([Offered(Candidate("m", (4, 8), "BF16", 64, 64), options)], [16.0])
     assert plan.mix == {"source": 1}
     assert plan.cost == 0.0
 
@@ -144,18 +151,19 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def corrected(name: str, gains: dict[int, float]) -> Offered:
     """A matrix at 8 bytes and a cost of 8, which corrections of these ranks lower."""
     ranks = [Offer(2, 8 + rank, 8.0 - gain, rank, 16) for rank, gain in gains.items()]
-    return Offered(name, (8, 8), "BF16", 64, 128, (Offer(2, 8, 8.0), *ranks, Offer(None, 128, 0.0)))
+    m = Candidate(name, (8, 8), "BF16", 64, 128)
+    return Offered(m, (Offer(2, 8, 8.0), *ranks, Offer.unchanged(m)))
 
 
 def test_an_adapter_has_the_one_rank_that_is_best_over_all_matrices() -> None:
     matrices = [corrected("a", {1: 4.0, 2: 5.0}), corrected("b", {1: 1.0, 2: 5.0})]
     budget = Budget("keep", 20 / 256)
-    (free,) = plan_bits(matrices, [budget], format="corrected")
-    (one,) = plan_bits(matrices, [budget], format="adapter")
+    (free,) = plan_bits(matrices, [budget])
+    (one,) = plan_bits(matrices, [budget], one_rank=True)
     assert [o.rank for o in free.chosen.values()] == [2, 2]
     assert [o.rank for o in one.chosen.values()] == [2, 2]
-    (free,) = plan_bits(matrices, [Budget("keep", 19 / 256)], format="corrected")
-    (one,) = plan_bits(matrices, [Budget("keep", 19 / 256)], format="adapter")
+    (free,) = plan_bits(matrices, [Budget("keep", 19 / 256)])
+    (one,) = plan_bits(matrices, [Budget("keep", 19 / 256)], one_rank=True)
     assert [o.rank for o in free.chosen.values()] == [1, 2]
     assert sorted(o.rank for o in one.chosen.values()) in ([0, 2], [1, 1])
     assert one.cost >= free.cost
@@ -176,7 +184,8 @@ def test_no_matrix_at_all_is_refused() -> None:
 
 
 def test_bits_that_are_not_offered_are_refused_by_name() -> None:
-    m = Offered("a.weight", (4, 8), "BF16", 64, 64, (Offer(2, 10, 1.0), Offer(None, 64, 0.0)))
+    matrix = Candidate("a.weight", (4, 8), "BF16", 64, 64)
+    m = Offered(matrix, (Offer(2, 10, 1.0), Offer.unchanged(matrix)))
     with pytest.raises(ValueError, match=r"'a\.weight' must be one of 2, null, .* got 7"):
         m.offer(7)
     m = corrected("a.weight", {1: 1.0, 4: 2.0})

@@ -26,6 +26,9 @@ def hangs(*arguments, **options):
     time.sleep(60)
 """
 
+SPECTRUM = "plastic_export.compression.spectra.weighted_spectrum"
+ENCODE = "plastic_export.format.factored.Factored.encode"
+
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
@@ -48,7 +51,7 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
         ("hangs", "missed its deadline of 2"),
     ],
 )
-@pytest.mark.parametrize("place", ["spectra.weighted_spectrum", "write_ranks._factor"])
+@pytest.mark.parametrize("place", [SPECTRUM, ENCODE])
 def test_a_factorisation_that_does_not_come_back_is_exit_1_and_named(
     checkpoint_folder: Path,
     faults: ModuleType,
@@ -59,7 +62,8 @@ def test_a_factorisation_that_does_not_come_back_is_exit_1_and_named(
     how: str,
     place: str,
 ) -> None:
-    monkeypatch.setattr(f"plastic_export.compression.{place}", getattr(faults, name))
+    fault = getattr(faults, name)
+    monkeypatch.setattr(place, staticmethod(fault) if place == ENCODE else fault)
     before = sorted(path.name for path in tmp_path.iterdir())
     start = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
@@ -74,7 +78,7 @@ def test_a_factorisation_that_does_not_come_back_is_exit_1_and_named(
         [".out.partial"] if "goes on with it" in errors else []
     )  # the spectra, once they are there
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, *kept])
-    assert bool(kept) == (place == "write_ranks._factor")
+    assert bool(kept) == (place == ENCODE)
 
 
 def test_after_a_death_the_next_matrix_is_factorised(faults: ModuleType) -> None:

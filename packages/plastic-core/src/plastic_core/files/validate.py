@@ -13,9 +13,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from plastic_core.files.arrays import array_from_bytes
 from plastic_core.files.closing import Closing
 from plastic_core.files.errors import FormatError
 from plastic_core.files.foreign import recognise
@@ -85,6 +87,11 @@ class OpenFile(Closing):
         if fingerprint(os.fstat(self._stream.fileno())) != self.fingerprint:
             raise changed(self.path)
         return data
+
+    def array(self, name: str) -> mx.array:
+        """Return one tensor of this file, no bit changed; see `read` for the errors."""
+        info = self.header.tensors[name]
+        return array_from_bytes(self.read(info), info.dtype, info.shape)
 
     def close(self) -> None:
         """Close the file."""

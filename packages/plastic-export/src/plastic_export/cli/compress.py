@@ -28,8 +28,9 @@ from plastic_export.cli.options import (
 )
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
+from plastic_export.format.table import FORMATS, RANK_FORMATS
 from plastic_export.plan.budgets import Budget
-from plastic_export.reporting.compress import present_compressed, present_quantised
+from plastic_export.reporting.compress import present_by_plan, present_by_rank
 
 RANK: dict[str, Any] = {"cls": FormOption, "forms": ("rank",)}
 PLAN: dict[str, Any] = {"cls": FormOption, "forms": ("plan",)}
@@ -61,11 +62,10 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["factored", "dense"]),
+    type=click.Choice(RANK_FORMATS),
     default="factored",
     show_default=True,
-    help="factored: two thin matrices each, needs --trust-remote-code. dense: their product, loads "
-    "everywhere and saves no bytes.",
+    help=" ".join(f"{name}: {FORMATS[name].about}." for name in RANK_FORMATS),
     **RANK,
 )
 @calibration_option(help=f"Text for --strategy {NEEDS_TEXT}.", **RANK)
@@ -106,7 +106,7 @@ def compress_command(
         _check_form("plan", "--plan has decided; drop {}")
         budget = one_budget(bits_per_weight, size, keep)
         named = None if budget is None else str(budget)
-        output.show(present_quantised(execute_plan(src, out, plan_file, budget=named, **writing)))
+        output.show(present_by_plan(execute_plan(src, out, plan_file, budget=named, **writing)))
         return
     _check_form("rank", "{} names a budget of a plan; give the --plan, too")
     if keep is None:
@@ -122,7 +122,7 @@ def compress_command(
         exclude=exclude,
         **writing,
     )
-    output.show(present_compressed(result, format_))
+    output.show(present_by_rank(result))
 
 
 def _check_form(form: str, message: str) -> None:

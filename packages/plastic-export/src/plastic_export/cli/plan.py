@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from plastic_core.factors import BITS
@@ -26,11 +26,11 @@ from plastic_export.cli.options import (
     window_option,
     windows_option,
 )
+from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.planning import plan_checkpoint
+from plastic_export.format.table import FORMATS, PLAN_FORMATS
 from plastic_export.plan.budgets import Budget
-from plastic_export.plan.offers import Format
-from plastic_export.plan.plan_file import LossPlan
-from plastic_export.plan.pricing import CHOICES, Choices
+from plastic_export.plan.pricing import Choices
 from plastic_export.reporting.plan import present_plan
 from plastic_export.reporting.plots.plan_plot import save_plan_plot
 
@@ -54,11 +54,10 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(get_args(Format)),
+    type=click.Choice(PLAN_FORMATS),
     default="mixed",
     show_default=True,
-    help="mixed: bits per matrix, loads everywhere. corrected: bits and ranks, needs "
-    "--trust-remote-code. adapter: bits and a stock adapter.",
+    help=" ".join(f"{name}: {FORMATS[name].about}." for name in PLAN_FORMATS),
 )
 @click.option("--bits", callback=_bits, help="Bits to choose from, such as 4,8; by default all.")
 @click.option("--factor-bits", callback=_bits, help="Bits of the entries of corrections.")
@@ -140,12 +139,13 @@ def _check_plot(file: Path, plot: Path) -> None:
 
 
 def _choices(
-    format: Format, bits: tuple[int, ...] | None, factor_bits: tuple[int, ...] | None
+    format: str, bits: tuple[int, ...] | None, factor_bits: tuple[int, ...] | None
 ) -> Choices:
     """What the format offers, narrowed down."""
-    choices = CHOICES[format]
-    if factor_bits and format != "corrected":
-        raise click.UsageError("--factor-bits is for --format corrected")
+    choices = FORMATS[format].choices or Choices()
+    if factor_bits and not FORMATS[format].packs_factors:
+        packing = " or ".join(name for name in PLAN_FORMATS if FORMATS[name].packs_factors)
+        raise click.UsageError(f"--factor-bits is for --format {packing}")
     return replace(
         choices, bits=bits or choices.bits, factor_bits=factor_bits or choices.factor_bits
     )

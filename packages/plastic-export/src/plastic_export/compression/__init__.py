@@ -1,8 +1,9 @@
 """A checkpoint made smaller, given back, described: plans made and carried out.
 
-Stands on ``format``, ``exact`` and below.
+Stands on ``exact`` and below.
 """
 
+from plastic_export.compression.plan_file import write_plan
 from plastic_export.compression.planning import plannable
 
-__all__ = ["plannable"]
+__all__ = ["plannable", "write_plan"]

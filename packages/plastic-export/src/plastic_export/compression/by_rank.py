@@ -1,54 +1,30 @@
-"""Compress a checkpoint: survey its matrices, plan their ranks, write what is awake and asleep."""
+"""Compress a checkpoint by rank: its spectra are read, ranks chosen, the rest put to sleep."""
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 
-import mlx.core as mx
-from plastic_core.files import copy_file, write_json
-from plastic_runtime import Track, untracked
+import numpy as np
+from plastic_core.files import Journal
+from plastic_core.rounding import UNPACKED
+from plastic_runtime import Gram, LossGrams, Track, untracked
 from plastic_select.rules import NEED_GRAM, as_rule
 
+from plastic_export.calibration.input_grams import Grams
 from plastic_export.calibration.text import Calibration
-from plastic_export.checkpoint.packing import without_quantization
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import compressible, module_path
 from plastic_export.compression.ranks import MatrixPlan, Plan, check_keep, plan_ranks
 from plastic_export.compression.spectra import measured_grams, read_spectra
-from plastic_export.compression.write_ranks import Format, execute
-from plastic_export.exact.exactness import EXACT, write_exact
-from plastic_export.folder.manifest import MatrixRecord, read_manifest, run_identity, write_manifest
-from plastic_export.folder.output import OutputFolder
-from plastic_export.model.load import MODEL_FILE
+from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
+from plastic_export.folder.manifest import MatrixRecord, read_manifest
+from plastic_export.format.layout import Contents, Layout
+from plastic_export.format.protocol import Format
+from plastic_export.format.table import RANK_FORMATS, format_named
 from plastic_export.model.stock import linear_paths
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What ``compress`` did.
-
-    Attributes:
-        out: The folder that was written.
-        plan: The plan it executed.
-        matrices: One record per matrix: rank, bytes, certificate.
-        source_bytes: Bytes of the weight files of the source.
-        model_bytes: Bytes of the model files written.
-        sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
-        exact_bytes: Bytes of ``exact.safetensors``; 0 without ``exact``.
-    """
-
-    out: Path
-    plan: Plan
-    matrices: tuple[MatrixRecord, ...]
-    source_bytes: int
-    model_bytes: int
-    sleep_bytes: int
-    exact_bytes: int = 0
+from plastic_export.plan.offers import Candidate, Offer
 
 
 def compress(
@@ -57,7 +33,7 @@ def compress(
     *,
     keep: float,
     strategy: str | None = None,
-    format: Format = "factored",
+    format: str = "factored",
     calibration: Calibration | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -65,7 +41,7 @@ def compress(
     force: bool = False,
     exact: bool = False,
     track: Track = untracked,
-) -> Compressed:
+) -> Compressed[Plan]:
     """Write a compressed copy of a checkpoint that stock mlx-lm loads.
 
     Every chosen matrix becomes ``W ~ U_r (U_r^T W)`` with U orthonormal: the best approximation
@@ -111,63 +87,71 @@ def compress(
     check_keep(keep)
     strategy = strategy or ("activation" if calibration else "stable")
     _check_calibration(strategy, calibration)
+    target = format_named(format, RANK_FORMATS)
+    options = {
+        "keep": keep,
+        "strategy": strategy,
+        "format": format,
+        "include": list(include),
+        "exclude": list(exclude),
+        "calibration": calibration.record() if calibration else None,
+        "exact": exact,
+    }
     with open_checkpoint(source, revision=revision) as checkpoint:
-        names = compressible(checkpoint.tensors, include=include, exclude=exclude)
-        if format == "factored":
-            names = _factorable(checkpoint, names, required=bool(include))
-        options = {
-            "keep": keep,
-            "strategy": strategy,
-            "format": format,
-            "include": list(include),
-            "exclude": list(exclude),
-            "calibration": calibration.record() if calibration else None,
-            "exact": exact,
-        }
-        output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
-        check_room(checkpoint, output, exact=exact)
-        with output as folder, no_cache():
-            identity = run_identity(checkpoint, options)
-            if output.begin(identity):
-                journal = output.started
-                grams = measured_grams(checkpoint, calibration, journal, track)
-                surveyed = read_spectra(checkpoint, names, grams, journal, track)
-                plan = plan_ranks(surveyed, keep, strategy)
-                records, digests = execute(
-                    checkpoint, plan, grams, format, folder, journal, track=track
-                )
-                _write_sides(checkpoint, plan, format, folder)
-                if exact:
-                    digests |= write_exact(checkpoint, folder, track=track)
-                checkpoint.check_unchanged()
-                write_manifest(folder, identity, records, digests)
-        return _compressed(output.path, Path(out), keep, strategy, checkpoint)
+        names = _chosen_names(checkpoint, target, include, exclude)
+
+        def decide(journal: Journal) -> Recipe:
+            grams = measured_grams(checkpoint, calibration, journal, track)
+            surveyed = read_spectra(checkpoint, names, grams, journal, track)
+            return _recipe(checkpoint, plan_ranks(surveyed, keep, strategy), target, grams)
+
+        done = write_compressed(checkpoint, out, options, decide, force=force, track=track)
+        matrices = map(_carried_out, read_manifest(done).matrices.values())
+        return compressed(done, out, Plan(keep, strategy, tuple(matrices)), checkpoint)
 
 
-def _compressed(
-    folder: Path, out: Path, keep: float, strategy: str, checkpoint: Checkpoint
-) -> Compressed:
-    """What was done, from the manifest of the finished folder."""
-    records = tuple(read_manifest(folder).matrices.values())
-    return Compressed(
-        out=out,
-        plan=Plan(keep, strategy, tuple(MatrixPlan.of(r) for r in records)),
-        matrices=records,
-        source_bytes=sum(p.stat().st_size for p in checkpoint.weight_files),
-        model_bytes=sum(p.stat().st_size for p in folder.glob("model*.safetensors")),
-        sleep_bytes=sum(p.stat().st_size for p in folder.glob("sleep.safetensors")),
-        exact_bytes=sum(p.stat().st_size for p in folder.glob(EXACT)),
-    )
+def _recipe(checkpoint: Checkpoint, plan: Plan, format: Format, grams: Grams) -> Recipe:
+    """What a plan of ranks writes: offers without a backbone, and what sleeps."""
+    chosen = {p.name: _offer(p) for p in plan.matrices}
+    contents = Contents.of(format, map(_candidate, plan.matrices), chosen)
+
+    def of(m: Candidate) -> Iterator[LossGrams | None]:
+        gram = grams.get(module_path(m.name))
+        # As if the gradients of all outputs were alike and independent: C is the identity.
+        same = Gram(np.ones((m.shape[0], 1, 1)), 0)
+        yield None if gram is None else LossGrams(Gram(gram, 0), same)
+
+    notes = {p.name: {"retained_energy": p.retained_energy, "why": p.why} for p in plan.matrices}
+    return Recipe(Layout.of(checkpoint, contents), of, notes)
 
 
-@contextmanager
-def no_cache() -> Iterator[None]:
-    """Let MLX give back the memory of every array at once: matrices differ, nothing is reused."""
-    limit = mx.set_cache_limit(0)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(limit)
+def _candidate(p: MatrixPlan) -> Candidate:
+    return Candidate(p.name, p.shape, p.dtype, 0, p.source_bytes)
+
+
+def _offer(p: MatrixPlan) -> Offer:
+    """The factors of a matrix, or the matrix as it is; their effect on the loss is not known."""
+    if p.choice == "dense":
+        return Offer(None, p.source_bytes, 0.0)
+    return Offer(None, p.awake_bytes, 0.0, p.rank, UNPACKED)
+
+
+def _carried_out(record: MatrixRecord) -> MatrixPlan:
+    """The plan that a record says was carried out."""
+    same = {f.name: getattr(record, f.name) for f in fields(MatrixPlan) if hasattr(record, f.name)}
+    if record.is_unchanged:
+        return MatrixPlan(**{**same, "choice": "dense", "rank": min(record.shape)})
+    return MatrixPlan(**same, choice="factored")
+
+
+def _chosen_names(
+    checkpoint: Checkpoint, format: Format, include: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    """The matrices to compress, as far as the format can hold them."""
+    names = compressible(checkpoint.tensors, include=include, exclude=exclude)
+    if not format.linears_only:
+        return names
+    return _factorable(checkpoint, names, required=bool(include))
 
 
 def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
@@ -183,21 +167,6 @@ def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
         )
 
 
-def check_room(checkpoint: Checkpoint, output: OutputFolder, *, exact: bool = False) -> None:
-    """Refuse before the work: awake and asleep together may take three times the source.
-
-    What ``exact`` keeps may take the source once more, and as much again while it is written.
-    """
-    parent = next(p for p in output.path.parents if p.exists())
-    needed = (5 if exact else 3) * sum(p.stat().st_size for p in checkpoint.weight_files)
-    needed += 2**17 + 2**12 * len(checkpoint.tensors)  # manifest, journal, configuration
-    needed += sum(p.stat().st_size for p in checkpoint.side_files()) - output.left_bytes()
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        reason = f"{needed} bytes may be needed and {free} are free; choose another disk"
-        raise OSError(errno.ENOSPC, reason, str(output.path))
-
-
 def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool) -> list[str]:
     """Those that are an ``nn.Linear`` of the mlx-lm model, as the factored format requires."""
     linears = linear_paths(checkpoint.config)
@@ -209,14 +178,3 @@ def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool)
             "model, so it cannot be stored factored; exclude it, or take --format dense"
         )
     return kept
-
-
-def _write_sides(checkpoint: Checkpoint, plan: Plan, format: Format, folder: Path) -> None:
-    """The configuration, the model file, and the tokenizer's files unchanged."""
-    factored = {module_path(p.name): p.rank for p in plan.matrices if p.choice == "factored"}
-    config = without_quantization(checkpoint.config, factored)
-    if format == "factored" and factored:
-        config |= {"model_file": MODEL_FILE.name, "plastic": {"version": 1, "ranks": factored}}
-        copy_file(MODEL_FILE, folder / MODEL_FILE.name)
-    write_json(folder / "config.json", config)
-    checkpoint.copy_side_files(folder)

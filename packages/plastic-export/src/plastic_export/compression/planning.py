@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from plastic_core.files import FormatError, TensorSpec, sha256_file
 from plastic_runtime import GramFile, Track, untracked
@@ -13,13 +14,22 @@ from plastic_export.calibration.loss_grams import measure_loss_grams
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, is_matrix, is_weight, module_path
-from plastic_export.format.header_bytes import fixed_bytes, overhead_of
-from plastic_export.model.layers import layers_of, stored_apart
+from plastic_export.compression.plan_file import LossPlan, is_plan, source_identity, write_plan
+from plastic_export.format.header_bytes import fixed_bytes
+from plastic_export.format.protocol import Format
+from plastic_export.format.table import PLAN_FORMATS, format_named
+from plastic_export.model.layers import Layer, layers_of, stored_apart
 from plastic_export.plan.budgets import Budget, check_budget
 from plastic_export.plan.gram_uses import DAMPING, is_measured
-from plastic_export.plan.offers import Candidate, Format, Offered, plan_bits, totals_of
-from plastic_export.plan.plan_file import LossPlan, is_plan, source_identity, write_plan
-from plastic_export.plan.pricing import CHOICES, Choices, candidate, price, smallest_offers
+from plastic_export.plan.offers import (
+    BitsPlan,
+    Candidate,
+    Offered,
+    Overhead,
+    plan_bits,
+    totals_of,
+)
+from plastic_export.plan.pricing import Choices, candidate, price, smallest_offers
 from plastic_export.plan.probe import PriceProbe
 
 
@@ -29,7 +39,7 @@ def plan_checkpoint(
     *,
     calibration: Calibration,
     budgets: Sequence[float | Budget],
-    format: Format = "mixed",
+    format: str = "mixed",
     choices: Choices | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -81,43 +91,86 @@ def plan_checkpoint(
             the least possible or above the size of the source.
         OSError: If a file cannot be read or written.
     """
-    file = Path(file)
+    file, target = Path(file), format_named(format, PLAN_FORMATS)
     _check_place(file, force)
-    cache = file.with_suffix(".grams.npz")
-    offered_choices = CHOICES[format] if choices is None else choices
+    choices = choices or target.choices or Choices()
+    stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
     with open_checkpoint(source, revision=revision) as checkpoint:
-        wanted = plannable(checkpoint, include, exclude, embeddings=embeddings)
-        stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
-        _check_budgets(checkpoint, wanted, stated, offered_choices, format)
+        layers = layers_of(checkpoint)
+        wanted = plannable(checkpoint, include, exclude, embeddings=embeddings, layers=layers)
+        _check_budgets(checkpoint, wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
-        paths = [module_path(m.name) for m in wanted]
-        with measure_loss_grams(
-            checkpoint, calibration, paths, cache, widest=widest, track=track
-        ) as grams:
-            run = [m for m in wanted if is_measured(m, grams)]
-            unreached = unreached_experts(run, grams)
-            probe = PriceProbe.of(checkpoint, calibration)
-            offered = price(checkpoint, run, grams, offered_choices, probe=probe, track=track)
+        measured = _priced(
+            checkpoint, wanted, layers, choices, calibration, _grams(file), widest, track
+        )
         plan = LossPlan(
             source=source_identity(checkpoint),
             calibration=calibration.record()
-            | {"damping": DAMPING, "widest": widest, "unreached_experts": unreached},
-            grams=(cache.name, sha256_file(cache)),
-            matrices=offered,
-            left=_left(checkpoint, offered),
-            left_bytes=_left_bytes(checkpoint, offered),
-            budgets=plan_bits(
-                offered,
-                stated,
-                left_bytes=_left_bytes(checkpoint, offered) + _left_headers(checkpoint, offered),
-                format=format,
-                overhead=overhead_of(format, _nbytes(checkpoint)),
-            ),
+            | {"damping": DAMPING, "widest": widest, "unreached_experts": measured.unreached},
+            grams=(_grams(file).name, sha256_file(_grams(file))),
+            matrices=measured.offered,
+            left=_left(checkpoint, measured.offered, layers),
+            left_bytes=_left_bytes(checkpoint, [m.matrix for m in measured.offered]),
+            budgets=_spent(checkpoint, measured.offered, stated, target),
             format=format,
         )
         checkpoint.check_unchanged()
     write_plan(file, plan)
     return plan
+
+
+class _Priced(NamedTuple):
+    """What the matrices offer, and how many experts no token reached."""
+
+    offered: tuple[Offered, ...]
+    unreached: int
+
+
+def _grams(file: Path) -> Path:
+    """The file of Grams beside a plan."""
+    return file.with_suffix(".grams.npz")
+
+
+def _priced(
+    checkpoint: Checkpoint,
+    wanted: Sequence[Candidate],
+    layers: Mapping[str, Layer],
+    choices: Choices,
+    calibration: Calibration,
+    grams_file: Path,
+    widest: int,
+    track: Track,
+) -> _Priced:
+    """Measure the Grams of the matrices, and price those that the text reached."""
+    paths = [module_path(m.name) for m in wanted]
+    with measure_loss_grams(
+        checkpoint, calibration, paths, grams_file, widest=widest, track=track
+    ) as grams:
+        run = [m for m in wanted if is_measured(m, grams)]
+        unreached = unreached_experts(run, grams)
+        probe = PriceProbe.of(checkpoint, calibration)
+        offered = price(checkpoint, run, grams, choices, layers=layers, probe=probe, track=track)
+        return _Priced(offered, unreached)
+
+
+def _spent(
+    checkpoint: Checkpoint, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
+) -> tuple[BitsPlan, ...]:
+    """The plan of every budget."""
+    matrices = [m.matrix for m in offered]
+    return plan_bits(
+        offered,
+        budgets,
+        left_bytes=_left_bytes(checkpoint, matrices) + _left_headers(checkpoint, matrices),
+        one_rank=format.one_rank,
+        overhead=_overhead(checkpoint, format),
+    )
+
+
+def _overhead(checkpoint: Checkpoint, format: Format) -> Overhead:
+    """What an offer adds to the headers of a format."""
+    nbytes = _nbytes(checkpoint)
+    return lambda m, offer: format.header_bytes(m, offer, nbytes)
 
 
 def _check_place(file: Path, force: bool) -> None:
@@ -142,6 +195,7 @@ def plannable(
     exclude: Sequence[str] = (),
     *,
     embeddings: bool = True,
+    layers: Mapping[str, Layer] | None = None,
 ) -> list[Candidate]:
     """The weights of the model that a number of bits can be chosen for, routers left out.
 
@@ -150,11 +204,12 @@ def plannable(
         include: Glob patterns, see `plan_checkpoint`.
         exclude: Glob patterns.
         embeddings: Whether embeddings are among them.
+        layers: What `layers_of` finds in the checkpoint, if it is known already.
 
     Raises:
         ValueError: If there are none.
     """
-    layers = layers_of(checkpoint)
+    layers = layers_of(checkpoint) if layers is None else layers
     apart = stored_apart(layers)
     places = {name: i for i, name in enumerate(checkpoint.tensors)}
     stored = [m for m in layers.values() if is_weight(m.tensors[0], checkpoint.tensors)]
@@ -188,7 +243,7 @@ def _check_budgets(
     format: Format,
 ) -> None:
     """Refuse before the work what `plan_bits` would refuse after it."""
-    overhead, left = overhead_of(format, _nbytes(checkpoint)), _left_bytes(checkpoint, candidates)
+    overhead, left = _overhead(checkpoint, format), _left_bytes(checkpoint, candidates)
     for budget in budgets:
         counted = budget.counts_headers
         extra = overhead if counted else lambda m, offer: 0
@@ -216,8 +271,10 @@ def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
     return _nbytes(checkpoint) - sum(m.source_bytes for m in planned)
 
 
-def _left(checkpoint: Checkpoint, offered: Sequence[Offered]) -> tuple[str, ...]:
-    apart = stored_apart(layers_of(checkpoint))
+def _left(
+    checkpoint: Checkpoint, offered: Sequence[Offered], layers: Mapping[str, Layer]
+) -> tuple[str, ...]:
+    apart = stored_apart(layers)
     names = {m.name for m in offered}
     names |= {tensor for tensor, stack in apart.items() if stack.name in names}
     weights = (t for t in checkpoint.tensors.values() if t.name.endswith(".weight"))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import ITEM_BYTES
 from plastic_select import RankChoice, choose_ranks
-
-from plastic_export.folder.manifest import Choice, MatrixRecord
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,10 @@ class MatrixPlan:
     shape: tuple[int, int]
     dtype: str
     source_bytes: int
-    choice: Choice
+    choice: Literal["factored", "dense"]
     rank: int
     retained_energy: float
     why: str
-
-    @classmethod
-    def of(cls, record: MatrixRecord) -> MatrixPlan:
-        """The plan that a record says was carried out."""
-        return cls(**{field.name: getattr(record, field.name) for field in fields(cls)})
 
     @property
     def awake_bytes(self) -> int:

@@ -1,4 +1,4 @@
 """The data beside an output that gives back every bit of its source.
 
-Stands on ``checkpoint`` and ``folder``.
+Stands on ``format`` and below.
 """

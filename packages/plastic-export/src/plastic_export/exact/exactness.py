@@ -14,22 +14,18 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import linalg
 from plastic_core.files import (
     ITEM_BYTES,
     Closing,
     FormatError,
-    OpenFile,
     SafetensorsWriter,
     TensorInfo,
     TensorSpec,
-    array_from_bytes,
     open_safetensors,
 )
 from plastic_runtime import Track, untracked
 
-from plastic_export.checkpoint.reader import CONFIG, Checkpoint, open_checkpoint
-from plastic_export.checkpoint.tensors import module_path
+from plastic_export.checkpoint.reader import CONFIG, Checkpoint
 from plastic_export.exact.byte_planes import (
     CHUNK,
     Inflater,
@@ -39,8 +35,10 @@ from plastic_export.exact.byte_planes import (
     unpacked_words,
 )
 from plastic_export.exact.prediction import WIDTHS, Guess
-from plastic_export.folder.manifest import SLEEP
-from plastic_export.folder.shards import as_float32
+from plastic_export.folder.manifest import read_manifest
+from plastic_export.format.layout import Contents
+from plastic_export.format.parts import Parts
+from plastic_export.format.stored import StoredMatrices
 
 EXACT = "exact.safetensors"
 
@@ -70,62 +68,38 @@ class Kept(NamedTuple):
     block: int = 0
 
 
-class _Output(Closing):
+class _Output(StoredMatrices):
     """The folder of a compressed checkpoint, and what its matrices stand for."""
 
-    def __init__(self, folder: Path) -> None:
-        with ExitStack() as stack:
-            self.model = stack.enter_context(open_checkpoint(folder))
-            sleep = folder / SLEEP
-            self._sleep = stack.enter_context(open_safetensors(sleep)) if sleep.is_file() else None
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        self._stack.close()
+    def __init__(self, folder: Path, contents: Contents) -> None:
+        super().__init__(folder)
+        self._contents = contents
 
     def copy_of(self, info: TensorInfo, data: Bytes) -> str | None:
-        """Return the tensor that holds these very bytes where a copy of ``info`` would stand."""
-        for name in _homes(info.name):
-            there = self.model.tensors.get(name)
-            alike = there is not None and (there.dtype, there.shape) == (info.dtype, info.shape)
+        """The tensor that holds exactly these bytes, where a copy of ``info`` would stand."""
+        for name in dict.fromkeys((info.name, self._contents.place_of(info.name))):
+            copy = self.model.tensors.get(name)
+            alike = copy is not None and (copy.dtype, copy.shape) == (info.dtype, info.shape)
             if alike and np.array_equal(self.model.raw(name), data):
                 return name
         return None
 
     def guess(self, name: str, dtype: str, shape: tuple[int, ...]) -> Guess | None:
-        """Return what is stored of a matrix, awake and asleep; None where nothing is near it."""
-        path = module_path(name)
-        u, v = f"{path}.u.weight", f"{path}.v.weight"
-        if dtype not in WIDTHS or len(shape) != 2:
+        """What is stored of a matrix, awake and asleep; None where nothing plain is near it."""
+        parts = self._contents.parts.get(name, Parts())
+        plain = all(self.has(part, dtype) for part in parts.present)
+        if dtype not in WIDTHS or not parts.present or not plain:
             return None
-        pairs = [self._asleep(path)]
-        if self._is(u, dtype) and self._is(v, dtype):
-            pairs.insert(0, (self.model.matrix(u), self.model.matrix(v)))
-        dense = self.model.matrix(name) if self._is(name, dtype) else None
-        factors = [pair for pair in pairs if pair is not None]
-        if dense is None and not factors:
-            return None
-        if not factors:
-            return Guess(dtype, (shape[0], shape[1]), dense, None, None)
-        U = np.concatenate([u for u, _ in factors], axis=1)
-        V = np.concatenate([v for _, v in factors], axis=0)
-        if (U.shape[0], V.shape[1]) != shape:
-            return None
-        return Guess(dtype, (shape[0], shape[1]), dense, U, V)
-
-    def _is(self, name: str, dtype: str) -> bool:
-        return name in self.model.tensors and self.model.tensors[name].dtype == dtype
-
-    def _asleep(self, path: str) -> tuple[linalg.Float32, linalg.Float32] | None:
-        names = [f"{path}.sleep.{side}" for side in "uv"]
-        if self._sleep is None or names[0] not in self._sleep.header.tensors:
-            return None
-        U, V = (_plain(self._sleep, name) for name in names)
-        return U.T, V
+        backbone, products = self.terms(parts, asleep=True)
+        if not products:
+            return Guess(dtype, (shape[0], shape[1]), backbone, None, None)
+        U = np.concatenate([U for U, _ in products], axis=1)
+        V = np.concatenate([V for _, V in products], axis=0)
+        return Guess(dtype, (shape[0], shape[1]), backbone, U, V)
 
 
 def write_exact(
-    checkpoint: Checkpoint, folder: Path, *, track: Track = untracked
+    checkpoint: Checkpoint, folder: Path, contents: Contents, *, track: Track = untracked
 ) -> dict[str, str]:
     """Write ``exact.safetensors`` into a folder that holds everything but its manifest.
 
@@ -136,6 +110,7 @@ def write_exact(
     Args:
         checkpoint: The source.
         folder: The output, its model files, ``sleep.safetensors`` and ``config.json`` written.
+        contents: What became of the matrices.
         track: Wraps the loop over the tensors.
 
     Returns:
@@ -147,7 +122,7 @@ def write_exact(
     """
     kept: dict[str, Kept] = {}
     sizes: dict[str, int] = {}
-    with _Output(folder) as output, tempfile.TemporaryFile(dir=folder) as spool:
+    with _Output(folder, contents) as output, tempfile.TemporaryFile(dir=folder) as spool:
         for name in track(list(checkpoint.tensors), "keeping the source"):
             info, data = checkpoint.tensors[name], checkpoint.raw(name)
             kept[name], blocks = _keep(info, data, output)
@@ -185,7 +160,8 @@ class Exact(Closing):
             except (KeyError, TypeError, json.JSONDecodeError) as error:
                 reason = f"damaged ({error!r})"
                 raise FormatError.about(path, reason, "compress again") from error
-            self._output = stack.enter_context(_Output(folder))
+            contents = Contents.of_manifest(read_manifest(folder))
+            self._output = stack.enter_context(_Output(folder, contents))
             self.output = self._output.model
             self._stack = stack.pop_all()
 
@@ -229,14 +205,6 @@ class Exact(Closing):
         except (zlib.error, ValueError):
             return None
         return words.view(np.uint8)
-
-
-def _homes(name: str) -> Iterator[str]:
-    """Yield the names under which an output may hold a tensor of the source (``bias_name``)."""
-    yield name
-    if name.endswith(".bias"):
-        path = name.removesuffix(".bias")
-        yield from (f"{path}.u.bias", f"{path}.base.bias")
 
 
 def _keep(info: TensorInfo, data: Bytes, output: _Output) -> tuple[Kept, Iterator[bytes]]:
@@ -309,8 +277,3 @@ def _blocks(count: int, block: int) -> Iterator[slice]:
 
 def _rows(block: slice, shape: tuple[int, int]) -> slice:
     return slice(block.start // shape[1], block.stop // shape[1])
-
-
-def _plain(file: OpenFile, name: str) -> linalg.Float32:
-    info = file.header.tensors[name]
-    return as_float32(array_from_bytes(file.read(info), info.dtype, info.shape))

@@ -21,8 +21,8 @@ def adapter_of(folder: Path) -> Path | None:
     adapter, manifest = folder / FOLDER, folder / MANIFEST
     if not (adapter.is_dir() and manifest.is_file()):
         return None
-    options: Any = read_json(manifest).get("options")
-    if not isinstance(options, dict) or options.get("format") != "adapter":
+    written: Any = read_json(manifest).get("files")
+    if not isinstance(written, dict) or f"{FOLDER}/{FILE}" not in written:
         return None
     read_json(adapter / CONFIG)
     read_header(adapter / FILE)

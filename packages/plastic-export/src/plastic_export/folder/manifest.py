@@ -6,106 +6,75 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from plastic_core.files import FormatError, files_under, read_json, sha256_file, write_json
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.folder.row_checks import row_checks
 
-Choice = Literal["factored", "dense"]
-
 MANIFEST = "plastic.json"
 SLEEP = "sleep.safetensors"
-SCHEMA = 2
-"""The first schema had no digest of the manifest itself; it is still read."""
-PLANNED = ("mixed", "corrected", "adapter", "quantised")
-"""Formats whose matrices have `QuantisedRecord`; the last was once the name of the first."""
+SCHEMA = 3
 
 _PACKAGES = ("plastic-select", "plastic-core", "plastic-runtime", "plastic-export", "mlx", "numpy")
 
 
 @dataclass(frozen=True)
 class MatrixRecord:
-    """What became of one matrix.
-
-    Attributes:
-        name: Tensor name in the source.
-        shape: ``(out, in)``.
-        dtype: Storage type of the factors, as safetensors writes it.
-        choice: ``"factored"``, or ``"dense"``: copied bit for bit.
-        rank: Components awake.
-        parked: Components asleep.
-        source_bytes: Bytes in the source.
-        awake_bytes: Bytes of the factors awake.
-        retained_energy: Fraction of the squared spectrum that is awake, as planned.
-        relative_error: ``||W - W'||_F / ||W||_F`` of what is stored awake.
-        spectral_error: ``||W - W'||_2 / ||W||_2`` of what is stored awake.
-        restored_error: Relative Frobenius error with everything awake, after the cast to the
-            storage type; 0 means bit-exact.
-        why: One line, for people.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    dtype: str
-    choice: Choice
-    rank: int
-    parked: int
-    source_bytes: int
-    awake_bytes: int
-    retained_energy: float
-    relative_error: float
-    spectral_error: float
-    restored_error: float
-    why: str
-
-
-@dataclass(frozen=True)
-class QuantisedRecord:
-    """What became of one matrix under a plan.
+    """What became of one matrix. Without bits and rank it was copied bit for bit.
 
     Attributes:
         name: Tensor name in the source.
         shape: ``(out, in)`` of the dense weight.
-        dtype: Storage type of the scales, and of factors that are not packed.
-        bits: Of the codes of its backbone; None where it has none.
-        group_size: Neighbouring inputs that share a scale of the backbone.
+        dtype: Storage type of scales, and of factors that are not packed.
         source_bytes: Bytes in the source.
-        stored_bytes: Bytes written.
-        predicted_kl: Predicted rise of the KL divergence to the source, nats per token.
-        relative_error: ``||W - W'||_F / ||W||_F`` of what is stored, the sum of the backbone and
-            the correction.
+        stored_bytes: Bytes of what is awake.
+        relative_error: ``||W - W'||_F / ||W||_F`` of what is awake, the sum of all its parts.
         spectral_error: ``||W - W'||_2 / ||W||_2`` of the same.
-        rank: Of the correction; 0 without one. Where there is no backbone either, the matrix was
-            copied bit for bit.
-        factor_bits: Of the entries of the correction's factors; 16: in ``dtype``.
+        restored_error: Relative Frobenius error with everything awake, after the cast to the
+            storage type; 0 means bit-exact. Where nothing sleeps, ``relative_error``.
+        bits: Bits of a code of its backbone; None where it has none.
+        group_size: Neighbouring inputs that share a scale of the backbone.
+        rank: Components awake: of a correction, or of the matrix where it has no backbone.
+        parked: Components asleep.
+        factor_bits: Bits of an entry of the factors; 16: in ``dtype``.
         factor_group_sizes: Neighbouring entries of a factor that share a scale, along the outputs
             and along the inputs; 0 where the factors are not packed.
         experts: How many matrices of this shape are stacked; 0 for a single one. The relative error
             is that of the stack as one matrix, the spectral error that of the worst expert.
+        predicted_kl: Predicted rise of the KL divergence to the source, nats per token; 0 where
+            none was predicted.
+        retained_energy: Fraction of the squared spectrum that is awake, as ranks were chosen.
+        why: Why this rank, in one line for people.
     """
 
     name: str
     shape: tuple[int, int]
     dtype: str
-    bits: int | None
-    group_size: int
     source_bytes: int
     stored_bytes: int
-    predicted_kl: float
     relative_error: float
     spectral_error: float
+    restored_error: float
+    bits: int | None = None
+    group_size: int = 0
     rank: int = 0
+    parked: int = 0
     factor_bits: int = 0
     factor_group_sizes: tuple[int, int] = (0, 0)
     experts: int = 0
+    predicted_kl: float = 0.0
+    retained_energy: float = 1.0
+    why: str = ""
 
-
-R = TypeVar("R", MatrixRecord, QuantisedRecord)
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it was copied bit for bit."""
+        return self.bits is None and self.rank == 0
 
 
 def source_record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -141,7 +110,7 @@ def run_identity(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str
 def write_manifest(
     folder: Path,
     identity: Mapping[str, Any],
-    records: Sequence[MatrixRecord] | Sequence[QuantisedRecord],
+    records: Sequence[MatrixRecord],
     digests: Mapping[str, str],
 ) -> None:
     """Write ``plastic.json``, last of all files: its presence says that the folder is complete.
@@ -183,19 +152,19 @@ class Manifest:
     """A manifest as read back.
 
     Attributes:
+        format: Name of the format that was written.
         options: The options of the run.
         source: Name, revision, files and tensors of the source.
-        matrices: The records, by tensor name; none in a folder that was written by a plan.
-        quantised: Those of a plan, by tensor name.
+        matrices: The records, by tensor name.
         tensors: SHA-256 of every tensor, by name.
         files: Size in bytes and SHA-256 of every file, by its path in the folder.
         rows: Checksums of the rows of every tensor that holds components asleep, one each.
     """
 
+    format: str
     options: dict[str, Any]
     source: dict[str, Any]
     matrices: dict[str, MatrixRecord]
-    quantised: dict[str, QuantisedRecord]
     tensors: dict[str, str]
     files: dict[str, dict[str, Any]]
     rows: dict[str, str]
@@ -211,36 +180,28 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise FormatError.about(path, "missing", "name a folder that `plastic compress` wrote")
     raw = read_json(path)
-    if raw.get("schema") not in (1, SCHEMA):
+    if raw.get("schema") != SCHEMA:
         reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
         raise FormatError.about(path, reason, "use the version of plastic-export that wrote it")
-    if raw["schema"] == SCHEMA and raw != sealed(raw):
+    if raw != sealed(raw):
         reason = "its content is not what was written"
         raise FormatError.about(path, reason, "copy it again, or compress the source again")
     try:
-        planned = raw["options"].get("format") in PLANNED
-        kept = {r["name"]: record_of(MatrixRecord, r) for r in raw["matrices"] if not planned}
-        bits = {r["name"]: record_of(QuantisedRecord, r) for r in raw["matrices"] if planned}
         return Manifest(
+            format=str(raw["options"]["format"]),
             options=dict(raw["options"]),
             source={k: raw["source"][k] for k in ("name", "revision", "files", "tensors")},
-            matrices=kept,
-            quantised=bits,
+            matrices={r["name"]: _record(r) for r in raw["matrices"]},
             tensors=dict(raw["tensors"]),
             files={
                 k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in raw["files"].items()
             },
-            rows=dict(raw.get("rows", {})),
+            rows=dict(raw["rows"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError.about(path, f"damaged ({error!r})", "compress again") from error
 
 
-def record_of(kind: type[R], raw: Mapping[str, Any]) -> R:
-    """The record; a field that an older version did not write has its default."""
-    wanted = [f.name for f in fields(kind) if f.name in raw or f.default is MISSING]
-    values = {name: raw[name] for name in wanted}
-    for name in values.keys() & {"shape", "factor_group_sizes"}:
-        first, second = values[name]
-        values[name] = int(first), int(second)
-    return kind(**values)
+def _record(raw: Mapping[str, Any]) -> MatrixRecord:
+    pairs = {name: tuple(map(int, raw[name])) for name in ("shape", "factor_group_sizes")}
+    return MatrixRecord(**{**raw, **pairs})

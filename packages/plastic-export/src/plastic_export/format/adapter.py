@@ -1,55 +1,77 @@
-"""A correction as an adapter of stock mlx-lm: one rank, laid over a quantised checkpoint."""
+"""``"adapter"``: bits, and corrections as an adapter of stock mlx-lm, all of one rank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from plastic_core.files import FormatError, TensorSpec, write_json
+from plastic_core.files import write_json
 from plastic_core.rounding import UNPACKED
 
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
-from plastic_export.folder.shards import Shards
-from plastic_export.plan.offers import BitsPlan
+from plastic_export.folder.adapter_files import CONFIG, FOLDER
+from plastic_export.format.by_plan import PlanFormat
+from plastic_export.format.parts import Part, Parts, packed_backbone
+from plastic_export.plan.offers import Candidate, Choice, Offer
+from plastic_export.plan.pricing import Choices
 
-_METADATA = {"format": "mlx"}
-
-
-def check_adapter(plan: BitsPlan, file: Path) -> None:
-    """Refuse corrections that mlx-lm could not lay over a quantised checkpoint.
-
-    Raises:
-        FormatError: If one is packed, or stands without a backbone.
-    """
-    for name, offer in plan.chosen.items():
-        if offer.rank and (offer.bits is None or offer.factor_bits != UNPACKED):
-            backbone = "no backbone" if offer.bits is None else "a backbone"
-            reason = (
-                f"{name!r} takes {backbone} and factors in {offer.factor_bits} bits, "
-                "which an adapter cannot hold"
-            )
-            remedy = f"take one of its offers with `bits` and {UNPACKED} `factor_bits`"
-            raise FormatError.about(file, reason, remedy)
+RANKS = (4, 8, 16, 32, 64)
+"""The ranks that are offered, of which a plan takes one for all matrices."""
 
 
-def adapter_shards(folder: Path, specs: Sequence[TensorSpec], *, keep: bool = False) -> Shards:
-    """The file of the adapter's tensors, to be written one by one; no specs, no file."""
-    if specs:
-        (folder / FOLDER).mkdir(exist_ok=True)
-    stem = Path(FILE).stem
-    return Shards(folder / FOLDER, specs, _METADATA, stem=stem, limit=2**63, keep=keep)
+class Adapter(PlanFormat):
+    """Backbones where the weights were, and corrections that mlx-lm lays over them."""
 
+    name = "adapter"
+    about = "bits and a stock adapter"
+    choices = Choices(factor_bits=(UNPACKED,), ranks=RANKS)
+    one_rank = True
 
-def write_adapter_config(folder: Path, plan: BitsPlan) -> None:
-    """Write what mlx-lm needs to know beside the tensors: the rank, and every layer by path.
+    def check(self, choices: Mapping[str, Choice]) -> None:
+        """Refuse corrections that mlx-lm could not lay over a quantised checkpoint."""
+        ranks = {rank for _, rank, _ in choices.values() if rank}
+        if len(ranks) > 1:
+            raise ValueError(f"an adapter has one rank, but the matrices have {sorted(ranks)}")
+        for name, (bits, rank, factor_bits) in choices.items():
+            if rank and (bits is None or factor_bits != UNPACKED):
+                backbone = "no backbone" if bits is None else "a backbone"
+                raise ValueError(
+                    f"{name!r} takes {backbone} and factors in {factor_bits} bits, which an "
+                    f"adapter cannot hold; take one of its offers with `bits` and {UNPACKED} "
+                    "`factor_bits`"
+                )
 
-    Layers without a correction are not among the keys, so that they cost nothing.
-    """
-    keys = [module_path(name) for name, offer in plan.chosen.items() if offer.rank]
-    config = {
-        "fine_tune_type": "lora",
-        "num_layers": -1,
-        "lora_parameters": {"rank": plan.rank, "scale": 1.0, "dropout": 0.0, "keys": keys},
-    }
-    write_json(folder / FOLDER / CONFIG, config)
+    def parts(self, m: Candidate, offer: Offer) -> Parts:
+        """The backbone, and ``P.lora_a`` (in, rank) and ``P.lora_b`` (rank, out) beside it."""
+        path, (out, in_) = module_path(m.name), m.shape
+        backbone = packed_backbone(m, offer, path)
+        if offer.rank == 0:
+            return Parts(backbone)
+        v, u = (offer.rank, in_), (offer.rank, out)
+        return Parts(
+            backbone,
+            Part(f"{path}.lora_a", v, m.dtype, transposed=True, place="adapter"),
+            Part(f"{path}.lora_b", u, m.dtype, place="adapter"),
+        )
+
+    def write_beside(self, folder: Path, chosen: Mapping[str, Offer]) -> None:
+        """Write what mlx-lm needs to know: the rank, and every corrected layer by path.
+
+        Layers without a correction are not among the keys, so that they cost nothing.
+        """
+        keys = [module_path(name) for name, offer in chosen.items() if offer.rank]
+        if not keys:
+            return
+        rank = max(offer.rank for offer in chosen.values())
+        parameters = {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": keys}
+        config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
+        write_json(folder / FOLDER / CONFIG, config)
+
+    def how_to_run(self, out: Path, offers: Iterable[Offer]) -> list[str]:
+        """With ``--adapter-path``, if there is an adapter, and a warning."""
+        if not any(offer.rank for offer in offers):
+            return super().how_to_run(out, offers)
+        return [
+            f"run it     mlx_lm.generate --model {out} --adapter-path {out / FOLDER} --prompt ...",
+            "never fuse the adapter without --dequantize: quantising again rounds it away",
+        ]

@@ -14,7 +14,7 @@ from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.folder.adapter_files import FOLDER as ADAPTERS
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.folder.manifest import MANIFEST, read_manifest
-from plastic_export.format.config import VERSION
+from plastic_export.format.table import format_named
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")
 """What ``convert_hf_to_gguf.py`` writes; every other type is made by ``llama-quantize``."""
@@ -76,13 +76,20 @@ def _architecture(config: dict[str, Any]) -> list[str]:
 def _make_dense(checkpoint: Checkpoint, dense: str) -> list[str]:
     """Commands that write a dense copy, or none where it is dense already."""
     if "plastic" in checkpoint.config:
-        if checkpoint.config["plastic"].get("version") == VERSION:
+        if not _is_by_rank(checkpoint):
             reason = "a plan gave it corrections of low rank, which GGUF has no tensors for"
             raise FormatError.about(checkpoint.folder, reason, "take what it was made from")
         return _from_factored(checkpoint, dense)
     if checkpoint.quantization is not None:
         return _from_quantized(checkpoint.folder, dense)
     return []
+
+
+def _is_by_rank(checkpoint: Checkpoint) -> bool:
+    """Whether its factors are all that there is of its layers, and the rest of them sleeps."""
+    if not (checkpoint.folder / MANIFEST).exists():
+        return not checkpoint.config["plastic"].get("corrected")
+    return format_named(read_manifest(checkpoint.folder).format).parks
 
 
 def _from_factored(checkpoint: Checkpoint, dense: str) -> list[str]:

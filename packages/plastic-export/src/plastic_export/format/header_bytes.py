@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from plastic_core.files import TensorSpec
 
 from plastic_export.folder.shards import SHARD_BYTES
-from plastic_export.format.parts import parts_of, whole_specs
-from plastic_export.plan.offers import Candidate, Format, Offer, Overhead
 
 FILE = 8 + 8 + 64  # length, padding, braces and metadata
 
@@ -25,16 +23,6 @@ def entry_bytes(specs: Iterable[TensorSpec], nbytes: int) -> int:
         len(json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()) - 1
         for entry in entries
     )
-
-
-def overhead_of(format: Format, nbytes: int) -> Overhead:
-    """What an offer adds to the headers of a format, for a source of so many bytes."""
-
-    def overhead(m: Candidate, offer: Offer) -> int:
-        there = [part for part in parts_of(m, offer, format) if part is not None]
-        return entry_bytes([s for p in there for s in p.specs] or whole_specs(m), nbytes)
-
-    return overhead
 
 
 def fixed_bytes(left: Iterable[TensorSpec], nbytes: int) -> int:

@@ -16,7 +16,7 @@ from plastic_runtime import Track, untracked
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.compression.by_rank import check_room
+from plastic_export.compression.writer import check_room
 from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.folder.output import OutputFolder
 from plastic_export.healing.distillation import Distillation, Split, Teacher

@@ -21,7 +21,7 @@ A layer of "corrected" with weight W = base.weight + u.weight.T @ v.weight has t
 
 and <path>.base.bias (out,), if it has one; without "backbone" no <path>.base, but <path>.bias. All
 three are packed, with scales and biases beside them, where "quantization" has an entry for
-<path>.v, <path>.u or <path>.base. Version 1 is the same without "corrected".
+<path>.v, <path>.u or <path>.base.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
-VERSIONS = (1, 2)
+VERSION = 2
 
 
 @dataclass
@@ -48,14 +48,14 @@ class ModelArgs:
     def from_dict(cls, config: dict[str, Any]) -> "ModelArgs":
         """Read them from the content of config.json."""
         plastic = config["plastic"]
-        if plastic["version"] not in VERSIONS:
+        if plastic["version"] != VERSION:
             raise ValueError(
                 f"config.json: the factored format has version {plastic['version']}, this "
-                f"plastic_model.py reads version {VERSIONS[-1]}; take the file of the same release"
+                f"plastic_model.py reads version {VERSION}; take the file of the same release"
             )
         model_class, args_class = _get_classes(config)
         args = args_class.from_dict(config)
-        return cls(model_class, args, plastic["ranks"], plastic.get("corrected", {}))
+        return cls(model_class, args, plastic["ranks"], plastic["corrected"])
 
 
 class FactorLinear(nn.Module):

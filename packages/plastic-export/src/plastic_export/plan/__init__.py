@@ -4,10 +4,8 @@ Stands on ``calibration`` and below.
 """
 
 from plastic_export.plan.gram_uses import DAMPING, gram_roots
-from plastic_export.plan.offers import Format, factor_bytes, packed_bytes
-from plastic_export.plan.plan_file import write_plan
+from plastic_export.plan.offers import factor_bytes, packed_bytes
 from plastic_export.plan.pricing import (
-    CHOICES,
     CORRECTED_BITS,
     choices_for,
     offered_ranks,
@@ -17,10 +15,8 @@ from plastic_export.plan.pricing import (
 )
 
 __all__ = [
-    "CHOICES",
     "CORRECTED_BITS",
     "DAMPING",
-    "Format",
     "choices_for",
     "factor_bytes",
     "gram_roots",
@@ -29,5 +25,4 @@ __all__ = [
     "packed_bytes",
     "pareto",
     "rounded",
-    "write_plan",
 ]

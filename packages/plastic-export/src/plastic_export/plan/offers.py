@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from plastic_core import factor_group
 from plastic_core.files import ITEM_BYTES
@@ -16,7 +16,6 @@ from plastic_select import Option, allocate
 from plastic_export.checkpoint.tensors import Kind
 from plastic_export.plan.budgets import Budget, Totals, check_budget
 
-Format = Literal["mixed", "corrected", "adapter"]
 Overhead = Callable[["Candidate", "Offer"], int]
 """Bytes that an offer takes in the headers of the files, beside its own."""
 
@@ -38,6 +37,16 @@ class Offer(NamedTuple):
     cost: float
     rank: int = 0
     factor_bits: int = 0
+
+    @classmethod
+    def nothing(cls) -> Offer:
+        """No bytes: what offers of a stack are summed from, what a bare correction is added to."""
+        return cls(None, 0, 0.0)
+
+    @classmethod
+    def unchanged(cls, m: Candidate) -> Offer:
+        """A matrix as it is in the source."""
+        return cls(None, m.source_bytes, 0.0)
 
     @property
     def choice(self) -> Choice:
@@ -89,17 +98,24 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Offered(Candidate):
+class Offered:
     """A matrix and all the ways of storing it.
 
     Attributes:
+        matrix: The matrix.
         offers: By increasing bytes; the last one leaves it as it is.
         price_factor: What the costs that the Grams predict were multiplied by: the measured
             divergence of one change over its prediction.
     """
 
+    matrix: Candidate
     offers: tuple[Offer, ...]
     price_factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name of the matrix."""
+        return self.matrix.name
 
     def offer(self, bits: int | None, rank: int = 0, factor_bits: int = 0) -> Offer:
         """The offer of these bits, rank and bits of the factors.
@@ -194,7 +210,7 @@ def plan_bits(
     budgets: Sequence[float | Budget],
     *,
     left_bytes: int = 0,
-    format: Format = "mixed",
+    one_rank: bool = False,
     overhead: Overhead | None = None,
 ) -> tuple[BitsPlan, ...]:
     """Choose how to store every matrix so that the predicted divergence is least.
@@ -205,7 +221,7 @@ def plan_bits(
             on disk, scales and factors counted, times 8, over their entries.
         left_bytes: Bytes of all other tensors and of what is fixed in the headers of the files,
             which a budget for the whole checkpoint counts.
-        format: ``"adapter"``: all corrections have one rank, the best of those on offer.
+        one_rank: Whether all corrections have one rank, the best of those on offer.
         overhead: What an offer adds to the headers, which a budget for the whole checkpoint counts
             too; nothing by default.
 
@@ -223,7 +239,7 @@ def plan_bits(
     for counted in (False, True):
         places = [i for i, budget in enumerate(stated) if budget.counts_headers == counted]
         extra = overhead if overhead and counted else _nothing
-        found = _planned(matrices, [stated[i] for i in places], left_bytes, format, extra)
+        found = _planned(matrices, [stated[i] for i in places], left_bytes, one_rank, extra)
         plans |= zip(places, found, strict=True)
     return tuple(plans[i] for i in range(len(stated)))
 
@@ -232,15 +248,15 @@ def _planned(
     matrices: Sequence[Offered],
     budgets: Sequence[Budget],
     left_bytes: int,
-    format: Format,
+    one_rank: bool,
     overhead: Overhead,
 ) -> tuple[BitsPlan, ...]:
     """The plans of budgets that all count headers, or all do not."""
-    totals = totals_of(matrices, left_bytes, overhead)
-    least = sum(min(o.nbytes + overhead(m, o) for o in m.offers) for m in matrices)
+    totals = totals_of([m.matrix for m in matrices], left_bytes, overhead)
+    least = sum(min(o.nbytes + overhead(m.matrix, o) for o in m.offers) for m in matrices)
     for budget in budgets:
         check_budget(budget, least, totals)
-    if format != "adapter":
+    if not one_rank:
         return _allocated(matrices, budgets, totals, overhead)
     ranks = sorted({o.rank for m in matrices for o in m.offers if o.rank})
     candidates = [_allocated(_of_rank(matrices, r), budgets, totals, overhead) for r in (0, *ranks)]
@@ -256,7 +272,7 @@ def totals_of(
 ) -> Totals:
     """What budgets for these matrices are measured against."""
     weights = sum(m.weights for m in matrices)
-    whole = sum(m.source_bytes + overhead(m, Offer(None, m.source_bytes, 0.0)) for m in matrices)
+    whole = sum(m.source_bytes + overhead(m, Offer.unchanged(m)) for m in matrices)
     return Totals(weights, whole, left_bytes)
 
 
@@ -269,7 +285,8 @@ def _allocated(
     matrices: Sequence[Offered], budgets: Sequence[Budget], totals: Totals, overhead: Overhead
 ) -> tuple[BitsPlan, ...]:
     offers = {
-        m.name: [Option(o.nbytes + overhead(m, o), o.cost, o) for o in m.offers] for m in matrices
+        m.name: [Option(o.nbytes + overhead(m.matrix, o), o.cost, o) for o in m.offers]
+        for m in matrices
     }
     allowed = [budget.nbytes(totals) for budget in budgets]
     return tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -32,7 +32,6 @@ from plastic_export.plan.gram_uses import GramRoots, Uses, combined_grams, gram_
 from plastic_export.plan.offers import (
     Candidate,
     Choice,
-    Format,
     Offer,
     Offered,
     factor_bytes,
@@ -52,10 +51,6 @@ OFFERED_RANKS = 24
 """How many ranks are offered, about."""
 PROBED_BITS = 3
 """Bits of the change that is measured, or the nearest ones on offer (heuristic)."""
-ADAPTER_RANKS = (4, 8, 16, 32, 64)
-"""What is offered where all matrices share one rank."""
-NOTHING = Offer(None, 0, 0.0)
-"""No backbone and no correction: what a bare correction is added to."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +68,6 @@ class Choices:
     factor_bits: tuple[int, ...] = ()
     bare: bool = False
     ranks: tuple[int, ...] = ()
-
-
-CHOICES: Mapping[Format, Choices] = {
-    "mixed": Choices(),
-    "corrected": Choices(factor_bits=(4, 8), bare=True),
-    "adapter": Choices(factor_bits=(UNPACKED,), ranks=ADAPTER_RANKS),
-}
 
 
 def candidate(checkpoint: Checkpoint, layer: Layer) -> Candidate | None:
@@ -156,8 +144,9 @@ def price(
     checkpoint: Checkpoint,
     candidates: Sequence[Candidate],
     grams: Mapping[str, LossGrams],
-    choices: Choices = CHOICES["mixed"],
+    choices: Choices | None = None,
     *,
+    layers: Mapping[str, Layer] | None = None,
     probe: PriceProbe | None = None,
     track: Track = untracked,
 ) -> tuple[Offered, ...]:
@@ -169,7 +158,8 @@ def price(
         checkpoint: The open source.
         candidates: The matrices, each with Grams.
         grams: Both Grams by module path.
-        choices: What to offer.
+        choices: What to offer; by default every number of bits.
+        layers: What `layers_of` finds in the checkpoint, if it is known already.
         probe: Measures one change of every matrix; all its predictions are multiplied by what was
             measured over what was predicted of that one.
         track: Wraps the loop over the matrices.
@@ -183,7 +173,8 @@ def price(
         FormatError: If a weight cannot be read or is not finite.
         ValueError: If a weight cannot be quantised, or nothing was measured at its layer.
     """
-    found, layers = [], layers_of(checkpoint)
+    found, choices = list[Offered](), choices or Choices()
+    layers = layers_of(checkpoint) if layers is None else layers
     for m in track(candidates, "pricing"):
         with noting(f"at {m.name!r}"):
             found.append(_offered(checkpoint, layers[m.name], m, grams, choices, probe))
@@ -208,15 +199,14 @@ def _offered(
         priced = offers_of(weight, m, uses.of(expert), choices, measure)
         factor = priced.factor if measure else factor
         for offer in priced.offers:
-            before = totals.get(offer.choice, NOTHING)
+            before = totals.get(offer.choice, Offer.nothing())
             cost = before.cost + offer.cost
             totals[offer.choice] = offer._replace(nbytes=before.nbytes + offer.nbytes, cost=cost)
     smaller = [offer for offer in totals.values() if offer.nbytes < m.source_bytes]
     if not choices.ranks:  # of which only one will be allowed
         smaller = pareto(smaller)
     measured = [offer._replace(cost=factor * offer.cost) for offer in smaller]
-    offers = (*measured, Offer(None, m.source_bytes, 0.0))
-    return Offered(**asdict(m), offers=offers, price_factor=factor)
+    return Offered(m, (*measured, Offer.unchanged(m)), factor)
 
 
 class Priced(NamedTuple):
@@ -260,20 +250,20 @@ def offers_of(
         if bits <= CORRECTED_BITS:
             offers += _corrections(E, base, m, shared, choices)
     if choices.bare:
-        offers += _corrections(weight, NOTHING, m, shared, choices)
+        offers += _corrections(weight, Offer.nothing(), m, shared, choices)
     return Priced(offers, factor)
 
 
 def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
     """The ways of storing a matrix among which the smallest one is, their costs unknown."""
     choices = choices_for(m, choices)
-    found = [Offer(None, m.source_bytes, 0.0)]
+    found, nothing = [Offer.unchanged(m)], Offer.nothing()
     for bits in choices.bits:
         nbytes = m.matrices * packed_bytes(m.shape, bits, m.group_size, m.dtype)
         found.append(Offer(bits, nbytes, 0.0))
     for bits in choices.factor_bits if choices.bare else ():
-        ranks = offered_ranks(m, NOTHING, bits, choices)
-        found += [_with_rank(NOTHING, m, rank, bits, 0.0) for rank in ranks[:1]]
+        ranks = offered_ranks(m, nothing, bits, choices)
+        found += [_with_rank(nothing, m, rank, bits, 0.0) for rank in ranks[:1]]
     return found
 
 

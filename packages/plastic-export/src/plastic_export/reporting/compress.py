@@ -8,24 +8,24 @@ from typing import Any
 from plastic_runtime import format_bytes
 from rich.table import Table
 
-from plastic_export.compression.by_plan import Quantised
-from plastic_export.compression.by_rank import Compressed
-from plastic_export.folder.adapter_files import FOLDER as ADAPTERS
+from plastic_export.compression.ranks import Plan
+from plastic_export.compression.writer import Compressed
+from plastic_export.plan.offers import BitsPlan
 from plastic_export.reporting.plan import budget_record
 from plastic_export.reporting.tables import Presented, figures
 
 
-def present_compressed(result: Compressed, format: str) -> Presented:
-    """Say what a compression by rank wrote; ``format`` is that of its factors."""
-    return Presented(_rank_record(result), _rank_lines(result, format))
+def present_by_rank(result: Compressed[Plan]) -> Presented:
+    """Say what a compression by rank wrote."""
+    return Presented(_rank_record(result), _rank_lines(result))
 
 
-def present_quantised(result: Quantised) -> Presented:
+def present_by_plan(result: Compressed[BitsPlan]) -> Presented:
     """Say what a compression by a plan wrote."""
     return Presented(_plan_record(result), _plan_lines(result))
 
 
-def _rank_record(result: Compressed) -> dict[str, Any]:
+def _rank_record(result: Compressed[Plan]) -> dict[str, Any]:
     return {
         "out": str(result.out),
         "strategy": result.plan.strategy,
@@ -40,17 +40,17 @@ def _rank_record(result: Compressed) -> dict[str, Any]:
     }
 
 
-def _rank_lines(result: Compressed, format: str) -> list[Table | str]:
+def _rank_lines(result: Compressed[Plan]) -> list[Table | str]:
     numbers = ("shape", "rank", "asleep", "awake", "of dense", "rel. error", "restored to")
     table = figures("matrix", *numbers)
     for r in result.matrices:
         table.add_row(
             r.name.removesuffix(".weight"),
             "{} x {}".format(*r.shape),
-            "dense" if r.choice == "dense" else str(r.rank),
+            "dense" if r.is_unchanged else str(r.rank),
             str(r.parked),
-            format_bytes(r.awake_bytes),
-            f"{r.awake_bytes / r.source_bytes:.1%}",
+            format_bytes(r.stored_bytes),
+            f"{r.stored_bytes / r.source_bytes:.1%}",
             f"{r.relative_error:.4f}",
             "exact" if r.restored_error == 0 else f"{r.restored_error:.1e}",
         )
@@ -65,16 +65,10 @@ def _rank_lines(result: Compressed, format: str) -> list[Table | str]:
     ]
     if result.exact_bytes:
         lines.append(_exact_line(result.exact_bytes, result.source_bytes))
-    if format == "dense":
-        lines.append("dense format: the file is as large as the source, the rank is lower")
-    else:
-        lines.append(
-            f"run it     mlx_lm.generate --model {result.out} --trust-remote-code --prompt ..."
-        )
-    return lines
+    return [*lines, *result.how_to_run()]
 
 
-def _plan_record(result: Quantised) -> dict[str, Any]:
+def _plan_record(result: Compressed[BitsPlan]) -> dict[str, Any]:
     return {
         "out": str(result.out),
         "format": result.format,
@@ -87,7 +81,7 @@ def _plan_record(result: Quantised) -> dict[str, Any]:
     }
 
 
-def _plan_lines(result: Quantised) -> list[Table | str]:
+def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
     numbers = ("shape", "bits", "rank", "bytes", "of source", "predicted KL", "rel. error")
     table = figures("matrix", *numbers)
     for r in result.matrices:
@@ -113,19 +107,8 @@ def _plan_lines(result: Quantised) -> list[Table | str]:
         f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
         f"{adapter}",
         *([_exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),
-        *_ways_to_run(result),
+        *result.how_to_run(),
     ]
-
-
-def _ways_to_run(result: Quantised) -> list[Table | str]:
-    run = f"run it     mlx_lm.generate --model {result.out}"
-    if result.adapter_bytes:
-        return [
-            f"{run} --adapter-path {result.out / ADAPTERS} --prompt ...",
-            "never fuse the adapter without --dequantize: quantising again rounds it away",
-        ]
-    flag = " --trust-remote-code" if result.needs_model_file else ""
-    return [f"{run}{flag} --prompt ..."]
 
 
 def _exact_line(exact_bytes: int, source_bytes: int) -> str:

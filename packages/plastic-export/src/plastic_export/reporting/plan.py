@@ -10,8 +10,8 @@ from plastic_runtime import format_bytes
 from rich.table import Table
 
 from plastic_export.checkpoint.tensors import Kind
+from plastic_export.compression.plan_file import LossPlan
 from plastic_export.plan.offers import BitsPlan
-from plastic_export.plan.plan_file import LossPlan
 from plastic_export.reporting.plots.drawing import HOW
 from plastic_export.reporting.tables import Presented, figures
 
@@ -25,7 +25,7 @@ def _record(plan: LossPlan, file: Path) -> dict[str, Any]:
     return {
         "plan": str(file),
         "matrices": len(plan.matrices),
-        "kinds": dict(Counter(m.kind for m in plan.matrices)),
+        "kinds": dict(Counter(m.matrix.kind for m in plan.matrices)),
         "unreached_experts": plan.calibration.get("unreached_experts", 0),
         "left": list(plan.left),
         "left_bytes": plan.left_bytes,
@@ -75,7 +75,7 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
 
 def _counted(plan: LossPlan) -> str:
     """Count the layers of each kind: ``"29 linear, 1 embedding, 6 experts"``."""
-    kinds = Counter(m.kind for m in plan.matrices)
+    kinds = Counter(m.matrix.kind for m in plan.matrices)
     return ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Kind) if kinds[kind])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from plastic_export.cli.command import main
-from plastic_export.plan.plan_file import read_plan
+from plastic_export.compression.plan_file import read_plan
 
 HOW = "drawing needs matplotlib; install the extra: pip install 'plastic-export[plots]'"
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from plastic_export.compression.plan_file import LossPlan
+from plastic_export.format.table import FORMATS
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.offers import BitsPlan, plan_bits
-from plastic_export.plan.plan_file import LossPlan
 from plastic_export.reporting.plots.size_plot import SizePoint, save_size_plot
 
 BUDGETS = 40  # along the curve
@@ -37,13 +38,13 @@ def plan_frontier(plan: LossPlan) -> tuple[BitsPlan, ...]:
         True
     """
     least = sum(min(o.nbytes for o in m.offers) for m in plan.matrices)
-    most = sum(m.source_bytes for m in plan.matrices)
+    most = sum(m.matrix.source_bytes for m in plan.matrices)
     sizes = plan.left_bytes + np.ceil(np.geomspace(least, most, BUDGETS))
     return plan_bits(
         plan.matrices,
         [Budget("size", float(size)) for size in sizes],
         left_bytes=plan.left_bytes,
-        format=plan.format,
+        one_rank=FORMATS[plan.format].one_rank,
     )
 
 

@@ -14,7 +14,9 @@ from plastic_core.files import FormatError, read_json, sha256_file, write_json
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import Kind
 from plastic_export.folder.manifest import source_record
-from plastic_export.plan.offers import BitsPlan, Choice, Format, Offer, Offered
+from plastic_export.format.protocol import Format
+from plastic_export.format.table import PLAN_FORMATS, format_named
+from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered
 
 SCHEMA = 3
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
@@ -33,7 +35,7 @@ class LossPlan:
             budget.
         left_bytes: Bytes of all tensors of the source but ``matrices``.
         budgets: The plans.
-        format: What they are written as: ``"mixed"``, ``"corrected"`` or ``"adapter"``.
+        format: Name of the format that they are written in.
     """
 
     source: Mapping[str, Any]
@@ -43,7 +45,7 @@ class LossPlan:
     left: tuple[str, ...]
     left_bytes: int
     budgets: tuple[BitsPlan, ...]
-    format: Format = "mixed"
+    format: str = "mixed"
 
     def budget(self, asked: float | str | None = None) -> BitsPlan:
         """The plan of one budget, which need not be named where there is only one.
@@ -146,14 +148,15 @@ def write_plan(file: Path, plan: LossPlan) -> None:
 
 
 def _matrix_record(m: Offered) -> dict[str, Any]:
+    matrix = m.matrix
     return {
-        "shape": list(m.shape),
-        "dtype": m.dtype,
-        "group_size": m.group_size,
-        "source_bytes": m.source_bytes,
+        "shape": list(matrix.shape),
+        "dtype": matrix.dtype,
+        "group_size": matrix.group_size,
+        "source_bytes": matrix.source_bytes,
         "price_factor": m.price_factor,
-        "kind": m.kind,
-        "experts": m.experts,
+        "kind": matrix.kind,
+        "experts": matrix.experts,
         "offers": [_offer_record(o) for o in m.offers],
     }
 
@@ -198,7 +201,7 @@ def read_plan(file: str | Path) -> LossPlan:
         raise FormatError.about(file, reason, "name a file that `plastic plan` wrote")
     try:
         matrices = tuple(_matrix(name, m) for name, m in raw["matrices"].items())
-        format = _format(raw["format"])
+        format = format_named(raw["format"], PLAN_FORMATS)
         return LossPlan(
             source=_source(raw["source"]),
             calibration=dict(raw["calibration"]),
@@ -207,7 +210,7 @@ def read_plan(file: str | Path) -> LossPlan:
             left=tuple(raw["left"]),
             left_bytes=int(raw["left_bytes"]),
             budgets=tuple(_budget(b, matrices, format) for b in raw["budgets"]),
-            format=format,
+            format=format.name,
         )
     except KeyError as error:
         raise FormatError.about(file, f"{error} is missing", "plan again") from error
@@ -221,7 +224,7 @@ def _source(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
     out, in_ = raw["shape"]
-    return Offered(
+    matrix = Candidate(
         name=name,
         shape=(int(out), int(in_)),
         dtype=str(raw["dtype"]),
@@ -229,9 +232,8 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
         source_bytes=int(raw["source_bytes"]),
         kind=_kind(raw["kind"]),
         experts=int(raw["experts"]),
-        offers=tuple(_offer(o) for o in raw["offers"]),
-        price_factor=float(raw.get("price_factor", 1.0)),
     )
+    return Offered(matrix, tuple(map(_offer, raw["offers"])), float(raw["price_factor"]))
 
 
 def _offer(raw: Mapping[str, Any]) -> Offer:
@@ -251,26 +253,15 @@ def _kind(raw: Any) -> Kind:
     raise ValueError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {raw!r}")
 
 
-def _format(raw: Any) -> Format:
-    for format in get_args(Format):
-        if raw == format:
-            return cast(Format, format)
-    raise ValueError(f"`format` must be one of {', '.join(get_args(Format))}, got {raw!r}")
-
-
 def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Format) -> BitsPlan:
     choices = {name: _choice(choice) for name, choice in raw["matrices"].items()}
     if unknown := choices.keys() - {m.name for m in matrices}:
         raise ValueError(f"bits for {min(unknown)!r}, which is not among the matrices")
-    ranks = {rank for _, rank, _ in choices.values() if rank}
-    if format == "adapter" and len(ranks) > 1:
-        raise ValueError(f"an adapter has one rank, but the matrices have {sorted(ranks)}")
-    if format == "mixed" and ranks:
-        raise ValueError(f"a plan of mixed bits has no corrections, but ranks {sorted(ranks)}")
+    format.check(choices)
     return BitsPlan(
         budget=float(raw["bits_per_weight"]),
         asked=str(raw["asked"]),
-        weights=sum(m.weights for m in matrices),
+        weights=sum(m.matrix.weights for m in matrices),
         lower_bound=float(raw["lower_bound"]),
         chosen={m.name: m.offer(*choices[m.name]) for m in matrices},
     )

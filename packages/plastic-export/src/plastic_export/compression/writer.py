@@ -1,0 +1,284 @@
+"""Write a compressed checkpoint: every tensor of the source is read once and streamed to its place.
+
+By rank and by plan, in every format: what differs is in the layout and in the format's own file.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core.files import Journal
+from plastic_runtime import LossGrams, Track
+
+from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.exact.exactness import EXACT, write_exact
+from plastic_export.folder.adapter_files import FILE, FOLDER
+from plastic_export.folder.manifest import (
+    SLEEP,
+    MatrixRecord,
+    read_manifest,
+    run_identity,
+    write_manifest,
+)
+from plastic_export.folder.output import OutputFolder
+from plastic_export.folder.places import Place, open_place
+from plastic_export.folder.shards import Shards
+from plastic_export.folder.steps import Steps
+from plastic_export.format.config import write_config
+from plastic_export.format.errors import Errors
+from plastic_export.format.layout import Contents, Layout, offer_of
+from plastic_export.format.parts import Pieces
+from plastic_export.format.table import FORMATS
+from plastic_export.model.layers import Layer
+from plastic_export.plan.offers import Candidate
+from plastic_export.plan.pricing import weights_of
+from plastic_export.process.in_worker import in_worker
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Compressed(Generic[P]):
+    """What ``compress`` or ``execute_plan`` did.
+
+    Attributes:
+        out: The folder that was written.
+        format: Name of its format.
+        plan: What was carried out: a `Plan` of ranks, or the `BitsPlan` of one budget.
+        matrices: One record per matrix: bits, rank, bytes, errors.
+        source_bytes: Bytes of the weight files of the source.
+        model_bytes: Bytes of the model files written.
+        adapter_bytes: Bytes of the adapter's tensors; 0 where there is none.
+        sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
+        exact_bytes: Bytes of ``exact.safetensors``; 0 without ``exact``.
+    """
+
+    out: Path
+    format: str
+    plan: P
+    matrices: tuple[MatrixRecord, ...]
+    source_bytes: int
+    model_bytes: int
+    adapter_bytes: int = 0
+    sleep_bytes: int = 0
+    exact_bytes: int = 0
+
+    @property
+    def needs_model_file(self) -> bool:
+        """Whether mlx-lm asks for ``--trust-remote-code`` before it runs it."""
+        return FORMATS[self.format].needs_model_file(map(offer_of, self.matrices))
+
+    def how_to_run(self) -> list[str]:
+        """The lines that say how to run it."""
+        return FORMATS[self.format].how_to_run(self.out, [offer_of(r) for r in self.matrices])
+
+
+class Recipe(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        layout: Where every tensor goes.
+        grams: The Grams of a matrix, or of each of a stack; None where none was measured.
+        notes: What the records of the matrices say besides, by tensor name.
+    """
+
+    layout: Layout
+    grams: Callable[[Candidate], Iterable[LossGrams | None]]
+    notes: Mapping[str, Mapping[str, Any]] = {}
+
+
+def write_compressed(
+    checkpoint: Checkpoint,
+    out: str | Path,
+    options: Mapping[str, Any],
+    decide: Callable[[Journal], Recipe],
+    *,
+    force: bool,
+    track: Track,
+) -> Path:
+    """Write the folder of a compressed checkpoint, or go on with one that was cut.
+
+    Args:
+        checkpoint: The open source.
+        out: The folder; nothing appears there before everything is written and synced.
+        options: All that the output depends on besides the source; ``"exact"`` is one of them.
+        decide: What is to be written, decided once the journal is open.
+        force: Replace ``out`` where it is an earlier output, and what a run with other arguments
+            left.
+        track: Wraps the long loops.
+
+    Returns:
+        The finished folder, which is ``out``.
+    """
+    exact = bool(options["exact"])
+    output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
+    check_room(checkpoint, output, exact=exact)
+    with output as folder, no_cache():
+        identity = run_identity(checkpoint, options)
+        if output.begin(identity):
+            recipe = decide(output.started)
+            contents = recipe.layout.contents
+            records, digests = write_tensors(checkpoint, recipe, folder, output.started, track)
+            write_config(folder, checkpoint, contents)
+            contents.format.write_beside(folder, contents.chosen)
+            checkpoint.copy_side_files(folder)
+            if exact:
+                digests |= write_exact(checkpoint, folder, contents, track=track)
+            checkpoint.check_unchanged()
+            write_manifest(folder, identity, records, digests)
+    return output.path
+
+
+def compressed(done: Path, out: str | Path, plan: P, checkpoint: Checkpoint) -> Compressed[P]:
+    """What was done, from the manifest of the finished folder ``done``."""
+
+    def nbytes(pattern: str) -> int:
+        return sum(path.stat().st_size for path in done.glob(pattern))
+
+    manifest = read_manifest(done)
+    return Compressed(
+        out=Path(out),
+        format=manifest.format,
+        plan=plan,
+        matrices=tuple(manifest.matrices.values()),
+        source_bytes=sum(path.stat().st_size for path in checkpoint.weight_files),
+        model_bytes=nbytes("model*.safetensors"),
+        adapter_bytes=nbytes(f"{FOLDER}/{FILE}"),
+        sleep_bytes=nbytes(SLEEP),
+        exact_bytes=nbytes(EXACT),
+    )
+
+
+def write_tensors(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, journal: Journal, track: Track
+) -> tuple[tuple[MatrixRecord, ...], dict[str, str]]:
+    """Stream every tensor of the source to its new place.
+
+    Args:
+        checkpoint: The open source.
+        recipe: What is to be written.
+        folder: Existing folder; tensors that a run which was cut wrote there are passed over.
+        journal: The journal of the run.
+        track: Wraps the loop over the tensors.
+
+    Returns:
+        The records of all matrices, and the SHA-256 of every tensor written, by name.
+
+    Cost:
+        About three times the largest matrix in float32, besides its Grams.
+    """
+    layout = recipe.layout
+    errors = dict.fromkeys(layout.contents.matrices, Errors())
+    with ExitStack() as stack:
+        files: dict[Place, Shards] = {
+            place: stack.enter_context(open_place(place, folder, specs, keep=True))
+            for place, specs in layout.files.items()
+        }
+        steps = Steps(journal, *files.values())
+        for name in track(layout.steps(checkpoint), "compressing"):
+            if (result := steps.finished(name)) is None:
+                result = _step(name, checkpoint, recipe, files)
+                steps.add(name, result)
+            if result:
+                errors[layout.layer_at(name).name] = Errors(**result)
+    digests = {name: d for shards in files.values() for name, d in shards.digests.items()}
+    records = (_record(name, layout.contents, errors[name]) for name in errors)
+    return tuple(replace(r, **recipe.notes.get(r.name, {})) for r in records), digests
+
+
+def _step(
+    name: str, checkpoint: Checkpoint, recipe: Recipe, files: Mapping[Place, Shards]
+) -> Mapping[str, float]:
+    """Write what becomes of one tensor of the source; the errors of a matrix, else nothing."""
+    layout = recipe.layout
+    layer = layout.layer_at(name)
+    if name in layout.copied:
+        files["model"].write(layout.copied[name], checkpoint.raw(name))
+    elif layer.name in layout.contents.parts and layout.contents.parts[layer.name].present:
+        return _write_matrix(checkpoint, layer, recipe, files)._asdict()
+    elif name in layout.stacks:
+        files["model"].write(layer.name, _stacked(checkpoint, layer))
+    return {}
+
+
+def _stacked(checkpoint: Checkpoint, stack: Layer) -> NDArray[np.uint8]:
+    """The bytes of a stack that is copied from tensors of its experts."""
+    return np.concatenate([checkpoint.raw(name) for name in stack.tensors])
+
+
+def _write_matrix(
+    checkpoint: Checkpoint, layer: Layer, recipe: Recipe, files: Mapping[Place, Shards]
+) -> Errors:
+    """Write what one matrix or stack becomes, and return the errors of what it stands for."""
+    contents = recipe.layout.contents
+    m, offer = contents.matrices[layer.name], contents.chosen[layer.name]
+    pieces, errors, backbones = Pieces(), list[Errors](), list[Any]()
+    weights = weights_of(checkpoint, replace(layer, experts=m.experts))
+    for weight, grams in zip(weights, recipe.grams(m), strict=True):
+        encode, shape = contents.format.encode, weight.shape
+        pieces, error = in_worker(encode, weight, m, offer, grams, name=m.name, shape=shape)
+        backbones.append(pieces.backbone)
+        errors.append(error)
+    if m.experts:
+        pieces = pieces._replace(backbone=backbones)
+    for part, stored in contents.parts[m.name].paired(pieces):
+        for name, tensor in part.tensors(stored):
+            files[part.place].write(name, tensor)
+    return Errors.of_stack(errors)
+
+
+def _record(name: str, contents: Contents, errors: Errors) -> MatrixRecord:
+    """What became of a matrix; without an error, it was left as it is."""
+    m, offer, parts = contents.matrices[name], contents.chosen[name], contents.parts[name]
+    return MatrixRecord(
+        name=name,
+        shape=m.shape,
+        dtype=m.dtype,
+        source_bytes=m.source_bytes,
+        stored_bytes=offer.nbytes,
+        relative_error=errors.relative,
+        spectral_error=errors.spectral,
+        restored_error=errors.restored,
+        bits=offer.bits,
+        group_size=m.group_size,
+        rank=offer.rank,
+        parked=parts.parked,
+        factor_bits=offer.factor_bits,
+        factor_group_sizes=parts.factor_group_sizes,
+        experts=m.experts,
+        predicted_kl=offer.cost,
+    )
+
+
+@contextmanager
+def no_cache() -> Iterator[None]:
+    """Let MLX give back the memory of every array at once: matrices differ, nothing is reused."""
+    limit = mx.set_cache_limit(0)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(limit)
+
+
+def check_room(checkpoint: Checkpoint, output: OutputFolder, *, exact: bool = False) -> None:
+    """Refuse before the work: awake and asleep together may take three times the source.
+
+    What ``exact`` keeps may take the source once more, and as much again while it is written.
+    """
+    parent = next(p for p in output.path.parents if p.exists())
+    needed = (5 if exact else 3) * sum(p.stat().st_size for p in checkpoint.weight_files)
+    needed += 2**17 + 2**12 * len(checkpoint.tensors)  # manifest, journal, configuration
+    needed += sum(p.stat().st_size for p in checkpoint.side_files()) - output.left_bytes()
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        reason = f"{needed} bytes may be needed and {free} are free; choose another disk"
+        raise OSError(errno.ENOSPC, reason, str(output.path))

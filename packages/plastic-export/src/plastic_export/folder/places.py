@@ -1,0 +1,44 @@
+"""The files that tensors of an output go to: the model's, the one that sleeps, the adapter's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from plastic_core.files import TensorSpec
+
+from plastic_export.folder.adapter_files import FILE, FOLDER
+from plastic_export.folder.manifest import SLEEP
+from plastic_export.folder.shards import Shards
+
+Place = Literal["model", "sleep", "adapter"]
+"""Where a tensor goes."""
+
+METADATA = {"format": "pt"}
+"""What transformers looks for in the header of a model file."""
+
+_OF_ADAPTERS = {"format": "mlx"}
+_ONE_FILE = 2**63  # bytes
+
+
+def open_place(
+    place: Place, folder: Path, specs: Sequence[TensorSpec], *, keep: bool = False
+) -> Shards:
+    """Open the files of a place, to be written tensor by tensor; without specs there is no file.
+
+    Args:
+        place: Which files. Only those of the model are ever several.
+        folder: The existing folder of the checkpoint.
+        specs: Every tensor to come, in order.
+        keep: Leave what was written behind after an exception; see `Shards`.
+    """
+    if place == "model":
+        return Shards(folder, specs, METADATA, keep=keep)
+    if place == "sleep":
+        stem = Path(SLEEP).stem
+        return Shards(folder, specs, METADATA, stem=stem, limit=_ONE_FILE, keep=keep)
+    if specs:
+        (folder / FOLDER).mkdir(exist_ok=True)
+    stem = Path(FILE).stem
+    return Shards(folder / FOLDER, specs, _OF_ADAPTERS, stem=stem, limit=_ONE_FILE, keep=keep)

@@ -1,0 +1,51 @@
+"""``"corrected"``: bits and ranks, packed beside each other, run by ``plastic_model.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from plastic_export.checkpoint.tensors import module_path
+from plastic_export.format.by_plan import PlanFormat
+from plastic_export.format.parts import Parts, factor_parts, is_bare, packed_backbone
+from plastic_export.plan.offers import Candidate, Offer
+from plastic_export.plan.pricing import Choices
+
+
+class Corrected(PlanFormat):
+    """A backbone and a correction of low rank, or either of them, for every matrix."""
+
+    name = "corrected"
+    about = "bits and ranks, needs --trust-remote-code"
+    choices = Choices(factor_bits=(4, 8), bare=True)
+
+    def parts(self, m: Candidate, offer: Offer) -> Parts:
+        """``P.weight``; with a correction ``P.base.weight``, ``P.v.weight`` and ``P.u.weight``."""
+        path = module_path(m.name)
+        if offer.rank == 0:
+            return Parts(packed_backbone(m, offer, path))
+        return Parts(packed_backbone(m, offer, f"{path}.base"), *factor_parts(m, offer))
+
+    def bias_name(self, path: str, offer: Offer) -> str:
+        """With the backbone, or with the second factor where that is a linear layer."""
+        if offer.rank and offer.bits is not None:
+            return f"{path}.base.bias"
+        return f"{path}.u.bias" if is_bare(*offer.choice) else f"{path}.bias"
+
+    def own_layers(self, offer: Offer, parts: Parts) -> dict[str, Any]:
+        """The rank and the packing: groups along the outputs, then along the inputs."""
+        if is_bare(*offer.choice):
+            return {"ranks": offer.rank}
+        if not offer.rank:
+            return {}
+        entry = {
+            "rank": offer.rank,
+            "bits": offer.factor_bits,
+            "group_size": list(parts.factor_group_sizes),
+            "backbone": offer.bits is not None,
+        }
+        return {"corrected": entry}
+
+    def needs_model_file(self, offers: Iterable[Offer]) -> bool:
+        """Wherever a matrix has a correction."""
+        return any(offer.rank for offer in offers)
