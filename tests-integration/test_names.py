@@ -7,12 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("tools/**/*.py")]
 OF_EVERY_SCRIPT = {"main"}
-PENDING = set(
-    [
-        "Layout",
-        "wake",
-    ]
-)
 
 
 def is_public(node: ast.stmt) -> bool:
@@ -28,4 +22,4 @@ def test_no_name_means_two_things() -> None:
             if is_public(node) and isinstance(node, ast.ClassDef | ast.FunctionDef):
                 places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
     twice = {name: where for name, where in places.items() if len(where) > 1}
-    assert {k: v for k, v in twice.items() if k not in OF_EVERY_SCRIPT | PENDING} == {}
+    assert {k: v for k, v in twice.items() if k not in OF_EVERY_SCRIPT} == {}

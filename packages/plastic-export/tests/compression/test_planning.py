@@ -100,21 +100,22 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
 ) -> None:
     source = tied if kind == "tied" else make_readable()
     plan = planned(source, text)
-    m = next(m.matrix for m in plan.matrices if m.matrix.kind == "embedding")
+    offered = next(m for m in plan.matrices if m.matrix.kind == "embedding")
+    m = offered.matrix
     with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
         E = checkpoint.matrix(m.name)
         uses, lookup = Uses(m, grams).of(), grams[EMBEDDING]
         assert len(uses) == (2 if kind == "tied" else 1)
         counts = np.rint(lookup.input.matrix[:, 0, 0] * TOKENS)
         assert counts.sum() == TOKENS
-        for offer in m.offers[:-1]:
+        for offer in offered.offers[:-1]:
             assert offer.bits is not None
             D = E - rounded(E, offer.bits, gram_roots(combined_grams(uses)), m).dequantized()
             cost = half_trace(lookup.output.matrix, D, np.diag(smoothed(counts)))
             if kind == "tied":
                 R, C = (g.matrix for g in grams[f"{EMBEDDING}.as_linear"])
                 cost += half_trace(R, D, C)
-            assert offer.cost == pytest.approx(m.price_factor * cost, rel=1e-5)
+            assert offer.cost == pytest.approx(offered.price_factor * cost, rel=1e-5)
 
 
 def half_trace(R: Float64, D: np.ndarray, C: Float64) -> float:

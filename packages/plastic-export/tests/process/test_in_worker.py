@@ -27,7 +27,7 @@ def hangs(*arguments, **options):
 """
 
 SPECTRUM = "plastic_export.compression.spectra.weighted_spectrum"
-ENCODE = "plastic_export.format.factored.Factored.encode"
+ENCODE = "plastic_export.format.factored.FactoredFormat.encode"
 
 
 @pytest.fixture

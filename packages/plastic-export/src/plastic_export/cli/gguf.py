@@ -7,7 +7,7 @@ import click
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.cli.console import Output
 from plastic_export.cli.options import json_option, revision_option
-from plastic_export.format.gguf import gguf_guide
+from plastic_export.compression.gguf import gguf_guide
 from plastic_export.reporting.gguf import present_guide
 
 

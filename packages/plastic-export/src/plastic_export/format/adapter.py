@@ -19,7 +19,7 @@ RANKS = (4, 8, 16, 32, 64)
 """The ranks that are offered, of which a plan takes one for all matrices."""
 
 
-class Adapter(PlanFormat):
+class AdapterFormat(PlanFormat):
     """Backbones where the weights were, and corrections that mlx-lm lays over them."""
 
     name = "adapter"

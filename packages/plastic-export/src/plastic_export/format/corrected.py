@@ -12,7 +12,7 @@ from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.plan.pricing import Choices
 
 
-class Corrected(PlanFormat):
+class CorrectedFormat(PlanFormat):
     """A backbone and a correction of low rank, or either of them, for every matrix."""
 
     name = "corrected"

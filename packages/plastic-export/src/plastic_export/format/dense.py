@@ -17,7 +17,7 @@ from plastic_export.format.parts import Part, Parts, asleep_parts
 from plastic_export.plan.offers import Candidate, Offer
 
 
-class Dense(RankFormat):
+class DenseFormat(RankFormat):
     """Weights of lower rank where the weights were, as large as before."""
 
     name = "dense"

@@ -14,7 +14,7 @@ from plastic_export.format.parts import Parts, asleep_parts, factor_parts
 from plastic_export.plan.offers import Candidate, Offer
 
 
-class Factored(RankFormat):
+class FactoredFormat(RankFormat):
     """Factors where the weights were: smaller."""
 
     name = "factored"

@@ -11,7 +11,7 @@ from plastic_export.plan.offers import Candidate, Choice, Offer
 from plastic_export.plan.pricing import Choices
 
 
-class Mixed(PlanFormat):
+class MixedFormat(PlanFormat):
     """Backbones where the weights were."""
 
     name = "mixed"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from plastic_export.format.adapter import Adapter
-from plastic_export.format.corrected import Corrected
-from plastic_export.format.dense import Dense
-from plastic_export.format.factored import Factored
-from plastic_export.format.mixed import Mixed
+from plastic_export.format.adapter import AdapterFormat
+from plastic_export.format.corrected import CorrectedFormat
+from plastic_export.format.dense import DenseFormat
+from plastic_export.format.factored import FactoredFormat
+from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.protocol import Format
 
-FORMATS: dict[str, Format] = {
-    format.name: format for format in (Factored(), Dense(), Mixed(), Corrected(), Adapter())
-}
+_ALL = (FactoredFormat(), DenseFormat(), MixedFormat(), CorrectedFormat(), AdapterFormat())
+
+FORMATS: dict[str, Format] = {format.name: format for format in _ALL}
 """Every format by its name."""
 
 RANK_FORMATS = tuple(name for name, format in FORMATS.items() if format.choices is None)

@@ -29,7 +29,7 @@ from plastic_export.folder.places import METADATA, open_place
 from plastic_export.folder.shards import Shards
 from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents
-from plastic_export.format.mixed import Mixed
+from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.stored import StoredMatrices
 from plastic_export.model.load import MODEL_FILE
 
@@ -90,7 +90,7 @@ def write_healed(
     digests = model.digests | _write_adapter(checkpoint, values, folder)
     _copy_sides(checkpoint, folder)
     old = manifest_of(checkpoint)
-    contents = Contents.of(Mixed(), (), {}) if old is None else Contents.of_manifest(old)
+    contents = Contents.of(MixedFormat(), (), {}) if old is None else Contents.of_manifest(old)
     if (checkpoint.folder / EXACT).is_file():
         digests |= write_exact(reference, folder, contents, track=track)
     options, records = {"format": contents.format.name}, list[MatrixRecord]()

@@ -37,7 +37,7 @@ class Budget(NamedTuple):
     Examples:
         >>> matrices = read_plan("plan.json").matrices
         >>> (plan,) = plan_bits(matrices, [Budget("keep", 0.4)])
-        >>> print(plan.asked, plan.nbytes <= 0.4 * sum(m.source_bytes for m in matrices))
+        >>> print(plan.asked, plan.nbytes <= 0.4 * sum(m.matrix.source_bytes for m in matrices))
         keep 0.4 True
     """
 

@@ -12,8 +12,8 @@ import pytest
 from plastic_core.files import FormatError
 from plastic_export import Budget
 from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.compression.gguf import OUTTYPES, gguf_guide
 from plastic_export.folder.manifest import SCHEMA, sealed
-from plastic_export.format.gguf import OUTTYPES, gguf_guide
 from plastic_export.model.plastic_model import VERSION
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
