@@ -41,7 +41,6 @@ ROOMS = [
     ".".join(("plastic_export", *init.parent.relative_to(HOME).parts))
     for init in sorted(HOME.rglob("__init__.py"))
 ]
-LATER = ("compression", "folder", "format", "plan")
 SHOWN: dict[str, Any] = {
     f"{room}.{name}": getattr(import_module(room), name)
     for room in ROOMS
@@ -52,7 +51,6 @@ PUBLIC = {
     for path, shown in SHOWN.items()
     if (inspect.isclass(shown) or inspect.isfunction(shown))
     and shown.__module__.startswith("plastic_export")
-    and ("Examples:" in (shown.__doc__ or "") or shown.__module__.split(".")[1] not in LATER)
 }
 COMMON = {"mx": mx, "nn": nn, "np": np, "Path": Path}
 SHORT = TrainingOptions(steps=4, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2)

@@ -59,6 +59,11 @@ def execute_plan(
         ValueError: If the plan does not hold the budget.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
+
+    Examples:
+        >>> result = execute_plan("SRC", "OUT", "plan.json")
+        >>> result.plan.asked, verify("OUT")
+        ('4.5', [])
     """
     file = Path(plan_file)
     plans = read_plan(file)

@@ -83,6 +83,11 @@ def compress(
         ValueError: If an argument is out of range, or the strategy lacks its calibration.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
+
+    Examples:
+        >>> result = compress("SRC", "OUT", keep=0.5)
+        >>> result.plan.strategy, result.plan.kept <= 0.5, verify("OUT")
+        ('stable', True, [])
     """
     check_keep(keep)
     strategy = strategy or ("activation" if calibration else "stable")

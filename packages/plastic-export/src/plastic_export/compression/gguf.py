@@ -39,6 +39,12 @@ def gguf_guide(checkpoint: Checkpoint) -> list[str]:
         FormatError: If a JSON file of the checkpoint is damaged, or a plan gave it corrections
             that no dense copy can be made of.
         OSError: If one cannot be read.
+
+    Examples:
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     lines = gguf_guide(checkpoint)
+        >>> any(line.startswith("python llama.cpp/convert_hf_to_gguf.py") for line in lines)
+        True
     """
     name = re.sub(r"[^\w.-]", "_", checkpoint.name.rpartition("/")[2])
     first = _make_dense(checkpoint, f"{name}-dense")

@@ -36,6 +36,11 @@ class LossPlan:
         left_bytes: Bytes of all tensors of the source but ``matrices``.
         budgets: The plans.
         format: Name of the format that they are written in.
+
+    Examples:
+        >>> plan = read_plan("plan.json")
+        >>> plan.format, [budget.asked for budget in plan.budgets]
+        ('mixed', ['4.5'])
     """
 
     source: Mapping[str, Any]
@@ -131,6 +136,12 @@ def write_plan(file: Path, plan: LossPlan) -> None:
     Raises:
         ValueError: If ``file`` is a link or a folder.
         OSError: If it cannot be written.
+
+    Examples:
+        >>> plan = read_plan("plan.json")
+        >>> write_plan(Path("copy.json"), plan)
+        >>> read_plan("copy.json") == plan
+        True
     """
     matrices = {m.name: _matrix_record(m) for m in plan.matrices}
     record = {
@@ -193,6 +204,10 @@ def read_plan(file: str | Path) -> LossPlan:
         FormatError: If it is damaged, of another schema, or gives a matrix what it does not offer,
             or nothing.
         OSError: If it does not exist or cannot be read.
+
+    Examples:
+        >>> read_plan("plan.json").budget().asked
+        '4.5'
     """
     file = Path(file)
     raw = read_json(file)

@@ -90,6 +90,15 @@ def plan_checkpoint(
         ValueError: If the text is too short, an activation is not finite, or a budget is below
             the least possible or above the size of the source.
         OSError: If a file cannot be read or written.
+
+    Examples:
+        >>> few, size = Calibration("text.txt", window=24, windows=8), Budget("size", 70_000)
+        >>> choices = Choices(bits=(4, 8))
+        >>> plan = plan_checkpoint(
+        ...     "SRC", "small.json", calibration=few, budgets=[size], choices=choices
+        ... )
+        >>> print(plan.budgets[0].asked, plan.budgets[0].nbytes + plan.left_bytes <= 70_000)
+        70000 bytes True
     """
     file, target = Path(file), format_named(format, PLAN_FORMATS)
     _check_place(file, force)
@@ -208,6 +217,12 @@ def plannable(
 
     Raises:
         ValueError: If there are none.
+
+    Examples:
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     names = [m.name for m in plannable(checkpoint, exclude=["model.layers.*"])]
+        >>> sorted(names)
+        ['lm_head.weight', 'model.embed_tokens.weight']
     """
     layers = layers_of(checkpoint) if layers is None else layers
     apart = stored_apart(layers)

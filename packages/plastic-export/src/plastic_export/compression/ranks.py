@@ -23,6 +23,11 @@ class Surveyed:
         dtype: Storage type of the factors: the weight's own, or its scales' where it is packed.
         source_bytes: Bytes of the matrix in the source, scales and offsets counted.
         spectrum: Singular values, of ``W`` or of ``W R^(1/2)``, as the strategy asks; float64.
+
+    Examples:
+        >>> m = Surveyed("w", (8, 6), "F32", 8 * 6 * 4, np.array([3.0, 2, 1, 0, 0, 0]))
+        >>> m.component_bytes, m.break_even
+        (56, 3)
     """
 
     name: str
@@ -55,6 +60,12 @@ class MatrixPlan:
         rank: Components awake; ``min(shape)`` for a dense one.
         retained_energy: Fraction of the squared spectrum that stays awake.
         why: One line, for people.
+
+    Examples:
+        >>> m = Surveyed("w", (8, 6), "F32", 8 * 6 * 4, np.array([3.0, 2, 1, 0, 0, 0]))
+        >>> (planned,) = plan_ranks([m], 0.6, "energy").matrices
+        >>> planned.choice, planned.rank, planned.parked
+        ('factored', 2, 4)
     """
 
     name: str
@@ -87,6 +98,12 @@ class Plan:
         keep: The fraction of the bytes of the matrices that was asked for.
         strategy: The strategy that chose the ranks.
         matrices: One entry per matrix, in the order of the checkpoint.
+
+    Examples:
+        >>> m = Surveyed("w", (8, 6), "F32", 8 * 6 * 4, np.array([3.0, 2, 1, 0, 0, 0]))
+        >>> plan = plan_ranks([m], 0.6, "energy")
+        >>> plan.awake_bytes, plan.source_bytes, round(plan.kept, 3)
+        (112, 192, 0.583)
     """
 
     keep: float
@@ -133,6 +150,12 @@ def plan_ranks(matrices: Sequence[Surveyed], keep: float, strategy: str) -> Plan
 
     Raises:
         ValueError: If ``keep`` is out of range or too small for rank one everywhere.
+
+    Examples:
+        >>> m = Surveyed("w", (8, 6), "F32", 8 * 6 * 4, np.array([3.0, 2, 1, 0, 0, 0]))
+        >>> plan = plan_ranks([m], keep=0.6, strategy="energy")
+        >>> [(planned.name, planned.rank) for planned in plan.matrices]
+        [('w', 2)]
     """
     check_keep(keep)
     _check_least(matrices, keep)

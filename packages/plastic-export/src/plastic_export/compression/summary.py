@@ -91,6 +91,11 @@ class Summary:
         dtypes: How many tensors of each type.
         groups: The matrices that ``compress`` would take.
         spectra: Per matrix, if they were asked for.
+
+    Examples:
+        >>> summary = summarize("SRC")
+        >>> print(summary.model_type, summary.tensors, summary.dtypes)
+        llama 21 {'BF16': 21}
     """
 
     name: str
@@ -120,6 +125,11 @@ def summarize(
 
     Raises:
         FormatError: If a file is damaged, or a weight is not finite.
+
+    Examples:
+        >>> summary = summarize("SRC", spectra=True)
+        >>> summary.spectra["model.layers.0.mlp.up_proj"].energy_99 <= 64
+        True
     """
     with open_checkpoint(source, revision=revision) as checkpoint:
         tensors = checkpoint.tensors

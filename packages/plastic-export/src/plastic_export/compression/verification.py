@@ -33,6 +33,10 @@ def verify(out: str | Path, *, track: Track = untracked) -> list[str]:
 
     Cost:
         Reads every byte once, damaged files twice.
+
+    Examples:
+        >>> verify("FACTORED")
+        []
     """
     folder = Path(out)
     if is_store(folder):

@@ -60,6 +60,11 @@ class Compressed(Generic[P]):
         adapter_bytes: Bytes of the adapter's tensors; 0 where there is none.
         sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
         exact_bytes: Bytes of ``exact.safetensors``; 0 without ``exact``.
+
+    Examples:
+        >>> result = compress("SRC", "OUT", keep=0.5)
+        >>> result.model_bytes < result.source_bytes < result.model_bytes + result.sleep_bytes
+        True
     """
 
     out: Path

@@ -50,6 +50,11 @@ class MatrixRecord:
             none was predicted.
         retained_energy: Fraction of the squared spectrum that is awake, as ranks were chosen.
         why: Why this rank, in one line for people.
+
+    Examples:
+        >>> record = read_manifest(Path("FACTORED")).matrices["model.layers.0.mlp.up_proj.weight"]
+        >>> record.bits, record.rank + record.parked
+        (None, 64)
     """
 
     name: str
@@ -159,6 +164,11 @@ class Manifest:
         tensors: SHA-256 of every tensor, by name.
         files: Size in bytes and SHA-256 of every file, by its path in the folder.
         rows: Checksums of the rows of every tensor that holds components asleep, one each.
+
+    Examples:
+        >>> manifest = read_manifest(Path("FACTORED"))
+        >>> sorted(manifest.files)[:2]
+        ['config.json', 'generation_config.json']
     """
 
     format: str
@@ -175,6 +185,10 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         FormatError: If it is missing, damaged, or of a schema this version does not know.
+
+    Examples:
+        >>> read_manifest(Path("FACTORED")).options["keep"]
+        0.5
     """
     path = folder / MANIFEST
     if not path.is_file():

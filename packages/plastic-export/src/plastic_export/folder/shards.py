@@ -148,6 +148,10 @@ def as_stored(array: NDArray[np.float32], dtype: str) -> mx.array:
 
     Raises:
         ValueError: If a value overflows, which happens in float16 above 65504.
+
+    Examples:
+        >>> as_stored(np.array([1.0, 2.5], np.float32), "BF16").dtype
+        mlx.core.bfloat16
     """
     stored = mx.array(array).astype(MLX_DTYPES[dtype])
     if not mx.isfinite(stored).all().item():
@@ -157,7 +161,12 @@ def as_stored(array: NDArray[np.float32], dtype: str) -> mx.array:
 
 
 def as_float32(stored: mx.array) -> NDArray[np.float32]:
-    """The exact float32 value of a stored array."""
+    """The exact float32 value of a stored array.
+
+    Examples:
+        >>> as_float32(mx.array([1.0, 2.5], mx.bfloat16))
+        array([1. , 2.5], dtype=float32)
+    """
     values = stored.astype(mx.float32)
     mx.eval(values)  # NumPy would hide that it failed
     return np.asarray(values)

@@ -39,6 +39,13 @@ class Format:
         parks: Whether what is left out sleeps beside the model, so that it can be restored.
         linears_only: Whether it holds nothing but ``nn.Linear`` layers of mlx-lm's model.
         about: What the help of the command says of it, in one line.
+
+    Examples:
+        >>> from plastic_export.format import FORMATS
+        >>> m = Candidate("p.weight", (64, 64), "BF16", group_size=64, source_bytes=8192)
+        >>> parts = FORMATS["mixed"].parts(m, Offer(4, 2304, 0.0))
+        >>> [spec.name for spec in parts.backbone.specs]
+        ['p.weight', 'p.scales', 'p.biases']
     """
 
     name: str

@@ -28,7 +28,15 @@ class GramRoots(NamedTuple):
 
 
 def gram_roots(grams: LossGrams) -> GramRoots:
-    """Damp both Grams as prices and rounded weights have them."""
+    """Damp both Grams as prices and rounded weights have them.
+
+    Examples:
+        >>> from plastic_runtime import GramFile
+        >>> with GramFile("plan.grams.npz") as grams:
+        ...     R, C = gram_roots(grams["lm_head"])
+        >>> R.size, C.size
+        (64, 80)
+    """
     R, C = grams.input.matrix, grams.output.matrix
     return GramRoots(GramRoot.of(R, damping=DAMPING), GramRoot.of(C, damping=DAMPING))
 

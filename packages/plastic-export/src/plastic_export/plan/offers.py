@@ -30,6 +30,12 @@ class Offer(NamedTuple):
         rank: Of the correction; 0 for none. Without bits and rank the matrix stays exactly as it
             is in the source.
         factor_bits: Of the entries of the correction; 16: in the matrix's own type.
+
+    Examples:
+        >>> Offer(4, nbytes=2560, cost=1e-3, rank=8, factor_bits=8).kind
+        '4 bits + rank'
+        >>> Offer(None, nbytes=8192, cost=0.0).kind
+        'source'
     """
 
     bits: int | None
@@ -76,6 +82,10 @@ class Candidate:
         source_bytes: Bytes in the source, scales and offsets counted.
         kind: What layer it is the weight of.
         experts: How many matrices are stacked; 0 for a single one.
+
+    Examples:
+        >>> Candidate("w", (64, 32), "BF16", group_size=32, source_bytes=4096).weights
+        2048
     """
 
     name: str
@@ -106,6 +116,11 @@ class Offered:
         offers: By increasing bytes; the last one leaves it as it is.
         price_factor: What the costs that the Grams predict were multiplied by: the measured
             divergence of one change over its prediction.
+
+    Examples:
+        >>> m = read_plan("plan.json").matrices[0]
+        >>> m.offer(4).nbytes < m.matrix.source_bytes
+        True
     """
 
     matrix: Candidate
@@ -148,6 +163,11 @@ class BitsPlan:
         lower_bound: No choice within the budget is predicted to cost less, nats per token: the
             optimum of the linear relaxation.
         chosen: The offer of each matrix, by tensor name, in the order of the checkpoint.
+
+    Examples:
+        >>> plan = read_plan("plan.json").budget(4.5)
+        >>> plan.bits_per_weight <= 4.5, plan.rank
+        (True, 0)
     """
 
     budget: float
@@ -191,13 +211,23 @@ class BitsPlan:
 
 
 def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str) -> int:
-    """Bytes of a matrix in MLX's affine format: codes, and a scale and an offset per group."""
+    """Bytes of a matrix in MLX's affine format: codes, and a scale and an offset per group.
+
+    Examples:
+        >>> packed_bytes((64, 32), 4, 32, "BF16")  # 1024 of codes, 256 of scales and offsets
+        1280
+    """
     entries = math.prod(shape)
     return entries * bits // 8 + 2 * (entries // group_size) * ITEM_BYTES[dtype]
 
 
 def factor_bytes(shape: tuple[int, int], rank: int, bits: int, dtype: str) -> int:
-    """Bytes of a correction: both factors, with their scales and offsets where they are packed."""
+    """Bytes of a correction: both factors, with their scales and offsets where they are packed.
+
+    Examples:
+        >>> factor_bytes((64, 32), 8, 16, "BF16")
+        1536
+    """
     if bits == UNPACKED:
         return rank * sum(shape) * ITEM_BYTES[dtype]
     return sum(
@@ -231,6 +261,12 @@ def plan_bits(
     Raises:
         ValueError: If there are no matrices, or a budget is below the least possible or above
             the size of the source.
+
+    Examples:
+        >>> matrices = read_plan("plan.json").matrices
+        >>> small, large = plan_bits(matrices, [3, 6])
+        >>> small.nbytes < large.nbytes, small.cost > large.cost
+        (True, True)
     """
     if not matrices:
         raise ValueError("no matrix can be quantised; drop an --exclude")

@@ -62,6 +62,10 @@ class Choices:
         factor_bits: Of corrections; empty for none.
         bare: Whether a correction may do without a backbone.
         ranks: The ranks of corrections; by default about `OFFERED_RANKS` up to what pays.
+
+    Examples:
+        >>> Choices(bits=(4, 8)).factor_bits
+        ()
     """
 
     bits: tuple[int, ...] = BITS
@@ -104,12 +108,28 @@ def weights_of(checkpoint: Checkpoint, layer: Layer) -> Iterator[NDArray[np.floa
 
 
 def choices_for(m: Candidate, choices: Choices) -> Choices:
-    """What is offered for a matrix: bits alone for what is no linear layer."""
+    """What is offered for a matrix: bits alone for what is no linear layer.
+
+    Examples:
+        >>> table = Candidate("w", (80, 64), "BF16", 64, 10240, kind="embedding")
+        >>> choices_for(table, Choices(bits=(4, 8), factor_bits=(8,)))
+        Choices(bits=(4, 8), factor_bits=(), bare=False, ranks=())
+    """
     return choices if m.kind == "linear" else Choices(bits=choices.bits)
 
 
 def rounded(weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candidate) -> Backbone:
-    """The weight in ``bits`` bits, as both a price and a written file mean it."""
+    """The weight in ``bits`` bits, as both a price and a written file mean it.
+
+    Examples:
+        >>> from plastic_runtime import GramFile
+        >>> m = read_plan("plan.json").matrices[0].matrix
+        >>> with GramFile("plan.grams.npz") as grams, open_checkpoint("SRC") as checkpoint:
+        ...     roots = gram_roots(grams["lm_head"])
+        ...     backbone = rounded(checkpoint.matrix("lm_head.weight"), 4, roots, m)
+        >>> backbone.dequantized().shape
+        (80, 64)
+    """
     return error_feedback(
         weight,
         bits,
@@ -235,6 +255,15 @@ def offers_of(
         uses: The Grams of its uses: see `Uses`.
         choices: What to offer.
         probe: Measures the change that one of them is.
+
+    Examples:
+        >>> from plastic_runtime import GramFile
+        >>> m = read_plan("plan.json").matrices[0].matrix
+        >>> with GramFile("plan.grams.npz") as grams, open_checkpoint("SRC") as checkpoint:
+        ...     weight, uses = checkpoint.matrix(m.name), (grams[module_path(m.name)],)
+        ...     offers, _ = offers_of(weight, m, uses, Choices(bits=(2, 8)))
+        >>> offers[0].nbytes < offers[1].nbytes, offers[0].cost > offers[1].cost
+        (True, True)
     """
     roots, offers, factor = [gram_roots(use) for use in uses], list[Offer](), 1.0
     # A correction is for weights of one use.
@@ -283,7 +312,13 @@ def _corrections(
 
 
 def offered_ranks(m: Candidate, base: Offer, bits: int, choices: Choices) -> list[int]:
-    """The ranks to offer for factors of so many bits, increasing; none where they cannot pay."""
+    """The ranks to offer for factors of so many bits, increasing; none where they cannot pay.
+
+    Examples:
+        >>> m = Candidate("w", (64, 64), "BF16", 64, source_bytes=8192)
+        >>> offered_ranks(m, Offer(4, 2304, 0.0), 8, Choices(factor_bits=(8,), ranks=(2, 4, 99)))
+        [2, 4]
+    """
     if bits != UNPACKED and None in map(factor_group, m.shape):
         return []
     per_rank = factor_bytes(m.shape, 1, bits, m.dtype)
@@ -303,7 +338,13 @@ def _with_rank(base: Offer, m: Candidate, rank: int, bits: int, cost: float) -> 
 
 
 def pareto(offers: Sequence[Offer]) -> list[Offer]:
-    """By increasing bytes, those that cost less than all that take no more."""
+    """By increasing bytes, those that cost less than all that take no more.
+
+    Examples:
+        >>> cheap, poor, good = Offer(2, 100, 0.3), Offer(3, 150, 0.4), Offer(4, 200, 0.1)
+        >>> pareto([good, poor, cheap]) == [cheap, good]
+        True
+    """
     kept = list[Offer]()
     for offer in sorted(offers, key=lambda o: (o.nbytes, o.cost)):
         if not kept or offer.cost < kept[-1].cost:
