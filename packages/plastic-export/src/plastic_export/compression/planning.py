@@ -15,7 +15,7 @@ from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, is_matrix, is_weight, module_path
 from plastic_export.compression.plan_file import LossPlan, is_plan, source_identity, write_plan
-from plastic_export.format.header_bytes import fixed_bytes
+from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.model.layers import Layer, layers_of, stored_apart

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams
 
+from plastic_export.folder.header_bytes import entry_bytes
 from plastic_export.format.errors import Errors
-from plastic_export.format.header_bytes import entry_bytes
 from plastic_export.format.parts import Parts, Pieces, whole_specs
 from plastic_export.plan.offers import Candidate, Choice, Offer
 from plastic_export.plan.pricing import Choices
