@@ -86,7 +86,7 @@ def execute_plan(
 
 
 def _options(plans: LossPlan, plan: BitsPlan, file: Path, *, exact: bool) -> dict[str, Any]:
-    """What the output depends on besides its source."""
+    """Return what the output depends on besides its source."""
     return {
         "format": plans.format,
         "budget": plan.asked,
@@ -98,7 +98,7 @@ def _options(plans: LossPlan, plan: BitsPlan, file: Path, *, exact: bool) -> dic
 
 
 def _combined(grams: GramFile) -> Callable[[Candidate], Iterator[LossGrams]]:
-    """The Grams to round a matrix under, or each expert of a stack."""
+    """Return the Grams to round a matrix under, or each expert of a stack."""
 
     def of(m: Candidate) -> Iterator[LossGrams]:
         uses = Uses(m, grams)

@@ -116,7 +116,7 @@ def compress(
 
 
 def _recipe(checkpoint: Checkpoint, plan: Plan, format: Format, grams: Grams) -> Recipe:
-    """What a plan of ranks writes: offers without a backbone, and what sleeps."""
+    """Return the recipe of a plan of ranks: offers without a backbone, and what sleeps."""
     chosen = {p.name: _offer(p) for p in plan.matrices}
     contents = Contents.of(format, map(_candidate, plan.matrices), chosen)
 
@@ -142,7 +142,7 @@ def _offer(p: MatrixPlan) -> Offer:
 
 
 def _carried_out(record: MatrixRecord) -> MatrixPlan:
-    """The plan that a record says was carried out."""
+    """Return the plan that a record says was carried out."""
     same = {f.name: getattr(record, f.name) for f in fields(MatrixPlan) if hasattr(record, f.name)}
     if record.is_unchanged:
         return MatrixPlan(**{**same, "choice": "dense", "rank": min(record.shape)})
@@ -152,7 +152,7 @@ def _carried_out(record: MatrixRecord) -> MatrixPlan:
 def _chosen_names(
     checkpoint: Checkpoint, format: Format, include: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
-    """The matrices to compress, as far as the format can hold them."""
+    """Return the matrices to compress, as far as the format can hold them."""
     names = compressible(checkpoint.tensors, include=include, exclude=exclude)
     if not format.linears_only:
         return names

@@ -92,7 +92,7 @@ def _make_dense(checkpoint: Checkpoint, dense: str) -> list[str]:
 
 
 def _is_by_rank(checkpoint: Checkpoint) -> bool:
-    """Whether its factors are all that there is of its layers, and the rest of them sleeps."""
+    """Tell whether its factors are all that there is of its layers, and the rest of them sleeps."""
     if not (checkpoint.folder / MANIFEST).exists():
         return not checkpoint.config["plastic"].get("corrected")
     return format_named(read_manifest(checkpoint.folder).format).parks
@@ -109,7 +109,7 @@ def _from_factored(checkpoint: Checkpoint, dense: str) -> list[str]:
 
 
 def _compress_command(folder: Path, dense: str) -> str:
-    """The command that made a factored checkpoint, but for the dense format."""
+    """Return the command that made a factored checkpoint, but for the dense format."""
     if not (folder / MANIFEST).exists():
         return _line("plastic", "compress", "SOURCE", dense, "--keep", "KEEP", "--format", "dense")
     manifest = read_manifest(folder)
@@ -170,7 +170,7 @@ def _tokenizer(folder: Path) -> list[str]:
 
 
 def _chat_template(folder: Path) -> list[str]:
-    """Where the converter finds the template: the first of these places that has one."""
+    """Return where the converter finds the template: the first place that has one."""
     config = folder / "tokenizer_config.json"
     if config.exists() and "chat_template" in read_json(config):
         return ["# chat template: from tokenizer_config.json, carried over"]
@@ -181,7 +181,7 @@ def _chat_template(folder: Path) -> list[str]:
 
 
 def _outtype(checkpoint: Checkpoint) -> str:
-    """The type that keeps most of the weights as they are."""
+    """Return the type that keeps most of the weights as they are."""
     sizes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         if tensor.dtype in _OUTTYPE:

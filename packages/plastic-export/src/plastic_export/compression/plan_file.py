@@ -53,7 +53,7 @@ class LossPlan:
     format: str = "mixed"
 
     def budget(self, asked: float | str | None = None) -> BitsPlan:
-        """The plan of one budget, which need not be named where there is only one.
+        """Return the plan of one budget, which need not be named where there is only one.
 
         Args:
             asked: Bits per weight, or the budget as the plan states it (`BitsPlan.asked`).
@@ -76,7 +76,7 @@ class LossPlan:
 
 
 def source_identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a plan depends on: every tensor's type and shape, every file's bytes, config.json.
+    """Return all that a plan depends on: types and shapes of tensors, bytes of files, config.json.
 
     Cost: reads every byte of the weight files.
     """
@@ -110,7 +110,7 @@ def _other_source(
 
 
 def grams_file(plan: LossPlan, file: Path) -> Path:
-    """The file of Grams beside the plan ``file``, its digest checked.
+    """Return the file of Grams beside the plan ``file``, its digest checked.
 
     Raises:
         FormatError: If it is missing or not the one that the plan was made with.
@@ -189,7 +189,7 @@ def _offer_record(o: Offer) -> dict[str, Any]:
 
 
 def is_plan(file: Path) -> bool:
-    """Whether a file looks like a plan, of any schema."""
+    """Tell whether a file looks like a plan, of any schema."""
     try:
         raw = read_json(file)
     except FormatError:

@@ -129,14 +129,14 @@ def plan_checkpoint(
 
 
 class _Priced(NamedTuple):
-    """What the matrices offer, and how many experts no token reached."""
+    """The offers of the matrices, and the number of experts that no token reached."""
 
     offered: tuple[Offered, ...]
     unreached: int
 
 
 def _grams(file: Path) -> Path:
-    """The file of Grams beside a plan."""
+    """Return the file of Grams beside a plan."""
     return file.with_suffix(".grams.npz")
 
 
@@ -165,7 +165,7 @@ def _priced(
 def _spent(
     checkpoint: Checkpoint, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
 ) -> tuple[BitsPlan, ...]:
-    """The plan of every budget."""
+    """Return the plan of every budget."""
     matrices = [m.matrix for m in offered]
     return plan_bits(
         offered,
@@ -177,7 +177,7 @@ def _spent(
 
 
 def _overhead(checkpoint: Checkpoint, format: Format) -> Overhead:
-    """What an offer adds to the headers of a format."""
+    """Return what an offer adds to the headers of a format."""
     nbytes = _nbytes(checkpoint)
     return lambda m, offer: format.header_bytes(m, offer, nbytes)
 
@@ -206,7 +206,7 @@ def plannable(
     embeddings: bool = True,
     layers: Mapping[str, Layer] | None = None,
 ) -> list[Candidate]:
-    """The weights of the model that a number of bits can be chosen for, routers left out.
+    """Return the weights of the model that a number of bits can be chosen for, routers left out.
 
     Args:
         checkpoint: The open source.
@@ -245,7 +245,7 @@ def plannable(
 
 
 def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:
-    """How many experts no token of the text reached: they are given the Grams of the others."""
+    """Count the experts that no token of the text reached: they get the Grams of the others."""
     paths = (f"{module_path(m.name)}.{e}" for m in planned for e in range(m.experts))
     return sum(path in grams and grams.count(path) == 0 for path in paths)
 
@@ -271,7 +271,7 @@ def _check_budgets(
 
 
 def _left_headers(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
-    """What all but the planned matrices takes in the headers of the files."""
+    """Return what all but the planned matrices takes in the headers of the files."""
     names = {m.name for m in planned}
     left = [t for t in checkpoint.tensors.values() if t.name not in names]
     specs = [TensorSpec(t.name, t.dtype, t.shape) for t in left]

@@ -49,7 +49,7 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """What becomes of one matrix.
+    """The fate of one matrix: its rank, or none.
 
     Attributes:
         name: Tensor name.
@@ -190,7 +190,7 @@ def _choose(group: Sequence[Surveyed], keep: float, strategy: str) -> dict[str, 
 
 
 def _least(group: Sequence[Surveyed]) -> float:
-    """The fraction of the bytes that rank one everywhere takes."""
+    """Return the fraction of the bytes that rank one everywhere takes."""
     return sum(m.component_bytes for m in group) / sum(m.source_bytes for m in group)
 
 

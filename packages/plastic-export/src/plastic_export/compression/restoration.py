@@ -22,7 +22,7 @@ from plastic_export.format.stored import StoredMatrices
 
 @dataclass(frozen=True)
 class Restored:
-    """What ``restore`` gave back.
+    """The result of ``restore``.
 
     Attributes:
         dest: The folder that was written.

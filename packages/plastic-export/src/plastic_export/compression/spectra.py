@@ -1,4 +1,4 @@
-"""What is measured of a checkpoint before it is planned, once however often the run is cut."""
+"""The spectra of a checkpoint, measured once however often the run is cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from plastic_export.process.in_worker import in_worker
 def measured_grams(
     checkpoint: Checkpoint, calibration: Calibration | None, journal: Journal, track: Track
 ) -> Grams:
-    """The Grams of a calibration; a run that goes on measures them again and must find the same."""
+    """Return the Grams of a calibration; a run that goes on must find the same again."""
     if calibration is None:
         return {}
     grams = calibrate(checkpoint, calibration, track=track)
@@ -42,7 +42,7 @@ def measured_grams(
 def read_spectra(
     checkpoint: Checkpoint, names: Sequence[str], grams: Grams, journal: Journal, track: Track
 ) -> list[Surveyed]:
-    """Every matrix with its spectrum, from the journal where a run that was cut had taken it."""
+    """Return every matrix with its spectrum, from the journal of a run that was cut, if any."""
     known = {r["spectrum"]: r["values"] for r in journal.records if "spectrum" in r}
     surveyed = []
     for name in track(list(names), "reading spectra"):

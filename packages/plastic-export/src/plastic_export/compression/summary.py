@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what its spectra say about compressing it."""
+"""A summary of a checkpoint: its tensors, and what its spectra say about compressing it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from plastic_export.process.in_worker import in_worker
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What one spectrum says.
+    """The ranks that one spectrum names.
 
     Attributes:
         stable: Stable rank.
@@ -49,7 +49,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, s: NDArray[np.float64], shape: tuple[int, int]) -> Spectrum:
-        """The numbers of the singular values ``s`` of a matrix of this shape."""
+        """Return the numbers of the singular values ``s`` of a matrix of this shape."""
         return cls(
             stable=stable_rank_of_spectrum(s),
             effective=effective_rank_of_spectrum(s),
@@ -84,7 +84,7 @@ class Summary:
 
     Attributes:
         name: Folder name or Hub id.
-        model_type: As in its configuration.
+        model_type: The model type of its configuration.
         tensors: How many tensors.
         parameters: How many entries all weights have; scales and offsets of packed ones are none.
         nbytes: Bytes of all tensors.

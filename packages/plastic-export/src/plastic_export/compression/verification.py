@@ -65,7 +65,7 @@ def _file(folder: Path, name: str, manifest: Manifest) -> list[FormatError]:
 
 
 def _tensors(path: Path, manifest: Manifest) -> list[FormatError]:
-    """Which tensors of a damaged file differ; none where the damage is elsewhere."""
+    """Name the tensors of a damaged file that differ; none where the damage is elsewhere."""
     if path.suffix != ".safetensors":
         return []
     try:
@@ -80,7 +80,7 @@ def _tensors(path: Path, manifest: Manifest) -> list[FormatError]:
 
 
 def _reason(data: NDArray[np.uint8], info: TensorInfo, manifest: Manifest) -> str:
-    """What is wrong with a tensor; of components asleep, with which of them."""
+    """Say what is wrong with a tensor; of components asleep, with which of them."""
     rows = damaged_rows(data, info, manifest.rows)
     named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     where = f"component {named} of {info.shape[0]} asleep: " if rows else ""

@@ -48,7 +48,7 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Compressed(Generic[P]):
-    """What ``compress`` or ``execute_plan`` did.
+    """The result of ``compress`` or ``execute_plan``.
 
     Attributes:
         out: The folder that was written.
@@ -88,7 +88,7 @@ class Compressed(Generic[P]):
 
 
 class Recipe(NamedTuple):
-    """What is to be written.
+    """The recipe of an output: what is to be written.
 
     Attributes:
         layout: Where every tensor goes.
@@ -144,7 +144,7 @@ def write_compressed(
 
 
 def compressed(done: Path, out: str | Path, plan: P, checkpoint: Checkpoint) -> Compressed[P]:
-    """What was done, from the manifest of the finished folder ``done``."""
+    """Return what was done, from the manifest of the finished folder ``done``."""
 
     def nbytes(pattern: str) -> int:
         return sum(path.stat().st_size for path in done.glob(pattern))
@@ -216,7 +216,7 @@ def _step(
 
 
 def _stacked(checkpoint: Checkpoint, stack: Layer) -> NDArray[np.uint8]:
-    """The bytes of a stack that is copied from tensors of its experts."""
+    """Return the bytes of a stack that is copied from tensors of its experts."""
     return np.concatenate([checkpoint.raw(name) for name in stack.tensors])
 
 
@@ -242,7 +242,7 @@ def _write_matrix(
 
 
 def _record(name: str, contents: Contents, errors: Errors) -> MatrixRecord:
-    """What became of a matrix; without an error, it was left as it is."""
+    """Return the record of a matrix; without an error, it was left as it is."""
     m, offer, parts = contents.matrices[name], contents.chosen[name], contents.parts[name]
     return MatrixRecord(
         name=name,

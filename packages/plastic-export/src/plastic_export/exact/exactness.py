@@ -85,7 +85,7 @@ class _Output(StoredMatrices):
         return None
 
     def guess(self, name: str, dtype: str, shape: tuple[int, ...]) -> Guess | None:
-        """What is stored of a matrix, awake and asleep; None where nothing plain is near it."""
+        """Return what is stored of a matrix, awake and asleep; None where nothing plain is near."""
         parts = self._contents.parts.get(name, Parts())
         plain = all(self.has(part, dtype) for part in parts.present)
         if dtype not in WIDTHS or not parts.present or not plain:

@@ -1,4 +1,4 @@
-"""What tensors take in the headers of safetensors files, before these are written."""
+"""The bytes that tensors take in the headers of safetensors files, before these are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = 8 + 8 + 64  # length, padding, braces and metadata
 
 
 def entry_bytes(specs: Iterable[TensorSpec], nbytes: int) -> int:
-    """Bytes of their entries in the header of a file of so many bytes, at most."""
+    """Return the bytes of their entries in the header of a file of so many bytes, at most."""
     last = 10 ** len(str(nbytes)) - 1  # no offset has more digits
     entries = (
         {s.name: {"dtype": s.dtype, "shape": [*s.shape], "data_offsets": [last, last]}}
@@ -26,7 +26,7 @@ def entry_bytes(specs: Iterable[TensorSpec], nbytes: int) -> int:
 
 
 def fixed_bytes(left: Iterable[TensorSpec], nbytes: int) -> int:
-    """What all other tensors and the files themselves add, for a source of so many bytes.
+    """Return what all other tensors and the files themselves add, for a source of a size.
 
     Counts a file more than ``SHARD_BYTES`` asks for, since none is filled, and one of an adapter.
     """

@@ -25,7 +25,7 @@ _PACKAGES = ("plastic-select", "plastic-core", "plastic-runtime", "plastic-expor
 
 @dataclass(frozen=True)
 class MatrixRecord:
-    """What became of one matrix. Without bits and rank it was copied bit for bit.
+    """The record of one matrix. Without bits and rank it was copied bit for bit.
 
     Attributes:
         name: Tensor name in the source.
@@ -83,7 +83,7 @@ class MatrixRecord:
 
 
 def source_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is: name, revision, digests of its weight files, types and shapes."""
+    """Return the identity of a checkpoint: name, revision, digests of its files, types, shapes."""
     return {
         "name": checkpoint.name,
         "revision": checkpoint.revision,
@@ -93,7 +93,7 @@ def source_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def run_identity(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the output of a run depends on: two runs of one identity write the same bytes.
+    """Return all that an output depends on: two runs of one identity write the same bytes.
 
     Args:
         checkpoint: The source, of which every file is read once.
@@ -122,7 +122,7 @@ def write_manifest(
 
     Args:
         folder: The finished folder.
-        identity: Of the run, from `run_identity`.
+        identity: The identity of the run, from `run_identity`.
         records: One record per matrix.
         digests: SHA-256 of every tensor written, by name.
     """
@@ -142,7 +142,7 @@ def write_manifest(
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the digest of all that is in it, whatever the layout of the text."""
+    """Return the manifest with the digest of all that is in it, whatever the layout of the text."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     text = json.dumps(rest, sort_keys=True)
     return rest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}

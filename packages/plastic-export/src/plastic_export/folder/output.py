@@ -82,7 +82,7 @@ class OutputFolder:
 
     @property
     def folder(self) -> Path:
-        """Where the files are at the moment."""
+        """Return where the files are at the moment."""
         return self.path if self._complete else self._partial
 
     @property
@@ -92,7 +92,7 @@ class OutputFolder:
         return self.journal
 
     def left_bytes(self) -> int:
-        """Bytes that an earlier run left and this one does not write again."""
+        """Return the bytes that an earlier run left and this one does not write again."""
         files = self._partial.rglob("*") if self._resume else ()
         return sum(path.stat().st_size for path in files if path.is_file())
 
@@ -127,7 +127,7 @@ class OutputFolder:
         return True
 
     def _begun(self, wanted: dict[str, Any]) -> Journal:
-        """The journal of this run: that of an earlier one which is gone on with, or a new one."""
+        """Return the journal of this run: that of an earlier one to go on with, or a new one."""
         journal = Journal(self._partial / JOURNAL)
         try:
             if journal.records and not self._force:
@@ -178,7 +178,7 @@ class OutputFolder:
             self._leave()
 
     def _is_worth_keeping(self, error: BaseException) -> bool:
-        """Whether a later run could go on: not after bad input, nor before the first step."""
+        """Tell whether a later run could go on: not after bad input, nor before the first step."""
         if self.journal is None:  # what an earlier run left is not this one's to remove
             left = (self._partial / JOURNAL, self._partial / MANIFEST)
             return self._resume and any(path.exists() for path in left)
@@ -239,7 +239,7 @@ class OutputFolder:
 
 
 def _stated(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest of a finished folder says of the run that wrote it."""
+    """Return what the manifest of a finished folder says of the run that wrote it."""
     manifest = read_json(folder / MANIFEST)
     return {name: manifest.get(name) for name in wanted}
 

@@ -1,4 +1,4 @@
-"""Which rows of a damaged tensor are damaged: a CRC-32 for every row, beside the digest."""
+"""The rows of a damaged tensor that are damaged: a CRC-32 for every row beside the digest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plastic_core.files import TensorInfo, open_safetensors
 
 
 def row_checks(path: Path) -> dict[str, str]:
-    """The checksums of the rows of every tensor of a file, in base64; none if there is no file."""
+    """Return the checksums of all rows of a file, by tensor, in base64; none without a file."""
     if not path.is_file():
         return {}
     with open_safetensors(path) as file:
@@ -24,7 +24,7 @@ def row_checks(path: Path) -> dict[str, str]:
 
 
 def damaged_rows(data: NDArray[np.uint8], info: TensorInfo, checks: Mapping[str, str]) -> list[int]:
-    """The rows of a tensor that are not as they were; none where that is not known."""
+    """Return the rows of a tensor that are not as they were; none where that is not known."""
     stated = np.frombuffer(base64.b64decode(checks.get(info.name, "")), "<u4")
     found = _checks(data, info)
     if stated.size != found.size:

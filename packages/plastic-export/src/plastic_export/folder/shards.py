@@ -73,7 +73,7 @@ class Shards:
         self._writer(self._owner[name]).write(name, raw)
 
     def holds(self, digests: Mapping[str, str]) -> bool:
-        """Whether an earlier process wrote these tensors to the folder, with these digests."""
+        """Tell whether an earlier process wrote these tensors to the folder, with these digests."""
         return all(self._stored_digest(name) == digest for name, digest in digests.items())
 
     def skip(self, digests: Mapping[str, str]) -> None:
@@ -161,7 +161,7 @@ def as_stored(array: NDArray[np.float32], dtype: str) -> mx.array:
 
 
 def as_float32(stored: mx.array) -> NDArray[np.float32]:
-    """The exact float32 value of a stored array.
+    """Return the exact float32 value of a stored array.
 
     Examples:
         >>> as_float32(mx.array([1.0, 2.5], mx.bfloat16))

@@ -19,7 +19,7 @@ class Steps:
     believed is taken again, with all that followed it.
 
     Args:
-        journal: Of the run.
+        journal: The journal of the run.
         *files: What the steps write to.
     """
 

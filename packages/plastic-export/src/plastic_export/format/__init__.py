@@ -1,4 +1,4 @@
-"""What is written for a matrix and read back, one file per format.
+"""The formats: what is written for a matrix and read back, one file each.
 
 Stands on ``plan`` and below. ``protocol`` says what a format is; ``table`` lists all of them.
 """

@@ -68,7 +68,7 @@ class AdapterFormat(PlanFormat):
         write_json(folder / FOLDER / CONFIG, config)
 
     def how_to_run(self, out: Path, offers: Iterable[Offer]) -> list[str]:
-        """With ``--adapter-path``, if there is an adapter, and a warning."""
+        """Say to run it with ``--adapter-path``, if there is an adapter, and warn."""
         if not any(offer.rank for offer in offers):
             return super().how_to_run(out, offers)
         return [

@@ -1,4 +1,4 @@
-"""What the formats of a plan have in common: a matrix is stored as it was when it was priced."""
+"""The common base of the formats of a plan: a matrix is stored as it was priced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PlanFormat(Format):
 def _certificate(
     weight: NDArray[np.float32], backbone: Backbone | None, correction: Correction | None
 ) -> Certificate:
-    """The errors of the sum of what is stored, relative to the norms of the weight."""
+    """Return the errors of the sum of what is stored, relative to the norms of the weight."""
     product = None if correction is None else correction.operator()
     if backbone is None and product is not None:
         return certify(weight, product.U, product.Vh)

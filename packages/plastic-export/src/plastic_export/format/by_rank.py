@@ -1,4 +1,4 @@
-"""What the formats by rank have in common: the best approximation of a rank, the rest asleep."""
+"""The common base of the formats by rank: the best approximation, the rest asleep."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RankFormat(Format):
 
 
 def stored_product(A: NDArray[np.float32], B: NDArray[np.float32], dtype: str) -> mx.array:
-    """``A B``, cast to a storage type; in float32 only one block of rows exists at a time."""
+    """Return ``A B`` in a storage type; in float32 only one block of rows exists at a time."""
     parts = [as_stored(A[rows] @ B, dtype) for rows in blocks(A.shape[0], B.shape[1])]
     product = mx.concatenate(parts)
     mx.eval(product)

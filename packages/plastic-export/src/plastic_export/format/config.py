@@ -55,7 +55,7 @@ def quantized_config(checkpoint: Checkpoint, contents: Contents) -> dict[str, An
 
 
 def own_layers(checkpoint: Checkpoint, contents: Contents) -> dict[str, dict[str, Any]]:
-    """What the model file builds instead of linear layers: the source's layers and new ones."""
+    """Return what the model file builds instead of linear layers: the source's and new ones."""
     ours = checkpoint.config.get("model_file") == MODEL_FILE.name
     before = checkpoint.config["plastic"] if ours else {}
     own = {kind: dict(before.get(kind, {})) for kind in ("ranks", "corrected")}

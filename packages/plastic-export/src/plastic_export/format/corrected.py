@@ -20,20 +20,20 @@ class CorrectedFormat(PlanFormat):
     choices = Choices(factor_bits=(4, 8), bare=True)
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
-        """``P.weight``; with a correction ``P.base.weight``, ``P.v.weight`` and ``P.u.weight``."""
+        """Return ``P.weight``, or ``P.base.weight``, ``P.v.weight``, ``P.u.weight``."""
         path = module_path(m.name)
         if offer.rank == 0:
             return Parts(packed_backbone(m, offer, path))
         return Parts(packed_backbone(m, offer, f"{path}.base"), *factor_parts(m, offer))
 
     def bias_name(self, path: str, offer: Offer) -> str:
-        """With the backbone, or with the second factor where that is a linear layer."""
+        """Name it with the backbone, or with the second factor where that is a linear layer."""
         if offer.rank and offer.bits is not None:
             return f"{path}.base.bias"
         return f"{path}.u.bias" if is_bare(*offer.choice) else f"{path}.bias"
 
     def own_layers(self, offer: Offer, parts: Parts) -> dict[str, Any]:
-        """The rank and the packing: groups along the outputs, then along the inputs."""
+        """Return the rank and the packing: groups along the outputs, then along the inputs."""
         if is_bare(*offer.choice):
             return {"ranks": offer.rank}
         if not offer.rank:
@@ -47,5 +47,5 @@ class CorrectedFormat(PlanFormat):
         return {"corrected": entry}
 
     def needs_model_file(self, offers: Iterable[Offer]) -> bool:
-        """Wherever a matrix has a correction."""
+        """Tell whether a matrix has a correction."""
         return any(offer.rank for offer in offers)

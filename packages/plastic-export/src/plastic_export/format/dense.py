@@ -24,7 +24,7 @@ class DenseFormat(RankFormat):
     about = "the product of the factors, loads everywhere and saves no bytes"
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
-        """``P.weight`` (out, in), plain."""
+        """Return ``P.weight`` (out, in), plain."""
         if offer.rank == 0:
             return Parts()
         whole = Part(m.name, m.shape, m.dtype)
@@ -42,5 +42,5 @@ class DenseFormat(RankFormat):
         return dense, dense_certificate(weight, as_float32(dense))
 
     def how_to_run(self, out: Path, offers: Iterable[Offer]) -> list[str]:
-        """What one must not expect of it."""
+        """Say what one must not expect of it."""
         return ["dense format: the file is as large as the source, the rank is lower"]

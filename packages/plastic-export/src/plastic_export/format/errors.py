@@ -1,4 +1,4 @@
-"""How far what is stored of a matrix is from the matrix."""
+"""The errors of what is stored of a matrix."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Errors(NamedTuple):
 
     @staticmethod
     def of_stack(errors: Sequence[Errors]) -> Errors:
-        """Those of a stack as one matrix, but the worst of the spectral ones."""
+        """Return those of a stack as one matrix, but the worst of the spectral ones."""
         if len(errors) == 1:
             return errors[0]
         norms = np.array([e.norm for e in errors])
@@ -50,7 +50,7 @@ class Errors(NamedTuple):
 
 
 def dense_certificate(A: NDArray[np.float32], B: NDArray[np.float32]) -> Certificate:
-    """The errors of a dense approximation B, relative to the norms of A."""
+    """Return the errors of a dense approximation B, relative to the norms of A."""
     difference = A - B
     if not difference.any():
         return Certificate(0.0, 0.0)

@@ -22,13 +22,13 @@ class FactoredFormat(RankFormat):
     linears_only = True
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
-        """``P.v.weight`` (rank, in), whose rows carry the singular values, and ``P.u.weight``."""
+        """Return ``P.u.weight`` and ``P.v.weight``, whose rows carry the singular values."""
         if offer.rank == 0:
             return Parts()
         return Parts(None, *factor_parts(m, offer), *asleep_parts(m, offer.rank))
 
     def bias_name(self, path: str, offer: Offer) -> str:
-        """With the second factor."""
+        """Name it with the second factor."""
         return f"{path}.u.bias" if offer.rank else f"{path}.bias"
 
     def awake(
@@ -42,9 +42,9 @@ class FactoredFormat(RankFormat):
         return None, certify(weight, U, V)
 
     def own_layers(self, offer: Offer, parts: Parts) -> dict[str, Any]:
-        """The rank."""
+        """Return the rank."""
         return {"ranks": offer.rank} if offer.rank else {}
 
     def needs_model_file(self, offers: Iterable[Offer]) -> bool:
-        """Wherever a matrix is factored."""
+        """Tell whether a matrix is factored."""
         return any(offer.rank for offer in offers)

@@ -1,4 +1,4 @@
-"""Where every tensor of a source goes."""
+"""The place of every tensor of a source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plastic_export.plan.offers import Candidate, Offer
 
 @dataclass(frozen=True)
 class Contents:
-    """What becomes of every chosen matrix.
+    """The offer of every chosen matrix.
 
     Attributes:
         format: The format of the output.
@@ -45,20 +45,20 @@ class Contents:
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Contents:
-        """What the manifest of an output says that became of its matrices."""
+        """Return what became of the matrices of an output, from its manifest."""
         records = manifest.matrices.values()
         chosen = {r.name: offer_of(r) for r in records}
         return cls.of(format_named(manifest.format), map(candidate_of, records), chosen)
 
     def place_of(self, name: str) -> str:
-        """The new name of a tensor of the source that is copied: a bias may move."""
+        """Return the new name of a tensor of the source that is copied: a bias may move."""
         path, _, leaf = name.rpartition(".")
         offer = self.chosen.get(f"{path}.weight")
         return name if leaf != "bias" or offer is None else self.format.bias_name(path, offer)
 
 
 def candidate_of(record: MatrixRecord) -> Candidate:
-    """The matrix that a record is of."""
+    """Return the matrix that a record is of."""
     return Candidate(
         name=record.name,
         shape=record.shape,
@@ -70,7 +70,7 @@ def candidate_of(record: MatrixRecord) -> Candidate:
 
 
 def offer_of(record: MatrixRecord) -> Offer:
-    """The offer that a record says was taken."""
+    """Return the offer that a record says was taken."""
     bits, rank, factor_bits = record.bits, record.rank, record.factor_bits
     return Offer(bits, record.stored_bytes, record.predicted_kl, rank, factor_bits)
 
@@ -117,11 +117,11 @@ class Layout:
         return layout
 
     def layer_at(self, name: str) -> Layer:
-        """The layer whose turn comes at a tensor of the source."""
+        """Return the layer whose turn comes at a tensor of the source."""
         return self.stacks.get(name, Layer(name, tensors=(name,)))
 
     def steps(self, checkpoint: Checkpoint) -> list[str]:
-        """The tensors of the source at which something is written, in its order."""
+        """Return the tensors of the source at which something is written, in its order."""
         names = self.copied.keys() | self.stacks.keys() | self.contents.matrices.keys()
         return [name for name in checkpoint.tensors if name in names]
 
@@ -154,5 +154,5 @@ class Layout:
 
 
 def stored_anew(contents: Contents) -> set[str]:
-    """Paths of the layers whose weight in the model files is not that of the source."""
+    """Return the paths of the layers whose weight in the model files is not that of the source."""
     return {module_path(name) for name, parts in contents.parts.items() if parts.in_model}

@@ -1,4 +1,4 @@
-"""What a matrix is stored as: its parts, their tensors, names, types and shapes."""
+"""The parts that a matrix is stored as: their tensors, names, types and shapes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Part:
         return {"group_size": self.group_size, "bits": self.bits or 0}
 
     def tensors(self, stored: Stored) -> Iterator[tuple[str, mx.array]]:
-        """The arrays of ``specs``, by name; of a stack, from the backbones of its experts."""
+        """Yield the arrays of ``specs``, by name; of a stack, from the backbones of its experts."""
         if isinstance(stored, list):
             leaves = [backbone.arrays() for backbone in stored]
             for leaf in list(leaves[0]):
@@ -81,7 +81,7 @@ class Part:
 
 
 class Pieces(NamedTuple):
-    """What is stored of a matrix ``W ~ B + U^T V``, part by part; None for what it does without.
+    """The pieces stored of a matrix ``W ~ B + U^T V``; None for what it does without.
 
     Attributes:
         backbone: B, shape (out, in).
@@ -99,7 +99,7 @@ class Pieces(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Where the `Pieces` of a matrix lie, field by field, in the order of the files."""
+    """The places of the `Pieces` of a matrix, field by field, in the order of the files."""
 
     backbone: Part | None = None
     v: Part | None = None
@@ -129,18 +129,18 @@ class Parts(NamedTuple):
         return u, v
 
     def paired(self, pieces: Pieces) -> list[tuple[Part, Stored]]:
-        """Every part with what is stored in it."""
+        """Return every part with what is stored in it."""
         pairs = zip(self, pieces, strict=True)
         return [(p, stored) for p, stored in pairs if p is not None and stored is not None]
 
 
 def is_bare(bits: int | None, rank: int, factor_bits: int) -> bool:
-    """Whether an offer is two plain factors and nothing else, as ``"factored"`` has them."""
+    """Tell whether an offer is two plain factors and nothing else, as ``"factored"`` has them."""
     return rank > 0 and bits is None and factor_bits == UNPACKED
 
 
 def packed_backbone(m: Candidate, offer: Offer, path: str) -> Part | None:
-    """The codes of a matrix at ``path``; None where the offer has none."""
+    """Return the codes of a matrix at ``path``; None where the offer has none."""
     if offer.bits is None:
         return None
     name = f"{path}.weight"
@@ -148,7 +148,7 @@ def packed_backbone(m: Candidate, offer: Offer, path: str) -> Part | None:
 
 
 def factor_parts(m: Candidate, offer: Offer) -> tuple[Part, Part]:
-    """``P.v.weight`` (rank, in) and ``P.u.weight``, (out, rank) where there is nothing else."""
+    """Return ``P.v.weight`` (rank, in) and ``P.u.weight``, (out, rank) if there is nothing else."""
     path, (out, in_) = module_path(m.name), m.shape
     bare = is_bare(*offer.choice)
     return (
@@ -158,7 +158,7 @@ def factor_parts(m: Candidate, offer: Offer) -> tuple[Part, Part]:
 
 
 def asleep_parts(m: Candidate, rank: int) -> tuple[Part | None, Part | None]:
-    """``P.sleep.u`` and ``P.sleep.v``: a row per component beyond the rank; None for none."""
+    """Return ``P.sleep.u`` and ``P.sleep.v``: a row per component beyond the rank, or None."""
     path, parked = module_path(m.name), min(m.shape) - rank
     if parked == 0:
         return None, None
@@ -170,7 +170,7 @@ def asleep_parts(m: Candidate, rank: int) -> tuple[Part | None, Part | None]:
 
 
 def whole_specs(m: Candidate) -> list[TensorSpec]:
-    """The tensors of a matrix that stays as it is: one, or three where it is packed."""
+    """Return the tensors of a matrix that stays as it is: one, or three where it is packed."""
     if m.source_bytes == m.weights * ITEM_BYTES[m.dtype]:
         return Part(m.name, m.shape, m.dtype, experts=m.experts).specs
     return Part(m.name, m.shape, m.dtype, 8, m.group_size, experts=m.experts).specs

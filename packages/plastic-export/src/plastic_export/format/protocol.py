@@ -1,4 +1,4 @@
-"""What a format is: everything that the rest of the package asks of one."""
+"""The protocol of a format: everything that the rest of the package asks of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plastic_export.plan.pricing import Choices
 
 
 class Encoded(NamedTuple):
-    """What is stored of one matrix, and how far that is from it."""
+    """The stored pieces of one matrix, and their errors."""
 
     pieces: Pieces
     errors: Errors
@@ -33,7 +33,7 @@ class Format:
     `plastic_export.format.stored` reads the dense weight back from them.
 
     Attributes:
-        name: As the commands and the manifest spell it.
+        name: The name that the commands and the manifest use.
         choices: What a plan in this format offers for a matrix; None for a format by rank.
         one_rank: Whether all corrections of a plan have one rank.
         parks: Whether what is left out sleeps beside the model, so that it can be restored.
@@ -79,7 +79,7 @@ class Format:
         raise NotImplementedError
 
     def bias_name(self, path: str, offer: Offer) -> str:
-        """The name of the bias of a layer whose weight is stored under an offer."""
+        """Return the name of the bias of a layer whose weight is stored under an offer."""
         return f"{path}.bias"
 
     def encode(
@@ -99,7 +99,7 @@ class Format:
         raise NotImplementedError
 
     def own_layers(self, offer: Offer, parts: Parts) -> dict[str, Any]:
-        """What config.json tells ``plastic_model.py`` of a layer: an entry by its kind, or none.
+        """Return what config.json tells ``plastic_model.py`` of a layer: an entry by kind, or none.
 
         See the docstring of that file for the kinds ``"ranks"`` and ``"corrected"``.
         """
@@ -109,7 +109,7 @@ class Format:
         """Write what the format needs beside the tensors and config.json; by default nothing."""
 
     def needs_model_file(self, offers: Iterable[Offer]) -> bool:
-        """Whether mlx-lm asks for ``--trust-remote-code`` before it runs the result."""
+        """Tell whether mlx-lm asks for ``--trust-remote-code`` before it runs the result."""
         return False
 
     def how_to_run(self, out: Path, offers: Iterable[Offer]) -> list[str]:
@@ -118,6 +118,6 @@ class Format:
         return [f"run it     mlx_lm.generate --model {out}{flag} --prompt ..."]
 
     def header_bytes(self, m: Candidate, offer: Offer, nbytes: int) -> int:
-        """What an offer adds to the headers of the files, for a source of ``nbytes``."""
+        """Return what an offer adds to the headers of the files, for a source of ``nbytes``."""
         specs = [spec for part in self.parts(m, offer).present for spec in part.specs]
         return entry_bytes(specs or whole_specs(m), nbytes)

@@ -1,4 +1,4 @@
-"""What an output stands for: its matrices read back from the parts that they are stored as."""
+"""The matrices of an output, read back from the parts that they are stored as."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plastic_export.format.parts import Part, Parts
 
 
 class Terms(NamedTuple):
-    """What a matrix is the sum of: ``B + U_1 V_1 + U_2 V_2 + ...``
+    """The terms that a matrix is the sum of: ``B + U_1 V_1 + U_2 V_2 + ...``
 
     Attributes:
         backbone: B, shape (out, in); None for none.
@@ -30,7 +30,7 @@ class Terms(NamedTuple):
     products: list[tuple[Float32, Float32]]
 
     def summed(self) -> Float32:
-        """The dense matrix."""
+        """Return the dense matrix."""
         total = self.backbone
         for U, V in self.products:
             total = U @ V if total is None else total + U @ V
@@ -66,7 +66,7 @@ class StoredMatrices(Closing):
         self._stack.close()
 
     def has(self, part: Part, dtype: str) -> bool:
-        """Whether the tensor of a part is there and plain, of a storage type."""
+        """Tell whether the tensor of a part is there and plain, of a storage type."""
         if part.place == "model":
             infos = self.model.tensors
         else:
@@ -82,7 +82,7 @@ class StoredMatrices(Closing):
         return matrix.T if part.transposed else matrix
 
     def terms(self, parts: Parts, *, asleep: bool) -> Terms:
-        """What the parts of a matrix say that it is the sum of.
+        """Return the terms that the parts of a matrix stand for.
 
         Args:
             parts: The parts.
@@ -93,7 +93,7 @@ class StoredMatrices(Closing):
         return Terms(backbone, list(self._products(pairs)))
 
     def errors(self, W: Float32, parts: Parts, restored_to: str | None) -> Errors:
-        """How far what is stored of a matrix is from the matrix itself.
+        """Measure how far what is stored of a matrix is from the matrix itself.
 
         Args:
             W: The matrix.

@@ -59,7 +59,7 @@ class Teacher(Closing):
     a probability by less than 0.1 %, and they are normalised again. A context manager.
 
     Args:
-        model: For forward passes.
+        model: The model, for forward passes.
         tokens: Shape (windows, length).
         uses: How many windows will be asked for in all.
         folder: Where the file goes.
@@ -91,7 +91,7 @@ class Teacher(Closing):
             del self._model  # and the caller may let it go as well
 
     def __call__(self, rows: Rows) -> mx.array:
-        """Log-probabilities, float32, shape ``(len(rows), length, vocabulary)``."""
+        """Return log-probabilities, float32, shape ``(len(rows), length, vocabulary)``."""
         if self._file is None:
             return self._computed(rows)
         content = [os.pread(self._file.fileno(), self._bytes, i * self._bytes) for i in rows]
@@ -154,7 +154,7 @@ class Distillation:
         self._sum = mx.grad(self._total)
 
     def gradient(self, values: Mapping[str, mx.array], rows: Rows) -> Arrays:
-        """The gradient of the mean divergence over these training windows, by name."""
+        """Return the gradient of the mean divergence over these training windows, by name."""
         numbers, total = self._split.training[rows], None
         with use_numpy_functions():
             for part in parts(numbers, self._tokens, self._teacher.vocabulary):
@@ -165,7 +165,7 @@ class Distillation:
         return {name: g.astype(mx.float32) / count for name, g in (total or {}).items()}
 
     def divergence(self, values: Mapping[str, mx.array]) -> float:
-        """The mean divergence over the held-out windows, summed in float64."""
+        """Return the mean divergence over the held-out windows, summed in float64."""
         total, numbers = 0.0, self._split.held_out
         with use_numpy_functions():
             self._model.update(tree_unflatten(list(self._typed(values).items())))
@@ -181,7 +181,7 @@ class Distillation:
         return divergences(self._model(self._tokens[mx.array(rows)]), log_q).sum()
 
     def _typed(self, values: Mapping[str, mx.array]) -> Arrays:
-        """In the type that the model computes in."""
+        """Return it in the type that the model computes in."""
         return {n: v.astype(mx.float32) if self._host else v for n, v in values.items()}
 
 

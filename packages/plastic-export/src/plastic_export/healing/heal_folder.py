@@ -29,7 +29,7 @@ from plastic_export.model.load import load_for_inference, load_model
 
 @dataclass(frozen=True)
 class Healed:
-    """What ``heal`` did.
+    """The result of ``heal``.
 
     Attributes:
         out: The folder that was written.
@@ -60,7 +60,7 @@ class Healed:
     measured: tuple[tuple[int, float], ...]
 
     def record(self) -> dict[str, Any]:
-        """What the manifest remembers of it."""
+        """Return the entry of the manifest."""
         return {
             "kl_before": self.kl_before,
             "kl_after": self.kl_after,
@@ -149,7 +149,7 @@ def heal(
 def _place(
     checkpoint: Checkpoint, original: Checkpoint, out: str | Path | None, force: bool
 ) -> OutputFolder:
-    """Where the result goes, refused now if it would be refused in the end."""
+    """Return where the result goes; refuse it now if it would be refused in the end."""
     read = [original.folder, *([] if out is None else [checkpoint.folder])]
     for source in read:
         target = checkpoint.folder if out is None else out
@@ -160,7 +160,7 @@ def _place(
 
 
 def _tokens(checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration) -> mx.array:
-    """The windows, which both tokenizers must make the same."""
+    """Return the windows, which both tokenizers must make the same."""
     ours, theirs = calibration.tokens(checkpoint), calibration.tokens(original)
     if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
         raise ValueError(
@@ -179,7 +179,7 @@ def _train(
     state: StateFile,
     track: Track,
 ) -> tuple[HealState, dict[str, TrainedTensor]]:
-    """The end of the training, and every parameter that was trained."""
+    """Return the end of the training, and every parameter that was trained."""
     model = load_model(checkpoint.folder)
     names, values = _values(model, checkpoint)
     teacher = Teacher(
@@ -206,7 +206,7 @@ def _train(
 def _values(
     model: nn.Module, checkpoint: Checkpoint
 ) -> tuple[dict[str, TrainedTensor], dict[str, mx.array]]:
-    """Every parameter that is trained, and its value as it is stored."""
+    """Return every parameter that is trained, and its value as it is stored."""
     parameters = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
     stored = {name: info.shape for name, info in checkpoint.tensors.items()}
     if adapter := adapter_of(checkpoint.folder):

@@ -17,7 +17,7 @@ from plastic_core.layer import Module
 
 @mx.custom_function
 def product(x: mx.array, W: mx.array) -> mx.array:
-    """``x W^T`` in NumPy, differentiable in both; shapes ``(..., in)`` and ``(out, in)``."""
+    """Multiply ``x W^T`` in NumPy, differentiable in both: ``(..., in)`` and ``(out, in)``."""
     return _shaped(_rows(x) @ _rows(W).T, (*x.shape[:-1], len(W)))
 
 

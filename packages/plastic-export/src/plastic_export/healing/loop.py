@@ -24,7 +24,7 @@ _SMALLEST_UNIT = 2.0**-10  # for a tensor of zeros
 
 @dataclass(frozen=True)
 class HealingOptions:
-    """How long and how fast.
+    """The length and the rate of a healing.
 
     Attributes:
         steps: Steps of the optimizer, at least 1.
@@ -71,13 +71,13 @@ class HealingOptions:
 
 
 class HealTask(Protocol):
-    """What is healed: a divergence that depends on named arrays."""
+    """The task of a healing: a divergence that depends on named arrays."""
 
     def gradient(self, values: Mapping[str, mx.array], rows: Rows) -> Arrays:
-        """The gradient of the mean divergence over these training windows, by name."""
+        """Return the gradient of the mean divergence over these training windows, by name."""
 
     def divergence(self, values: Mapping[str, mx.array]) -> float:
-        """The mean divergence over the held-out windows."""
+        """Return the mean divergence over the held-out windows."""
 
 
 @dataclass
@@ -102,10 +102,10 @@ class HealState:
 
 
 class Store(Protocol):
-    """Where the state is kept."""
+    """The place where the state is kept."""
 
     def load(self) -> HealState | None:
-        """The last state saved, None at the start."""
+        """Return the last state saved, None at the start."""
 
     def save(self, state: HealState) -> None:
         """Replace the last state."""
@@ -169,7 +169,7 @@ def heal_values(
 
 
 def batch_rows(step: int, windows: int, batch: int, seed: int) -> Rows:
-    """Which windows a step sees: a new order of all of them for every pass over the text.
+    """Return the windows that a step sees: every pass over the text has a new order.
 
     A function of its arguments alone, so that a step can be taken again.
     """
@@ -179,7 +179,7 @@ def batch_rows(step: int, windows: int, batch: int, seed: int) -> Rows:
 
 
 def _unit(name: str, value: mx.array) -> float:
-    """The root mean square as a power of two, by which float32 is divided exactly."""
+    """Return the root mean square as a power of two, by which float32 is divided exactly."""
     size = math.sqrt(float(mx.square(value.astype(mx.float32)).mean()))
     if not math.isfinite(size):
         raise ValueError(f"`values` must be finite, and {name!r} is not; compress again")

@@ -26,7 +26,7 @@ _PARTS = ("masters", "first", "second", "best")
 def heal_identity(
     checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration, options: HealingOptions
 ) -> dict[str, Any]:
-    """What the course of a healing depends on. Reads every byte of both checkpoints."""
+    """Return all that the course of a healing depends on. Reads every byte of both checkpoints."""
     digests = {"model": _digest(checkpoint), "reference": _digest(original)}
     return digests | {f"text {k}": v for k, v in calibration.record().items()} | asdict(options)
 

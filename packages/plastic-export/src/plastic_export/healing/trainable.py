@@ -1,4 +1,4 @@
-"""What of a model healing trains, and the stand-ins that compute it in NumPy."""
+"""The parameters of a model that healing trains, and stand-ins that compute in NumPy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TrainedTensor(NamedTuple):
 
 
 def trainable(model: nn.Module) -> dict[str, TrainedTensor]:
-    """What healing trains, of a model as mlx-lm builds it, by the name of the parameter.
+    """Return what healing trains of a model that mlx-lm built, by the name of the parameter.
 
     Scales and biases of every affine-quantised layer, and low-rank factors that are not packed;
     where there are any, the weights and biases of normalisations as well.
@@ -103,7 +103,7 @@ def _replace(model: nn.Module, choose: Callable[[str, nn.Module], nn.Module | No
 
 
 def _stand_in(path: str, module: nn.Module, trained: Container[str]) -> nn.Module | None:
-    """What computes in NumPy instead of a module; None for what stays."""
+    """Return what computes in NumPy instead of a module; None for what stays."""
     kind = _stand_ins().get(type(module))
     if kind is not None and (f"{path}.scales" in trained or f"{path}.weight" in trained):
         return kind(module)
@@ -125,7 +125,7 @@ def _stand_ins() -> dict[type[nn.Module], Callable[[Any], nn.Module]]:
 
 
 def _is_affine(module: nn.Module) -> bool:
-    """Whether it is an affine-quantised layer of those that have a stand-in."""
+    """Tell whether it is an affine-quantised layer of those that have a stand-in."""
     packed = type(module) in _stand_ins() and "scales" in module
     return packed and getattr(module, "mode", None) == "affine"
 

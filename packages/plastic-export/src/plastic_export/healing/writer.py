@@ -35,7 +35,7 @@ from plastic_export.model.load import MODEL_FILE
 
 
 def manifest_of(checkpoint: Checkpoint) -> Manifest | None:
-    """The manifest of a folder that this package wrote; None for any other."""
+    """Return the manifest of a folder that this package wrote; None for any other."""
     return read_manifest(checkpoint.folder) if (checkpoint.folder / MANIFEST).is_file() else None
 
 
@@ -109,7 +109,7 @@ def _specs(infos: Any) -> list[TensorSpec]:
 def _write_adapter(
     checkpoint: Checkpoint, values: Mapping[str, mx.array], folder: Path
 ) -> dict[str, str]:
-    """The digests of its tensors."""
+    """Return the digests of its tensors."""
     adapter = adapter_of(checkpoint.folder)
     if adapter is None:
         return {}
@@ -140,7 +140,7 @@ def _records(
     reference: Checkpoint,
     track: Track,
 ) -> list[MatrixRecord]:
-    """The records with the errors of what is now stored."""
+    """Return the records with the errors of what is now stored."""
     found = []
     with StoredMatrices(folder) as stored:
         for r in track(records, "measuring"):

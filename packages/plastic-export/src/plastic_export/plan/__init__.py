@@ -1,4 +1,4 @@
-"""What every matrix offers, at which price, and which offers a budget buys.
+"""The offers of every matrix, their prices, and those that a budget buys.
 
 Stands on ``calibration`` and below.
 """

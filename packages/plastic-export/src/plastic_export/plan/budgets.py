@@ -11,7 +11,7 @@ UNITS["GIB"] = 2**30
 
 
 class Totals(NamedTuple):
-    """What budgets are measured against.
+    """The totals that budgets are measured against.
 
     Attributes:
         weights: Entries of all the matrices that are planned.
@@ -50,14 +50,14 @@ class Budget(NamedTuple):
         return self.kind == "size"
 
     def nbytes(self, totals: Totals) -> int:
-        """Bytes that the matrices may take."""
+        """Return the bytes that the matrices may take."""
         if self.kind == "size":
             return math.floor(self.value) - totals.left_bytes
         per_unit = totals.weights / 8 if self.kind == "bits_per_weight" else totals.source_bytes
         return math.floor(self.value * per_unit)
 
     def enough(self, nbytes: int, totals: Totals) -> str:
-        """The least value, as it is written, that allows the matrices ``nbytes``."""
+        """Return the least value, as it is written, that allows the matrices ``nbytes``."""
         if self.kind == "size":
             return f"{nbytes + totals.left_bytes:,} bytes"
         if self.kind == "keep":
@@ -65,14 +65,14 @@ class Budget(NamedTuple):
         return f"{math.ceil(8e4 * nbytes / totals.weights) / 1e4:g}"
 
     def __str__(self) -> str:
-        """As it is asked for again: ``3.5``, ``3000000 bytes``, ``keep 0.4``."""
+        """Write it as it is asked for again: ``3.5``, ``3000000 bytes``, ``keep 0.4``."""
         if self.kind == "size":
             return f"{self.value:.0f} bytes"
         return f"{'keep ' if self.kind == 'keep' else ''}{self.value:g}"
 
 
 def parse_size(text: str) -> float:
-    """``"3MB"``, ``"2.5 GiB"`` or ``"3000000"`` in bytes.
+    """Read ``"3MB"``, ``"2.5 GiB"`` or ``"3000000"`` as bytes.
 
     Raises:
         ValueError: If it is none of these.

@@ -1,4 +1,4 @@
-"""In which ways the model uses a weight, and the Grams of each: what its price is made of."""
+"""The ways in which a model uses a weight, and the Grams of each, which make its price."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def gram_roots(grams: LossGrams) -> GramRoots:
 
 
 def is_measured(m: Candidate, grams: Container[str]) -> bool:
-    """Whether there are Grams of a weight."""
+    """Tell whether there are Grams of a weight."""
     path = module_path(m.name)
     return path in grams or (m.kind == "experts" and f"{path}.0" in grams)
 
@@ -65,7 +65,7 @@ class Uses:
         self._m, self._grams, self._path = m, grams, module_path(m.name)
 
     def of(self, expert: int = 0) -> tuple[LossGrams, ...]:
-        """Those of the matrix, or of one of a stack.
+        """Return those of the matrix, or of one of a stack.
 
         Raises:
             ValueError: If no token reached any expert.
@@ -116,7 +116,7 @@ class Uses:
 
 
 def smoothed(counts: NDArray[np.float64]) -> Float64:
-    r"""The probability of every token, of one that never came too.
+    r"""Return the probability of every token, of one that never came too.
 
     With N tokens of T kinds the next one is of a new kind with probability :math:`T / (N + T)`
     (Witten and Bell, *The zero-frequency problem*, IEEE Trans. Information Theory 37(4), 1991,
@@ -132,7 +132,7 @@ def smoothed(counts: NDArray[np.float64]) -> Float64:
 
 
 def combined_grams(uses: tuple[LossGrams, ...]) -> LossGrams:
-    r"""One pair of Grams to round under, for all uses of a weight.
+    r"""Return one pair of Grams to round under, for all uses of a weight.
 
     With the input Grams :math:`R_i` and the output Grams :math:`C_i` these are
     :math:`\sum_i \mathrm{tr}(C_i) R_i` and :math:`\sum_i \mathrm{tr}(R_i) C_i`: exact but for a
@@ -148,12 +148,12 @@ def combined_grams(uses: tuple[LossGrams, ...]) -> LossGrams:
 
 
 def trace(A: Float64) -> float:
-    """Of a matrix, or of blocks along the diagonal of one."""
+    """Return the trace of a matrix, or of blocks along the diagonal of one."""
     return float(np.einsum("...ii->...", A).sum())
 
 
 def total(parts: Iterable[Float64]) -> Float64:
-    """The sum of matrices of one side, some of which may be diagonals."""
+    """Return the sum of matrices of one side, some of which may be diagonals."""
     diagonals = list[Float64]()
     dense: Float64 | None = None
     for A in parts:

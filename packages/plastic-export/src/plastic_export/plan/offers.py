@@ -24,12 +24,12 @@ class Offer(NamedTuple):
     """One way of storing a matrix: a backbone, a correction, both, or as it is.
 
     Attributes:
-        bits: Of the codes of the backbone; None for no backbone.
+        bits: The bits of the backbone's codes; None for no backbone.
         nbytes: Bytes on disk, scales and offsets counted.
         cost: Predicted rise of the KL divergence to the source, nats per token.
-        rank: Of the correction; 0 for none. Without bits and rank the matrix stays exactly as it
+        rank: The correction's rank; 0 for none. Without bits and rank the matrix stays as it
             is in the source.
-        factor_bits: Of the entries of the correction; 16: in the matrix's own type.
+        factor_bits: The bits of an entry of the correction; 16: in the matrix's own type.
 
     Examples:
         >>> Offer(4, nbytes=2560, cost=1e-3, rank=8, factor_bits=8).kind
@@ -51,12 +51,12 @@ class Offer(NamedTuple):
 
     @classmethod
     def unchanged(cls, m: Candidate) -> Offer:
-        """A matrix as it is in the source."""
+        """Return a matrix as it is in the source."""
         return cls(None, m.source_bytes, 0.0)
 
     @property
     def choice(self) -> Choice:
-        """What tells it from the other offers of the matrix."""
+        """Return what tells it from the other offers of the matrix."""
         return self.bits, self.rank, self.factor_bits
 
     @property
@@ -113,7 +113,7 @@ class Offered:
 
     Attributes:
         matrix: The matrix.
-        offers: By increasing bytes; the last one leaves it as it is.
+        offers: The offers by increasing bytes; the last one leaves it as it is.
         price_factor: What the costs that the Grams predict were multiplied by: the measured
             divergence of one change over its prediction.
 
@@ -133,7 +133,7 @@ class Offered:
         return self.matrix.name
 
     def offer(self, bits: int | None, rank: int = 0, factor_bits: int = 0) -> Offer:
-        """The offer of these bits, rank and bits of the factors.
+        """Return the offer of these bits, rank and bits of the factors.
 
         Raises:
             ValueError: If there is none.
@@ -211,7 +211,7 @@ class BitsPlan:
 
 
 def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str) -> int:
-    """Bytes of a matrix in MLX's affine format: codes, and a scale and an offset per group.
+    """Return the bytes of a matrix in MLX's affine format: codes, scales and offsets.
 
     Examples:
         >>> packed_bytes((64, 32), 4, 32, "BF16")  # 1024 of codes, 256 of scales and offsets
@@ -222,7 +222,7 @@ def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str)
 
 
 def factor_bytes(shape: tuple[int, int], rank: int, bits: int, dtype: str) -> int:
-    """Bytes of a correction: both factors, with their scales and offsets where they are packed.
+    """Return the bytes of a correction: both factors, with scales and offsets if packed.
 
     Examples:
         >>> factor_bytes((64, 32), 8, 16, "BF16")
@@ -287,7 +287,7 @@ def _planned(
     one_rank: bool,
     overhead: Overhead,
 ) -> tuple[BitsPlan, ...]:
-    """The plans of budgets that all count headers, or all do not."""
+    """Return the plans of budgets that all count headers, or all do not."""
     totals = totals_of([m.matrix for m in matrices], left_bytes, overhead)
     least = sum(min(o.nbytes + overhead(m.matrix, o) for o in m.offers) for m in matrices)
     for budget in budgets:
@@ -306,14 +306,14 @@ def _nothing(m: Candidate, offer: Offer) -> int:
 def totals_of(
     matrices: Sequence[Candidate], left_bytes: int, overhead: Overhead = _nothing
 ) -> Totals:
-    """What budgets for these matrices are measured against."""
+    """Return the totals that budgets for these matrices are measured against."""
     weights = sum(m.weights for m in matrices)
     whole = sum(m.source_bytes + overhead(m, Offer.unchanged(m)) for m in matrices)
     return Totals(weights, whole, left_bytes)
 
 
 def _of_rank(matrices: Sequence[Offered], rank: int) -> list[Offered]:
-    """The matrices with no other corrections than those of a rank."""
+    """Return the matrices with no other corrections than those of a rank."""
     return [replace(m, offers=tuple(o for o in m.offers if o.rank in (0, rank))) for m in matrices]
 
 

@@ -1,4 +1,4 @@
-"""What every way of storing a matrix costs in bytes and in nats per token."""
+"""The price of every way of storing a matrix, in bytes and in nats per token."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ PROBED_BITS = 3
 
 @dataclass(frozen=True)
 class Choices:
-    """What is offered for every matrix.
+    """The choices that are offered for every matrix.
 
     Attributes:
-        bits: Of backbones.
-        factor_bits: Of corrections; empty for none.
+        bits: The bits of backbones.
+        factor_bits: The bits of corrections; empty for none.
         bare: Whether a correction may do without a backbone.
         ranks: The ranks of corrections; by default about `OFFERED_RANKS` up to what pays.
 
@@ -75,7 +75,7 @@ class Choices:
 
 
 def candidate(checkpoint: Checkpoint, layer: Layer) -> Candidate | None:
-    """The weight of a layer as a candidate; None if no group size divides its inputs."""
+    """Return the weight of a layer as a candidate; None if no group size divides its inputs."""
     first = layer.tensors[0]
     out, in_ = checkpoint.shape(first)[-2:]
     group_size = best_group(in_, most=LARGEST_GROUP)
@@ -108,7 +108,7 @@ def weights_of(checkpoint: Checkpoint, layer: Layer) -> Iterator[NDArray[np.floa
 
 
 def choices_for(m: Candidate, choices: Choices) -> Choices:
-    """What is offered for a matrix: bits alone for what is no linear layer.
+    """Return what is offered for a matrix: bits alone for what is no linear layer.
 
     Examples:
         >>> table = Candidate("w", (80, 64), "BF16", 64, 10240, kind="embedding")
@@ -119,7 +119,7 @@ def choices_for(m: Candidate, choices: Choices) -> Choices:
 
 
 def rounded(weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candidate) -> Backbone:
-    """The weight in ``bits`` bits, as both a price and a written file mean it.
+    """Return the weight in ``bits`` bits, as both a price and a written file mean it.
 
     Examples:
         >>> from plastic_runtime import GramFile
@@ -209,7 +209,7 @@ def _offered(
     choices: Choices,
     probe: PriceProbe | None,
 ) -> Offered:
-    """The ways of storing a matrix, or a stack: the costs of its experts are added."""
+    """Return the ways of storing a matrix, or a stack: the costs of its experts are added."""
     choices, totals, factor = choices_for(m, choices), dict[Choice, Offer](), 1.0
     uses = Uses(m, grams)
     for expert, weight in enumerate(weights_of(checkpoint, layer)):
@@ -230,7 +230,7 @@ def _offered(
 
 
 class Priced(NamedTuple):
-    """What one matrix offers, and the measured cost of one change over the predicted one."""
+    """The offers of one matrix, and the measured cost of one change over the predicted one."""
 
     offers: list[Offer]
     factor: float
@@ -247,7 +247,7 @@ def offers_of(
     choices: Choices,
     probe: Probe | None = None,
 ) -> Priced:
-    """The ways of storing one matrix, unsorted, and what to multiply their costs by.
+    """Return the ways of storing one matrix, unsorted, and what to multiply their costs by.
 
     Args:
         weight: The matrix.
@@ -284,7 +284,7 @@ def offers_of(
 
 
 def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
-    """The ways of storing a matrix among which the smallest one is, their costs unknown."""
+    """Return the ways of storing a matrix among which the smallest one is, their costs unknown."""
     choices = choices_for(m, choices)
     found, nothing = [Offer.unchanged(m)], Offer.nothing()
     for bits in choices.bits:
@@ -299,7 +299,7 @@ def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
 def _corrections(
     E: Operator | NDArray[np.float32], base: Offer, m: Candidate, roots: GramRoots, choices: Choices
 ) -> list[Offer]:
-    """What is left of a weight, ``E``, made up for by corrections of many ranks as stored."""
+    """Make up for what is left of a weight, ``E``, by corrections of many ranks as stored."""
     offered = {bits: offered_ranks(m, base, bits, choices) for bits in choices.factor_bits}
     most = {bits: ranks[-1] for bits, ranks in offered.items() if ranks}
     R, C = roots
@@ -338,7 +338,7 @@ def _with_rank(base: Offer, m: Candidate, rank: int, bits: int, cost: float) -> 
 
 
 def pareto(offers: Sequence[Offer]) -> list[Offer]:
-    """By increasing bytes, those that cost less than all that take no more.
+    """Return, by increasing bytes, those that cost less than all that take no more.
 
     Examples:
         >>> cheap, poor, good = Offer(2, 100, 0.3), Offer(3, 150, 0.4), Offer(4, 200, 0.1)

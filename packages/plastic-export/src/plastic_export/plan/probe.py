@@ -78,7 +78,7 @@ class PriceProbe:
         return cls(model, everything[rows])
 
     def divergence(self, path: str, change: NDArray[np.float32], *, expert: int = 0) -> float:
-        """KL(model || model with ``change`` added to the weight of the layer), nats per token.
+        """Return KL(model || model with ``change`` added to the layer's weight), nats per token.
 
         Args:
             path: Path of a linear layer, an embedding or a stack of experts.
@@ -93,7 +93,7 @@ class PriceProbe:
     def factor(
         self, path: str, change: NDArray[np.float32], predicted: float, *, expert: int = 0
     ) -> float:
-        """The measured divergence over the predicted one; 1 where neither can be told from 0."""
+        """Return the measured divergence over the predicted one; 1 where neither differs from 0."""
         measured = max(self.divergence(path, change, expert=expert), 0.0)
         return (measured + LEAST_RESOLVED) / (predicted + LEAST_RESOLVED)
 
@@ -125,7 +125,7 @@ def _plus(change: mx.array, expert: int | None) -> Interceptor:
 
 
 def probed_rows(windows: int, calibrated: int) -> NDArray[np.intp]:
-    """Which windows of a text to probe on, when ``calibrated`` of them, evenly spread, are not.
+    """Choose the windows of a text to probe on, away from the ``calibrated`` ones.
 
     Args:
         windows: The number of windows of the text.
