@@ -80,6 +80,23 @@ def test_every_room_says_what_it_is_for(package: str) -> None:
         assert ast.get_docstring(ast.parse(init.read_text())), init
 
 
+OF_A_PACKAGE = ("examples", "imports")
+"""What a test file beside the rooms' folders may be named after, but for rooms and modules."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_test_files_are_named_after_a_module_or_a_room(package: str) -> None:
+    source, tests = PACKAGES[package], PACKAGES[package].parents[1] / "tests"
+    wrong = []
+    for file in sorted(tests.rglob("test_*.py")):
+        room = source / file.parent.relative_to(tests)
+        subjects = [path.stem for path in room.iterdir()] if room.is_dir() else []
+        subjects += OF_A_PACKAGE if room == source else [room.name]
+        if not file.stem.removeprefix("test_").startswith(tuple(subjects)):
+            wrong.append(str(file.relative_to(tests)))
+    assert not wrong, f"named after nothing in {source}: {', '.join(wrong)}"
+
+
 def shown() -> dict[str, list[str]]:
     """Every name that an ``__all__`` lists, with the packages and rooms that list it."""
     homes: dict[str, list[str]] = {}

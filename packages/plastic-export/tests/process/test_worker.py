@@ -221,7 +221,7 @@ def test_a_worker_whose_caller_was_killed_ends_after_the_deadline(tmp_path: Path
     code = (
         "import sys, pathlib; path, lock = sys.argv[1:]; sys.path.append(path); "
         "import provocations; from plastic_export.process.worker import run_isolated; "
-        f"run_isolated(provocations.lock_and_sleep, pathlib.Path(lock), timeout={2 * SHORT})"
+        f"run_isolated(provocations.lock_and_sleep, pathlib.Path(lock), timeout={4 * SHORT})"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(HERE), str(lock)]) as caller:
         wait_until(lambda: is_locked(lock))
