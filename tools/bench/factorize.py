@@ -205,7 +205,7 @@ def _note(
     worst.setdefault("error", []).append(ours.error / least)
     if matrix.shape[0] * matrix.shape[1] >= LARGE:
         worst.setdefault("memory", []).append(ours.memory)
-    if rank == 256 and ours.method == "randomised":
+    if rank == 256 and ours.method == "randomized":
         worst.setdefault("certificate", []).append(ours.certificate or 0.0)
         worst.setdefault("full", []).append(ours.seconds / full)  # NaN where it was not run
         peers = [seconds for method, seconds in equal.items() if method != FULL]

@@ -17,7 +17,7 @@ from plastic_core.testing import EPS, Sample, anything, matrix_from_spectrum, re
 
 fractions = st.floats(0, 1)
 dtypes = st.sampled_from([mx.float16, mx.bfloat16, mx.float32])
-methods: st.SearchStrategy[Method] = st.sampled_from(["exact", "randomised"])
+methods: st.SearchStrategy[Method] = st.sampled_from(["exact", "randomized"])
 
 
 def as_float64(array: Matrix) -> Float64:
@@ -105,7 +105,7 @@ def test_certify_is_true_where_the_matrix_itself_is_a_small_difference(
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
-@pytest.mark.parametrize("method", ["exact", "randomised"])
+@pytest.mark.parametrize("method", ["exact", "randomized"])
 @pytest.mark.parametrize("scale", [1e-40, 1e-36, 1e-30, 1.0, 1e30])
 def test_certificates_of_the_smallest_matrices_are_true(
     shape: tuple[int, int], method: Method, scale: float
@@ -120,7 +120,7 @@ def test_certificates_of_the_smallest_matrices_are_true(
     assert_true(factors.certificate, A64, A64 - (U * S) @ Vh, rounding)
 
 
-@pytest.mark.parametrize("method", ["exact", "randomised"])
+@pytest.mark.parametrize("method", ["exact", "randomized"])
 @pytest.mark.parametrize("rank", [1, 2, 8, 24])
 @pytest.mark.parametrize("shape", [(160, 240), (240, 160)])
 def test_the_spectral_error_of_a_flat_spectrum_is_within_its_bounds(

@@ -18,7 +18,7 @@ from plastic_core.testing import (
 )
 
 fractions = st.floats(0, 1)
-methods: st.SearchStrategy[Method] = st.sampled_from(["exact", "randomised"])
+methods: st.SearchStrategy[Method] = st.sampled_from(["exact", "randomized"])
 
 
 def rank_of(fraction: float, A: Float32) -> int:
@@ -134,7 +134,7 @@ def test_rank_must_be_an_integer() -> None:
 def test_auto_takes_the_cheaper_method_and_names_it() -> None:
     rng = np.random.default_rng(0)
     assert factorized_lowrank(rng.standard_normal((20, 30)), 5).method == "exact"
-    assert factorized_lowrank(rng.standard_normal((600, 700)), 10).method == "randomised"
+    assert factorized_lowrank(rng.standard_normal((600, 700)), 10).method == "randomized"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_matrix_without_entries_is_refused(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("entry", [1e30, 1.0, 1e-30, 0.0])
 def test_extreme_shapes_and_entries(shape: tuple[int, int], entry: float) -> None:
     A = np.full(shape, entry, np.float32)
-    for method in ("exact", "randomised"):
+    for method in ("exact", "randomized"):
         factors = factorized_lowrank(A, 1, method=method)
         expected = entry * np.sqrt(A.size)
         assert float(factors.S[0]) == pytest.approx(expected, rel=1e-5)

@@ -15,7 +15,7 @@ from plastic_core.factors.factors import Factors
 from plastic_core.factors.lowrank import factorized_lowrank
 from plastic_core.factors.operators import as_operator
 from plastic_core.factors.randomized import leading_triplets, triplets_within
-from plastic_core.factors.work import block_size, exact_work, randomised_work
+from plastic_core.factors.work import block_size, exact_work, randomized_work
 from plastic_core.linalg import Float32, Float64, device
 from plastic_core.testing import EPS, assert_orthonormal, bits, matrix_from_spectrum, repeatable
 
@@ -94,8 +94,8 @@ def test_the_factors_are_those_of_the_singular_value_decomposition(
     spectrum: Float64, shape: tuple[int, int], rank: int, key: int
 ) -> None:
     A, s = build(spectrum, shape)
-    factors = factorized_lowrank(A, rank, method="randomised", key=key)
-    assert factors.method == "randomised"
+    factors = factorized_lowrank(A, rank, method="randomized", key=key)
+    assert factors.method == "randomized"
     assert_orthonormal(factors.U)
     assert_orthonormal(factors.Vh.T)
     S = np.asarray(factors.S)
@@ -123,7 +123,7 @@ def test_a_tolerance_is_kept_with_nearly_the_least_rank(
 ) -> None:
     A, s = build(spectrum, shape)
     tolerance = 10.0**exponent
-    factors = factorized_lowrank(A, tolerance=tolerance, method="randomised", key=key)
+    factors = factorized_lowrank(A, tolerance=tolerance, method="randomized", key=key)
     assert factors.certificate is not None
     assert factors.certificate.relative_error <= tolerance
     error = float(np.linalg.norm(A - product(factors)))
@@ -146,11 +146,11 @@ def test_the_error_falls_with_the_rank_and_the_tolerance(
     def error(factors: Factors) -> float:
         return float(np.linalg.norm(A - product(factors))) / norm
 
-    by_rank = [error(factorized_lowrank(A, r, method="randomised", key=key)) for r in (5, 20, 41)]
+    by_rank = [error(factorized_lowrank(A, r, method="randomized", key=key)) for r in (5, 20, 41)]
     for more, less in zip(by_rank[1:], by_rank[:-1], strict=True):
         assert more <= 1.01 * less + rounding
     tight, loose = (
-        factorized_lowrank(A, tolerance=t, method="randomised", key=key) for t in (0.2, 0.4)
+        factorized_lowrank(A, tolerance=t, method="randomized", key=key) for t in (0.2, 0.4)
     )
     assert loose.rank <= 1.05 * tight.rank + 1
     assert error(tight) <= 0.2 * (1 + 1e-3)
@@ -164,9 +164,9 @@ def test_transposed_permuted_and_scaled_matrices_have_the_same_errors_and_values
     A, s = build(spectrum, shape)
     rng = np.random.default_rng(key)
     rows, columns = (rng.permutation(side) for side in shape)
-    factors = factorized_lowrank(A, rank, method="randomised", key=key)
+    factors = factorized_lowrank(A, rank, method="randomized", key=key)
     for other, factor in ((A.T, 1.0), (A[rows][:, columns], 1.0), (np.float32(scale) * A, scale)):
-        same = factorized_lowrank(other, rank, method="randomised", key=key)
+        same = factorized_lowrank(other, rank, method="randomized", key=key)
         error, again = (
             float(np.linalg.norm(M - product(F))) / c
             for M, F, c in ((A, factors, 1.0), (other, same, factor))
@@ -187,7 +187,7 @@ def test_one_key_gives_the_same_bits_in_whatever_form_it_comes(
     A, _ = build(spectrum, shape)
     for given_ in (key, mx.random.key(key)):
         once, again = (
-            factorized_lowrank(A, rank, method="randomised", key=given_) for _ in range(2)
+            factorized_lowrank(A, rank, method="randomized", key=given_) for _ in range(2)
         )
         assert [bits(F) for F in once] == [bits(F) for F in again]
         assert once.certificate == again.certificate
@@ -197,12 +197,12 @@ def test_one_key_gives_the_same_bits_in_whatever_form_it_comes(
 @pytest.mark.parametrize("shape", [(120, 200), (200, 120)])
 def test_an_exact_low_rank_is_recovered_to_rounding(shape: tuple[int, int], rank: int) -> None:
     A, s = build(np.append(np.linspace(2, 1, 30), np.zeros(370)), shape)
-    factors = factorized_lowrank(A, rank, method="randomised")
+    factors = factorized_lowrank(A, rank, method="randomized")
     error = np.linalg.norm(A - product(factors))
     assert error <= 1.01 * tails(s)[rank] + 10 * EPS * np.linalg.norm(s)
     assert_orthonormal(factors.U)
     assert_orthonormal(factors.Vh.T)
-    found = factorized_lowrank(A, tolerance=1e-5, method="randomised")
+    found = factorized_lowrank(A, tolerance=1e-5, method="randomized")
     assert found.rank == 30
 
 
@@ -210,7 +210,7 @@ def test_an_exact_low_rank_is_recovered_to_rounding(shape: tuple[int, int], rank
 @pytest.mark.parametrize("tolerance", [1e-5, 1e-4, 1e-3])
 def test_a_cap_above_the_rank_changes_nothing(cap: int, tolerance: float) -> None:
     A, _ = build(np.append(np.linspace(2, 1, 30), np.zeros(370)), (200, 300))
-    capped = factorized_lowrank(A, cap, tolerance=tolerance, method="randomised")
+    capped = factorized_lowrank(A, cap, tolerance=tolerance, method="randomized")
     assert capped.rank == 30
 
 
@@ -218,7 +218,7 @@ def test_a_cap_above_the_rank_changes_nothing(cap: int, tolerance: float) -> Non
 @pytest.mark.parametrize("rank", [1, 16, 40])
 def test_identity_zero_and_ones_need_no_special_case(A: Float64, rank: int) -> None:
     s = np.linalg.svd(A, compute_uv=False)
-    factors = factorized_lowrank(7 * A, rank, method="randomised")
+    factors = factorized_lowrank(7 * A, rank, method="randomized")
     assert_orthonormal(factors.U)
     assert_orthonormal(factors.Vh.T)
     error = np.linalg.norm(7 * A - product(factors))
@@ -227,7 +227,7 @@ def test_identity_zero_and_ones_need_no_special_case(A: Float64, rank: int) -> N
 
 def test_an_orthogonal_matrix_is_one_cluster() -> None:
     Q = np.linalg.qr(np.random.default_rng(0).standard_normal((160, 160)))[0].astype(np.float32)
-    factors = factorized_lowrank(Q, 40, method="randomised")
+    factors = factorized_lowrank(Q, 40, method="randomized")
     assert np.linalg.norm(Q - product(factors)) <= 1.0001 * math.sqrt(120)
     assert np.abs(np.asarray(factors.S) - 1).max() <= 10 * EPS
 
@@ -236,7 +236,7 @@ def test_an_orthogonal_matrix_is_one_cluster() -> None:
 def test_triplets_within_gives_up_where_the_budget_ends(kept: float) -> None:
     A, s = build(np.ones(400), (200, 300))
     operator, norm = as_operator(A), float(np.linalg.norm(s))
-    needed = randomised_work(A.shape, 100)
+    needed = randomized_work(A.shape, 100)
     budget = kept * needed
     assert triplets_within(operator, norm, 0.1, budget, key=0) is None
     found = triplets_within(operator, norm, 0.1, math.inf, key=0)
@@ -262,9 +262,9 @@ def test_triplets_tell_their_errors_and_those_of_their_parts() -> None:
 def test_the_predicted_work_grows_with_the_matrix(m: int, n: int, more: int, rank: int) -> None:
     for larger in ((m + more, n), (m, n + more)):
         assert exact_work((m, n)) <= exact_work(larger)
-        assert randomised_work((m, n), rank) <= randomised_work(larger, rank)
+        assert randomized_work((m, n), rank) <= randomized_work(larger, rank)
     assert exact_work((m, n)) == exact_work((n, m))
-    assert randomised_work((m, n), rank) == randomised_work((n, m), rank)
+    assert randomized_work((m, n), rank) == randomized_work((n, m), rank)
 
 
 @repeatable
@@ -273,12 +273,12 @@ def test_the_predicted_work_grows_with_the_rank_between_two_block_sizes(
     m: int, n: int, rank: int
 ) -> None:
     if block_size(rank) == block_size(rank + 1):
-        assert randomised_work((m, n), rank) <= randomised_work((m, n), rank + 1)
+        assert randomized_work((m, n), rank) <= randomized_work((m, n), rank + 1)
 
 
 def test_the_predicted_work_takes_large_matrices_for_random_and_small_ones_for_exact() -> None:
-    assert randomised_work((4096, 4096), 256) < exact_work((4096, 4096)) / 10
-    assert randomised_work((100, 100), 50) > exact_work((100, 100))
+    assert randomized_work((4096, 4096), 256) < exact_work((4096, 4096)) / 10
+    assert randomized_work((100, 100), 50) > exact_work((100, 100))
 
 
 GROWTH = """
@@ -293,10 +293,10 @@ def resident(peak):
 
 rng = np.random.default_rng(0)
 A = rng.standard_normal((4000, 5000), dtype=np.float32)
-factorized_lowrank(A[:600, :600], 32, method="randomised")  # libraries, thread pools
+factorized_lowrank(A[:600, :600], 32, method="randomized")  # libraries, thread pools
 Path("/proc/self/clear_refs").write_text("5")
 before = resident(peak=False)
-factorized_lowrank(A, 32, method="randomised")
+factorized_lowrank(A, 32, method="randomized")
 print((resident(peak=True) - before) / A.nbytes)
 """
 
@@ -315,11 +315,11 @@ def test_on_a_gpu_the_factors_are_the_same(
 ) -> None:
     A, s = build(INVERSE_ROOT, (90, 400))
     A, s = build(plateau(20, 3.0, INVERSE_ROOT), shape)
-    here = [factorized_lowrank(A, 12, method="randomised", key=1)]
-    here += [factorized_lowrank(A, tolerance=0.3, method="randomised", key=1)]
+    here = [factorized_lowrank(A, 12, method="randomized", key=1)]
+    here += [factorized_lowrank(A, tolerance=0.3, method="randomized", key=1)]
     monkeypatch.setattr(device, "on_gpu", lambda: True)
-    there = [factorized_lowrank(A, 12, method="randomised", key=1)]
-    there += [factorized_lowrank(A, tolerance=0.3, method="randomised", key=1)]
+    there = [factorized_lowrank(A, 12, method="randomized", key=1)]
+    there += [factorized_lowrank(A, tolerance=0.3, method="randomized", key=1)]
     rounding = 10 * EPS * float(np.linalg.norm(s))
     for one, other in zip(here, there, strict=True):
         assert one.rank == other.rank

@@ -63,7 +63,7 @@ def least(dense: Float64, rank: int) -> float:
 
 
 @repeatable
-@given(anything, fractions, fractions, st.sampled_from(["exact", "randomised"]), seeds)
+@given(anything, fractions, fractions, st.sampled_from(["exact", "randomized"]), seeds)
 def test_grown_factors_are_those_of_starting_again(
     sample: Sample, start: float, more: float, method: str, key: int
 ) -> None:
@@ -76,7 +76,7 @@ def test_grown_factors_are_those_of_starting_again(
     factors = factorized_lowrank(A, first, method=method, key=key)  # type: ignore[arg-type]
     grown = grow_factors(A, factors, rank, key=key)
     assert grown.rank == rank
-    assert grown.method == "randomised"
+    assert grown.method == "randomized"
     limit = 1.01 * float(np.linalg.norm(s[rank:])) + tolerance(s, A.shape)
     assert_factors(grown, A.astype(np.float64), limit)
 

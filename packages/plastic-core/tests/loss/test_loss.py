@@ -297,7 +297,7 @@ def test_cost_of_what_the_factors_leave_is_the_tail() -> None:
 def test_randomised_factors_miss_hardly_more_than_the_tail() -> None:
     problem = make(300, 260)
     factors = loss_factors(problem.D, 4, **problem.roots, key=1)
-    assert factors.method == "randomised"
+    assert factors.method == "randomized"
     missed = np.linalg.norm(problem.whitened(problem.D - dense(factors)))
     tail = np.linalg.norm(loss_spectrum(problem.D, **problem.roots)[4:])
     assert tail - problem.limit() <= missed <= 1.01 * tail

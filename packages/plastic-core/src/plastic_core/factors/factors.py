@@ -40,7 +40,7 @@ class Factors(_Triple):
         Vh: Shape ``(r, n)``.
         certificate: Errors of exactly these numbers; None on factors that nobody has measured,
             such as a cast or a slice of certified ones.
-        method: How they were computed, ``"exact"`` or ``"randomised"``; None if unknown.
+        method: How they were computed, ``"exact"`` or ``"randomized"``; None if unknown.
 
     Examples:
         >>> factors = Factors(mx.eye(3), mx.array([3.0, 2.0, 1.0]), mx.eye(3))

@@ -21,10 +21,10 @@ from plastic_core.factors.randomized import (
     leading_triplets,
     triplets_within,
 )
-from plastic_core.factors.work import exact_work, randomised_work
+from plastic_core.factors.work import exact_work, randomized_work
 from plastic_core.linalg import Matrix, as_matrix, as_vector, thin_svd
 
-Method = Literal["auto", "exact", "randomised"]
+Method = Literal["auto", "exact", "randomized"]
 
 LEAST_TOLERANCE = 1e-5
 """What may be asked for: float32 factors err by up to a tenth of it."""
@@ -59,7 +59,7 @@ def factorized_lowrank(
             most that may be kept.
         tolerance: Relative Frobenius error, in [1e-5, 1): keep as few as it allows. At least one
             of ``rank`` and ``tolerance`` must be given.
-        method: ``"exact"``, a thin singular value decomposition; ``"randomised"``, block Lanczos
+        method: ``"exact"``, a thin singular value decomposition; ``"randomized"``, block Lanczos
             bidiagonalisation from a random start; ``"auto"``, whichever is predicted to cost less.
         dtype: Floating dtype of the factors.
         key: Seed or key of all that is random. The same key gives the same factors on one device.
@@ -227,15 +227,15 @@ def _triplets(
     """Return more than enough triplets for ``tolerance``, and the method that gave them."""
     budget = exact_work(A.shape) if method == "auto" else math.inf
     factored = method == "auto" and isinstance(A, LowRank)
-    if factored or method == "exact" or budget <= randomised_work(A.shape, rank or 1):
+    if factored or method == "exact" or budget <= randomized_work(A.shape, rank or 1):
         return _exact(A, rank), "exact"
     if rank is not None:
         leading = leading_triplets(A, norm, rank, key)
         vague = tolerance is not None and leading.error < LEAST_TRUSTED_ERROR * norm
-        return (leading.measured(A) if vague else leading), "randomised"
+        return (leading.measured(A) if vague else leading), "randomized"
     assert tolerance is not None
     found = triplets_within(A, norm, tolerance, budget, key)
-    return (_exact(A, None), "exact") if found is None else (found, "randomised")
+    return (_exact(A, None), "exact") if found is None else (found, "randomized")
 
 
 def _exact(A: Operator, rank: int | None) -> Triplets:

@@ -11,7 +11,7 @@ import numpy as np
 from plastic_core.factors.bidiagonal import Bidiagonalisation
 from plastic_core.factors.certificate import TOLERANCE, spectral_bound
 from plastic_core.factors.operators import Operator, Residual
-from plastic_core.factors.work import block_size, randomised_work
+from plastic_core.factors.work import block_size, randomized_work
 from plastic_core.linalg import Float32, Float64
 
 LAST_GAIN = 1e-2
@@ -150,7 +150,7 @@ def triplets_within(
         space.grow_to(space.size + max(space.block, round(UNKNOWN_RANK_EXTENSION * space.size)))
         s = space.spectrum()
         known = space.size >= FORESEEING_SIZE * space.limit
-        if known and randomised_work(A.shape, _least_rank(s, norm**2 - target)) > budget:
+        if known and randomized_work(A.shape, _least_rank(s, norm**2 - target)) > budget:
             return None
         errors = _squared_errors(space, s, norm)
         rank = int(np.argmax(errors <= target)) if errors[-1] <= target else space.limit

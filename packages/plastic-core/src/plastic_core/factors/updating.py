@@ -56,7 +56,7 @@ def grow_factors(A: Operand, factors: Factors, rank: int, *, key: int | mx.array
     norm, left = matrix.norm(), Residual(matrix, U, S[:, None] * Vh)
     found = leading_triplets(left, left.norm(), rank - factors.rank, key)
     triplets = _within(matrix, norm, np.concatenate([U, found.U], axis=1))
-    return certified(matrix, norm, triplets, dtype=mx.float32, key=key, method="randomised")
+    return certified(matrix, norm, triplets, dtype=mx.float32, key=key, method="randomized")
 
 
 def _within(A: Operator, norm: float, basis: Float32) -> Triplets:

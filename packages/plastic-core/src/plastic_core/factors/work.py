@@ -34,7 +34,7 @@ def exact_work(shape: tuple[int, int]) -> float:
     return SVD * k**3 + (QR * longer * k**2 if longer > k else 0.0)
 
 
-def randomised_work(shape: tuple[int, int], rank: int) -> float:
+def randomized_work(shape: tuple[int, int], rank: int) -> float:
     """Predict the work of finding the ``rank`` leading triplets."""
     (m, n), block = shape, block_size(rank)
     d = min(m, n, SPACE * rank + block)
