@@ -9,7 +9,13 @@ from plastic_export.format.factored import FactoredFormat
 from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.protocol import Format
 
-_ALL = (FactoredFormat(), DenseFormat(), MixedFormat(), CorrectedFormat(), AdapterFormat())
+_ALL: tuple[Format, ...] = (
+    FactoredFormat(),
+    DenseFormat(),
+    MixedFormat(),
+    CorrectedFormat(),
+    AdapterFormat(),
+)
 
 FORMATS: dict[str, Format] = {format.name: format for format in _ALL}
 """Every format by its name."""
