@@ -10,7 +10,7 @@ from plastic_core.files.atomic import (
     temporary_name,
     write_json,
 )
-from plastic_core.files.closing import Closing
+from plastic_core.files.closing import Closing, Leaving
 from plastic_core.files.errors import FormatError
 from plastic_core.files.foreign import Foreign, recognise_name
 from plastic_core.files.header import ITEM_BYTES, Header, TensorInfo
@@ -52,6 +52,7 @@ __all__ = [
     "FormatError",
     "Header",
     "Journal",
+    "Leaving",
     "OpenFile",
     "SafetensorsWriter",
     "TensorInfo",

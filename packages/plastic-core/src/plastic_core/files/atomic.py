@@ -11,9 +11,9 @@ import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from plastic_core.files.closing import Leaving
 from plastic_core.files.errors import FormatError
 from plastic_core.files.lock import BusyError, is_still, try_lock
 from plastic_core.files.notes import naming
@@ -22,7 +22,7 @@ from plastic_core.files.paths import in_hub_cache, open_regular
 _PIECE = 2**24  # bytes copied at a time
 
 
-class AtomicFile:
+class AtomicFile(Leaving):
     """A new file that gets its name when it is complete. A context manager.
 
     It is written as ``.<name>.tmp``, which no loader looks at, and which is locked meanwhile: one
@@ -142,15 +142,8 @@ class AtomicFile:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, error: BaseException | None) -> None:
+        """Commit the file, or abandon it after an error."""
         if error is not None:
             self.abandon()
             return

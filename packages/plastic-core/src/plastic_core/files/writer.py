@@ -7,13 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from plastic_core.files.arrays import Array, array_bytes, dtype_name
 from plastic_core.files.atomic import AtomicFile
+from plastic_core.files.closing import Closing
 from plastic_core.files.header import ITEM_BYTES, LARGEST_HEADER, check_name
 
 
@@ -41,7 +40,7 @@ class TensorSpec:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(Closing):
     """A safetensors file written one tensor at a time. A context manager.
 
     The header is written first, so nothing but the tensor at hand has to be in memory.
@@ -150,15 +149,8 @@ class SafetensorsWriter:
         self._stop += spec.nbytes
         self._written += 1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, error: BaseException | None) -> None:
+        """Complete the file, or abandon it after an error."""
         if error is None:
             self.close()
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import (
     MLX_DTYPES,
+    Leaving,
     SafetensorsWriter,
     TensorSpec,
     array_bytes,
@@ -25,7 +25,7 @@ from plastic_core.files import (
 SHARD_BYTES = 5_000_000_000  # what mlx-lm writes
 
 
-class Shards:
+class Shards(Leaving):
     """Streams tensors into ``model.safetensors`` or ``model-0000i-of-0000n.safetensors``.
 
     Use as a context manager. At most one tensor is held at a time.
@@ -111,17 +111,10 @@ class Shards:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(self.folder / f"{self._stem}.safetensors.index.json", index)
 
-    def __enter__(self) -> Shards:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, error: BaseException | None) -> None:
+        """Complete the files and their index, or leave what was written as ``keep`` says."""
         if self._open is not None:
-            self._open[1].__exit__(kind, error, traceback)
+            self._open[1].leave(error)
         if error is None and len(self.files) > 1:
             self._write_index()
 

@@ -19,8 +19,9 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, TypeVar
+
+from plastic_core.files import Closing
 
 from plastic_export.process.pipe import pack, receive, send, unpack
 
@@ -96,7 +97,7 @@ def run_isolated(
         return worker.call(function, *args, timeout=timeout, **kwargs)
 
 
-class Worker:
+class Worker(Closing):
     """A process that computes one call after another, each as by `run_isolated`. A context manager.
 
     The process starts with the first call and stays for the next, which saves the start. It is
@@ -211,15 +212,8 @@ class Worker:
         if log is not None:
             log.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, error: BaseException | None) -> None:
+        """Let the process end, or stop it after an error."""
         if error is None:
             self.close()
         else:
