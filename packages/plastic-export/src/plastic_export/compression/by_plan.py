@@ -14,7 +14,7 @@ from plastic_export.compression.plan_file import LossPlan, check_source, grams_f
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
 from plastic_export.format.layout import Contents, Layout
 from plastic_export.format.table import format_named
-from plastic_export.model.layers import Layer, layers_of, stored_apart
+from plastic_export.model.layers import Layer, layers_of, split_experts
 from plastic_export.plan.gram_uses import Uses, combined_grams, is_measured
 from plastic_export.plan.offers import BitsPlan, Candidate
 from plastic_export.plan.pricing import candidate
@@ -76,7 +76,7 @@ def execute_plan(
             _check_measured(plans, grams, file)
             matrices = [m.matrix for m in plans.matrices]
             contents = Contents.of(format_named(plans.format), matrices, plan.chosen)
-            layout = Layout.of(checkpoint, contents, stored_apart(layers))
+            layout = Layout.of(checkpoint, contents, split_experts(layers))
             recipe = Recipe(layout, _combined(grams))
             options = _options(plans, plan, file, exact=exact)
             done = write_compressed(

@@ -18,7 +18,7 @@ from plastic_export.compression.plan_file import LossPlan, is_plan, source_ident
 from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
-from plastic_export.model.layers import Layer, layers_of, stored_apart
+from plastic_export.model.layers import Layer, layers_of, split_experts
 from plastic_export.plan.budgets import Budget, check_budget
 from plastic_export.plan.gram_uses import DAMPING, is_measured
 from plastic_export.plan.offers import (
@@ -225,7 +225,7 @@ def plannable(
         ['lm_head.weight', 'model.embed_tokens.weight']
     """
     layers = layers_of(checkpoint) if layers is None else layers
-    apart = stored_apart(layers)
+    apart = split_experts(layers)
     places = {name: i for i, name in enumerate(checkpoint.tensors)}
     stored = [m for m in layers.values() if is_weight(m.tensors[0], checkpoint.tensors)]
     stored.sort(key=lambda m: min(places[name] for name in m.tensors))
@@ -289,7 +289,7 @@ def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
 def _left(
     checkpoint: Checkpoint, offered: Sequence[Offered], layers: Mapping[str, Layer]
 ) -> tuple[str, ...]:
-    apart = stored_apart(layers)
+    apart = split_experts(layers)
     names = {m.name for m in offered}
     names |= {tensor for tensor, stack in apart.items() if stack.name in names}
     weights = (t for t in checkpoint.tensors.values() if t.name.endswith(".weight"))

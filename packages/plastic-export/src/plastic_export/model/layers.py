@@ -89,7 +89,7 @@ def is_router(path: str, outputs: int, kinds: Sequence[tuple[str, Kind, int]]) -
     return bool(counts) and outputs in counts | {1}
 
 
-def stored_apart(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+def split_experts(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """Return the stacks whose experts are tensors of their own, by the names of these."""
     return {tensor: m for m in layers.values() if m.is_apart for tensor in m.tensors}
 
