@@ -19,6 +19,7 @@ from plastic_export.compression.restoration import restore
 from plastic_export.compression.verification import verify
 from plastic_export.folder.manifest import read_manifest
 from plastic_export.folder.shards import as_float32
+from plastic_export.model.load import load_model
 
 Make = Callable[..., Path]
 UNIT = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -247,3 +248,18 @@ def test_by_default_the_ranks_follow_a_calibration_text_where_there_is_one(
     assert compress(readable, tmp_path / "plain", keep=0.5).plan.strategy == "stable"
     result = compress(readable, tmp_path / "measured", keep=0.5, calibration=few)
     assert result.plan.strategy == "activation"
+
+
+def test_a_factored_source_keeps_the_ranks_that_it_has(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    compress(checkpoint_folder, tmp_path / "first", keep=0.5, include=["*.q_proj.weight"])
+    compress(tmp_path / "first", tmp_path / "second", keep=0.5, include=["*.k_proj.weight"])
+    first, second = (
+        json.loads((tmp_path / name / "config.json").read_text())["plastic"]["ranks"]
+        for name in ("first", "second")
+    )
+    assert first.items() <= second.items()
+    assert {path.rpartition(".")[2] for path in second} == {"q_proj", "k_proj"}
+    logits = load_model(tmp_path / "second")(mx.array([[1, 2, 3]]))
+    assert mx.isfinite(logits).all()
