@@ -1,6 +1,7 @@
 """RankLayer: what it computes, and what a change of rank may and may not change."""
 
 import copy
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -518,3 +519,19 @@ def test_a_refused_change_leaves_the_layer_as_it_was():
     with pytest.raises(ValueError, match="must not exceed"):
         layer.wake(rank_layer(5, 5, 2).factors())
     assert [bits(a) for a in layer.factors()] == before
+
+
+@pytest.mark.parametrize("indices", [range(1, 4, 2), [1, 3], np.array([1, 3]), mx.array([1, 3])])
+def test_indices_of_any_kind_of_integer_park_the_same_components(indices: Any) -> None:
+    layer = RankLayer(mx.eye(4), mx.array([4.0, 3.0, 2.0, 1.0]), mx.eye(4))
+    assert layer.park(indices).S.tolist() == [3.0, 1.0]
+    assert layer.S.tolist() == [4.0, 2.0]
+
+
+@pytest.mark.parametrize("mask", [[True, False], np.array([True, False]), [0.5]])
+def test_a_mask_is_no_list_of_indices(mask: Any) -> None:
+    layer = RankLayer(mx.eye(2), mx.array([2.0, 1.0]), mx.eye(2))
+    for act in (layer.park, layer.keep, layer.select):
+        with pytest.raises(TypeError, match="must hold integers"):
+            act(mask)
+    assert layer.rank == 2

@@ -3,15 +3,16 @@
 Stands on ``linalg``, ``factors`` and ``loss``.
 """
 
-from plastic_core.layer.checks import check_indices, check_threshold
+from plastic_core.layer.checks import Indices, check_threshold, checked_indices
 from plastic_core.layer.mlx_linear import Linear, dense_weight, is_stack, linear_from, linear_shape
 from plastic_core.layer.module import Module
 
 __all__ = [
+    "Indices",
     "Linear",
     "Module",
-    "check_indices",
     "check_threshold",
+    "checked_indices",
     "dense_weight",
     "is_stack",
     "linear_from",

@@ -3,8 +3,13 @@
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from plastic_core.factors.factors import Factors
+
+Indices = Sequence[int] | NDArray[np.integer] | mx.array
+"""Numbers of components, in any form that counts."""
 
 
 def check_shape(name: str, array: mx.array, shape: tuple[int, ...]) -> None:
@@ -43,19 +48,40 @@ def check_rank(rank: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_indices(name: str, indices: Sequence[int], rank: int) -> None:
-    """Raise ``ValueError`` unless ``indices`` are distinct and from 0 to ``rank - 1``.
+def checked_indices(name: str, indices: Indices, rank: int) -> list[int]:
+    """Return ``indices`` as a list, if they are distinct and from 0 to ``rank - 1``.
+
+    Args:
+        name: What they are called in an error.
+        indices: Integers of any kind: a range, a list, a NumPy or an MLX array.
+        rank: Number of components.
+
+    Raises:
+        TypeError: If they are not integers; a mask is no list of indices.
+        ValueError: If one of them occurs twice or names no component.
 
     Examples:
-        >>> check_indices("indices", [0, 0], 3)
+        >>> checked_indices("indices", np.argsort([5.0, 3.0, 4.0])[:2], 3)
+        [1, 2]
+        >>> checked_indices("indices", [0, 0], 3)
         Traceback (most recent call last):
         ValueError: `indices` must hold distinct indices from 0 to rank - 1 = 2, got [0, 0].
+        >>> checked_indices("indices", [True, False, True], 3)
+        Traceback (most recent call last):
+        TypeError: `indices` must hold integers, got bool; of a mask, take numpy.flatnonzero(mask).
     """
-    if len(set(indices)) != len(indices) or not set(indices) <= set(range(rank)):
-        raise ValueError(
-            f"`{name}` must hold distinct indices from 0 to rank - 1 = {rank - 1}, "
-            f"got {list(indices)}."
+    array = np.atleast_1d(np.asarray(indices))
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"`{name}` must hold integers, got {array.dtype}; "
+            "of a mask, take numpy.flatnonzero(mask)."
         )
+    values = [int(value) for value in array.ravel()]
+    if len(set(values)) != len(values) or not set(values) <= set(range(rank)):
+        raise ValueError(
+            f"`{name}` must hold distinct indices from 0 to rank - 1 = {rank - 1}, got {values}."
+        )
+    return values
 
 
 def check_threshold(tau: float) -> None:

@@ -13,12 +13,13 @@ from plastic_core.factors.balancing import as_arrays, balance, factor_norm
 from plastic_core.factors.directions import random_directions
 from plastic_core.factors.factors import Factors
 from plastic_core.layer.checks import (
+    Indices,
     cast_factors,
     check_factors,
-    check_indices,
     check_rank,
     check_shape,
     check_threshold,
+    checked_indices,
 )
 from plastic_core.layer.mlx_linear import Linear, dense_weight, linear_from, quantized, without_bias
 from plastic_core.layer.module import Module
@@ -255,7 +256,7 @@ class RankLayer(Module):
             mx.concatenate([self.Vh, factors.Vh]),
         )
 
-    def park(self, indices: Sequence[int]) -> Factors:
+    def park(self, indices: Indices) -> Factors:
         """Remove the components ``indices`` and return them; the others keep their order.
 
         Bits are unchanged on both sides: ``wake(park(indices))`` restores the function.
@@ -278,12 +279,12 @@ class RankLayer(Module):
             >>> layer.S.tolist()
             [3.0, 2.0, 1.0]
         """
-        check_indices("indices", indices, self.rank)
-        parked = self.select(indices)
-        self.set_factors(*self.select(self._others(indices)))
+        chosen = checked_indices("indices", indices, self.rank)
+        parked = self.select(chosen)
+        self.set_factors(*self.select(self._others(chosen)))
         return parked
 
-    def keep(self, indices: Sequence[int]) -> Factors:
+    def keep(self, indices: Indices) -> Factors:
         """Keep the components ``indices``, in that order; remove all others and return them.
 
         Bits are unchanged on both sides: ``wake(keep(indices))`` restores the function.
@@ -303,9 +304,9 @@ class RankLayer(Module):
             >>> layer.S.tolist(), asleep.S.tolist()
             ([3.0], [2.0, 1.0])
         """
-        check_indices("indices", indices, self.rank)
-        parked = self.select(self._others(indices))
-        self.set_factors(*self.select(indices))
+        chosen = checked_indices("indices", indices, self.rank)
+        parked = self.select(self._others(chosen))
+        self.set_factors(*self.select(chosen))
         return parked
 
     def soft_threshold(self, tau: float) -> tuple[list[int], mx.array]:
@@ -341,7 +342,7 @@ class RankLayer(Module):
         shrunk = np.sign(S[keep]) * (np.abs(S[keep]) - tau)
         return keep.tolist(), mx.array(shrunk, dtype=self.S.dtype)
 
-    def truncation_error(self, parked: Sequence[int]) -> float:
+    def truncation_error(self, parked: Indices) -> float:
         """Return the Frobenius norm, in float64, of what removing ``parked`` takes from ``W``.
 
         Examples:
@@ -349,8 +350,7 @@ class RankLayer(Module):
             >>> layer.truncation_error([1, 2])
             5.0
         """
-        check_indices("parked", parked, self.rank)
-        return factor_norm(*as_arrays(self.select(parked)))
+        return factor_norm(*as_arrays(self.select(checked_indices("parked", parked, self.rank))))
 
     def balanced(self) -> Factors:
         """Return the same plastic part with orthonormal ``U`` and ``Vh`` and its spectrum as ``S``.
@@ -380,7 +380,7 @@ class RankLayer(Module):
         """
         return cast_factors(Factors(*map(mx.array, (U, S, Vh))), [a.dtype for a in self.factors()])
 
-    def select(self, indices: Sequence[int]) -> Factors:
+    def select(self, indices: Indices) -> Factors:
         """Return the components ``indices``, in that order, bits unchanged; the layer keeps them.
 
         Examples:
@@ -388,7 +388,7 @@ class RankLayer(Module):
             >>> layer.select([1]).S.tolist()
             [3.0]
         """
-        i = mx.array(list(indices), dtype=mx.int32)
+        i = mx.array(checked_indices("indices", indices, self.rank), dtype=mx.int32)
         return Factors(self.U[:, i], self.S[i], self.Vh[i])
 
     def _others(self, indices: Sequence[int]) -> list[int]:

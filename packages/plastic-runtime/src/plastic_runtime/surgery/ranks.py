@@ -8,7 +8,7 @@ import numpy as np
 from plastic_core import Factors, RankLayer
 from plastic_core.factors import Arrays, as_arrays, factor_norm
 from plastic_core.files import noting
-from plastic_core.layer import check_indices, check_threshold
+from plastic_core.layer import Indices, check_threshold, checked_indices
 
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gauge import Gauge
@@ -83,7 +83,7 @@ def extend(
 
 def park(
     layer: RankLayer,
-    indices: Sequence[int],
+    indices: Indices,
     *,
     path: str,
     optimizer: optim.Optimizer | None = None,
@@ -114,7 +114,7 @@ def park(
         ([1.0], 5.0)
     """
     state = LayerState(optimizer, path, layer)
-    check_indices("indices", indices, layer.rank)
+    indices = checked_indices("indices", indices, layer.rank)
     awake = sorted(set(range(layer.rank)).difference(indices))
     state.check_rank(len(awake))
     moments = state.moments()
