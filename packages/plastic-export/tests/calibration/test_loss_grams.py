@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,24 @@ def test_a_text_is_measured_once_and_a_cut_run_goes_on(
                 assert sorted(grams) == paths
                 assert grams.tokens == 4 * 16
     assert steps == ["calibrating", *["calibrating, block by block"] * 2]
+
+
+@pytest.mark.parametrize(("key", "value"), [("rope_theta", 2.0), ("rms_norm_eps", 0.1)])
+def test_grams_of_another_configuration_are_refused_by_what_differs(
+    readable: Path, text: Path, tmp_path: Path, key: str, value: float
+) -> None:
+    calibration, file = Calibration(text, window=16, windows=4), tmp_path / "grams.npz"
+    with open_checkpoint(readable) as checkpoint:
+        measure_loss_grams(checkpoint, calibration, ["lm_head"], file).close()
+    before = file.read_bytes()
+    config = json.loads((readable / "config.json").read_text())
+    (readable / "config.json").write_text(json.dumps(config | {key: value}))
+    with (
+        open_checkpoint(readable) as checkpoint,
+        pytest.raises(ValueError, match=rf"had configuration\.{key} .*, this one has {value}"),
+    ):
+        measure_loss_grams(checkpoint, calibration, ["lm_head"], file)
+    assert file.read_bytes() == before
 
 
 def test_a_short_text_says_how_many_tokens_are_needed_and_found(

@@ -440,6 +440,7 @@ DIFFERENCES: list[tuple[str, int, list[mx.array], dict[str, Any]]] = [
     ("layers", 0, BATCHES, {"paths": ["head"]}),
     ("text", 0, BATCHES[::-1], {}),
     ("text", 0, BATCHES[:2], {}),
+    ("configuration.theta nothing", 0, BATCHES, {"configuration": {"theta": 2.0}}),
 ]
 
 

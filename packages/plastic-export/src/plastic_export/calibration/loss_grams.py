@@ -49,14 +49,23 @@ def measure_loss_grams(
     Raises:
         FormatError: If the model or the text cannot be read.
         ValueError: If the text holds fewer tokens than one window, an activation or a gradient is
-            not finite (the layer is named), or ``file`` is of another run.
+            not finite (the layer is named), or ``file`` is of another run: of another text, other
+            weights or another configuration.
     """
     tokens = calibration.tokens(checkpoint)
     model = load_model(checkpoint.folder)
     use_float32(model)
     sides = _sides(model, checkpoint.config, paths)
     batches = in_batches(tokens, max([_vocabulary(model, tokens), *sides]))
-    return measure_grams(model, batches, file, paths=paths, widest=widest, track=track)
+    return measure_grams(
+        model,
+        batches,
+        file,
+        paths=paths,
+        widest=widest,
+        configuration=checkpoint.config,
+        track=track,
+    )
 
 
 def _sides(model: nn.Module, config: Mapping[str, Any], paths: Sequence[str]) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,6 +33,7 @@ def measure_grams(
     seed: int = 0,
     paths: Sequence[str] | None = None,
     widest: int = LONGEST_DENSE_SIDE,
+    configuration: Mapping[str, Any] | None = None,
     track: Track = untracked,
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
@@ -46,8 +47,8 @@ def measure_grams(
     is one block: its Grams are all in memory, and a cut run begins again.
 
     What is not finished waits in the folder ``<file>.parts``. A later call with the same model,
-    seed, paths and batches goes on after its last finished block, to bit for bit the same file,
-    or opens the file if it is complete.
+    configuration, seed, paths and batches goes on after its last finished block, to bit for bit
+    the same file, or opens the file if it is complete.
 
     Args:
         model: Maps tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``. It is run
@@ -57,6 +58,7 @@ def measure_grams(
         seed: Decides the labels.
         paths: The layers to measure, by path.
         widest: The longest side of a dense Gram, see ``loss_grams``.
+        configuration: What the model was built from, in JSON's types: the file is of it as well.
         track: Wraps the loops over the batches and over the blocks, with what they do.
 
     Returns:
@@ -65,8 +67,8 @@ def measure_grams(
     Raises:
         ValueError: If a path is not that of a linear layer, ``batches`` is empty, an activation
             or a gradient has NaN or infinities (the layer is named), no gradient reaches a
-            layer, or the file or its parts are of another model, seed, choice of layers or text,
-            damaged, or of an earlier layout.
+            layer, or the file or its parts are of another model, configuration, seed, choice of
+            layers or text, damaged, or of an earlier layout.
         OSError: If a file cannot be read or written.
 
     Note:
@@ -85,7 +87,7 @@ def measure_grams(
     if not batches:
         raise ValueError("`batches` must hold at least one batch.")
     linears, wanted = linear_layers(model, paths)
-    made_for = calibration_identity(model, batches, seed, wanted, widest)
+    made_for = calibration_identity(model, batches, seed, wanted, widest, configuration)
     if not file.exists():
         parts = GramParts(file, made_for)
         try:

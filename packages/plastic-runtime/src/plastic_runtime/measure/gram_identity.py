@@ -13,9 +13,18 @@ from plastic_core.files import check_same
 
 
 def calibration_identity(
-    model: nn.Module, batches: Sequence[mx.array], seed: int, layers: Sequence[str], widest: int
+    model: nn.Module,
+    batches: Sequence[mx.array],
+    seed: int,
+    layers: Sequence[str],
+    widest: int,
+    configuration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what the Grams depend on, in JSON's types: parameters with their types and shapes."""
+    """Return what the Grams depend on, in JSON's types: parameters with their types and shapes.
+
+    A model computes with more than its parameters, such as the base of its rotations: the
+    configuration that it was built from tells these, entry by entry.
+    """
     parameters = model.parameters()  # type: ignore[no-untyped-call]
     named = sorted(dict(tree_flatten(parameters)).items())
     text = (("batch", batch) for batch in batches)
@@ -25,6 +34,7 @@ def calibration_identity(
         "layers": list(layers),
         "text": _digest(text),
         "widest": widest,
+        **({} if configuration is None else {"configuration": dict(configuration)}),
     }
 
 
