@@ -123,6 +123,61 @@ def test_a_packed_source_comes_back_packed(
     check_restored(source, out, tmp_path / "dest")
 
 
+def packed(weights: dict[str, mx.array], groups: Mapping[str, int]) -> dict[str, mx.array]:
+    """The weights in 4 bits as MLX packs them, in the groups of every path."""
+    stored = dict[str, mx.array]()
+    for name, w in weights.items():
+        path = name.removesuffix(".weight")
+        if path in groups:
+            parts = mx.quantize(w, groups[path], 4)
+            leaves = zip(("weight", "scales", "biases"), parts, strict=True)
+            stored |= {f"{path}.{leaf}": array for leaf, array in leaves}
+        else:
+            stored[name] = w
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("format", "groups"),
+    [
+        ("mixed", (32, 32)),
+        ("mixed", (128, 128)),
+        ("mixed", (32, 128)),
+        ("corrected", (128, 64)),
+    ],
+)
+def test_a_plan_of_a_packed_source_comes_back_whatever_its_groups(
+    make_checkpoint: Make,
+    tiny_weights: dict[str, mx.array],
+    make_plan: Callable[..., object],
+    tmp_path: Path,
+    format: str,
+    groups: tuple[int, int],
+) -> None:
+    weights = {name: mx.tile(w, [2] * w.ndim) for name, w in tiny_weights.items()}
+    paths = [name.removesuffix(".weight") for name, w in weights.items() if w.ndim == 2]
+    attention, others = groups
+    by_path = {path: attention if "attn" in path else others for path in paths}
+    by_path |= {path: min(64, by_path[path]) for path in paths if "down_proj" in path}  # 192 inputs
+    how = {"bits": 4, "group_size": 64}
+    source = make_checkpoint(
+        "source",
+        weights=packed(weights, by_path),
+        quantization=how | {p: {"bits": 4, "group_size": size} for p, size in by_path.items()},
+        hidden_size=128,
+        intermediate_size=192,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=160,
+    )
+    choices: dict[str, Any] = {f"{path}.weight": (3, 0, 0) for path in paths if "embed" not in path}
+    if format == "corrected":
+        choices[f"{UP}.weight"] = (2, 8, 8)
+    make_plan(source, tmp_path / "plan.json", choices, format)
+    execute_plan(source, tmp_path / "out", tmp_path / "plan.json", exact=True)
+    check_restored(source, tmp_path / "out", tmp_path / "dest")
+
+
 def test_what_was_changed_since_is_noticed(checkpoint_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compress(checkpoint_folder, out, keep=0.5, exact=True)
