@@ -38,7 +38,7 @@ def test_it_has_an_example_that_runs(
     names |= vars(inspect.getmodule(shown))
     (test, *_) = doctest.DocTestFinder(recurse=False).find(shown, path, globs=names)
     assert test.examples, f"{path} has no example"
-    assert "    Examples:\n" in (shown.__doc__ or "")
+    assert "Examples:\n" in (shown.__doc__ or "")
     printed: list[str] = []
     doctest.DocTestRunner().run(test, out=printed.append)
     assert not printed, "".join(printed)
