@@ -192,6 +192,10 @@ def test_a_cut_run_is_not_continued_with_other_arguments(
     other = Calibration(heldout, window=64, windows=24)
     with pytest.raises(FormatError, match=r"had text sha256"):
         heal(rounded, checkpoint, out, calibration=other, options=SHORT)
+    chatty = shutil.copytree(rounded, tmp_path / "chatty")
+    (chatty / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(FormatError, match=r"had file chat_template\.jinja nothing"):
+        heal(chatty, checkpoint, out, calibration=text, options=SHORT)
     assert not out.exists()
 
 

@@ -226,8 +226,20 @@ def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> No
     more = shutil.copytree(tiny.data, tmp_path / "more")
     with (more / "train.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
+    chatty = shutil.copytree(tiny.base, tmp_path / "chatty")
+    (chatty / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    split = shutil.copytree(tiny.base, tmp_path / "split")
+    tokenizer = json.loads((split / "tokenizer_config.json").read_text())
+    (split / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"padding_side": "left"}))
     cases: list[tuple[str, Path, Path, TrainingOptions]] = [
         ("had base", other, tiny.data, SHORT),
+        ("had file chat_template.jinja nothing", chatty, tiny.data, SHORT),
+        (
+            r"had file tokenizer_config.json '\w{64}', this one has '\w{64}'",
+            split,
+            tiny.data,
+            SHORT,
+        ),
         ("had train data", tiny.base, more, SHORT),
         ("had option steps 8, this one has 12", tiny.base, tiny.data, replace(SHORT, steps=12)),
         ("had option seed 0, this one has 1", tiny.base, tiny.data, replace(SHORT, seed=1)),

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from plastic_core.files import FormatError, parse_object, read_arrays, sha256_file, write_arrays
+from plastic_core.files import (
+    FormatError,
+    check_same,
+    parse_object,
+    read_arrays,
+    sha256_file,
+    write_arrays,
+)
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.healing.loop import Arrays, HealingOptions, HealState
+from plastic_export.model.tokenizer import tokenizer_digests
 
 KEY = "plastic_heal"
 VERSION = 1
@@ -27,8 +35,13 @@ def heal_identity(
     checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration, options: HealingOptions
 ) -> dict[str, Any]:
     """Return all that the course of a healing depends on. Reads every byte of both checkpoints."""
-    digests = {"model": _digest(checkpoint), "reference": _digest(original)}
-    return digests | {f"text {k}": v for k, v in calibration.record().items()} | asdict(options)
+    return {
+        "model": _digest(checkpoint),
+        "reference": _digest(original),
+        **{f"file {name}": digest for name, digest in tokenizer_digests(checkpoint).items()},
+        **{f"text {name}": value for name, value in calibration.record().items()},
+        **asdict(options),
+    }
 
 
 def _digest(checkpoint: Checkpoint) -> str:
@@ -60,7 +73,8 @@ class StateFile:
         if not self.path.exists():
             return None
         arrays, record = self._read()
-        self._check(record["identity"])
+        what, remedy = "a healing that was cut", "run with the same arguments, or delete the file"
+        check_same(self.path, record["identity"], self._identity, what=what, remedy=remedy)
         parts = {part: _under(part, arrays) for part in _PARTS}
         measured = [(int(step), float(kl)) for step, kl in record["measured"]]
         return HealState(step=record["step"], measured=measured, **parts)
@@ -93,13 +107,6 @@ class StateFile:
             reason = f"a state of a healing without its {min(missing)!r}"
             raise FormatError.about(self.path, reason, _DELETE)
         return arrays, record
-
-    def _check(self, identity: Mapping[str, Any]) -> None:
-        for name, wanted in self._identity.items():
-            if (earlier := identity.get(name)) != wanted:
-                reason = f"a healing that was cut had {name} {earlier!r}, this one has {wanted!r}"
-                remedy = "run with the same arguments, or delete the file"
-                raise FormatError.about(self.path, reason, remedy)
 
 
 def _under(part: str, arrays: Arrays) -> Arrays:

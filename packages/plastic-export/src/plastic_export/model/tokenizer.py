@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError, read_json
+from plastic_core.files import FormatError, read_json, sha256_file
 
+from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.library import brief, mlx_lm_utils
+
+_OTHERS = (  # side files that no token depends on
+    "generation_config.json",
+    "*processor_config.json",
+    "LICEN[CS]E*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+def tokenizer_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the SHA-256 of every file that the tokens depend on, chat templates included.
+
+    Raises:
+        FormatError: If one is not a regular file or a link that leaves the folder.
+        OSError: If one cannot be read.
+    """
+    return {
+        path.name: sha256_file(path)
+        for path in checkpoint.side_files()
+        if not any(fnmatchcase(path.name, pattern) for pattern in _OTHERS)
+    }
 
 
 def load_tokenizer(folder: str | Path) -> Any:

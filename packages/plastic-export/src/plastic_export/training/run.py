@@ -40,7 +40,7 @@ from plastic_runtime import (
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
-from plastic_export.model.tokenizer import load_tokenizer
+from plastic_export.model.tokenizer import load_tokenizer, tokenizer_digests
 from plastic_export.training.adapters import write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.history import History, read_history
@@ -368,6 +368,7 @@ def _identity(
     packages = ("mlx", "mlx-lm", "plastic-core", "plastic-runtime", "plastic-export")
     return {
         "base": base.hexdigest(),
+        **{f"file {name}": digest for name, digest in tokenizer_digests(checkpoint).items()},
         **{f"{kind} data": digest for kind, digest in rows.digests.items()},
         **{f"option {name}": list(words) for name, words in patterns.items()},
         "device": str(mx.default_device()),
