@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -178,15 +179,46 @@ def test_quantised_bases_accumulation_and_checkpointing(
 
 
 def test_rows_with_prompts_are_learnt_with_the_chat_template(tiny: Any, tmp_path: Path) -> None:
-    base, data = shutil.copytree(tiny.base, tmp_path / "base"), tmp_path / "data"
-    config = base / "tokenizer_config.json"
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    base, data = chat_base(tiny, tmp_path), tmp_path / "data"
     data.mkdir()
     row = json.dumps({"prompt": "import", "completion": "os"})
     for name in ("train", "valid"):
         (data / f"{name}.jsonl").write_text(f"{row}\n" * 4)
     train(base, data, tmp_path / "run", replace(SHORT, steps=4, mask_prompt=True))
+
+
+def chat_base(tiny: Any, folder: Path) -> Path:
+    """A copy of the base, with a chat template."""
+    base: Path = shutil.copytree(tiny.base, folder / "base")
+    config = base / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    return base
+
+
+@pytest.mark.parametrize("file", ["train.jsonl", "valid.jsonl"])
+def test_a_prompt_that_fills_the_window_is_refused_before_the_first_step(
+    tiny: Any, tmp_path: Path, file: str
+) -> None:
+    base, data = chat_base(tiny, tmp_path), tmp_path / "data"
+    data.mkdir()
+    row = json.dumps({"prompt": "import", "completion": "os"})
+    for name in ("train.jsonl", "valid.jsonl"):
+        (data / name).write_text(f"{row}\n" * 4)
+    long = json.dumps({"prompt": "import os " * 40, "completion": "os"})
+    (data / file).write_text(f"{row}\n\n{long}\n{row}\n")
+    masked = replace(SHORT, steps=4, mask_prompt=True)
+    message = rf"{file}: line 3: its prompt has (\d+) tokens, and a window of 32 leaves none"
+    with pytest.raises(FormatError, match=message) as caught:
+        train(base, data, tmp_path / "run", masked)
+    assert not (tmp_path / "run").exists()
+    prompt = int(re.search(message, str(caught.value))[1])  # type: ignore[index]
+    with pytest.raises(FormatError, match=f"has {prompt} tokens, and a window of {prompt} leaves"):
+        train(base, data, tmp_path / "run", replace(masked, window=prompt))
+    done = train(base, data, tmp_path / "run", replace(masked, window=prompt + 1, batch=1))
+    losses = [loss for _, loss in (*done.history.train, *done.history.valid)]
+    assert losses
+    assert np.isfinite(losses).all()
 
 
 def test_a_run_that_follows_a_budget_ends_in_its_bytes(tiny: Any, tmp_path: Path) -> None:

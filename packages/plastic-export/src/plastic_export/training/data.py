@@ -33,7 +33,7 @@ class TrainingData:
 
 
 def read_training_data(
-    folder: Path, tokenizer: Any, *, batch: int, mask_prompt: bool = False
+    folder: Path, tokenizer: Any, *, batch: int, window: int, mask_prompt: bool = False
 ) -> TrainingData:
     """Read ``train.jsonl`` and ``valid.jsonl`` of a folder, one row per line.
 
@@ -44,10 +44,12 @@ def read_training_data(
         folder: Where the files are.
         tokenizer: mlx-lm's ``TokenizerWrapper``.
         batch: Rows that a step takes; there must be as many.
+        window: Tokens that stay of a longer row; one of them at least must be learned.
         mask_prompt: Learn the completions alone.
 
     Raises:
-        FormatError: If a file or enough rows are missing, or a row is no row: names the line.
+        FormatError: If a file or enough rows are missing, a row is no row or has no token to
+            learn from within the window: names the line.
         OSError: If a file cannot be read.
     """
     if not folder.is_dir():
@@ -55,7 +57,8 @@ def read_training_data(
     config = SimpleNamespace(mask_prompt=mask_prompt)
     least = {"train": batch, "valid": 1}
     sets = {
-        kind: _read(folder / name, tokenizer, config, least[kind]) for kind, name in NAMES.items()
+        kind: _read(folder / name, tokenizer, config, least[kind], window)
+        for kind, name in NAMES.items()
     }
     lengths = {kind: [len(rows[i][0]) for i in range(len(rows))] for kind, rows in sets.items()}
     return TrainingData(
@@ -66,7 +69,7 @@ def read_training_data(
     )
 
 
-def _read(file: Path, tokenizer: Any, config: SimpleNamespace, least: int) -> Any:
+def _read(file: Path, tokenizer: Any, config: SimpleNamespace, least: int, window: int) -> Any:
     from mlx_lm.tuner.datasets import CacheDataset, create_dataset
 
     if not file.is_file():
@@ -86,11 +89,11 @@ def _read(file: Path, tokenizer: Any, config: SimpleNamespace, least: int) -> An
         reason = f"line {min(numbered)}: {str(error).splitlines()[0].rstrip(':')}"
         raise FormatError.about(file, reason, f"each line is one of {_FORMATS}") from None
     for i, number in enumerate(numbered):
-        _check_row(f"{file}: line {number}", i, dataset)
+        _check_row(f"{file}: line {number}", i, dataset, window)
     return dataset
 
 
-def _check_row(where: str, index: int, dataset: Any) -> None:
+def _check_row(where: str, index: int, dataset: Any, window: int) -> None:
     """Turn one row into tokens; mlx-lm and the tokenizers raise what they like."""
     try:
         tokens, offset = dataset[index]
@@ -102,3 +105,6 @@ def _check_row(where: str, index: int, dataset: Any) -> None:
     if len(tokens) - max(1, offset) < 1:
         remedy = "remove the row or give it some text"
         raise FormatError.about(where, "no token is left to learn", remedy)
+    if window <= offset:
+        reason = f"its prompt has {offset} tokens, and a window of {window} leaves none to learn"
+        raise FormatError.about(where, reason, "remove the row or give a longer --window")

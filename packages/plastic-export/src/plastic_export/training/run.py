@@ -143,7 +143,11 @@ def train(
         _check_source(checkpoint)
         tokenizer = load_tokenizer(checkpoint.folder)
         rows = read_training_data(
-            Path(data), tokenizer, batch=training.batch, mask_prompt=training.mask_prompt
+            Path(data),
+            tokenizer,
+            batch=training.batch,
+            window=training.window,
+            mask_prompt=training.mask_prompt,
         )
         patterns = {"include": include, "exclude": exclude}
         model, layers = _plastic_model(checkpoint, training, **patterns)
