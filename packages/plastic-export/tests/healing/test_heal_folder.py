@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import llama
+from mlx_lm.utils import _get_classes
 from numpy.typing import NDArray
 from plastic_core.files import FormatError, array_bytes
 from plastic_core.linalg import on_cpu
@@ -381,6 +382,83 @@ def test_activations_compute_in_numpy_inside_the_block_alone() -> None:
         inside = nn.silu(x)
     assert mx.sigmoid is own
     np.testing.assert_allclose(np.asarray(inside), np.asarray(stock), rtol=8 * EPS)
+
+
+@pytest.mark.skipif(not on_cpu(), reason="on a GPU all stays in MLX")
+def test_a_block_within_a_block_leaves_the_outer_one_as_it_was() -> None:
+    x, compiled = random((5,), 0), mx.compile(lambda x: mx.sigmoid(x))
+    with use_numpy_functions():
+        with use_numpy_functions():
+            pass
+        inside = compiled(x)  # which calls no function of Python once compilation is on again
+        np.testing.assert_array_equal(np.asarray(inside), np.asarray(sigmoid(x)))
+    np.testing.assert_allclose(np.asarray(mx.sigmoid(x)), np.asarray(inside), rtol=8 * EPS)
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 80,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+}
+SIGMOID_ROUTERS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "rope_scaling": None,
+    },
+    "glm4_moe": {
+        "head_dim": 32,
+        "use_qk_norm": True,
+        "attention_bias": False,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("uses", [1, 100])
+@pytest.mark.parametrize("family", SIGMOID_ROUTERS)
+def test_a_mixture_whose_router_is_a_sigmoid_is_healed(
+    family: str, uses: int, tmp_path: Path
+) -> None:
+    kind, args = _get_classes({"model_type": family})
+    config = {"model_type": family} | SIZES | SIGMOID_ROUTERS[family]
+    tokens = mx.random.randint(0, 80, (8, 12), key=mx.random.key(1))
+    mx.random.seed(0)
+    original = kind(args.from_dict(config))
+    model = kind(args.from_dict(config))
+    model.update(original.parameters())
+    nn.quantize(model, group_size=32, bits=3)
+    names = trainable(model)
+    parameters = dict(tree_flatten(model.parameters()))
+    values = {name: parameters[name] for name in names}
+    with Teacher(original.eval(), tokens, uses=uses, folder=tmp_path) as reference:
+        task = Distillation(model.eval(), list(names), reference, tokens, Split.of(8))
+        fractions = {name: trained.fraction for name, trained in names.items()}
+        options = HealingOptions(steps=10, batch=7)
+        end = heal_values(task, values, 7, options, fractions=fractions)
+    kl = [divergence for _, divergence in end.measured]
+    assert np.isfinite(kl).all()
+    assert min(kl) < kl[0]
 
 
 def tiny_llama() -> nn.Module:

@@ -16,6 +16,7 @@ from plastic_core.linalg import on_cpu
 from plastic_export.model.numpy_attention import use_numpy_attention
 
 F32 = NDArray[np.float32]
+_of_mlx = mx.sigmoid
 
 
 @contextmanager
@@ -24,29 +25,24 @@ def use_numpy_functions() -> Iterator[None]:
 
     Only where MLX's default device is the CPU. There MLX takes about 20 ns for an exponential,
     NumPy 2, so that the activations of a feed-forward layer cost as much as one of its products.
-    Compilation is off meanwhile: what is compiled calls no function of Python.
+    Compilation is off meanwhile: what is compiled calls no function of Python. A block within a
+    block changes nothing.
 
     Examples:
         >>> with use_numpy_functions():
         ...     print(f"{mx.sigmoid(mx.array(0.0)).item():.1f}")
         0.5
     """
-    if not on_cpu():
+    if not on_cpu() or mx.sigmoid is _either:
         yield
         return
-    original = mx.sigmoid
-
-    def either(x: mx.array, **options: Any) -> mx.array:
-        simple = x.dtype == mx.float32 and not options
-        return sigmoid(x) if simple else original(x, **options)
-
     with use_numpy_attention():
         mx.disable_compile()
-        mx.sigmoid = either
+        mx.sigmoid = _either
         try:
             yield
         finally:
-            mx.sigmoid = original
+            mx.sigmoid = _of_mlx
             if "MLX_DISABLE_COMPILE" not in os.environ:
                 mx.enable_compile()
 
@@ -67,3 +63,9 @@ def sigmoid(x: mx.array) -> mx.array:
         return mx.array(linalg.to_numpy(gradient) * (s * (1 - s)))
 
     return cast(mx.array, values(x))
+
+
+def _either(x: mx.array, **options: Any) -> mx.array:
+    """Take NumPy's for a plain call in float32, and else MLX's own."""
+    simple = x.dtype == mx.float32 and not options
+    return sigmoid(x) if simple else _of_mlx(x, **options)
