@@ -370,6 +370,7 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         ("`max_bytes` must be given", {"--follow": "budget"}),
         ("`evaluate_every` must be below the 4 `steps`", {"--max-size": "20KB"}),
         ("`steps` must be a multiple of `accumulate` = 3", {"--accumulate": 3}),
+        ("`seed` must be from 0 to 2^64 - 1", {"--seed": 2**64}),
         ("a size must be a number of bytes", {"--max-size": "much"}),
     ]
     for reason, changed in cases:

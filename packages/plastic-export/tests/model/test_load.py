@@ -26,7 +26,7 @@ from plastic_core.files import FormatError
 from plastic_core.linalg import on_cpu
 from plastic_export.model import plastic_model
 from plastic_export.model.load import load_for_inference, load_model
-from plastic_export.model.stock import linear_paths
+from plastic_export.model.stock import linear_paths, stock_model
 from plastic_export.model.text import read_text, text_windows
 from plastic_export.model.tokenizer import load_tokenizer
 
@@ -348,6 +348,21 @@ def test_weights_that_do_not_fit_the_configuration_are_one_line(
     with pytest.raises(FormatError, match="'llama' model cannot be built from it") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"vocab_size": 0}, {"rope_scaling": [1]}]
+)
+def test_a_configuration_of_which_no_model_can_be_built_is_one_line(
+    make_model: MakeModel, change: dict[str, Any]
+) -> None:
+    folder = make_model("dense")
+    edit(folder, **change, head_dim=None)  # which is computed from the number of heads then
+    config = json.loads((folder / "config.json").read_text())
+    for build in (lambda: load_model(folder), lambda: stock_model(config)):
+        with pytest.raises(FormatError, match="'llama' model cannot be built") as caught:
+            build()
+        assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_weight_file_is_refused_before_mlx_reads_it(make_model: MakeModel) -> None:

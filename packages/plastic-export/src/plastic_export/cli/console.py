@@ -19,7 +19,8 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        width = None if sys.stdout.isatty() else 200  # a file cuts nothing
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it was closed
+        width = None if is_terminal else 200  # a file cuts nothing
         self.out = Console(highlight=False, width=width)
         self.track = ProgressBar(Console(stderr=True, quiet=as_json))
 

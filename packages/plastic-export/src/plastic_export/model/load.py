@@ -75,9 +75,9 @@ def load_model(folder: str | Path) -> nn.Module:
             utils.load_adapters(model, adapter).eval()
         if _check_weights(folder) != checked:  # by name: mlx-lm opened them in between
             raise changed(folder)
-    except FormatError:
+    except (FormatError, OSError, MemoryError, ImportError):
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # mlx-lm's own code, which raises what it likes
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built from it: {brief(error)}"
         remedy = "check that config.json and the weights belong together"
         raise FormatError.about(folder, reason, remedy) from error

@@ -38,7 +38,7 @@ def stock_model(config: dict[str, Any]) -> StockModel:
     model_class, args_class = stock_classes(config, "config.json")
     try:
         model = model_class(args_class.from_dict(config))
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # mlx-lm's own code, which raises what it likes
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {brief(error)}"
         raise FormatError.about("config.json", reason, "correct the configuration") from error
     stock = StockModel(model, [])

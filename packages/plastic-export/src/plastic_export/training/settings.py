@@ -30,6 +30,7 @@ HEAD = 3  # times the rank of the blocks, in the head
 PROBE = 4  # rows at least that components are priced on
 ROOM = 4  # times the final bytes, at the start of a run that ends at them
 FIRST_CUT = 0.13  # of the steps
+_LARGEST_SEED = 2**64 - 1  # of mlx
 
 Follow = Literal["loss", "budget"]
 
@@ -91,6 +92,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ValueError(f"`seed` must be from 0 to 2^64 - 1, got {self.seed}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.optimizer not in OPTIMIZERS:
