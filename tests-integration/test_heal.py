@@ -160,6 +160,25 @@ def test_what_was_kept_exactly_is_kept_through_healing(
     assert all(np.array_equal(array_bytes(source[n]), array_bytes(back[n])) for n in source)
 
 
+def test_what_others_put_into_the_folder_outlives_healing_in_place(
+    factored: Path, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    out, few = tmp_path / "out", Calibration(calibration, window=64, windows=8)
+    shutil.copytree(factored, out)
+    mine = ("notes.txt", "model.gguf", "adapters/adapters.safetensors", "run/plastic-run.json")
+    for name in mine:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(name)
+    heal(out, checkpoint, calibration=few, options=HealingOptions(steps=1, batch=1))
+    assert [(out / name).read_text() for name in mine] == [*mine]
+    assert verify(out) == []
+    assert mine[0] not in read_manifest(out).files
+    (out / "model-mine.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model-mine\.safetensors"):
+        heal(out, checkpoint, calibration=few, options=HealingOptions(steps=1, batch=1))
+    assert (out / "model-mine.safetensors").exists()
+
+
 def test_a_run_cut_early_or_late_ends_bit_for_bit_like_one_that_was_not(
     compressed: Path, checkpoint: Path, calibration: Path, tmp_path: Path
 ) -> None:

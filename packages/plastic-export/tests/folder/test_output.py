@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,8 @@ def names(folder: Path) -> list[str]:
 
 
 def fill(folder: Path, text: str = "new") -> None:
-    (folder / "plastic.json").write_text("{}")
+    ours = {"config.json": {}, "sleep.safetensors": {}}
+    (folder / "plastic.json").write_text(json.dumps({"files": ours}))
     (folder / "config.json").write_text(text)
 
 

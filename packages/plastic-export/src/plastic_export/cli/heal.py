@@ -64,7 +64,8 @@ def heal_command(
 
     Scales, biases, factors, normalisations; sizes and codes stay as they are. What is written is
     never worse than FOLDER on held-out windows of the text. A run that was cut goes on when it is
-    started again: its state is beside the output, in NEW.heal.safetensors.
+    started again: its state is beside the output, in NEW.heal.safetensors. Files in FOLDER that
+    are not listed in its plastic.json stay as they are.
     """
     output = Output(as_json)
     result = heal(

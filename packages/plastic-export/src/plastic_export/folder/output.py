@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +23,16 @@ from plastic_core.files import (
     sync_path,
 )
 
+from plastic_export.folder.foreign import (
+    JOURNAL,
+    RESERVED,
+    carry_over,
+    check_apart,
+    check_free,
+    move_newer,
+    remove_foreign,
+)
 from plastic_export.folder.manifest import MANIFEST
-
-JOURNAL = ".journal.jsonl"
 
 
 class OutputFolder:
@@ -34,7 +41,8 @@ class OutputFolder:
     ``with OutputFolder(path) as folder`` gives a folder to fill, ``.<name>.partial`` beside its
     place, locked so that no other process fills it. Leaving the block forces everything to the
     disk and renames; leaving it by an exception removes what was written, and parents that were
-    made for it. A folder that is replaced stays as it was until the new one is complete.
+    made for it. A folder that is replaced stays as it was until the new one is complete; files in
+    it that its manifest does not list are not ours, and are there afterwards as before.
 
     After `begin` the folder outlives a run that was killed, interrupted or refused by the system,
     and the next one goes on with it where ``resume`` is set. Where that was of another identity it
@@ -42,8 +50,8 @@ class OutputFolder:
 
     Args:
         path: Name of the folder.
-        force: Replace a folder of that name, with all it holds, if that includes
-            ``plastic.json``, and what a run of another identity left.
+        force: Replace a folder of that name, if it holds ``plastic.json``, and what a run of
+            another identity left.
         source: Folder that is being read meanwhile.
         resume: Go on with what an earlier run left, if it left something.
 
@@ -54,7 +62,8 @@ class OutputFolder:
     Raises:
         FormatError: If ``path`` is not empty and ``force`` is not set, or the folder is not
             one of ours; if it is a link or a file, lies in the Hub cache, or is or holds
-            the source. With ``resume``, what is in the folder is judged by `begin`.
+            the source. With ``resume``, what is in the folder is judged by `begin`. On leaving,
+            if a foreign file has the name of one that was written; see `check_names`.
         BusyError: On entering, if another process is filling the folder.
         OSError: On entering or leaving, if the system refuses.
     """
@@ -91,6 +100,19 @@ class OutputFolder:
         assert self.journal is not None
         return self.journal
 
+    def check_names(self, written: Iterable[str], copied: Iterable[Path]) -> None:
+        """Refuse before the work what would be refused after it: foreign files in its way.
+
+        Args:
+            written: Glob patterns of what is to be written, besides what every output may hold.
+            copied: Files that are to be copied.
+
+        Raises:
+            FormatError: If the folder holds such files; it names them.
+        """
+        if self._force:  # else nothing is replaced
+            check_free(self.path, [*RESERVED, *written], copied)
+
     def left_bytes(self) -> int:
         """Return the bytes that an earlier run left and this one does not write again."""
         files = self._partial.rglob("*") if self._resume else ()
@@ -122,6 +144,7 @@ class OutputFolder:
             if not self._force:
                 _check_identity(self._partial, there, wanted)
             if there == wanted:
+                remove_foreign(self._partial)
                 return False
         self.journal = self._begun(wanted)
         return True
@@ -188,7 +211,7 @@ class OutputFolder:
         """Finish or undo a replacement that was cut, and clear what is not to be gone on with."""
         if not os.path.lexists(self.path) and self._replaced.exists():
             os.rename(self._replaced, self.path)
-        _remove(self._replaced)
+        self._remove_replaced()
         if not self._resume:
             _clear(self._partial)
 
@@ -197,7 +220,9 @@ class OutputFolder:
         for path in [*files, *{path.parent for path in files}]:
             sync_path(path)
         _check_place(self.path, self._force)  # somebody else may have filled it meanwhile
+        foreign = check_apart(self.path, self._partial)
         self._clean()
+        carry_over(self.path, self._partial, foreign)
         with suppress(FileNotFoundError):
             os.rename(self.path, self._replaced)
         try:
@@ -208,6 +233,12 @@ class OutputFolder:
             raise
         sync_path(self.path.parent)
         with suppress(OSError):  # the next run removes it
+            self._remove_replaced()
+
+    def _remove_replaced(self) -> None:
+        """Remove the old folder, once the new one has all that is foreign in it."""
+        if self._replaced.exists():
+            move_newer(self._replaced, self.path)
             _remove(self._replaced)
 
     def _clean(self) -> None:
@@ -253,6 +284,8 @@ def _clear(folder: Path, *, but: Container[str] = (HOLDER,)) -> None:
     """Remove everything from a folder but the files that say that it is ours."""
     for entry in list(os.scandir(folder)):
         if entry.is_dir(follow_symlinks=False):
+            for parent, _, _ in os.walk(entry.path):  # a foreign one may be for reading alone
+                os.chmod(parent, 0o700)
             shutil.rmtree(entry.path)
         elif entry.name not in but:
             os.unlink(entry.path)

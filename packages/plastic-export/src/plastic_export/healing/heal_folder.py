@@ -17,7 +17,7 @@ from plastic_runtime import Track, untracked
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.writer import check_room
-from plastic_export.folder.adapter_files import FILE, adapter_of
+from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
 from plastic_export.folder.output import OutputFolder
 from plastic_export.healing.distillation import Distillation, Split, Teacher
 from plastic_export.healing.loop import HealingOptions, HealState, heal_values
@@ -97,15 +97,16 @@ def heal(
             quantised by mlx-lm in its affine mode.
         reference: The checkpoint that it was made from, not compressed.
         out: Folder to write; must not exist, or be empty. By default ``folder`` is replaced, if
-            this package wrote it.
+            this package wrote it; files in it that it did not write stay.
         calibration: The text, and how many windows of it are used, at least eight.
         options: How long and how fast.
-        force: Replace ``out`` where it is an earlier output.
+        force: Replace ``out`` where it is an earlier output, but for files that are not its own.
         track: Wraps the long loops.
 
     Raises:
         FormatError: If a checkpoint or a text cannot be read, there is nothing to train, the
-            reference is no source of ``folder``, or a state is there of another healing.
+            reference is no source of ``folder``, a state is there of another healing, or a file
+            that this package did not write has the name of one to be written.
         ValueError: If the text is too short, or the tokenizers differ.
         OSError: If writing fails. The state is left behind, and nothing else.
 
@@ -155,6 +156,9 @@ def _place(
         target = checkpoint.folder if out is None else out
         place = OutputFolder(target, force=force or out is None, source=source)
     check_room(checkpoint, place)
+    adapter = adapter_of(checkpoint.folder)
+    written = [] if adapter is None else [f"{adapter.name}/{name}" for name in (FILE, CONFIG)]
+    place.check_names(written, checkpoint.side_files())
     place.path.parent.mkdir(parents=True, exist_ok=True)
     return place
 
