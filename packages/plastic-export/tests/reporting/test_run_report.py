@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from matplotlib.image import imread
 from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
+from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
     loss_figure,
@@ -249,3 +251,16 @@ def test_no_run_is_refused(tmp_path: Path) -> None:
         report(run, run / RUN)
     with pytest.raises(ValueError, match="`losses` must be None for a folder"):
         report(run, losses=run / LOSSES)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report-bytes.png"])
+def test_a_report_replaces_reports_alone(written: Report, tmp_path: Path, name: str) -> None:
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    shutil.copytree(written.page.parent, out)
+    for path in out.iterdir():
+        check_replaceable(path)
+    (out / name).write_text("<html>annual report</html>")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(FormatError, match=f"{name}: it exists and was not written by this package"):
+        report(run, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -33,6 +33,7 @@ from plastic_export.plan.budgets import Budget
 from plastic_export.plan.pricing import Choices
 from plastic_export.reporting.plan import present_plan
 from plastic_export.reporting.plots.plan_plot import save_plan_plot
+from plastic_export.reporting.plots.replacing import check_replaceable
 
 DEFAULT = (3.0, 3.5, 4.5)  # bits per weight
 
@@ -131,11 +132,12 @@ def _drawn(plot: Path, plan: LossPlan) -> Path | None:
 
 
 def _check_plot(file: Path, plot: Path) -> None:
-    """Refuse before the work a plan whose plot could not be written beside it."""
+    """Refuse before the work a plan whose plot could not, or must not, be written beside it."""
     if file == plot:
         raise click.UsageError(f"--out {file} is the name of its plot; choose one in .json")
     if plot.is_symlink() or (plot.exists() and not plot.is_file()):
         raise FormatError.about(plot, "the plot cannot replace a link or a folder", "remove it")
+    check_replaceable(plot)
 
 
 def _choices(

@@ -13,6 +13,7 @@ from plastic_core.files import AtomicFile, FormatError
 from plastic_runtime import format_bytes
 
 from plastic_export.reporting.plots.drawing import check_drawing
+from plastic_export.reporting.plots.replacing import HTML_METADATA, check_replaceable
 from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
     loss_figure,
@@ -39,6 +40,7 @@ _HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width">
+{generator}
 <title>{title}</title><style>{style}</style></head><body>
 <h1>{title}</h1>
 """
@@ -86,14 +88,15 @@ def report(
     Args:
         run: A folder of ``plastic train``, or the events that a `PlasticityManager` logged.
         out: Folder for the files, made if missing; by default the run's. Earlier reports there
-            are replaced.
+            are replaced, and no file of another origin.
         losses: Loss log (`read_losses`) beside a file of events.
 
     Returns:
         What was written, and what it shows.
 
     Raises:
-        FormatError: If there is no such run, it tells nothing yet, or a log is damaged.
+        FormatError: If there is no such run, it tells nothing yet, a log is damaged, or a file of
+            another origin has the name of one to write; nothing is written then.
         ValueError: If ``losses`` is given for a folder, or a file to write is a link or a folder.
         OSError: If a file cannot be read or written.
         ModuleNotFoundError: If matplotlib is not installed; nothing is written then.
@@ -109,13 +112,13 @@ def report(
     if folder.exists() and not folder.is_dir():
         raise FormatError.about(folder, "it is not a folder", "name another --out")
     figures = run_figures(history)
+    page, pictures = folder / PAGE, [folder / f"report-{name}.png" for name in figures]
+    for written in (page, *pictures):
+        check_replaceable(written)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for name, (png, _) in figures.items():
-        pictures.append(folder / f"report-{name}.png")
-        with AtomicFile(pictures[-1]) as file:
+    for picture, (png, _) in zip(pictures, figures.values(), strict=True):
+        with AtomicFile(picture) as file:
             file.write(png)
-    page = folder / PAGE
     with AtomicFile(page) as file:
         file.write(html(history, {name: svg for name, (_, svg) in figures.items()}).encode())
     return Report(page, tuple(pictures), history)
@@ -141,7 +144,13 @@ def run_figures(history: History) -> dict[str, tuple[bytes, bytes]]:
 
 def html(history: History, pictures: dict[str, bytes]) -> str:
     """Return the page; ``pictures`` are SVG by name."""
-    parts = [_HEAD.format(title=escape(f"Ranks in training: {history.name}"), style=_STYLE)]
+    parts = [
+        _HEAD.format(
+            generator=HTML_METADATA,
+            title=escape(f"Ranks in training: {history.name}"),
+            style=_STYLE,
+        )
+    ]
     parts.append(_facts(history))
     for name, svg in pictures.items():
         data = base64.b64encode(svg).decode()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plastic_export.reporting.plots.replacing import PNG_METADATA
 from plastic_export.reporting.plots.size_plot import UNITS
 from plastic_export.training.history import CHANGES, History, LayerHistory, Series
 
@@ -126,7 +127,7 @@ def rendered(figure: Figure, format: str, *, dpi: int = 160) -> bytes:
     """Return a figure as PNG or SVG; equal figures give equal bytes, and text is drawn as paths."""
     import matplotlib
 
-    metadata: dict[str, Any] = {"png": {"Software": None}}.get(
+    metadata: dict[str, Any] = {"png": PNG_METADATA}.get(
         format, dict.fromkeys(("Creator", "Date", "Format", "Type"))
     )
     out = io.BytesIO()

@@ -13,6 +13,7 @@ import numpy as np
 from plastic_core.files import AtomicFile
 
 from plastic_export.reporting.plots.drawing import check_drawing
+from plastic_export.reporting.plots.replacing import PNG_METADATA
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
@@ -70,7 +71,7 @@ def save_size_plot(
     png = io.BytesIO()
     with style.context("default"):
         figure = size_figure(points, frontier=frontier, title=title)
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(png, format="png", dpi=200, metadata=PNG_METADATA)
     with AtomicFile(file) as out:
         out.write(png.getvalue())
 
