@@ -248,6 +248,19 @@ def test_a_folder_that_was_just_begun_is_ours(tiny: Any, tmp_path: Path) -> None
     assert not [name for name in out.iterdir() if name.name.startswith(".")]
 
 
+def test_temporary_files_of_others_are_left_in_the_folder_of_a_run(
+    tiny: Any, tmp_path: Path
+) -> None:
+    out, few = tmp_path / "run", replace(SHORT, steps=4)
+    train(tiny.base, tiny.data, out, few)
+    mine, ours = out / ".draft.tmp", out / "adapters" / ".adapters.safetensors.tmp"
+    for file in (mine, ours):
+        file.write_text("half")
+    train(tiny.base, tiny.data, out, few)
+    assert mine.read_text() == "half"
+    assert not ours.exists()
+
+
 def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(tiny.base, tiny.data, out, SHORT)

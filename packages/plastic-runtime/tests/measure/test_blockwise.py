@@ -468,6 +468,15 @@ def test_the_parts_of_another_run_are_refused_and_kept(
     measured(file)
 
 
+def test_a_folder_of_that_name_loses_the_parts_alone(tmp_path: Path) -> None:
+    file, parts = tmp_path / "grams", tmp_path / "grams.parts"
+    (parts / "mine").mkdir(parents=True)
+    (parts / "mine" / "notes.txt").write_text("mine")
+    measure_grams(Model(), BATCHES, file).close()
+    assert [path.name for path in parts.iterdir()] == ["mine"]
+    assert (parts / "mine" / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["state.json", "input.2", "gradient.3"])
 def test_damaged_parts_are_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / "grams"

@@ -18,6 +18,13 @@ EVENTS = "events.jsonl"
 LOSSES = "losses.jsonl"
 GENERATIONS = "generations"
 VERSION = 1
+HALF_WRITTEN = (
+    f".{RUN}*.tmp",
+    f"{GENERATIONS}/.step-*.tmp",
+    "adapters/.adapter*.tmp",
+    "peft/.adapter*.tmp",
+)
+"""What a kill may leave of the files of a run; no other temporary file there is ours."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def claimed(out: Path, run: RunFile) -> Iterator[None]:
         if (out / RUN).is_file():
             earlier = read_run_file(out / RUN).identity
             check_same(out / RUN, earlier, run.identity, remedy=OTHER_RUN_REMEDY)
-        for stray in out.rglob(".*.tmp"):  # what a kill left half-written
+        for stray in (path for pattern in HALF_WRITTEN for path in out.glob(pattern)):
             stray.unlink(missing_ok=True)
         if not (out / RUN).is_file():
             run.write(out / RUN)

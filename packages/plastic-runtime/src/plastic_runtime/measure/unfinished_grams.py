@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,16 @@ from plastic_runtime.measure.gram_file import GRAM_FILE_VERSION, GramSum, Mark, 
 from plastic_runtime.measure.gram_identity import check_measurement
 from plastic_runtime.measure.recorder import LossRecorder
 
+_PARTS = ("state.json", ".state.json.tmp", "grams.npz", "input.*", "gradient.*")
+
 
 def discard_parts(file: Path) -> None:
-    """Remove the folder of a file, if there is one."""
-    shutil.rmtree(_folder(file), ignore_errors=True)
+    """Remove the parts of a file, and their folder where it holds nothing else."""
+    folder = _folder(file)
+    with suppress(OSError):
+        for part in (path for pattern in _PARTS for path in folder.glob(pattern)):
+            part.unlink()
+        folder.rmdir()
 
 
 class GramParts:
