@@ -103,6 +103,18 @@ def test_prices_are_those_of_what_would_be_stored(shape: tuple[int, int]) -> Non
     assert priced_corrections(problem.D, {}, **problem.roots) == {}
 
 
+def test_nothing_to_correct_costs_nothing_and_a_correction_of_it_its_own_energy() -> None:
+    problem = Problem(64, 32)
+    zero = np.zeros_like(problem.D)
+    for costs in priced_corrections(zero, {8: 4, 16: 4}, **problem.roots).values():
+        assert costs.tolist() == [0.0] * 5
+    part = problem.rounded(problem.factors(3), 16)
+    costs = correction_costs(zero, part, **problem.roots)
+    own = predicted_cost(part.operator(), **problem.roots)
+    assert costs[0] == 0.0
+    assert costs[-1] == pytest.approx(own, rel=1e-6)
+
+
 def test_more_bits_cost_less_down_to_the_unrounded_factors() -> None:
     problem = Problem(128, 192)
     factors = problem.factors(16)

@@ -29,9 +29,9 @@ from plastic_export.model.load import load_model
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.gram_uses import Uses, combined_grams, gram_roots, smoothed
 from plastic_export.plan.offers import BitsPlan, Kind
-from plastic_export.plan.pricing import Choices, rounded, weights_of
+from plastic_export.plan.pricing import Choices, offers_of, rounded, weights_of
 from plastic_export.reporting.plan import present_plan
-from plastic_runtime import GramFile
+from plastic_runtime import Gram, GramFile, LossGrams
 
 Make = Callable[..., Path]
 EMBEDDING = "model.embed_tokens"
@@ -54,9 +54,9 @@ def tied(make_readable: Make, tiny_weights: dict[str, mx.array]) -> Path:
 def planned(source: Path, text: Path, format: str = "mixed", **options: Any) -> LossPlan:
     """A plan beside the text."""
     settings: dict[str, Any] = {"budgets": [3.5], "choices": FEW[format], "force": True} | options
-    calibration = Calibration(text, window=24, windows=16)
+    settings.setdefault("calibration", Calibration(text, window=24, windows=16))
     file = text.with_name("plan.json")
-    return plan_checkpoint(source, file, calibration=calibration, format=format, **settings)
+    return plan_checkpoint(source, file, format=format, **settings)
 
 
 def written(source: Path, text: Path) -> Compressed[BitsPlan]:
@@ -432,3 +432,70 @@ def random_like(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         scaled = noise * like.shape[-1] ** -0.5 if like.ndim > 1 else mx.ones(like.shape)
         found[name] = scaled.astype(mx.bfloat16)
     return found
+
+
+BLOCK = "model.layers.1"
+DEAD: dict[str, tuple[list[str], list[str]]] = {
+    "weight": (
+        [f"{BLOCK}.mlp.up_proj"],
+        [f"{BLOCK}.mlp.{name}_proj" for name in ("gate", "up", "down")],
+    ),
+    "norm": (
+        [f"{BLOCK}.post_attention_layernorm"],
+        [f"{BLOCK}.mlp.{name}_proj" for name in ("gate", "up", "down")],
+    ),
+    "block": (
+        [f"{BLOCK}.self_attn.o_proj", f"{BLOCK}.mlp.down_proj"],
+        [
+            *(f"{BLOCK}.self_attn.{name}_proj" for name in "qkvo"),
+            *(f"{BLOCK}.mlp.{name}_proj" for name in ("gate", "up", "down")),
+        ],
+    ),
+    "head": (["lm_head"], [EMBEDDING, "lm_head", f"{BLOCK}.mlp.up_proj"]),
+}
+"""What is zero, and matrices whose change the loss does not notice for that reason."""
+
+
+@pytest.mark.parametrize("format", PLAN_FORMATS)
+@pytest.mark.parametrize("kind", DEAD)
+def test_matrices_without_effect_cost_nothing_and_get_the_fewest_bytes(
+    make_readable: Make, tiny_weights: dict[str, mx.array], text: Path, format: str, kind: str
+) -> None:
+    zeros, dead = DEAD[kind]
+    weights = tiny_weights | {f"{p}.weight": 0 * tiny_weights[f"{p}.weight"] for p in zeros}
+    source = make_readable("dead", weights=weights)
+    plan = planned(source, text, format)
+    offered = {m.name: m for m in plan.matrices}
+    chosen = plan.budgets[0].chosen
+    assert len(chosen) == 16
+    for path in dead:
+        smallest = offered[f"{path}.weight"].offers[0]
+        assert smallest.cost == 0
+        assert chosen[f"{path}.weight"].nbytes == smallest.nbytes
+    if kind != "head":
+        assert plan.budgets[0].cost > 0
+    result = written(source, text)
+    assert verify(result.out) == []
+    tokens = mx.array([[1, 5, 9, 2]])
+    assert mx.isfinite(load_model(result.out)(tokens)).all().item()
+
+
+def test_a_tied_embedding_whose_use_is_free_is_priced_by_the_other_one(
+    tied: Path, text: Path
+) -> None:
+    m = next(m for m in planned(tied, text).matrices if m.matrix.kind == "embedding").matrix
+    with open_checkpoint(tied) as checkpoint, grams_beside(text) as grams:
+        weight, (lookup, head) = checkpoint.matrix(m.name), Uses(m, grams).of()
+    nothing = LossGrams(Gram(0 * lookup.input.matrix, 0), lookup.output)
+    both, alone = (offers_of(weight, m, uses, FEW["mixed"]) for uses in ((nothing, head), (head,)))
+    for ours, expected in zip(both.offers, alone.offers, strict=True):
+        assert ours.cost == pytest.approx(expected.cost)
+    assert both.offers[0].cost > 0
+
+
+def test_a_text_of_fewer_tokens_than_inputs_is_enough(make_readable: Make, text: Path) -> None:
+    few = Calibration(text, window=4, windows=1)
+    source = make_readable()
+    plan = planned(source, text, "corrected", calibration=few)
+    assert plan.budgets[0].cost > 0
+    assert verify(written(source, text).out) == []

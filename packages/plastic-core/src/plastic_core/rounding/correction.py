@@ -194,14 +194,15 @@ def correction_costs(
 
 
 def _costs(white: Whitened, part: Correction, inputs: GramRoot, outputs: GramRoot) -> Float64:
-    M, norm = white.M, white.norm
+    M, scale = white.M, white.norm or 1.0
     U, V = _dense(part.Ut).T, _dense(part.V)
-    A, B = outputs.root_times(U) / norm, inputs.times_root(V)  # of M, whose norm is 1
+    A, B = outputs.root_times(U) / scale, inputs.times_root(V)  # of M
     crossing = np.einsum("mi,mi->i", A, M.astype(np.float64) @ B.T)
     pairs = (A.T @ A) * (B @ B.T)
     squares = np.cumsum(2 * np.tril(pairs).sum(axis=1) - np.diagonal(pairs))
-    energies = np.concatenate([[1.0], 1.0 - 2 * np.cumsum(crossing) + squares])
-    costs: Float64 = norm**2 / 2 * np.maximum(energies, 0.0)
+    whole = white.norm / scale  # the norm of M: 1, or 0 where there is nothing to correct
+    energies = np.concatenate([[whole], whole - 2 * np.cumsum(crossing) + squares])
+    costs: Float64 = scale**2 / 2 * np.maximum(energies, 0.0)
     return costs
 
 

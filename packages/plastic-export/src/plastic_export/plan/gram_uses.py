@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,9 @@ class GramRoots(NamedTuple):
 def gram_roots(grams: LossGrams) -> GramRoots:
     """Damp both Grams as prices and rounded weights have them.
 
+    A Gram of zeros has nothing to weigh errors by: the identity stands for it, so that the weight
+    is still rounded; what that costs, `is_free` tells.
+
     Examples:
         >>> from plastic_runtime import GramFile
         >>> with GramFile("plan.grams.npz") as grams:
@@ -37,8 +41,18 @@ def gram_roots(grams: LossGrams) -> GramRoots:
         >>> R.size, C.size
         (64, 80)
     """
-    R, C = grams.input.matrix, grams.output.matrix
+    R, C = (_or_identity(gram.matrix) for gram in grams)
     return GramRoots(GramRoot.of(R, damping=DAMPING), GramRoot.of(C, damping=DAMPING))
+
+
+def is_free(grams: LossGrams) -> bool:
+    """Tell whether no change of the weight costs anything: nothing enters it, or nothing counts."""
+    return any(trace(gram.matrix) == 0 for gram in grams)
+
+
+def _or_identity(A: Float64) -> Float64:
+    """Return the diagonal of an identity in place of zeros, every other Gram as it is."""
+    return A if trace(A) else np.ones((prod(A.shape[:-1]), 1, 1))
 
 
 def is_measured(m: Candidate, grams: Container[str]) -> bool:

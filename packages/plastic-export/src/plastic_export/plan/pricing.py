@@ -28,7 +28,13 @@ from plastic_runtime import LossGrams, Track, untracked
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
 from plastic_export.model.layers import Layer, layers_of
-from plastic_export.plan.gram_uses import GramRoots, Uses, combined_grams, gram_roots
+from plastic_export.plan.gram_uses import (
+    GramRoots,
+    Uses,
+    combined_grams,
+    gram_roots,
+    is_free,
+)
 from plastic_export.plan.offers import (
     Candidate,
     Choice,
@@ -191,7 +197,7 @@ def price(
 
     Raises:
         FormatError: If a weight cannot be read or is not finite.
-        ValueError: If a weight cannot be quantised, or nothing was measured at its layer.
+        ValueError: If a weight cannot be quantised, or no token reached any expert of a stack.
     """
     found, choices = list[Offered](), choices or Choices()
     layers = layers_of(checkpoint) if layers is None else layers
@@ -249,6 +255,8 @@ def offers_of(
 ) -> Priced:
     """Return the ways of storing one matrix, unsorted, and what to multiply their costs by.
 
+    A use that is free (`is_free`) adds no cost; where all are, every offer costs nothing.
+
     Args:
         weight: The matrix.
         m: What it is, or is one of.
@@ -268,10 +276,11 @@ def offers_of(
     roots, offers, factor = [gram_roots(use) for use in uses], list[Offer](), 1.0
     # A correction is for weights of one use.
     shared = roots[0] if len(uses) == 1 else gram_roots(combined_grams(uses))
+    costly = [pair for pair, use in zip(roots, uses, strict=True) if not is_free(use)]
     probed = min(choices.bits, key=lambda bits: abs(bits - PROBED_BITS))
     for bits in choices.bits:
         E = difference(weight, rounded(weight, bits, shared, m))
-        cost = sum(predicted_cost(E, inputs=R, outputs=C) for R, C in roots)
+        cost = sum((predicted_cost(E, inputs=R, outputs=C) for R, C in costly), 0.0)
         base = Offer(bits, packed_bytes(m.shape, bits, m.group_size, m.dtype), cost)
         offers.append(base)
         if probe is not None and bits == probed:
@@ -280,7 +289,7 @@ def offers_of(
             offers += _corrections(E, base, m, shared, choices)
     if choices.bare:
         offers += _corrections(weight, Offer.nothing(), m, shared, choices)
-    return Priced(offers, factor)
+    return Priced(offers if costly else [o._replace(cost=0.0) for o in offers], factor)
 
 
 def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
