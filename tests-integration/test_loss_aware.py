@@ -139,9 +139,14 @@ def test_another_plan_finds_the_calibration_complete(
         assert run("plan", checkpoint, *words, *out)[0] == 0
         grams.append(file.with_suffix(".grams.npz").stat().st_mtime_ns)
     assert grams[0] == grams[1]
-    code, _, err = run("plan", checkpoint, *words, "--out", file, "--force", "--window", 64)
+    file.rename(tmp_path / "elsewhere.json")
+    other = ["--out", file, "--bits-per-weight", "3", "--window", 64]
+    code, _, err = run("plan", checkpoint, *words, *other)
     assert code == 2
     assert_one_error(err, "plan.grams.npz", "had text", "delete it")
+    assert file.with_suffix(".grams.npz").stat().st_mtime_ns == grams[0]
+    assert run("plan", checkpoint, *words, *other, "--force")[0] == 0
+    assert file.with_suffix(".grams.npz").stat().st_mtime_ns > grams[0]
 
 
 def test_a_plan_that_could_not_be_written_is_refused_before_the_work(

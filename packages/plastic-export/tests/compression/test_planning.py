@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_adapters
 from mlx_lm.utils import load_model as stock_load
-from plastic_core.files import load_safetensors
+from plastic_core.files import FormatError, load_safetensors
 from plastic_core.linalg import Float64
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
@@ -499,3 +499,55 @@ def test_a_text_of_fewer_tokens_than_inputs_is_enough(make_readable: Make, text:
     plan = planned(source, text, "corrected", calibration=few)
     assert plan.budgets[0].cost > 0
     assert verify(written(source, text).out) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"calibration": {"windows": 8}},
+        {"calibration": {"text": "other.txt"}},
+        {"embeddings": False},
+        {"exclude": ["lm_head"]},
+    ],
+    ids=["windows", "text", "embeddings", "exclude"],
+)
+def test_a_plan_made_of_something_else_is_replaced_with_its_grams(
+    make_readable: Make, text: Path, other: dict[str, Any]
+) -> None:
+    source = make_readable()
+    text.with_name("other.txt").write_text(text.read_text()[::-1])
+    measured = {"text": "text.txt", "window": 24, "windows": 16} | other.get("calibration", {})
+    measured["text"] = text.with_name(measured["text"])
+    options = other | {"calibration": Calibration(**measured)}
+    planned(source, text)
+    first = text.with_name("plan.grams.npz").read_bytes()
+    plan = planned(source, text, **options)
+    assert text.with_name("plan.grams.npz").read_bytes() != first
+    alone = plan_checkpoint(
+        source, text.with_name("alone.json"), budgets=[3.5], choices=FEW["mixed"], **options
+    )
+    assert replace(alone, grams=plan.grams) == plan
+    assert alone.grams[1] == plan.grams[1]
+    assert verify(written(source, text).out) == []
+
+
+def test_the_remedy_for_damaged_grams_works(make_readable: Make, text: Path) -> None:
+    source, grams = make_readable(), text.with_name("plan.grams.npz")
+    plan = planned(source, text)
+    content = grams.read_bytes()
+    grams.write_bytes(content[:1000])
+    with pytest.raises(FormatError, match="make both again with `plastic plan --force`"):
+        written(source, text)
+    assert planned(source, text) == plan
+    assert grams.read_bytes() == content
+    assert verify(written(source, text).out) == []
+
+
+def test_a_file_that_no_plan_stands_beside_and_is_no_grams_is_kept(
+    make_readable: Make, text: Path
+) -> None:
+    foreign = text.with_name("plan.grams.npz")
+    foreign.write_bytes(b"mine")
+    with pytest.raises(FormatError, match="damaged or no file of Grams"):
+        planned(make_readable(), text)
+    assert foreign.read_bytes() == b"mine"

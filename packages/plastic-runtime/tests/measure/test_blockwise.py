@@ -477,6 +477,45 @@ def test_a_folder_of_that_name_loses_the_parts_alone(tmp_path: Path) -> None:
     assert (parts / "mine" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("what", "model", "batches", "options"), DIFFERENCES)
+def test_the_file_and_the_parts_of_another_run_are_replaced_if_asked(
+    tmp_path: Path, what: str, model: int, batches: list[mx.array], options: dict[str, Any]
+) -> None:
+    file, parts, alone = (tmp_path / name for name in ("grams", "parts", "alone"))
+    measured(file)
+    with pytest.raises(KeyboardInterrupt):
+        measure_grams(Model(), BATCHES, parts, track=cut_after_the_first_part)
+    measure_grams(Model(model), batches, alone, **options).close()
+    for replaced in (file, parts):
+        measure_grams(Model(model), batches, replaced, replace=True, **options).close()
+        assert replaced.read_bytes() == alone.read_bytes()
+    assert sorted(tmp_path.iterdir()) == sorted([file, parts, alone])
+
+
+def test_a_file_stays_until_what_replaces_it_is_complete(tmp_path: Path) -> None:
+    file = tmp_path / "grams"
+    before = measured(file)
+    with pytest.raises(KeyboardInterrupt):
+        measure_grams(Model(), BATCHES, file, seed=1, replace=True, track=cut_after_the_first_part)
+    assert file.read_bytes() == before
+    after = measured(file, seed=1, replace=True)
+    assert after != before
+    assert measured(file, seed=1, replace=True) == after
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped"])
+def test_a_damaged_file_is_replaced_if_asked(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "grams"
+    content = measured(file)
+    broken = bytearray(content[: {"empty": 0, "truncated": len(content) // 2}.get(damage)])
+    if damage == "flipped":
+        with zipfile.ZipFile(file) as archive:
+            info = archive.getinfo("output.head.npy")
+        broken[info.header_offset + info.file_size] ^= 1
+    file.write_bytes(broken)
+    assert measured(file, replace=True) == content
+
+
 @pytest.mark.parametrize("name", ["state.json", "input.2", "gradient.3"])
 def test_damaged_parts_are_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / "grams"

@@ -27,6 +27,7 @@ def measure_loss_grams(
     file: Path,
     *,
     widest: int = LONGEST_DENSE_SIDE,
+    replace: bool = False,
     track: Track = untracked,
 ) -> GramFile:
     """Run the text through the model, forwards and backwards, and keep the Grams in a file.
@@ -41,6 +42,7 @@ def measure_loss_grams(
         file: File for the Grams: a run that was cut goes on from what is in its folder
             ``<file>.parts``, one that was finished is not repeated.
         widest: The longest side of a dense Gram.
+        replace: Whether a file of another run, or a damaged one, is replaced and not refused.
         track: Wraps the loops over the batches of windows and over the blocks.
 
     Returns:
@@ -64,6 +66,7 @@ def measure_loss_grams(
         paths=paths,
         widest=widest,
         configuration=checkpoint.config,
+        replace=replace,
         track=track,
     )
 

@@ -79,7 +79,7 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     show_default=True,
     help="Longest side with a whole Gram; along longer ones, blocks.",
 )
-@force_option("the plan if it exists")
+@force_option("the plan if it exists, and Grams that are of something else or damaged")
 @revision_option()
 @json_option()
 def plan_command(

@@ -78,7 +78,8 @@ def plan_checkpoint(
         widest: The longest side of a dense Gram; along longer ones blocks are measured (see
             ``measure_grams``).
         revision: Commit or branch, for a Hub id.
-        force: Replace ``file`` where it exists.
+        force: Replace ``file`` where it exists, and Grams beside it that are damaged or were
+            measured of something else.
         track: Wraps every long loop.
 
     Returns:
@@ -110,7 +111,7 @@ def plan_checkpoint(
         _check_budgets(checkpoint, wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
         measured = _priced(
-            checkpoint, wanted, layers, choices, calibration, _grams(file), widest, track
+            checkpoint, wanted, layers, choices, calibration, _grams(file), widest, force, track
         )
         plan = LossPlan(
             source=source_identity(checkpoint),
@@ -148,12 +149,13 @@ def _priced(
     calibration: Calibration,
     grams_file: Path,
     widest: int,
+    replace: bool,
     track: Track,
 ) -> _Priced:
     """Measure the Grams of the matrices, and price those that the text reached."""
     paths = [module_path(m.name) for m in wanted]
     with measure_loss_grams(
-        checkpoint, calibration, paths, grams_file, widest=widest, track=track
+        checkpoint, calibration, paths, grams_file, widest=widest, replace=replace, track=track
     ) as grams:
         run = [m for m in wanted if is_measured(m, grams)]
         unreached = unreached_experts(run, grams)
@@ -196,6 +198,8 @@ def _check_place(file: Path, force: bool) -> None:
         raise FormatError.about(file, "it exists", "choose another file, or add --force")
     if file.exists() and not is_plan(file):
         raise FormatError.about(file, "it exists and is no plan", "choose another file")
+    if force and not file.exists() and _grams(file).exists():
+        GramFile(_grams(file)).close()  # which refuses what no plan of ours stands beside
 
 
 def plannable(

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from plastic_core.files import FormatError
 
 from plastic_runtime.measure.block_chain import BlockChain
 from plastic_runtime.measure.gram_file import GramFile
@@ -34,6 +35,7 @@ def measure_grams(
     paths: Sequence[str] | None = None,
     widest: int = LONGEST_DENSE_SIDE,
     configuration: Mapping[str, Any] | None = None,
+    replace: bool = False,
     track: Track = untracked,
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
@@ -59,6 +61,8 @@ def measure_grams(
         paths: The layers to measure, by path.
         widest: The longest side of a dense Gram, see ``loss_grams``.
         configuration: What the model was built from, in JSON's types: the file is of it as well.
+        replace: Whether a file of another measurement, a damaged one, or parts of such are
+            replaced and not refused. The old file stays until the new one is complete.
         track: Wraps the loops over the batches and over the blocks, with what they do.
 
     Returns:
@@ -88,8 +92,8 @@ def measure_grams(
         raise ValueError("`batches` must hold at least one batch.")
     linears, wanted = linear_layers(model, paths)
     made_for = calibration_identity(model, batches, seed, wanted, widest, configuration)
-    if not file.exists():
-        parts = GramParts(file, made_for)
+    if not file.exists() or (replace and not _is_intact(file, made_for)):
+        parts = GramParts.begun_anew(file, made_for) if replace else GramParts(file, made_for)
         try:
             with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
                 _Measurement(model, linears, wanted, widest, batches, seed, parts, track).measure()
@@ -106,6 +110,17 @@ def measure_grams(
         raise
     discard_parts(file)
     return grams
+
+
+def _is_intact(file: Path, made_for: Mapping[str, Any]) -> bool:
+    """Tell whether a file of Grams is of this measurement, with every byte of it."""
+    try:
+        with GramFile(file) as grams:
+            check_measurement(file, grams.made_for, made_for)
+            grams.check()
+    except FormatError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

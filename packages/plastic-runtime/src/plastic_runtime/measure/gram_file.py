@@ -92,6 +92,19 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         """Return the number of inputs that a layer had; its Grams are not read."""
         return self._counts[self.sites[path]]
 
+    def check(self) -> None:
+        """Read every entry once, and compare it with its checksum.
+
+        Raises:
+            FormatError: If one is damaged.
+        """
+        try:
+            damaged = self._archive.testzip()
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise self._damaged() from error
+        if damaged is not None:
+            raise self._damaged()
+
     def close(self) -> None:
         """Close the file and let the latest Gram go; a second call does nothing."""
         self._latest = None

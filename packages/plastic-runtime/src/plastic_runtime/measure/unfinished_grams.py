@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from plastic_core.files import FormatError, read_json, sync_path, write_json
 
@@ -56,6 +56,15 @@ class GramParts:
         if self._state.exists():
             self._load()
         self.folder.mkdir(exist_ok=True)
+
+    @classmethod
+    def begun_anew(cls, file: Path, made_for: Mapping[str, Any]) -> Self:
+        """Go on from the folder where it is of this measurement, else from an empty one."""
+        try:
+            return cls(file, made_for)
+        except FormatError:
+            discard_parts(file)
+            return cls(file, made_for)
 
     def finish(self, recorder: LossRecorder, tokens: int) -> None:
         """Keep the sums of a recorder as the next part.
