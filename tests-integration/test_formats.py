@@ -56,7 +56,7 @@ def test_each_format_holds_what_is_its_own(in_every_format: Outputs) -> None:
 def test_it_diverges_about_as_predicted(
     checkpoint: Path, heldout: Path, in_every_format: Outputs, format: str
 ) -> None:
-    # Measured 1.1, 1.9 and 1.6: two bits are beyond what the second order predicts.
+    # Measured 1.0, 1.2 and 1.1.
     ratio = (
         divergence(in_every_format[format].out, checkpoint, heldout)
         / in_every_format[format].plan.cost

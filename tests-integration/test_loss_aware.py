@@ -106,7 +106,7 @@ def test_it_diverges_less_than_stock_rounding_at_no_more_bytes_and_as_predicted(
     kl = {b: divergence(outputs[b].out, checkpoint, heldout) for b in BUDGETS}
     assert kl[4.5] < kl[3.5] < 0.5 * divergence(rounded, checkpoint, heldout)
     for b in BUDGETS:
-        # Measured 1.07 and 1.05 here, 1.3 on prose, 1.0 to 1.1 on the calibration text itself.
+        # Measured 1.01 and 0.99 here.
         assert 0.75 < kl[b] / outputs[b].plan.cost < 1.4
 
 

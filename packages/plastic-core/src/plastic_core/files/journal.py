@@ -83,7 +83,7 @@ def check_same(
     here: Mapping[str, Any],
     *,
     remedy: str,
-    what: str = "the run that was cut",
+    what: str = "the earlier run",
 ) -> None:
     """Refuse to go on with what was begun otherwise.
 
@@ -100,7 +100,7 @@ def check_same(
     Examples:
         >>> check_same(Path("run.json"), {"seed": 1}, {"seed": 2}, remedy="use another folder")
         Traceback (most recent call last):
-        plastic_core...FormatError: run.json: the run that was cut had seed 1, this one has 2; ...
+        plastic_core...FormatError: run.json: the earlier run had seed 1, this one has 2; ...
     """
     old, new = dict(_flat(there)), dict(_flat(here))
     for name in [*new, *(name for name in old if name not in new)]:

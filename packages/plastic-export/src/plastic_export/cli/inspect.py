@@ -12,7 +12,9 @@ from plastic_export.reporting.inspect import present_summary
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
 @click.argument("src")
-@click.option("--spectra", is_flag=True, help="Also decompose every matrix: ranks by every rule.")
+@click.option(
+    "--spectra", is_flag=True, help="Also decompose every matrix: what its spectrum says of ranks."
+)
 @revision_option()
 @json_option()
 def inspect_command(src: str, spectra: bool, revision: str | None, as_json: bool) -> None:

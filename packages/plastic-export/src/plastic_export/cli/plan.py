@@ -148,6 +148,9 @@ def _choices(
     if factor_bits and not FORMATS[format].packs_factors:
         packing = " or ".join(name for name in PLAN_FORMATS if FORMATS[name].packs_factors)
         raise click.UsageError(f"--factor-bits is for --format {packing}")
+    if bits and not {*bits} <= {*choices.bits}:
+        offered = ", ".join(map(str, choices.bits))
+        raise click.UsageError(f"--bits of --format {format} are some of {offered}")
     return replace(
         choices, bits=bits or choices.bits, factor_bits=factor_bits or choices.factor_bits
     )

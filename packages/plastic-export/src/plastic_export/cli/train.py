@@ -43,7 +43,12 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.argument("src")
 @click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
 @click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
-@click.option("--max-size", callback=_size, help="Bytes of the adapter at most, such as 3MB.")
+@click.option(
+    "--max-size",
+    callback=_size,
+    help="Bytes of the components at most, such as 3MB. RUN/adapters, filled up with zeros to one "
+    "rank, is larger.",
+)
 @click.option(
     "--follow",
     type=click.Choice(["loss", "budget"]),

@@ -236,7 +236,7 @@ def _write_matrix(
         pieces, error = in_worker(encode, weight, m, offer, grams, name=m.name, shape=shape)
         backbones.append(pieces.backbone)
         errors.append(error)
-    if m.experts:
+    if m.experts:  # stacks are offered no corrections: backbones are all that they have
         pieces = pieces._replace(backbone=backbones)
     for part, stored in contents.parts[m.name].paired(pieces):
         for name, tensor in part.tensors(stored):

@@ -1,4 +1,4 @@
-"""The one place that changes factors, optimizer state and sleeping components together."""
+"""The rank changes: factors, optimizer state and sleeping components together."""
 
 from collections.abc import Sequence
 

@@ -220,7 +220,7 @@ class _Search:
 
     def _fill(self, history: list[States], undecided: _Undecided) -> None:
         """Fill up what the last states leave; the best of that may be the new incumbent."""
-        states = history[-1]
+        states = history[-1]  # each has room for nothing at least: the others were dropped
         count = undecided.fitting(states.room)
         total = states.cost + undecided.cost[count]
         best = int(np.argmin(total))
