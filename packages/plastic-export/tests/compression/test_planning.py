@@ -551,3 +551,20 @@ def test_a_file_that_no_plan_stands_beside_and_is_no_grams_is_kept(
     with pytest.raises(FormatError, match="damaged or no file of Grams"):
         planned(make_readable(), text)
     assert foreign.read_bytes() == b"mine"
+
+
+def test_an_interruption_after_the_calibration_says_what_goes_on(
+    tied: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plastic_export.compression.planning.price", interrupted)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            planned(tied, text, budgets=[4.0])
+    grams = text.with_name("plan.grams.npz")
+    assert stopped.value.__notes__ == [f"{grams}: the same command goes on with it"]
+    before = grams.stat().st_mtime_ns
+    assert planned(tied, text, budgets=[4.0]).budgets
+    assert grams.stat().st_mtime_ns == before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,14 +155,29 @@ def _priced(
 ) -> _Priced:
     """Measure the Grams of the matrices, and price those that the text reached."""
     paths = [module_path(m.name) for m in wanted]
-    with measure_loss_grams(
-        checkpoint, calibration, paths, grams_file, widest=widest, replace=replace, track=track
-    ) as grams:
+    with (
+        _naming_what_waits(grams_file),
+        measure_loss_grams(
+            checkpoint, calibration, paths, grams_file, widest=widest, replace=replace, track=track
+        ) as grams,
+    ):
         run = [m for m in wanted if is_measured(m, grams)]
         unreached = unreached_experts(run, grams)
         probe = PriceProbe.of(checkpoint, calibration)
         offered = price(checkpoint, run, grams, choices, layers=layers, probe=probe, track=track)
         return _Priced(offered, unreached)
+
+
+@contextmanager
+def _naming_what_waits(grams_file: Path) -> Iterator[None]:
+    """Say, of an interruption, what the same command goes on with."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        unfinished = grams_file.with_name(f"{grams_file.name}.parts")
+        for waits in filter(Path.exists, (grams_file, unfinished)):
+            interrupt.add_note(f"{waits}: the same command goes on with it")
+        raise
 
 
 def _spent(
