@@ -19,6 +19,7 @@ from plastic_export.cli.options import (
     calibration_option,
     exclude_option,
     force_option,
+    format_option,
     include_option,
     json_option,
     one_budget,
@@ -28,7 +29,7 @@ from plastic_export.cli.options import (
 )
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
-from plastic_export.format.table import FORMATS, RANK_FORMATS
+from plastic_export.format.table import RANK_FORMATS
 from plastic_export.plan.budgets import Budget
 from plastic_export.reporting.compress import present_by_plan, present_by_rank
 
@@ -59,15 +60,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
     help="Rule that chooses the ranks; by default activation with --calibration, stable without.",
     **RANK,
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(RANK_FORMATS),
-    default="factored",
-    show_default=True,
-    help=" ".join(f"{name}: {FORMATS[name].about}." for name in RANK_FORMATS),
-    **RANK,
-)
+@format_option(RANK_FORMATS, "factored", **RANK)
 @calibration_option(help=f"Text for --strategy {NEEDS_TEXT}.", **RANK)
 @window_option(**RANK)
 @windows_option(**RANK)

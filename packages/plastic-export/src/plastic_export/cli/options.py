@@ -6,7 +6,7 @@ what is the rule here, such as another default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import click
 from click.decorators import FC
 
 from plastic_export.calibration.text import Calibration
+from plastic_export.format.table import FORMATS
 from plastic_export.plan.budgets import Budget, parse_size
 
 FOLDER = click.Path(path_type=Path)
@@ -73,6 +74,19 @@ def budget_option(
     flag = f"--{kind.replace('_', '-')}"
     type_ = BudgetType(kind, several=several)
     return click.option(flag, type=type_, help=f"{help}{BUDGETS[kind]}.", **settings)
+
+
+def format_option(names: Sequence[str], default: str, **settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--format``, one of ``names``, with what each of them is."""
+    return click.option(
+        "--format",
+        "format_",
+        type=click.Choice(names),
+        default=default,
+        show_default=True,
+        help=" ".join(f"{name}: {FORMATS[name].about}." for name in names),
+        **settings,
+    )
 
 
 def calibration_option(**settings: Any) -> Callable[[FC], FC]:

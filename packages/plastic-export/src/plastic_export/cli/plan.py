@@ -20,6 +20,7 @@ from plastic_export.cli.options import (
     calibration_option,
     exclude_option,
     force_option,
+    format_option,
     include_option,
     json_option,
     revision_option,
@@ -52,14 +53,7 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @budget_option("bits_per_weight", several=True, help="Budgets, by default 3,3.5,4.5: ")
 @budget_option("size", several=True, help="Budgets: ")
 @budget_option("keep", several=True, help="Budgets: ")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(PLAN_FORMATS),
-    default="mixed",
-    show_default=True,
-    help=" ".join(f"{name}: {FORMATS[name].about}." for name in PLAN_FORMATS),
-)
+@format_option(PLAN_FORMATS, "mixed")
 @click.option("--bits", callback=_bits, help="Bits to choose from, such as 4,8; by default all.")
 @click.option("--factor-bits", callback=_bits, help="Bits of the entries of corrections.")
 @click.option(

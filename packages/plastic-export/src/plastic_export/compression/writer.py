@@ -21,7 +21,7 @@ from plastic_runtime import LossGrams, Track
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.exact.exactness import EXACT, write_exact
-from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
+from plastic_export.folder.adapter_files import FILE, FOLDER
 from plastic_export.folder.manifest import (
     SLEEP,
     MatrixRecord,
@@ -127,9 +127,7 @@ def write_compressed(
     exact = bool(options["exact"])
     output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
     check_room(checkpoint, output, exact=exact)
-    adapter = (f"{FOLDER}/{FILE}", f"{FOLDER}/{CONFIG}")
-    written = adapter if options["format"] == "adapter" else ()
-    output.check_names(written, checkpoint.side_files())
+    output.check_names(FORMATS[options["format"]].beside, checkpoint.side_files())
     with output as folder, no_cache():
         identity = run_identity(checkpoint, options)
         if output.begin(identity):

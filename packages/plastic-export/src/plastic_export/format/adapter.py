@@ -9,7 +9,7 @@ from plastic_core.files import write_json
 from plastic_core.rounding import UNPACKED
 
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.folder.adapter_files import CONFIG, FOLDER
+from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
 from plastic_export.format.by_plan import PlanFormat
 from plastic_export.format.parts import Part, Parts, packed_backbone
 from plastic_export.plan.offers import Candidate, Choice, Offer
@@ -24,6 +24,7 @@ class AdapterFormat(PlanFormat):
 
     name = "adapter"
     about = "bits and a stock adapter"
+    beside = (f"{FOLDER}/{FILE}", f"{FOLDER}/{CONFIG}")
     choices = Choices(factor_bits=(UNPACKED,), ranks=RANKS)
     one_rank = True
 

@@ -39,6 +39,7 @@ class Format:
         parks: Whether what is left out sleeps beside the model, so that it can be restored.
         linears_only: Whether it holds nothing but ``nn.Linear`` layers of mlx-lm's model.
         about: What the help of the command says of it, in one line.
+        beside: Paths in the output, other than those that outputs of every format have.
 
     Examples:
         >>> from plastic_export.format import FORMATS
@@ -54,6 +55,7 @@ class Format:
     parks = False
     linears_only = False
     about: str
+    beside: tuple[str, ...] = ()
 
     @property
     def packs_factors(self) -> bool:
