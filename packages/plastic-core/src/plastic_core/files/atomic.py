@@ -139,8 +139,8 @@ class AtomicFile(Leaving):
             os.ftruncate(descriptor, 0)
 
     def _close(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1  # first: an interrupt may follow
+        os.close(descriptor)
 
     def leave(self, error: BaseException | None) -> None:
         """Commit the file, or abandon it after an error."""

@@ -61,8 +61,8 @@ class Journal(Closing):
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1  # first: an interrupt may follow
+            os.close(descriptor)
 
     def _load(self) -> None:
         end = 0

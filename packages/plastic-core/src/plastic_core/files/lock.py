@@ -95,8 +95,8 @@ class FolderLock:
     def release(self) -> None:
         """Give it back; the folder may have another name by now. A second call does nothing."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1  # first: an interrupt may follow
+            os.close(descriptor)
 
     def unsign(self) -> None:
         """Remove the holder's name, so that the folder holds nothing but what it is for."""
