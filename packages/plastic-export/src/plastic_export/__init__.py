@@ -6,6 +6,7 @@ from plastic_core.files import FormatError, export_safetensors, load_safetensors
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.gguf import gguf_guide
@@ -39,6 +40,7 @@ __all__ = [
     "Calibration",
     "Candidate",
     "Checkpoint",
+    "CheckpointWarning",
     "Choices",
     "Comparison",
     "Compressed",

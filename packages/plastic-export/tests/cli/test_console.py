@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
-from plastic_export.cli.console import DONE, Output
+from plastic_export.checkpoint.warning import CheckpointWarning, warn_about
+from plastic_export.cli.console import DONE, Output, printed_warnings
 from plastic_export.reporting.tables import Presented
 
 
@@ -29,3 +32,25 @@ def test_a_record_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
     monkeypatch.setattr("sys.stdout", None)  # as Python has it where the descriptor is closed
     Output(as_json).show(Presented({"a": 1}, ["first"]))
+
+
+def test_a_warning_about_a_checkpoint_is_one_line_and_printed_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with printed_warnings():
+        for _ in range(2):
+            warn_about("SRC", "it is strange", "it is read all the same", tensor="w")
+    printed = capsys.readouterr()
+    assert printed.err == "warning: SRC: tensor 'w': it is strange; it is read all the same\n"
+    assert printed.out == ""
+
+
+def test_other_warnings_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with printed_warnings(), pytest.warns(DeprecationWarning, match="old"):
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert "warning:" not in capsys.readouterr().err
+
+
+def test_a_program_sees_them_as_its_own_warnings() -> None:
+    with pytest.warns(CheckpointWarning, match="SRC: it is strange; it is read all the same"):
+        warn_about("SRC", "it is strange", "it is read all the same")

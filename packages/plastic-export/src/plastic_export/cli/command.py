@@ -11,6 +11,7 @@ import click
 from plastic_core.files import BusyError
 
 from plastic_export.cli.compress import compress_command
+from plastic_export.cli.console import printed_warnings
 from plastic_export.cli.evaluate import evaluate_command
 from plastic_export.cli.gguf import gguf_command
 from plastic_export.cli.heal import heal_command
@@ -78,7 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = plastic_command.main(words, prog_name="plastic", standalone_mode=False)
+        with printed_warnings():
+            code = plastic_command.main(words, prog_name="plastic", standalone_mode=False)
     except EXPECTED as error:
         if "--debug" in words[:1]:
             raise

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 from rich.console import Console
 
+from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.cli.bar import ProgressBar
 from plastic_export.reporting.tables import Presented
 
@@ -35,3 +40,21 @@ class Output:
         except KeyboardInterrupt as error:
             error.add_note(DONE)
             raise
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print every warning about a checkpoint once, as one line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        others, printed = warnings.showwarning, set[str]()
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, CheckpointWarning):
+                others(message, category, *place, **more)
+            elif str(message) not in printed:
+                printed.add(str(message))
+                click.echo(f"warning: {message}", err=True)
+
+        warnings.showwarning = show
+        yield
