@@ -1,0 +1,81 @@
+"""Checkpoint folders of the zoo: random weights, a configuration and a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+from transformers import AutoTokenizer
+
+from zoo import dense, experts, recurrent, vision
+from zoo.dense import Config, Publish, Weights
+
+TEXTS = Path(__file__).resolve().parents[1] / "data" / "stdlib-llama"
+CALIBRATION = TEXTS / "calibration.txt"
+FORMS = ("mlx", "published")
+KINDS = (dense, experts, recurrent, vision)
+CONFIGS: dict[str, Config] = {name: c for kind in KINDS for name, c in kind.CONFIGS.items()}
+PUBLISHED: dict[str, Publish] = {name: f for kind in KINDS for name, f in kind.PUBLISHED.items()}
+EVERYWHERE: Config = {"bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
+
+
+def forms_of(model_type: str) -> tuple[str, ...]:
+    """Return the forms in which a type is stored."""
+    return FORMS if model_type in PUBLISHED else FORMS[:1]
+
+
+def build_checkpoint(folder: Path, model_type: str, form: str) -> Path:
+    """Write a tiny random checkpoint of a type in a form, the same bits each time."""
+    config = {"model_type": model_type, **EVERYWHERE, **CONFIGS[model_type]}
+    weights = random_parameters(config)
+    if form == "published":
+        weights, config = PUBLISHED[model_type](weights, config)
+    folder.mkdir(parents=True)
+    for name, content in tokenizer_files().items():
+        (folder / name).write_text(content)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def random_parameters(config: Config) -> Weights:
+    """Draw every parameter of the model that mlx-lm builds from a configuration."""
+    model_class, arguments_class = _get_classes(config)
+    model = model_class(arguments_class.from_dict(config))
+    keep = getattr(model, "cast_predicate", lambda name: True)
+    weights = {}
+    for name, initial in tree_flatten(model.parameters()):
+        drawn = draw(name, initial)
+        is_float = mx.issubdtype(drawn.dtype, mx.floating)
+        weights[name] = drawn.astype(mx.bfloat16) if is_float and keep(name) else drawn
+    return weights
+
+
+def draw(name: str, initial: mx.array) -> mx.array:
+    """Draw a matrix so that it keeps the scale of what enters it, a vector near its first values.
+
+    Integers are those with which the model begins.
+    """
+    if not mx.issubdtype(initial.dtype, mx.floating):
+        return initial
+    noise = mx.random.normal(initial.shape, key=mx.random.key(zlib.crc32(name.encode())))
+    if initial.ndim < 2:
+        return initial + 0.1 * noise
+    return noise / initial.shape[-1] ** 0.5
+
+
+@cache
+def tokenizer_files() -> dict[str, str]:
+    """Return the tokenizer of the shipped checkpoint as files that fit a model of any type."""
+    with TemporaryDirectory() as folder:
+        AutoTokenizer.from_pretrained(TEXTS).save_pretrained(folder)
+        files = {file.name: file.read_text() for file in Path(folder).iterdir()}
+    name = "tokenizer_config.json"
+    fast = json.loads(files[name]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return files | {name: json.dumps(fast)}
