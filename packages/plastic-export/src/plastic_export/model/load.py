@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,32 @@ def load_model(folder: str | Path) -> nn.Module:
         >>> model(mx.array([[5, 6, 7]])).shape
         (1, 3, 80)
     """
+    return load_watched(folder, lambda weights: weights)
+
+
+Watch = Callable[[dict[str, mx.array]], dict[str, mx.array]]
+"""Is given the tensors of the files by name, and returns them as the model is to see them."""
+
+
+def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
+    """Load a checkpoint as `load_model` does, and see the tensors before mlx-lm changes them.
+
+    Args:
+        folder: Folder in Hugging Face or mlx-community form.
+        watch: Called once, before the ``sanitize`` of mlx-lm's model. Nothing is read yet.
+
+    Returns:
+        The model, as `load_model` returns it.
+
+    Raises:
+        FormatError, ModuleNotFoundError, OSError: As `load_model` does.
+
+    Examples:
+        >>> seen = {}
+        >>> model = load_watched("SRC", lambda weights: seen.setdefault("weights", weights))
+        >>> len(seen["weights"])
+        21
+    """
     folder, utils = Path(folder), mlx_lm_utils()
     file = folder / "config.json"
     config = read_json(file)
@@ -69,8 +96,9 @@ def load_model(folder: str | Path) -> nn.Module:
             folder,
             lazy=True,
             model_config={"model_file": None},
-            get_model_classes=lambda config: classes,
+            get_model_classes=lambda config: (_watched(classes[0], watch), classes[1]),
         )
+        del model.sanitize
         if adapter is not None:
             utils.load_adapters(model, adapter).eval()
         if _check_weights(folder) != checked:  # by name: mlx-lm opened them in between
@@ -83,6 +111,18 @@ def load_model(folder: str | Path) -> nn.Module:
         raise FormatError.about(folder, reason, remedy) from error
     loaded: nn.Module = model
     return loaded
+
+
+def _watched(model_class: Any, watch: Watch) -> Callable[[Any], nn.Module]:
+    """Return a constructor whose models show ``watch`` what they are about to sanitize."""
+
+    def build(args: Any) -> nn.Module:
+        model: nn.Module = model_class(args)
+        own = getattr(model, "sanitize", None)
+        model.sanitize = lambda weights: own(watch(weights)) if own else watch(weights)
+        return model
+
+    return build
 
 
 def load_for_inference(folder: str | Path) -> nn.Module:
