@@ -69,6 +69,16 @@ def test_metadata_are_returned(tmp_path: Path) -> None:
     assert read_header(path).metadata == {"a": "b", "é": ""}
 
 
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_metadata_of_nothing_are_none(tmp_path: Path, metadata: Any) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    text = json.dumps({"__metadata__": metadata, "w": entry}).encode()
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    header = read_header(file)
+    assert (header.metadata, [*header.tensors]) == ({}, ["w"])
+
+
 def test_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for length in range(len(GOOD)):
         with pytest.raises(FormatError):

@@ -18,8 +18,11 @@ from plastic_core.files import (
     recognise_name,
 )
 
+from plastic_export.checkpoint.warning import warn_about
+
 INDEX = "model.safetensors.index.json"
 PATTERN = "model*.safetensors"
+WHOLE = "model.safetensors"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _DOWNLOAD = "download the checkpoint again"
 
@@ -40,7 +43,8 @@ class WeightFiles:
 def find_weights(folder: Path) -> WeightFiles:
     """Find the weight files of a folder and check them against each other.
 
-    One file is open at a time, so any number of shards will do.
+    They are those that mlx-lm reads, whatever the index says; where it says otherwise, a warning
+    names the tensor. One file is open at a time, so any number of shards will do.
 
     Args:
         folder: The checkpoint.
@@ -49,34 +53,37 @@ def find_weights(folder: Path) -> WeightFiles:
         What is in them.
 
     Raises:
-        FormatError: If there are none; if the index names a file or a tensor that is not
-            there or leaves one out; if a tensor is in two files; if a file is damaged or
-            a link that leaves the folder.
+        FormatError: If there are none; if a shard is missing; if a tensor is in two files; if a
+            file is damaged or a link that leaves the folder.
     """
-    index = read_index(folder / INDEX, home=folder) if member(folder, INDEX) else None
-    present = sorted(name for name in os.listdir(folder) if fnmatchcase(name, PATTERN))
-    names = sorted(set(index.values())) if index else present
+    index = read_index(folder / INDEX, home=folder) if member(folder, INDEX) else {}
+    names = sorted(name for name in os.listdir(folder) if fnmatchcase(name, PATTERN))
     if not names:
-        raise _no_weights(folder)
-    _check_presence(folder, names, present)
+        raise _missing(folder / min(index.values())) if index else _no_weights(folder)
+    for name in _missing_numbers(names):
+        raise _missing(folder / name)
     files = WeightFiles({}, {})
     for name in names:
         _add(folder, name, files)
+    _check_whole(folder, names, index, files.tensors)
     if index:
-        _check_index(folder / INDEX, index, files.tensors)
+        _compare(folder / INDEX, index, files.tensors)
     return files
 
 
-def _check_presence(folder: Path, names: list[str], present: list[str]) -> None:
-    """Check that every file named is there, and no other that a loader would read."""
-    for name in (*names, *_missing_numbers(names)):
-        if member(folder, name) is None:
-            reason = "a shard of this checkpoint that is not there"
-            raise FormatError.about(folder / name, reason, _DOWNLOAD)
-    for name in present:
-        if name not in names:
-            reason = f"{INDEX} does not name it, and mlx-lm would load it all the same"
-            raise FormatError.about(folder / name, reason, "remove the one that is wrong")
+def _check_whole(
+    folder: Path, names: list[str], index: dict[str, str], tensors: dict[str, TensorInfo]
+) -> None:
+    """Refuse a folder that lacks all shards of its index, unless another whole model is there."""
+    if WHOLE in names or any(map(_NUMBERED.fullmatch, names)):
+        return
+    for name, file in index.items():
+        if name not in tensors and _NUMBERED.fullmatch(file):
+            raise _missing(folder / file)
+
+
+def _missing(path: Path) -> FormatError:
+    return FormatError.about(path, "a shard of this checkpoint that is not there", _DOWNLOAD)
 
 
 def _missing_numbers(names: list[str]) -> list[str]:
@@ -100,16 +107,27 @@ def _add(folder: Path, name: str, files: WeightFiles) -> None:
                 raise FormatError.about(path, reason, remedy, tensor=info.name)
 
 
-def _check_index(path: Path, index: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
-    for name, shard in index.items():
-        if name not in tensors or tensors[name].file.name != shard:
-            where = f"in {tensors[name].file.name}" if name in tensors else "nowhere"
-            reason = f"it should be in {shard} and is {where}"
-            raise FormatError.about(path, reason, _DOWNLOAD, tensor=name)
-    for name, info in tensors.items():
-        if name not in index:
-            reason = f"it is in {info.file.name} and the index leaves it out"
-            raise FormatError.about(path, reason, _DOWNLOAD, tensor=name)
+def _compare(path: Path, index: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+    """Warn where the index says otherwise than the files, which alone count for mlx-lm."""
+    nowhere = {name: file for name, file in index.items() if name not in tensors}
+    elsewhere = {
+        name: f"{index[name]} and is in {info.file.name}"
+        for name, info in tensors.items()
+        if index.get(name, info.file.name) != info.file.name
+    }
+    forgotten = {n: info.file.name for n, info in tensors.items() if n not in index}
+    ignored = "mlx-lm ignores the index, as is done here"
+    _warn(path, nowhere, "it should be in {} and is nowhere", ignored)
+    _warn(path, elsewhere, "it should be in {}", ignored)
+    read = "mlx-lm reads it all the same, or fails where its model has no place for it"
+    _warn(path, forgotten, "it is in {}, and the index leaves it out", read)
+
+
+def _warn(path: Path, places: dict[str, str], reason: str, outcome: str) -> None:
+    """Warn of the first of some tensors, and say how many there are."""
+    for name, place in list(places.items())[:1]:
+        more = f" (and {len(places) - 1} more such tensors)" if len(places) > 1 else ""
+        warn_about(path, reason.format(place) + more, outcome, tensor=name)
 
 
 def _no_weights(folder: Path) -> FormatError:
