@@ -311,6 +311,17 @@ def make_readable(make_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def make_llama(make_readable: Callable[..., Path]) -> Callable[..., Path]:
+    """``make_llama(name, **config)``: a readable random Llama of the shapes of that config."""
+
+    def make(name: str = "llama", **config: Any) -> Path:
+        weights = random_weights(llama_shapes(LLAMA | config))
+        return make_readable(name, weights=weights, **config)
+
+    return make
+
+
+@pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
     letters = np.random.default_rng(0).integers(48, 126, 2000)

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models import llama
 from mlx_lm.utils import _get_classes, load_adapters
 from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import FormatError, load_safetensors
@@ -19,6 +20,7 @@ from plastic_core.linalg import Float64
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.by_rank import compress
 from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint, plannable
 from plastic_export.compression.verification import verify
@@ -158,6 +160,71 @@ def test_embeddings_can_be_left_out(make_readable: Make, text: Path) -> None:
     plan = planned(source, text, embeddings=False)
     assert plan.left == (f"{EMBEDDING}.weight",)
     assert plan.budgets[0].weights == sum(m.weights for m in everything) - 80 * 64
+
+
+def test_sides_that_no_group_divides_are_named_with_their_bytes(
+    make_llama: Make, text: Path
+) -> None:
+    source = make_llama(intermediate_size=100)
+    plan = planned(source, text)
+    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
+    assert {m.name: m.nbytes for m in plan.skipped} == dict.fromkeys(names, 2 * 64 * 100)
+    lines = present_plan(plan, Path("plan.json"), None).lines
+    expected = "skipped    2 of 25.0 KiB, no group divides its 100 inputs: "
+    expected += ", ".join(m.name for m in plan.skipped)
+    assert expected in lines
+    assert read_plan(text.with_name("plan.json")).skipped == plan.skipped
+    verify(written(source, text).out)
+
+
+def test_a_checkpoint_of_such_sides_alone_is_refused_with_a_way_that_works(
+    make_llama: Make, text: Path
+) -> None:
+    source = make_llama(hidden_size=80, head_dim=20, intermediate_size=100)
+    with pytest.raises(ValueError, match=r"groups of 32 .* no group divides the 80 inputs"):
+        planned(source, text)
+    compress(source, text.with_name("by_rank"), keep=0.8)
+
+
+@pytest.mark.parametrize(
+    "sides", [{"intermediate_size": 1000}, {"hidden_size": 80, "head_dim": 20}]
+)
+def test_a_size_that_such_sides_forbid_is_refused_before_the_calibration(
+    make_llama: Make, text: Path, sides: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_llama(**sides)
+    third = (source / "model.safetensors").stat().st_size // 3
+
+    def too_late(*words: object, **options: object) -> None:
+        pytest.fail("it was calibrated first")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("plastic_export.compression.planning.measure_loss_grams", too_late)
+        with pytest.raises(ValueError, match=r"`size` must be at least .* bytes") as refused:
+            planned(source, text, budgets=[Budget("size", third)])
+    least = int(str(refused.value).partition("at least ")[2].split()[0].replace(",", ""))
+    assert planned(source, text, budgets=[Budget("size", least)]).budgets[0].nbytes < least
+
+
+class Lookup(llama.Model):
+    """A Llama that takes the weight of its head and does not call it."""
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        hidden: mx.array = self.model(inputs, cache)
+        return hidden @ self.lm_head.weight.T
+
+
+def test_layers_that_nothing_measured_are_named_with_their_bytes(
+    make_readable: Make, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "Model", Lookup)
+    plan = planned(make_readable(), text)
+    assert plan.skipped == (("lm_head.weight", 80 * 64 * 2, "nothing was measured there"),)
+    assert "lm_head.weight" in plan.left
+    lines = present_plan(plan, Path("plan.json"), None).lines
+    assert "skipped    1 of 10.0 KiB, nothing was measured there: lm_head.weight" in lines
+    with pytest.raises(ValueError, match="nothing was measured there of the 1 layers"):
+        planned(make_readable("again"), text, include=["lm_head"])
 
 
 SIZES: dict[str, Any] = {

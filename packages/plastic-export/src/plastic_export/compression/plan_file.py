@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from plastic_core.files import FormatError, read_json, sha256_file, write_json
 
@@ -20,6 +20,20 @@ from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offer
 
 SCHEMA = 3
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
+
+
+class Skipped(NamedTuple):
+    """A weight that was asked for and cannot be planned; it stays as it is.
+
+    Attributes:
+        name: The name of the weight.
+        nbytes: Its bytes in the source.
+        reason: Why, in words.
+    """
+
+    name: str
+    nbytes: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class LossPlan:
         left_bytes: Bytes of all tensors of the source but ``matrices``.
         budgets: The plans.
         format: Name of the format that they are written in.
+        skipped: The weights that were to be planned and could not be.
 
     Examples:
         >>> plan = read_plan("plan.json")
@@ -51,6 +66,7 @@ class LossPlan:
     left_bytes: int
     budgets: tuple[BitsPlan, ...]
     format: str = "mixed"
+    skipped: tuple[Skipped, ...] = ()
 
     def budget(self, asked: float | str | None = None) -> BitsPlan:
         """Return the plan of one budget, which need not be named where there is only one.
@@ -152,6 +168,7 @@ def write_plan(file: Path, plan: LossPlan) -> None:
         "grams": {"file": plan.grams[0], "sha256": plan.grams[1]},
         "left": list(plan.left),
         "left_bytes": plan.left_bytes,
+        "skipped": [m._asdict() for m in plan.skipped],
         "budgets": [_budget_record(b) for b in plan.budgets],
         "matrices": matrices,
     }
@@ -226,6 +243,7 @@ def read_plan(file: str | Path) -> LossPlan:
             left_bytes=int(raw["left_bytes"]),
             budgets=tuple(_budget(b, matrices, format) for b in raw["budgets"]),
             format=format.name,
+            skipped=tuple(Skipped(**m) for m in raw.get("skipped", ())),
         )
     except KeyError as error:
         raise FormatError.about(file, f"{error} is missing", "plan again") from error

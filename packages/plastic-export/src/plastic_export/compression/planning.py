@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from plastic_core.factors import GROUP_SIZES
 from plastic_core.files import FormatError, TensorSpec, sha256_file
 from plastic_runtime import GramFile, Track, untracked
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
@@ -14,8 +15,20 @@ from plastic_runtime.measure import LONGEST_DENSE_SIDE
 from plastic_export.calibration.loss_grams import measure_loss_grams
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.checkpoint.tensors import chosen_names, is_matrix, is_weight, module_path
-from plastic_export.compression.plan_file import LossPlan, is_plan, source_identity, write_plan
+from plastic_export.checkpoint.tensors import (
+    chosen_names,
+    is_matrix,
+    is_weight,
+    module_path,
+    stored_parts,
+)
+from plastic_export.compression.plan_file import (
+    LossPlan,
+    Skipped,
+    is_plan,
+    source_identity,
+    write_plan,
+)
 from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
@@ -32,6 +45,9 @@ from plastic_export.plan.offers import (
 )
 from plastic_export.plan.pricing import Choices, candidate, price, smallest_offers
 from plastic_export.plan.probe import PriceProbe
+
+UNMEASURED = "nothing was measured there"
+LEAST_GROUP = min(GROUP_SIZES)
 
 
 def plan_checkpoint(
@@ -109,6 +125,7 @@ def plan_checkpoint(
     with open_checkpoint(source, revision=revision) as checkpoint:
         layers = layers_of(checkpoint)
         wanted = plannable(checkpoint, include, exclude, embeddings=embeddings, layers=layers)
+        undivided = _undivided(checkpoint, include, exclude, embeddings, layers)
         _check_budgets(checkpoint, wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
         measured = _priced(
@@ -124,6 +141,7 @@ def plan_checkpoint(
             left_bytes=_left_bytes(checkpoint, [m.matrix for m in measured.offered]),
             budgets=_spent(checkpoint, measured.offered, stated, target),
             format=format,
+            skipped=(*undivided, *measured.skipped),
         )
         checkpoint.check_unchanged()
     write_plan(file, plan)
@@ -131,10 +149,11 @@ def plan_checkpoint(
 
 
 class _Priced(NamedTuple):
-    """The offers of the matrices, and the number of experts that no token reached."""
+    """The offers of the matrices, the experts that no token reached, what nothing measured."""
 
     offered: tuple[Offered, ...]
     unreached: int
+    skipped: tuple[Skipped, ...]
 
 
 def _grams(file: Path) -> Path:
@@ -162,10 +181,15 @@ def _priced(
         ) as grams,
     ):
         run = [m for m in wanted if is_measured(m, grams)]
+        unmeasured = tuple(
+            Skipped(m.name, m.source_bytes, UNMEASURED) for m in wanted if m not in run
+        )
+        if not run:
+            raise ValueError(f"{UNMEASURED} of the {len(wanted)} layers; compress them by rank")
         unreached = unreached_experts(run, grams)
         probe = PriceProbe.of(checkpoint, calibration)
         offered = price(checkpoint, run, grams, choices, layers=layers, probe=probe, track=track)
-        return _Priced(offered, unreached)
+        return _Priced(offered, unreached, unmeasured)
 
 
 @contextmanager
@@ -245,6 +269,28 @@ def plannable(
         ['lm_head.weight', 'model.embed_tokens.weight']
     """
     layers = layers_of(checkpoint) if layers is None else layers
+    chosen = _chosen_layers(checkpoint, include, exclude, embeddings, layers)
+    kept = [m for m in (candidate(checkpoint, layer) for layer in chosen) if m is not None]
+    if kept:
+        return kept
+    if chosen:
+        side = checkpoint.shape(chosen[0].tensors[0])[-1]
+        raise ValueError(
+            f"no layer is left to quantise: MLX packs rows of whole groups of {LEAST_GROUP} or "
+            f"more, and no group divides the {side} inputs of {chosen[0].name!r} (of all "
+            f"{len(chosen)} chosen); `plastic compress --keep` takes layers of any side"
+        )
+    raise ValueError("no layer is left to quantise; name some with --include")
+
+
+def _chosen_layers(
+    checkpoint: Checkpoint,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    embeddings: bool,
+    layers: Mapping[str, Layer],
+) -> list[Layer]:
+    """Return the layers that are asked for, in the order of the checkpoint."""
     apart = split_experts(layers)
     places = {name: i for i, name in enumerate(checkpoint.tensors)}
     stored = [m for m in layers.values() if is_weight(m.tensors[0], checkpoint.tensors)]
@@ -257,11 +303,30 @@ def plannable(
         is_router = layer.is_router and not include
         is_left = is_router or (layer.kind == "embedding" and not embeddings)
         if layer.name in chosen and not is_left:
-            found.append(candidate(checkpoint, layer))
-    kept = [m for m in found if m is not None]
-    if not kept:
-        raise ValueError("no layer is left to quantise; name some with --include")
-    return kept
+            found.append(layer)
+    return found
+
+
+def _undivided(
+    checkpoint: Checkpoint,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    embeddings: bool,
+    layers: Mapping[str, Layer],
+) -> list[Skipped]:
+    """Return the layers that are asked for and have no group size."""
+    chosen = _chosen_layers(checkpoint, include, exclude, embeddings, layers)
+    undivided = [layer for layer in chosen if candidate(checkpoint, layer) is None]
+    sides = [checkpoint.shape(layer.tensors[0])[-1] for layer in undivided]
+    return [
+        Skipped(m.name, _stored_bytes(checkpoint, m), f"no group divides its {side} inputs")
+        for m, side in zip(undivided, sides, strict=True)
+    ]
+
+
+def _stored_bytes(checkpoint: Checkpoint, layer: Layer) -> int:
+    parts = (stored_parts(name, checkpoint.tensors) for name in layer.tensors)
+    return sum(info.nbytes for stored in parts for info in stored)
 
 
 def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:

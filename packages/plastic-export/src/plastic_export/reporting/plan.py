@@ -29,6 +29,7 @@ def _record(plan: LossPlan, file: Path) -> dict[str, Any]:
         "unreached_experts": plan.calibration.get("unreached_experts", 0),
         "left": list(plan.left),
         "left_bytes": plan.left_bytes,
+        "skipped": [m._asdict() for m in plan.skipped],
         "format": plan.format,
         "budgets": [budget_record(b) for b in plan.budgets],
     }
@@ -65,6 +66,7 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
         table,
         "",
         f"matrices   {_counted(plan)} planned, {untouched}",
+        *_skipped(plan),
         *_unreached(plan),
         f"plan       {file}; its Grams: {plan.grams[0]}",
         f"plot       {plot or f'none: {HOW}'}",
@@ -77,6 +79,17 @@ def _counted(plan: LossPlan) -> str:
     """Count the layers of each kind: ``"29 linear, 1 embedding, 6 experts"``."""
     kinds = Counter(m.matrix.kind for m in plan.matrices)
     return ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Kind) if kinds[kind])
+
+
+def _skipped(plan: LossPlan) -> list[Table | str]:
+    """Return a line for every reason why weights could not be planned, with their bytes."""
+    lines: list[Table | str] = []
+    for reason in dict.fromkeys(m.reason for m in plan.skipped):
+        those = [m for m in plan.skipped if m.reason == reason]
+        nbytes = format_bytes(sum(m.nbytes for m in those))
+        names = ", ".join(m.name for m in those)
+        lines.append(f"skipped    {len(those)} of {nbytes}, {reason}: {names}")
+    return lines
 
 
 def _unreached(plan: LossPlan) -> list[Table | str]:
