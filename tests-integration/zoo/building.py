@@ -13,13 +13,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from transformers import AutoTokenizer
 
-from zoo import dense, experts, recurrent, vision
+from zoo import dense, experts, latent, recurrent, vision
 from zoo.dense import Config, Publish, Weights
 
 TEXTS = Path(__file__).resolve().parents[1] / "data" / "stdlib-llama"
 CALIBRATION = TEXTS / "calibration.txt"
 FORMS = ("mlx", "published")
-KINDS = (dense, experts, recurrent, vision)
+KINDS = (dense, experts, latent, recurrent, vision)
 CONFIGS: dict[str, Config] = {name: c for kind in KINDS for name, c in kind.CONFIGS.items()}
 PUBLISHED: dict[str, Publish] = {name: f for kind in KINDS for name, f in kind.PUBLISHED.items()}
 EVERYWHERE: Config = {"bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
@@ -46,6 +46,7 @@ def build_checkpoint(folder: Path, model_type: str, form: str) -> Path:
 
 def random_parameters(config: Config) -> Weights:
     """Draw every parameter of the model that mlx-lm builds from a configuration."""
+    mx.random.seed(0)  # some parameters are drawn as the model is built
     model_class, arguments_class = _get_classes(config)
     model = model_class(arguments_class.from_dict(config))
     keep = getattr(model, "cast_predicate", lambda name: True)
