@@ -1,0 +1,75 @@
+"""The table of the zoo."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from zoo.building import CONFIGS, FORMS, forms_of
+from zoo.chain import CELLS, run_row
+from zoo.running import FAILED, REFUSED, Outcome
+from zoo.skipped import SKIPPED
+
+WIDTH = 1 + max(map(len, CELLS))
+
+
+@click.command()
+@click.option("--types", default="", help="Model types, such as llama,qwen2; else all.")
+@click.option("--forms", default=",".join(FORMS), show_default=True, help="Forms to run.")
+def print_table(types: str, forms: str) -> None:
+    """Print what every command makes of every model type; exit with 1 if a cell fails."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
+    begun = time.monotonic()
+    refusals: dict[str, int] = {}
+    failures: list[str] = []
+    click.echo(f"{'type':22}{'form':11}" + "".join(f"{name:{WIDTH}}" for name in CELLS))
+    for model_type, form in rows(types.split(",") if types else sorted(CONFIGS), forms.split(",")):
+        with TemporaryDirectory() as folder:
+            outcomes = run_row(model_type, form, Path(folder) / "row")
+        cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
+        seconds = sum(one.seconds for one in outcomes.values())
+        click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
+        failures += failed(model_type, form, outcomes)
+    show_notes(refusals, failures)
+    click.echo(f"in all {time.monotonic() - begun:.0f} s")
+    sys.exit(bool(failures))
+
+
+def rows(types: Iterable[str], forms: list[str]) -> list[tuple[str, str]]:
+    """Return the rows to run: every type in the forms that it has."""
+    return [(name, form) for name in types for form in forms_of(name) if form in forms]
+
+
+def short(outcome: Outcome, refusals: dict[str, int]) -> str:
+    """Return the word for a cell; a refusal is a number, under which its line is kept."""
+    if outcome.status != REFUSED:
+        return outcome.status
+    return f"({refusals.setdefault(outcome.line, len(refusals) + 1)})"
+
+
+def failed(model_type: str, form: str, outcomes: dict[str, Outcome]) -> list[str]:
+    """Return a line for every cell that failed, by name."""
+    return [
+        f"FAIL {model_type} {form} {name}: {one.line}"
+        for name, one in outcomes.items()
+        if one.status == FAILED
+    ]
+
+
+def show_notes(refusals: dict[str, int], failures: list[str]) -> None:
+    """Print the lines of all refusals and failures, and the types without a row."""
+    click.echo()
+    for line, number in refusals.items():
+        click.echo(f"({number}) {line}")
+    for name, reason in SKIPPED.items():
+        click.echo(f"{name}: {reason}")
+    for line in failures:
+        click.echo(line)
