@@ -7,6 +7,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -17,7 +18,7 @@ from zoo import dense, experts, latent, recurrent, vision
 from zoo.dense import Config, Publish, Weights
 
 TEXTS = Path(__file__).resolve().parents[1] / "data" / "stdlib-llama"
-CALIBRATION = TEXTS / "calibration.txt"
+TEXT = (TEXTS / "calibration.txt").read_text()[:3000]
 FORMS = ("mlx", "published")
 KINDS = (dense, experts, latent, recurrent, vision)
 CONFIGS: dict[str, Config] = {name: c for kind in KINDS for name, c in kind.CONFIGS.items()}
@@ -51,7 +52,7 @@ def random_parameters(config: Config) -> Weights:
     model = model_class(arguments_class.from_dict(config))
     keep = getattr(model, "cast_predicate", lambda name: True)
     weights = {}
-    for name, initial in tree_flatten(model.parameters()):
+    for name, initial in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())):
         drawn = draw(name, initial)
         is_float = mx.issubdtype(drawn.dtype, mx.floating)
         weights[name] = drawn.astype(mx.bfloat16) if is_float and keep(name) else drawn
@@ -65,10 +66,8 @@ def draw(name: str, initial: mx.array) -> mx.array:
     """
     if not mx.issubdtype(initial.dtype, mx.floating):
         return initial
-    noise = mx.random.normal(initial.shape, key=mx.random.key(zlib.crc32(name.encode())))
-    if initial.ndim < 2:
-        return initial + 0.1 * noise
-    return noise / initial.shape[-1] ** 0.5
+    noise: mx.array = mx.random.normal(initial.shape, key=mx.random.key(zlib.crc32(name.encode())))
+    return initial + 0.1 * noise if initial.ndim < 2 else noise * initial.shape[-1] ** -0.5
 
 
 @cache

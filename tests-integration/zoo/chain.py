@@ -14,16 +14,17 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as load_stock
 
-from zoo.building import CALIBRATION, build_checkpoint
+from zoo.building import TEXT, build_checkpoint
 from zoo.running import SKIPPED, Outcome, WrongError, command, outcome_of
 from zoo.stock import WINDOW, WINDOWS, divergence, run_stock
 
 FEW = ("--window", WINDOW, "--windows", WINDOWS)
 BUDGETS = (5, 8)  # bits per weight
+ODD = ("--include", "*.[13].*")  # half of the blocks, to wait half as long
 CHOICES = {
     "mixed": ("--bits", "4,8"),
-    "corrected": ("--bits", "4,8", "--factor-bits", "8"),
-    "adapter": ("--bits", "4,8"),
+    "corrected": ("--bits", "4", "--factor-bits", "8", *ODD),
+    "adapter": ("--bits", "4", *ODD),
 }
 KEEP = 0.6
 LEAST = 1e-3
@@ -40,6 +41,13 @@ class Row:
     work: Path
 
     @cached_property
+    def text(self) -> Path:
+        """The text on which it is measured."""
+        file = self.work / "text.txt"
+        file.write_text(TEXT)
+        return file
+
+    @cached_property
     def predicted(self) -> mx.array:
         """What stock mlx-lm predicts from the checkpoint."""
         return run_stock(self.source)
@@ -54,7 +62,7 @@ class Row:
         file = self.work / f"{format}.json"
         words = ("--format", format, *CHOICES[format], *FEW, "--out", file)
         asked = ",".join(map(str, BUDGETS))
-        text = ("--calibration", CALIBRATION)
+        text = ("--calibration", self.text)
         planned = command("plan", self.source, *text, "--bits-per-weight", asked, *words)
         outs = [self.work / f"{format}-{budget}" for budget in BUDGETS]
         for out, budget in zip(outs, BUDGETS, strict=True):
@@ -76,7 +84,7 @@ class Row:
 
     def evaluate(self, *outs: Path, own: bool) -> list[float]:
         """Measure outputs against it, by this project and by stock mlx-lm, which must agree."""
-        words = ("--reference", self.source, "--text", CALIBRATION, *FEW)
+        words = ("--reference", self.source, "--text", self.text, *FEW)
         measured = [float(one["kl"]) for one in command("evaluate", *outs, *words)]
         for out, kl in zip(outs, measured, strict=True):
             adapter = out / "adapters" if (out / "adapters").is_dir() else None
@@ -173,7 +181,6 @@ def parameters(folder: Path) -> dict[str, Any]:
 def write_rows(folder: Path) -> None:
     """Write a few texts to learn from, as mlx-lm reads them."""
     folder.mkdir()
-    text = CALIBRATION.read_text()
-    rows = [json.dumps({"text": text[n : n + 60]}) for n in range(0, 480, 60)]
+    rows = [json.dumps({"text": TEXT[n : n + 60]}) for n in range(0, 480, 60)]
     for name in ("train", "valid"):
         (folder / f"{name}.jsonl").write_text("\n".join(rows))

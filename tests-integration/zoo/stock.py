@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 from plastic_export import load_model, load_tokenizer, text_windows
 
-from zoo.building import CALIBRATION
+from zoo.building import TEXT
 
 WINDOW, WINDOWS = 16, 4
 
@@ -37,15 +36,15 @@ def run_stock(folder: Path, *, adapter: Path | None = None, own: bool = False) -
 
 def windows_of(folder: Path) -> mx.array:
     """Return the windows that ``evaluate`` and ``plan`` read."""
-    text = CALIBRATION.read_text()
-    return text_windows(load_tokenizer(folder), text, length=WINDOW, limit=WINDOWS)
+    return text_windows(load_tokenizer(folder), TEXT, length=WINDOW, limit=WINDOWS)
 
 
 def predictions(model: nn.Module, windows: mx.array) -> mx.array:
     """Return the logarithms of the probabilities that a model gives every token, in float32."""
     model.set_dtype(mx.float32)
-    logits: Any = model(windows)
-    return nn.log_softmax(logits.astype(mx.float32), axis=-1)
+    logits: mx.array = model(windows)
+    predicted: mx.array = nn.log_softmax(logits.astype(mx.float32), axis=-1)
+    return predicted
 
 
 def divergence(reference: mx.array, other: mx.array) -> float:

@@ -7,6 +7,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,24 +25,31 @@ WIDTH = 1 + max(map(len, CELLS))
 @click.command()
 @click.option("--types", default="", help="Model types, such as llama,qwen2; else all.")
 @click.option("--forms", default=",".join(FORMS), show_default=True, help="Forms to run.")
-def print_table(types: str, forms: str) -> None:
+@click.option("--jobs", default=1, show_default=True, help="Rows to run side by side.")
+def print_table(types: str, forms: str, jobs: int) -> None:
     """Print what every command makes of every model type; exit with 1 if a cell fails."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    warnings.simplefilter("ignore")
     begun = time.monotonic()
     refusals: dict[str, int] = {}
     failures: list[str] = []
     click.echo(f"{'type':22}{'form':11}" + "".join(f"{name:{WIDTH}}" for name in CELLS))
-    for model_type, form in rows(types.split(",") if types else sorted(CONFIGS), forms.split(",")):
-        with TemporaryDirectory() as folder:
-            outcomes = run_row(model_type, form, Path(folder) / "row")
-        cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
-        seconds = sum(one.seconds for one in outcomes.values())
-        click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
-        failures += failed(model_type, form, outcomes)
+    named = types.split(",") if types else sorted(CONFIGS)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for (model_type, form), outcomes in pool.map(run, rows(named, forms.split(","))):
+            cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
+            seconds = sum(one.seconds for one in outcomes.values())
+            click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
+            failures += failed(model_type, form, outcomes)
     show_notes(refusals, failures)
     click.echo(f"in all {time.monotonic() - begun:.0f} s")
     sys.exit(bool(failures))
+
+
+def run(row: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Outcome]]:
+    """Run a row of a type and a form in a folder of its own."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
+    with TemporaryDirectory() as folder:
+        return row, run_row(*row, Path(folder) / "row")
 
 
 def rows(types: Iterable[str], forms: list[str]) -> list[tuple[str, str]]:
