@@ -8,7 +8,6 @@ in float32, to be measured; the bytes are those that backbone and factors would 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +158,7 @@ def _write(
     tensors = {name: source.read(name) for name in source.tensors if name not in changed}
     export_safetensors(out / "model.safetensors", tensors | changed, metadata={"format": "pt"})
     write_json(out / "config.json", source.config)
-    for path in source.side_files():
-        shutil.copyfile(path, out / path.name)
+    source.copy_side_files(out)
     return Written(out, nbytes, predicted)
 
 

@@ -15,7 +15,7 @@ import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
-from plastic_core.files import FormatError
+from plastic_core.files import FormatError, files_under
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.checkpoint.warning import CheckpointWarning
 
@@ -108,11 +108,64 @@ def test_side_files_are_the_tokenizer_and_no_code(checkpoint_folder: Path) -> No
     ):
         (checkpoint_folder / name).write_text("raise SystemExit")
     with open_checkpoint(checkpoint_folder) as checkpoint:
-        names = [path.name for path in checkpoint.side_files()]
+        names = [*checkpoint.side_files()]
     assert names == [
         "LICENSE", "chat_template.jinja", "generation_config.json", "tokenizer.model",
         "tokenizer_config.json",
     ]  # fmt: skip
+
+
+CARRIED = (
+    "additional_chat_templates/tool.jinja", "chat_template.jinja", "generation_config.json",
+    "hf_quant_config.json", "sentencepiece.bpe.model", "source.spm", "tiktoken.model",
+    "tokenizer.model", "tokenizer.model.v3", "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)  # fmt: skip
+
+
+def test_files_of_every_kind_of_tokenizer_and_processor_are_carried_along(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    (checkpoint_folder / "additional_chat_templates").mkdir()
+    (checkpoint_folder / "LICENSES").mkdir()
+    code = ("tokenization_kimi.py", "additional_chat_templates/run.py", "LICENSES/MIT.txt")
+    for name in (*CARRIED, *code):
+        (checkpoint_folder / name).write_text("{}")
+    (tmp_path / "new").mkdir()
+    with open_checkpoint(checkpoint_folder) as checkpoint:
+        assert (*checkpoint.side_files(),) == tuple(sorted(CARRIED))
+        checkpoint.copy_side_files(tmp_path / "new")
+    assert files_under(tmp_path / "new") == [tmp_path / "new" / name for name in sorted(CARRIED)]
+
+
+def test_template_of_a_snapshot_is_a_link_to_its_blobs(hub_cache: Any, tmp_path: Path) -> None:
+    (hub_cache.home / "blobs" / "b10b").write_text("{{ tools }}")
+    templates = hub_cache.snapshot / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool.jinja").symlink_to("../../../blobs/b10b")
+    with open_checkpoint(hub_cache.repository) as checkpoint:
+        checkpoint.copy_side_files(tmp_path)
+    assert (tmp_path / templates.name / "tool.jinja").read_text() == "{{ tools }}"
+    (templates / "tool.jinja").unlink()
+    (templates / "tool.jinja").symlink_to("/etc/hostname")
+    with (
+        open_checkpoint(hub_cache.repository) as checkpoint,
+        pytest.raises(FormatError, match=r"templates/tool\.jinja: a link that leaves the folder"),
+    ):
+        checkpoint.side_files()
+
+
+@pytest.mark.parametrize("place", ["hf_quant_config.json", "text_config"])
+def test_quantisation_that_mlx_lm_finds_elsewhere_counts(
+    make_checkpoint: MakeCheckpoint, place: str
+) -> None:
+    quantization = {"quant_method": "unheard of", "quantization": {"quant_algo": "FP8"}}
+    is_nested = place == "text_config"
+    folder = make_checkpoint(text_config={"quantization_config": quantization} if is_nested else {})
+    if not is_nested:
+        (folder / place).write_text(json.dumps(quantization))
+    with pytest.raises(FormatError, match="quantised by 'unheard of'"):
+        open_checkpoint(folder)
 
 
 def test_three_hundred_shards_are_read_under_a_limit_of_64_open_files(
@@ -558,7 +611,7 @@ def test_repository_is_read_from_the_cache_of_the_hub(
         assert np.array_equal(
             pattern(checkpoint.read("lm_head.weight")), pattern(tiny_weights["lm_head.weight"])
         )
-        assert [path.name for path in checkpoint.side_files()] == [
+        assert [*checkpoint.side_files()] == [
             "generation_config.json", "tokenizer.model", "tokenizer_config.json"
         ]  # fmt: skip
 

@@ -167,10 +167,10 @@ def test_foreign_files_in_the_way_are_named_before_the_work(
     with pytest.raises(
         FormatError, match=f"out: '{name}': not written by this package, .* move it"
     ):
-        output.check_names((), [tmp_path / "tokenizer.json"])
+        output.check_names((), {"tokenizer.json": tmp_path / "tokenizer.json"})
     (out / name).write_text("theirs")
     if name == "tokenizer.json":
-        output.check_names((), [tmp_path / "tokenizer.json"])
+        output.check_names((), {"tokenizer.json": tmp_path / "tokenizer.json"})
 
 
 def test_what_is_in_the_way_in_the_end_is_refused(out: Path) -> None:
@@ -188,7 +188,7 @@ def test_what_is_in_the_way_in_the_end_is_refused(out: Path) -> None:
 def test_everything_is_foreign_beside_a_manifest_that_cannot_be_read(out: Path) -> None:
     (out / "plastic.json").write_text("{")
     with pytest.raises(FormatError, match=r"'config\.json'.*: not written by this package"):
-        OutputFolder(out, force=True).check_names((), ())
+        OutputFolder(out, force=True).check_names((), {})
 
 
 def compressed(checkpoint: Path, out: Path, **options: Any) -> None:

@@ -66,7 +66,7 @@ def member(folder: Path, name: str) -> Path | None:
 
     Args:
         folder: Folder that the user named.
-        name: Name of a file in it, a single component.
+        name: Name of a file in it, or of one in a folder in it.
 
     Returns:
         The path with every link resolved.
@@ -146,7 +146,7 @@ def hub_identity(folder: Path) -> tuple[str, str] | None:
 
 def _check_home(home: Path, path: Path, descriptor: int) -> None:
     """Compare what was opened with what `member` approves: nobody may put another in between."""
-    target = member(home, path.name)
+    target = member(home, os.path.relpath(path, home))
     if target is None or not os.path.samestat(os.stat(target), os.fstat(descriptor)):
         raise FormatError.about(path, "exchanged while it was being opened", "start again")
 

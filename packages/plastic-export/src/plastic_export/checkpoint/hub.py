@@ -9,30 +9,42 @@ from plastic_core.files import FormatError
 
 from plastic_export.checkpoint.weight_files import INDEX, PATTERN
 
+TEMPLATES = "additional_chat_templates"
+"""The folder beside the weights in which transformers looks for more templates."""
+
 SIDE_FILES = (
     "generation_config.json",
+    "hf_quant_config.json",
     "tokenizer.json",
-    "tokenizer.model",
+    "tokenizer.jsonl",
+    "tokenizer.model*",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
+    "*vocab*.json",
+    "*vocab*.txt",
     "merges.txt",
+    "bpe.codes",
+    "normalizer.json",
     "*.tiktoken",
+    "tiktoken.model",
     "tekken.json",
     "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
+    "spm*.model",
+    "sentencepiece*.model",
+    "*.spm",
+    "*.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+    f"{TEMPLATES}/*.jinja",
+    "*processor_config.json",
+    "audio_tokenizer_config.json",
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
     "USE_POLICY*",
 )
-"""What is carried along with the weights: data for a tokenizer and legal texts, no code."""
+"""What is carried along with the weights: what mlx-lm or transformers would load for tokens,
+templates and other inputs, and legal texts; no code."""
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 

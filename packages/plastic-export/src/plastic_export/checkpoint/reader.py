@@ -33,7 +33,7 @@ from plastic_core.files import (
     recognise_name,
 )
 
-from plastic_export.checkpoint.hub import SIDE_FILES, fetch, is_repository
+from plastic_export.checkpoint.hub import SIDE_FILES, TEMPLATES, fetch, is_repository
 from plastic_export.checkpoint.packing import (
     Packing,
     packing_of,
@@ -45,6 +45,7 @@ from plastic_export.checkpoint.tensors import FLOATS, is_packed, module_path
 from plastic_export.checkpoint.weight_files import find_weights
 
 CONFIG = "config.json"
+QUANTIZATION = "hf_quant_config.json"  # of NVIDIA's ModelOpt
 
 
 class Checkpoint(Closing):
@@ -153,22 +154,26 @@ class Checkpoint(Closing):
             raise FormatError.about(self.folder / CONFIG, reason, "download it again")
         return packing_of(module_path(name), self.quantization, self.folder / CONFIG)
 
-    def side_files(self) -> list[Path]:
+    def side_files(self) -> dict[str, Path]:
         """Return what is to be carried along unchanged: tokenizer, templates, licence.
 
         Returns:
-            Files of the folder, by name. No code is among them.
+            Files by their place in the folder, sorted. No code is among them.
 
         Raises:
             FormatError: If one is not a regular file or a link that leaves the folder.
         """
-        names = [n for n in sorted(os.listdir(self.folder)) if _is_side_file(n)]
-        return [self.folder / name for name in names if member(self.folder, name)]
+        names = os.listdir(self.folder)
+        if (self.folder / TEMPLATES).is_dir():
+            names += [f"{TEMPLATES}/{name}" for name in os.listdir(self.folder / TEMPLATES)]
+        wanted = [n for n in sorted(names) if _is_side_file(n) and not (self.folder / n).is_dir()]
+        return {name: self.folder / name for name in wanted if member(self.folder, name)}
 
     def copy_side_files(self, folder: Path) -> None:
         """Copy `side_files` into a folder, byte for byte; see there for the errors."""
-        for path in self.side_files():
-            copy_file(path, folder / path.name, home=self.folder)
+        for place, path in self.side_files().items():
+            (folder / place).parent.mkdir(exist_ok=True)
+            copy_file(path, folder / place, home=self.folder)
 
     def check_unchanged(self) -> None:
         """Make sure that nobody wrote to the weight files since they were opened.
@@ -263,7 +268,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if member(folder, CONFIG) is None:
         remedy = "name the folder of a checkpoint, or download it again"
         raise FormatError.about(folder, f"it holds no {CONFIG}", remedy)
-    return read_json(folder / CONFIG, home=folder)
+    return _with_quantization(read_json(folder / CONFIG, home=folder), folder)
+
+
+def _with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Add what mlx-lm finds of a quantisation elsewhere: in the text's part, in a file apart."""
+    if "quantization_config" in config:
+        return config
+    text = config.get("text_config")
+    if isinstance(text, dict) and "quantization_config" in text:
+        return config | {"quantization_config": text["quantization_config"]}
+    if member(folder, QUANTIZATION) is not None:
+        return config | {"quantization_config": read_json(folder / QUANTIZATION, home=folder)}
+    return config
 
 
 def _as_float32(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:

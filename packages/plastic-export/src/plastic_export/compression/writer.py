@@ -283,7 +283,7 @@ def check_room(checkpoint: Checkpoint, output: OutputFolder, *, exact: bool = Fa
     parent = next(p for p in output.path.parents if p.exists())
     needed = (5 if exact else 3) * sum(p.stat().st_size for p in checkpoint.weight_files)
     needed += 2**17 + 2**12 * len(checkpoint.tensors)  # manifest, journal, configuration
-    needed += sum(p.stat().st_size for p in checkpoint.side_files()) - output.left_bytes()
+    needed += sum(p.stat().st_size for p in checkpoint.side_files().values()) - output.left_bytes()
     free = shutil.disk_usage(parent).free
     if free < needed:
         reason = f"{needed} bytes may be needed and {free} are free; choose another disk"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -54,22 +55,22 @@ def listed_files(folder: Path) -> set[str]:
     return {MANIFEST, HOLDER, JOURNAL, *(files if isinstance(files, dict) else ())}
 
 
-def check_free(folder: Path, written: Iterable[str], copied: Iterable[Path]) -> None:
+def check_free(folder: Path, written: Iterable[str], copied: Mapping[str, Path]) -> None:
     """Refuse an output in which foreign files have names that its replacement is to write.
 
     Args:
         folder: The output that is to be replaced; it need not exist.
         written: Glob patterns of paths in it.
-        copied: Files that are to be copied into it; one that is there with the same bytes stays.
+        copied: Files that are to be copied into it, by their place; one that is there with the
+            same bytes stays.
 
     Raises:
         FormatError: If there are such files; it names them.
     """
-    patterns, sources = list(written), {path.name: path for path in copied}
-    taken = []
+    patterns, taken = list(written), []
     for path in foreign_files(folder):
-        own = sources.get(path.parts[0])
-        differs = own is not None and not _is_same(folder / path, own)
+        own = [source for place, source in copied.items() if _collides(path, glob.escape(place))]
+        differs = any(not _is_same(folder / path, source) for source in own)
         if differs or any(_collides(path, pattern) for pattern in patterns):
             taken.append(path)
     _refuse(folder, taken)

@@ -102,13 +102,13 @@ def run_identity(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str
     Returns:
         Three entries of the manifest: ``options``, ``versions`` and ``source``.
     """
-    sides = [checkpoint.folder / "config.json", *checkpoint.side_files()]
+    sides = {"config.json": checkpoint.folder / "config.json", **checkpoint.side_files()}
     return {
         "options": dict(options),
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "source": source_record(checkpoint)
-        | {"side_files": {p.name: _file_record(p) for p in sides}},
+        | {"side_files": {place: _file_record(path) for place, path in sides.items()}},
     }
 
 

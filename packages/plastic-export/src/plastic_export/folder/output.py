@@ -100,12 +100,12 @@ class OutputFolder:
         assert self.journal is not None
         return self.journal
 
-    def check_names(self, written: Iterable[str], copied: Iterable[Path]) -> None:
+    def check_names(self, written: Iterable[str], copied: Mapping[str, Path]) -> None:
         """Refuse before the work what would be refused after it: foreign files in its way.
 
         Args:
             written: Glob patterns of what is to be written, besides what every output may hold.
-            copied: Files that are to be copied.
+            copied: Files that are to be copied, by their place in it.
 
         Raises:
             FormatError: If the folder holds such files; it names them.

@@ -28,9 +28,9 @@ def tokenizer_digests(checkpoint: Checkpoint) -> dict[str, str]:
         OSError: If one cannot be read.
     """
     return {
-        path.name: sha256_file(path)
-        for path in checkpoint.side_files()
-        if not any(fnmatchcase(path.name, pattern) for pattern in _OTHERS)
+        place: sha256_file(path)
+        for place, path in checkpoint.side_files().items()
+        if not any(fnmatchcase(place, pattern) for pattern in _OTHERS)
     }
 
 
