@@ -126,7 +126,7 @@ def _compare(path: Path, index: dict[str, str], tensors: dict[str, TensorInfo]) 
 def _warn(path: Path, places: dict[str, str], reason: str, outcome: str) -> None:
     """Warn of the first of some tensors, and say how many there are."""
     for name, place in list(places.items())[:1]:
-        more = f" (and {len(places) - 1} more such tensors)" if len(places) > 1 else ""
+        more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
         warn_about(path, reason.format(place) + more, outcome, tensor=name)
 
 
