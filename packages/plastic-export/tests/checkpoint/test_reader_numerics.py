@@ -55,9 +55,7 @@ REFUSED = {
         not_finite(1, 1200, "3, 4"),
     ),
     "float64": (Tensor("F64", (40, 30), bytes(9600)), "F64 is double precision"),
-    "float8": (Tensor("F8_E4M3", (40, 30), bytes(1200)), "F8_E4M3 is valid, but MLX cannot load"),
     "float8, 5 bits": (Tensor("F8_E5M2", (4, 3), bytes(12)), "F8_E5M2 is valid, but MLX cannot"),
-    "scales of 8 bits": (Tensor("F8_E8M0", (4, 3), bytes(12)), "F8_E8M0 is valid, but MLX cannot"),
     "float4": (Tensor("F4", (40, 30), bytes(600)), "F4 is valid, but MLX cannot load it"),
     "3e38": (tensor(np.full((40, 30), np.float32(3e38))), "overflows float32. Scale the matrix"),
     "65504 in float16": (
@@ -145,6 +143,18 @@ def test_it_is_copied_bit_for_bit(
     result = compress(source(hard), tmp_path / "out", keep=0.5, format="dense")
     assert [m.name for m in result.matrices] == [OTHER]
     assert bytes_of(tmp_path / "out", NAME) == hard.data
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0"])
+def test_codes_that_mlx_loads_as_bytes_are_copied_bit_for_bit(
+    source: Callable[[Tensor], Path], tmp_path: Path, dtype: str
+) -> None:
+    codes = Tensor(dtype, (30, 40), bytes(range(240)) * 5)
+    result = compress(source(codes), tmp_path / "out", keep=0.5, format="dense")
+    assert [m.name for m in result.matrices] == [OTHER]
+    assert bytes_of(tmp_path / "out", NAME) == codes.data
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        assert checkpoint.tensors[NAME].dtype == dtype
 
 
 @pytest.mark.parametrize("case", RIGHT)

@@ -22,13 +22,15 @@ MLX_DTYPES: dict[str, mx.Dtype] = {
     "BF16": mx.bfloat16,
     "F32": mx.float32,
     "C64": mx.complex64,
+    "F8_E4M3": mx.uint8,
+    "F8_E8M0": mx.uint8,
 }
 _NUMPY_NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16",
     "uint32": "U32", "int32": "I32", "uint64": "U64", "int64": "I64",
     "float16": "F16", "float32": "F32", "complex64": "C64",
 }  # fmt: skip
-_MLX_NAMES = {dtype: name for name, dtype in MLX_DTYPES.items()}
+_MLX_NAMES = {dtype: name for name, dtype in MLX_DTYPES.items() if not name.startswith("F8_")}
 _CARRIERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 Array = mx.array | NDArray[np.generic]

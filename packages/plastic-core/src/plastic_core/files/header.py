@@ -20,13 +20,11 @@ from plastic_core.files.strictjson import parse_object
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8,
-    "F16": 2, "BF16": 2, "F32": 4, "C64": 8,
+    "F16": 2, "BF16": 2, "F32": 4, "C64": 8, "F8_E4M3": 1, "F8_E8M0": 1,
 }  # fmt: skip
-"""Bytes per element of the safetensors dtypes that MLX can hold."""
+"""Bytes per element of the safetensors dtypes that MLX can hold, F8 as bytes that are codes."""
 
-_FLOAT8_AND_LESS = frozenset(
-    {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2"}
-)
+_FLOAT8_AND_LESS = frozenset({"F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2"})
 LARGEST_HEADER = 99_999_999
 """Bytes of JSON that both the reference implementation and MLX read."""
 

@@ -143,7 +143,7 @@ BAD_FILES = {
     "dtype_list": Bad(one(["F32"]), "w", r"\['F32'\] is not one of safetensors"),
     "double": Bad(one("F64", [2]), "w", "F64 is double precision.*convert it to F32"),
     "float8_e5m2": Bad(one("F8_E5M2", [16]), "w", "F8_E5M2 is valid, but MLX cannot load it"),
-    "float8_e4m3": Bad(one("F8_E4M3", [16]), "w", "F8_E4M3 is valid, but MLX cannot load it"),
+    "float8_fnuz": Bad(one("F8_E4M3FNUZ", [16]), "w", "F8_E4M3FNUZ is valid, but MLX cannot load"),
     "float4": Bad(one("F4", [32]), "w", "F4 is valid, but MLX cannot load it"),
     "shape_number": Bad(one(shape=4), "w", "its shape is not a list"),
     "shape_text": Bad(one(shape=["4"]), "w", "dimension '4' is not an integer"),

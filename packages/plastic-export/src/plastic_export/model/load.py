@@ -20,6 +20,7 @@ from plastic_core.linalg import on_cpu
 
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.folder.manifest import MANIFEST, read_manifest
+from plastic_export.model.foreign_weights import dequantized
 from plastic_export.model.library import brief, mlx_lm_utils
 from plastic_export.model.merging import merge_corrections
 from plastic_export.model.numpy_layers import use_numpy_products
@@ -96,7 +97,10 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
             folder,
             lazy=True,
             model_config={"model_file": None},
-            get_model_classes=lambda config: (_watched(classes[0], watch), classes[1]),
+            get_model_classes=lambda config: (
+                _watched(classes[0], watch, config, file),
+                classes[1],
+            ),
         )
         del model.sanitize
         if adapter is not None:
@@ -113,13 +117,27 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
     return loaded
 
 
-def _watched(model_class: Any, watch: Watch) -> Callable[[Any], nn.Module]:
-    """Return a constructor whose models show ``watch`` what they are about to sanitize."""
+def _watched(
+    model_class: Any, watch: Watch, config: dict[str, Any], file: Path
+) -> Callable[[Any], nn.Module]:
+    """Return a constructor whose models show ``watch`` what they are about to sanitize.
+
+    They sanitize it with foreign weights made plain, and mlx-lm's ``config`` says no more of these.
+    """
 
     def build(args: Any) -> nn.Module:
         model: nn.Module = model_class(args)
-        own = getattr(model, "sanitize", None)
-        model.sanitize = lambda weights: own(watch(weights)) if own else watch(weights)
+        own = getattr(model, "sanitize", lambda weights: weights)
+
+        def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            raw = watch(weights)
+            plain = dequantized(raw, config, file)
+            if plain is not raw:
+                config["quantization_config"] = None
+            sanitized: dict[str, mx.array] = own(plain)
+            return sanitized
+
+        model.sanitize = sanitize
         return model
 
     return build

@@ -1,0 +1,250 @@
+"""Weights in the forms of other quantisers, against each tool's formula in NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model as stock_load
+from numpy.typing import NDArray
+from plastic_core.files import FormatError
+from plastic_core.testing import same_bits
+from plastic_export.model.foreign_numbers import float8, power_of_two
+from plastic_export.model.foreign_weights import dequantized
+from plastic_export.model.load import load_model
+
+Make = Callable[..., Path]
+Floats = NDArray[np.float32]
+FILE = Path("config.json")
+RNG = np.random.default_rng(5)
+
+
+def e4m3(code: int) -> float:
+    """The value of a code by the table of the OFP8 specification, in exact arithmetic."""
+    sign, exponent, mantissa = -1.0 if code & 128 else 1.0, code >> 3 & 15, code & 7
+    if exponent == 15 and mantissa == 7:
+        return math.nan
+    if exponent == 0:
+        return sign * mantissa / 8 * 2.0**-6
+    return sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+
+
+E4M3 = np.array([e4m3(code) for code in range(256)], np.float32)
+
+
+def bf16(values: Floats) -> mx.array:
+    """Round to nearest, ties to even, by integer arithmetic on the bits."""
+    words = values.view(np.uint32)
+    rounded = (words + 0x7FFF + (words >> 16 & 1)) >> 16
+    rounded = np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+    return mx.array(rounded).view(mx.bfloat16)
+
+
+def equal(given: mx.array, expected: mx.array) -> bool:
+    """Tell whether all bits are the same, those of NaNs aside."""
+    return given.dtype == expected.dtype and bool(mx.array_equal(given, expected, equal_nan=True))
+
+
+def codes(*shape: int, finite: bool = True) -> NDArray[np.uint8]:
+    drawn = RNG.integers(0, 256, shape, np.uint8)
+    return np.where((drawn & 127) == 127, 0, drawn).astype(np.uint8) if finite else drawn
+
+
+def scales(*shape: int) -> Floats:
+    return np.exp2(RNG.uniform(-12, -4, shape)).astype(np.float32)
+
+
+def per_entry(scale: Floats, shape: tuple[int, int], block: tuple[int, int]) -> Floats:
+    """The scale of each entry, looked up one by one."""
+    rows, columns = (np.arange(side) // width for side, width in zip(shape, block, strict=True))
+    return scale[np.ix_(rows, columns)]
+
+
+def test_every_code_of_eight_bits_has_the_value_of_the_specification() -> None:
+    every = mx.array(np.arange(256, dtype=np.uint8))
+    np.testing.assert_array_equal(np.array(float8(every)), E4M3)
+    powers = np.array([2.0**power for power in range(-127, 128)], np.float32)
+    np.testing.assert_array_equal(np.array(power_of_two(every)), np.append(powers, np.nan))
+
+
+SHAPES = [(128, 256), (192, 320), (100, 60), (1, 129), (256, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "usual"])
+def test_blocks_of_fp8_that_the_sides_may_cut_are_scaled_exactly(
+    shape: tuple[int, int], stated: bool
+) -> None:
+    drawn, scale = codes(*shape, finite=False), scales(*(-(-side // 128) for side in shape))
+    weights = {"a.weight": mx.array(drawn), "a.weight_scale_inv": mx.array(scale)}
+    settings = {"quantization_config": {"weight_block_size": [128, 128]}} if stated else {}
+    plain = dequantized(weights, settings, FILE)
+    expected = bf16(E4M3[drawn] * per_entry(scale, shape, (128, 128)))
+    assert plain.keys() == {"a.weight"}
+    assert equal(plain["a.weight"], expected)
+
+
+def powers(*shape: int) -> NDArray[np.uint8]:
+    return RNG.integers(110, 130, shape, np.uint8)
+
+
+BF16_SCALE = bf16(scales(12, 1))
+SCALES: dict[str, tuple[str, mx.array, Floats]] = {}
+for _name, _scale in {
+    "one": scales(),
+    "one in a row": scales(1),
+    "a row each": scales(12, 1),
+    "a row each, flat": scales(12),
+}.items():
+    _full = np.broadcast_to(_scale.reshape(-1, 1) if _scale.ndim == 1 else _scale, (12, 64))
+    SCALES[_name] = ("weight_scale", mx.array(_scale), _full)
+SCALES["bfloat16"] = (
+    "weight_scale",
+    BF16_SCALE,
+    np.broadcast_to(np.array(BF16_SCALE.astype(mx.float32)), (12, 64)),
+)
+_powers = powers(12, 2)
+SCALES["powers of two for 32 inputs"] = (
+    "weight_scale_inv",
+    mx.array(_powers),
+    per_entry(np.exp2(_powers.astype(np.float32) - 127), (12, 64), (1, 32)),
+)
+_powers = powers(1, 1)
+SCALES["powers of two for a block"] = (
+    "weight_scale_inv",
+    mx.array(_powers),
+    per_entry(np.exp2(_powers.astype(np.float32) - 127), (12, 64), (128, 128)),
+)
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_every_kind_of_scale_of_fp8_is_applied_exactly(case: str) -> None:
+    name, scale, full = SCALES[case]
+    drawn = codes(12, 64)
+    weights = {"a.weight": mx.array(drawn), f"a.{name}": scale}
+    expected = bf16(E4M3[drawn] * full)
+    assert same_bits(dequantized(weights, {}, FILE)["a.weight"], expected)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1, 1), (3, 1, 8), (3, 2, 2)])
+def test_a_stack_of_experts_in_fp8_is_scaled_by_expert_row_or_block(shape: tuple[int, ...]) -> None:
+    drawn, scale = codes(3, 200, 130) if shape == (3, 2, 2) else codes(3, 4, 8), scales(*shape)
+    full = scale.reshape(*shape, *[1] * (3 - len(shape)))
+    if shape == (3, 2, 2):
+        full = np.stack([per_entry(part, (200, 130), (128, 128)) for part in scale])
+    weights = {"e.down_proj": mx.array(drawn), "e.down_proj_scale_inv": mx.array(scale)}
+    weights["e.down_proj_activation_scale"] = mx.array(1.0)
+    plain = dequantized(weights, {}, FILE)
+    assert plain.keys() == {"e.down_proj"}
+    assert same_bits(plain["e.down_proj"], bf16(E4M3[drawn] * full))
+
+
+@pytest.mark.parametrize(("stated", "dtype"), [("float16", mx.float16), ("float32", mx.float32)])
+def test_the_result_is_of_the_type_that_the_configuration_states(
+    stated: str, dtype: mx.Dtype
+) -> None:
+    drawn, scale = codes(8, 8), scales(8, 1)
+    weights = {"a.weight": mx.array(drawn), "a.weight_scale": mx.array(scale)}
+    expected = (E4M3[drawn] * scale).astype(np.float16 if stated == "float16" else np.float32)
+    for settings in ({"torch_dtype": f"torch.{stated}"}, {"text_config": {"dtype": stated}}):
+        plain = dequantized(weights, settings, FILE)["a.weight"]
+        assert same_bits(plain, mx.array(expected))
+
+
+def test_a_scale_that_does_not_fit_is_refused_by_name() -> None:
+    weights = {"a.weight": mx.array(codes(300, 300)), "a.weight_scale_inv": mx.array(scales(2, 3))}
+    with pytest.raises(FormatError, match=r"config.json: tensor 'a.weight': .*do not fit"):
+        dequantized(weights, {}, FILE)
+
+
+def test_plain_weights_and_what_belongs_to_the_model_stay_as_they_are() -> None:
+    kept = {
+        "a.weight": mx.ones((2, 2)),
+        "a.weight_scale": mx.ones(1),
+        "correct_output_scale": mx.ones(2),
+    }
+    assert dequantized(kept, {}, FILE) is kept
+    fp8 = {"b.weight": mx.array(codes(2, 2)), "b.weight_scale": mx.array(1.0)}
+    unused = {f"b.{leaf}": mx.array(1.0) for leaf in ("input_scale", "k_scale", "v_scale")}
+    plain = dequantized(kept | fp8 | unused, {}, FILE)
+    assert plain.keys() == kept.keys() | {"b.weight"}
+    assert all(plain[name] is array for name, array in kept.items())
+
+
+def quantized_fp8(
+    weights: Mapping[str, mx.array], kind: str
+) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    """Return a checkpoint whose layers are FP8, and the plain one that it stands for."""
+    stored, plain = {}, {}
+    for name, array in weights.items():
+        if not name.endswith("proj.weight"):
+            stored[name] = plain[name] = array
+            continue
+        drawn = codes(*array.shape)
+        one = kind == "per tensor"
+        shape = () if one else tuple(-(-side // 128) for side in array.shape)
+        scale = scales(*shape)
+        full = scale if one else per_entry(scale, array.shape, (128, 128))
+        stored[name] = mx.array(drawn)
+        stored[name + ("_scale" if one else "_scale_inv")] = mx.array(scale)
+        if one:
+            stored[name.replace("weight", "input_scale")] = mx.array(1.0)
+        plain[name] = bf16(E4M3[drawn] * full)
+    return stored, plain
+
+
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp8": ("blocks", {"quantization_config": BLOCKS}),
+    "compressed-tensors": (
+        "per tensor",
+        {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": "float-quantized",
+            }
+        },
+    ),
+    "modelopt": (
+        "per tensor",
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}},
+    ),
+    "fbgemm": ("per tensor", {"quantization_config": {"quant_method": "fbgemm_fp8"}}),
+    "nested": ("blocks", {"text_config": {"quantization_config": BLOCKS}}),
+    "not said": ("blocks", {}),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_model_in_fp8_is_loaded_as_the_plain_one_that_it_stands_for(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array], case: str
+) -> None:
+    kind, settings = CONFIGS[case]
+    stored, plain = quantized_fp8(tiny_weights, kind)
+    folder = make_checkpoint("fp8", weights=stored, **settings)
+    expected, _ = stock_load(make_checkpoint("plain", weights=plain), lazy=True)
+    given = dict(tree_flatten(load_model(folder).parameters()))
+    for name, array in tree_flatten(expected.parameters()):
+        assert same_bits(given.pop(name), array), name
+    assert not given
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v32", "mimo_v2_flash", "minimax"])
+def test_where_mlx_lm_makes_fp8_plain_by_itself_the_bits_are_the_same(family: str) -> None:
+    shape = (192, 320)
+    scale = mx.array(scales(*(-(-side // 128) for side in shape)))
+    weights = {"a.weight": mx.array(codes(*shape)), "a.weight_scale_inv": scale}
+    sanitize = import_module(f"mlx_lm.models.{family}").Model.sanitize
+    model = SimpleNamespace(args=SimpleNamespace(num_hidden_layers=0))
+    expected = sanitize(model, dict(weights))["a.weight"]
+    given = dequantized(weights, {}, FILE)
+    assert same_bits(given["a.weight"], expected)
+    assert same_bits(sanitize(model, given)["a.weight"], expected)
