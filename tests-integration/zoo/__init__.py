@@ -2,6 +2,6 @@
 
 ``dense``, ``experts``, ``latent``, ``recurrent`` and ``vision`` hold the configurations, and what
 turns a checkpoint of mlx-lm into the form in which Hugging Face publishes it, in steps of
-``forms``; ``building`` writes folders, ``chain`` runs the commands on one of them, ``table``
-prints what came of all.
+``forms``; ``sources`` adds packed forms; ``building`` writes folders, ``chain`` runs the commands
+on one of them, ``table`` prints what came of all.
 """

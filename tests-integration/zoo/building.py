@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from zoo import dense, experts, latent, recurrent, vision
 from zoo.dense import Config, Publish, Weights
+from zoo.sources import SOURCES
 
 TEXTS = Path(__file__).resolve().parents[1] / "data" / "stdlib-llama"
 TEXT = (TEXTS / "calibration.txt").read_text()[:3000]
@@ -28,21 +29,37 @@ EVERYWHERE: Config = {"bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
 
 def forms_of(model_type: str) -> tuple[str, ...]:
     """Return the forms in which a type is stored."""
-    return FORMS if model_type in PUBLISHED else FORMS[:1]
+    usual = FORMS if model_type in PUBLISHED else FORMS[:1]
+    return (*usual, *SOURCES.get(model_type, {}))
 
 
 def build_checkpoint(folder: Path, model_type: str, form: str) -> Path:
     """Write a tiny random checkpoint of a type in a form, the same bits each time."""
     config = {"model_type": model_type, **EVERYWHERE, **CONFIGS[model_type]}
     weights = random_parameters(config)
-    if form == "published":
-        weights, config = PUBLISHED[model_type](weights, config)
+    if form != "mlx":
+        publish = SOURCES[model_type][form] if form not in FORMS else PUBLISHED[model_type]
+        weights, config = publish(weights, config)
     folder.mkdir(parents=True)
     for name, content in tokenizer_files().items():
         (folder / name).write_text(content)
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    write_weights(folder / "model.safetensors", weights)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
+
+
+def write_weights(file: Path, weights: Weights) -> None:
+    """Write tensors; the header calls bytes with scales numbers of FP8, which MLX has not."""
+    mx.save_safetensors(str(file), weights, {"format": "mlx"})
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for name in weights:
+        if f"{name}_scale_inv" in weights:
+            header[name]["dtype"] = "F8_E4M3"
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    file.write_bytes(len(written).to_bytes(8, "little") + written + content[start:])
 
 
 def random_parameters(config: Config) -> Weights:

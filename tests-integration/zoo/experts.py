@@ -265,7 +265,9 @@ def publish_gpt_oss(weights: Weights, config: Config) -> tuple[Weights, Config]:
             halves = [weights.pop(f"{owner}{part}_proj.{kind}") for part in ("gate", "up")]
             weights[f"{owner}gate_up_proj.{kind}"] = mx.stack(halves, axis=2).flatten(1, 2)
         for part in ("gate_up_proj", "down_proj"):
-            packed, scales = mx.quantize(weights.pop(f"{owner}{part}.weight"), 32, 4, mode="mxfp4")
+            packed, scales, *_ = mx.quantize(
+                weights.pop(f"{owner}{part}.weight"), 32, 4, mode="mxfp4"
+            )
             blocks = packed.view(mx.uint8).reshape(*scales.shape, 16)
             weights |= {f"{owner}{part}_blocks": blocks, f"{owner}{part}_scales": scales}
             weights[f"{owner}{part}_bias"] = weights.pop(f"{owner}{part}.bias")

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from zoo.building import CONFIGS, FORMS, forms_of
+from zoo.building import CONFIGS, forms_of
 from zoo.chain import CELLS, run_row
 from zoo.running import FAILED, REFUSED, Outcome
 from zoo.skipped import SKIPPED
@@ -24,7 +24,7 @@ WIDTH = 1 + max(map(len, CELLS))
 
 @click.command()
 @click.option("--types", default="", help="Model types, such as llama,qwen2; else all.")
-@click.option("--forms", default=",".join(FORMS), show_default=True, help="Forms to run.")
+@click.option("--forms", default="", help="Forms to run, such as mlx,published; else all.")
 @click.option("--jobs", default=1, show_default=True, help="Rows to run side by side.")
 def print_table(types: str, forms: str, jobs: int) -> None:
     """Print what every command makes of every model type; exit with 1 if a cell fails."""
@@ -34,7 +34,9 @@ def print_table(types: str, forms: str, jobs: int) -> None:
     click.echo(f"{'type':22}{'form':11}" + "".join(f"{name:{WIDTH}}" for name in CELLS))
     named = types.split(",") if types else sorted(CONFIGS)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for (model_type, form), outcomes in pool.map(run, rows(named, forms.split(","))):
+        for (model_type, form), outcomes in pool.map(
+            run, rows(named, forms.split(",") if forms else [])
+        ):
             cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
             seconds = sum(one.seconds for one in outcomes.values())
             click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
@@ -54,7 +56,7 @@ def run(row: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Outcome]]:
 
 def rows(types: Iterable[str], forms: list[str]) -> list[tuple[str, str]]:
     """Return the rows to run: every type in the forms that it has."""
-    return [(name, form) for name in types for form in forms_of(name) if form in forms]
+    return [(name, form) for name in types for form in forms_of(name) if form in forms or not forms]
 
 
 def short(outcome: Outcome, refusals: dict[str, int]) -> str:
