@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -636,6 +637,46 @@ def test_snapshot_that_lacks_a_shard_is_refused(hub_cache: Any) -> None:
     (hub_cache.snapshot / SECOND).unlink()
     with pytest.raises(FormatError, match=rf"{SECOND}: a shard of this checkpoint that is not"):
         open_checkpoint(hub_cache.repository)
+
+
+def list_files(hub_cache: Any, *names: str) -> None:
+    """Write the listing of a repository that the Hub's library keeps beside its snapshots."""
+    listed = [*(path.name for path in hub_cache.snapshot.iterdir()), *names]
+    files = {name: {"size": 1, "blob_id": "0" * 40} for name in listed}
+    (hub_cache.home / "trees").mkdir()
+    listing = json.dumps({"format_version": 1, "files": files})
+    (hub_cache.home / "trees" / f"{hub_cache.commit}.json").write_text(listing)
+
+
+def test_cache_that_lacks_what_is_not_needed_will_do_offline(
+    hub_cache: Any, tiny_weights: dict[str, mx.array]
+) -> None:
+    list_files(hub_cache, "LICENSE")  # which mlx-lm does not download
+    with open_checkpoint(hub_cache.repository) as checkpoint:
+        assert checkpoint.tensors.keys() == tiny_weights.keys()
+
+
+def test_link_to_nothing_in_the_cache_is_named(hub_cache: Any) -> None:
+    list_files(hub_cache)
+    (hub_cache.snapshot / SECOND).resolve().unlink()
+    with pytest.raises(FormatError, match=rf"{SECOND}: a link to .*, which does not exist; downl"):
+        open_checkpoint(hub_cache.repository)
+
+
+def test_cache_that_cannot_be_written_is_read(
+    hub_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = huggingface_hub.snapshot_download
+
+    def refused(*words: Any, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            return original(*words, local_files_only=True, **options)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(hub_cache.home / "blobs"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    open_checkpoint(hub_cache.repository).close()
+    with pytest.raises(OSError, match=r"Read-only file system: '.*blobs'"):
+        open_checkpoint("someone/unknown")
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from plastic_core.files import FormatError
 
@@ -63,20 +65,43 @@ def fetch(repository: str, revision: str | None) -> Path:
             one that always means the same.
 
     Returns:
-        The snapshot folder in the cache, named by its commit.
+        The snapshot folder in the cache, named by its commit. Where nothing can be added to the
+        cache, or the Hub cannot be reached, files that were never downloaded are missing in it.
 
     Raises:
         FormatError: If there is no such repository or revision, it cannot be read without
             permission, or neither the Hub nor the cache can give it.
+        OSError: If the cache cannot be written and has no such folder.
     """
+    try:
+        return _snapshot(repository, revision)
+    except OSError as error:
+        if error.filename is None:
+            raise _refusal(repository, revision, error) from error
+        with suppress(Exception):  # it may all be there, in a cache that is read-only
+            return _snapshot(repository, revision, local_files_only=True)
+        raise
+    except Exception as error:  # the HTTP client's own errors share no base class with ours
+        raise _refusal(repository, revision, error) from error
+
+
+def _snapshot(repository: str, revision: str | None, **options: Any) -> Path:
     from huggingface_hub import snapshot_download  # takes most of a second to import
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = ["config.json", INDEX, PATTERN, *SIDE_FILES]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the HTTP client's own errors share no base class with ours
-        reason, remedy = _explain(error, revision)
-        raise FormatError.about(repository, reason, remedy) from error
+        found = snapshot_download(repository, revision=revision, allow_patterns=wanted, **options)
+        return Path(found)
+    except LocalEntryNotFoundError as error:
+        if incomplete := getattr(error, "snapshot_path", None):
+            return Path(incomplete)  # the reader says what it lacks, if that is needed
+        raise
+
+
+def _refusal(repository: str, revision: str | None, error: Exception) -> FormatError:
+    reason, remedy = _explain(error, revision)
+    return FormatError.about(repository, reason, remedy)
 
 
 def _explain(error: Exception, revision: str | None) -> tuple[str, str]:
