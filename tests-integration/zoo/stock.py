@@ -17,6 +17,8 @@ WINDOW, WINDOWS = 16, 4
 def run_stock(folder: Path, *, adapter: Path | None = None, own: bool = False) -> mx.array:
     """Load a folder in stock mlx-lm, generate a few tokens, and return what it predicts.
 
+    It computes in float32, the one type in which MLX multiplies by chosen experts on the CPU.
+
     Args:
         folder: Checkpoint.
         adapter: Stock adapter to lay over it.
@@ -30,6 +32,7 @@ def run_stock(folder: Path, *, adapter: Path | None = None, own: bool = False) -
     else:
         where = None if adapter is None else str(adapter)
         model, tokenizer, *_ = mlx_lm.load(str(folder), adapter_path=where)
+    model.set_dtype(mx.float32)
     mlx_lm.generate(model, tokenizer, "def main(", max_tokens=3)
     return predictions(model, windows_of(folder))
 
@@ -41,7 +44,6 @@ def windows_of(folder: Path) -> mx.array:
 
 def predictions(model: nn.Module, windows: mx.array) -> mx.array:
     """Return the logarithms of the probabilities that a model gives every token, in float32."""
-    model.set_dtype(mx.float32)
     logits: mx.array = model(windows)
     predicted: mx.array = nn.log_softmax(logits.astype(mx.float32), axis=-1)
     return predicted
