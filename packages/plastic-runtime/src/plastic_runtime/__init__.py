@@ -21,6 +21,7 @@ from plastic_runtime.measure.probes import input_grams
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
 from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
+from plastic_runtime.surgery.byte_count import ByteCount
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
@@ -41,6 +42,7 @@ from plastic_runtime.training.saved_run import load_run, save_run
 __version__ = version("plastic-runtime")
 
 __all__ = [
+    "ByteCount",
     "EventLog",
     "Gauge",
     "Generations",

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from plastic_core import RankLayer
 from plastic_core.factors import as_arrays
 from plastic_runtime import (
+    ByteCount,
     Gauge,
     PlasticityManager,
     Schedule,
@@ -251,6 +252,68 @@ def test_a_sleeper_that_would_help_wakes_and_one_that_would_not_sleeps_on() -> N
     assert run.layer.rank > 1
     left = manager.sleep_dict.ids("layers.0")
     assert set(left) < set(asleep)
+
+
+def count_of(run: Run, **numbers: int) -> ByteCount:
+    layers = find_rank_layers(run.model)
+    return ByteCount(dict.fromkeys(layers, COMPONENT), one_rank=True, **numbers)
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_bytes_are_those_that_the_count_says(make: Callable[[], optim.Optimizer]) -> None:
+    run = Run(make)
+    run.train()
+    count = count_of(run, fixed=10)
+    manager = run.manage(count=count)
+    assert manager.bytes_awake == 10 + 2 * RANK * COMPONENT
+    events = manager.reallocate(10 + 5 * COMPONENT)
+    assert 10 + 4 * COMPONENT <= manager.bytes_awake <= 10 + 5 * COMPONENT
+    assert manager.bytes_awake == count(manager.ranks()) == events[-1].bytes_awake
+    if isinstance(run.optimizer, optim.Muon | optim.Adafactor | optim.MultiOptimizer):
+        with pytest.raises(ValueError, match="which one component per layer takes"):
+            manager.reallocate(10 + COMPONENT)
+    else:
+        manager.reallocate(10 + COMPONENT)
+        assert sorted(manager.ranks().values()) == [0, 1]
+    run.train(3)
+
+
+def test_growth_and_waking_stay_below_the_counted_ceiling() -> None:
+    run = Run()
+    run.train()
+    first, second = find_rank_layers(run.model)
+    ceiling = 2 * 5 * COMPONENT
+    manager = run.manage(count=count_of(run), max_bytes=ceiling)
+    manager.grow(first, 1)
+    assert manager.bytes_awake == ceiling
+    with pytest.raises(ValueError, match=f"`k` must be at most 1 under {ceiling} bytes, got 2"):
+        manager.grow(second, 2)
+    manager.grow(second, 1)
+    assert manager.bytes_awake == ceiling
+    manager.shrink(first, 1)
+    manager.wake(first)
+    assert manager.bytes_awake == ceiling
+
+
+def test_a_state_of_another_count_is_refused() -> None:
+    run = Run()
+    manager = run.manage(count=count_of(run), max_bytes=8 * COMPONENT)
+    other = run.manage(count=count_of(run, fixed=1), max_bytes=9 * COMPONENT)
+    with pytest.raises(ValueError, match=r"other options: count was .* max_bytes was"):
+        other.load_state(manager.state())
+
+
+def test_a_last_reallocation_that_found_no_price_is_made_up_for() -> None:
+    run = Run()
+    run.train()
+    manager = run.manage(schedule=Schedule(8 * COMPONENT, 4 * COMPONENT, begin=2, end=2, every=2))
+    target, run.target = run.target, run.target * float("nan")
+    (event,) = manager.advance(2)
+    assert event.action == "keep"
+    run.target = target
+    assert {event.action for event in manager.advance(3)} == {"shrink"}
+    assert manager.bytes_awake == 4 * COMPONENT
+    assert manager.advance(4) == []
 
 
 def test_a_schedule_is_followed_once_per_step_and_survives_saving() -> None:

@@ -18,6 +18,7 @@ from plastic_runtime.manager.state import Change, Guard, PolicyState
 from plastic_runtime.manager.targets import plastic_spectrum
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery import ranks
+from plastic_runtime.surgery.byte_count import ByteCount
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.growth import Directions, steepest_directions
@@ -44,6 +45,7 @@ class Actions:
         seed: The seed of random growth.
         sleep: Where parked components are.
         gauge: How new components are written; None for ``S = 0``.
+        counted: How bytes awake are counted; None for those of the factors.
         state: What the policy knows: an event tells its step and its moving loss.
     """
 
@@ -55,12 +57,28 @@ class Actions:
     seed: int
     sleep: SleepDict = field(default_factory=SleepDict)
     gauge: Gauge | None = None
+    counted: ByteCount | None = None
     state: PolicyState = field(default_factory=PolicyState)
 
     @cached_property
     def layers(self) -> dict[str, RankLayer]:
         """The layers by path; a walk over a large model is not free."""
         return find_rank_layers(self.model)
+
+    @cached_property
+    def count(self) -> ByteCount:
+        """The bytes of ranks, by default those of the factors."""
+        sizes = {path: layer.bytes_per_rank for path, layer in self.layers.items()}
+        return self.counted or ByteCount(sizes)
+
+    def ranks(self) -> dict[str, int]:
+        """Return the rank of every layer by path."""
+        return {path: layer.rank for path, layer in self.layers.items()}
+
+    @property
+    def bytes_awake(self) -> int:
+        """Bytes of all layers at their ranks."""
+        return self.count(self.ranks())
 
     def layer(self, path: str) -> RankLayer:
         """Return the layer at a path.
@@ -187,7 +205,7 @@ class Actions:
             rank_after=rank,
             why=why,
             score=score,
-            bytes_awake=sum(layer.nbytes for layer in layers.values()),
+            bytes_awake=self.bytes_awake,
             bytes_asleep=self.sleep.nbytes,
             loss_before=guard.before if guard else self.state.moving_loss,
             loss_after=self.state.moving_loss if guard else None,

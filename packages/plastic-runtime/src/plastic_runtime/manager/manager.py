@@ -9,18 +9,26 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from plastic_core import RankLayer
 from plastic_select.rules import Rule
 
 from plastic_runtime.log.events import EventLog, PlasticityEvent
 from plastic_runtime.manager.actions import Actions
-from plastic_runtime.manager.policy import decide, most_useful, rank_changed, watch, woken
+from plastic_runtime.manager.policy import (
+    decide,
+    most_added,
+    most_useful,
+    rank_changed,
+    watch,
+    woken,
+)
 from plastic_runtime.manager.state import Change, Guard, PolicyState, Settings
 from plastic_runtime.manager.survey import SCORES, benefits, layer_views
 from plastic_runtime.manager.targets import RankTarget
 from plastic_runtime.measure.grams import Gram
 from plastic_runtime.sleep.sleep_dict import SleepDict
+from plastic_runtime.surgery.byte_count import ByteCount
 from plastic_runtime.surgery.gauge import Gauge
+from plastic_runtime.surgery.moments import may_be_empty
 from plastic_runtime.surgery.reallocation import value_components
 from plastic_runtime.surgery.schedule import Schedule, redistribute
 from plastic_runtime.surgery.scores import Loss
@@ -62,6 +70,9 @@ class PlasticityManager:
             :meth:`advance`, and validation losses are only kept on record.
         gauge: How factors are written, the one that was given to ``attach``: new components and
             reallocated layers follow it. By default new components enter with ``S = 0``.
+        count: How bytes awake are counted, those of ``max_bytes``, the schedule and the events:
+            as the file that is made of the components counts them, say. By default the bytes of
+            the factors.
         **numbers: The fields of ``Settings``, such as ``patience`` and ``max_bytes``.
 
     Raises:
@@ -98,6 +109,7 @@ class PlasticityManager:
         sleep: SleepDict | None = None,
         schedule: Schedule | None = None,
         gauge: Gauge | None = None,
+        count: ByteCount | None = None,
         **numbers: Any,
     ) -> None:
         self.settings = Settings(**numbers)
@@ -106,7 +118,7 @@ class PlasticityManager:
         self.grams = dict(grams or {}) if self.target.rule.needs_gram else {}
         log = log if isinstance(log, EventLog) else EventLog(log)
         sleep = SleepDict() if sleep is None else sleep
-        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep, gauge)
+        self._act = Actions(model, optimizer, loss, log, soft_threshold, seed, sleep, gauge, count)
         self.schedule = schedule
         self.gauge = gauge
         self._advanced = 0
@@ -140,10 +152,14 @@ class PlasticityManager:
         """Follow the schedule: change ranks if a reallocation is due after ``step`` steps.
 
         Call it between two updates, once for every number of steps; a number that was seen
-        before changes nothing. Without a schedule it does nothing.
+        before changes nothing. Without a schedule it does nothing. A last reallocation that could
+        not price anything is made up for at a later step.
         """
         schedule = self.schedule
-        if schedule is None or step <= self._advanced or not schedule.due(step):
+        if schedule is None or step <= self._advanced:
+            return []
+        missed = step > schedule.end and self.bytes_awake > schedule.last
+        if not (schedule.due(step) or missed):
             return []
         self._advanced = step
         return self.reallocate(schedule.budget(step))
@@ -154,7 +170,9 @@ class PlasticityManager:
         Every component is priced by what leaving it out is predicted to cost the loss on the
         probe batch, every sleeper by what its waking would gain (``value_components``); the
         budget is then spent as well as can be. What leaves sleeps with its optimizer state. The
-        layers that change are written in ``gauge``. Every layer keeps one component.
+        layers that change are written in ``gauge``. Every layer keeps one component; where
+        ``count`` gives one rank to all, layers may lose all of them, if the optimizer can train
+        what is empty.
 
         Args:
             max_bytes: The budget for the factors of all layers together.
@@ -173,8 +191,9 @@ class PlasticityManager:
             inventories = value_components(act.model, act.sleep, act.loss)
         except ValueError as error:
             return [self.report(f"{error}: no change")]
-        holdings = [held.holding(path, floor=1) for path, held in inventories.items()]
-        ranks, gauge = redistribute(holdings, max_bytes), self.gauge or Gauge()
+        floor = 0 if act.count.one_rank and may_be_empty(act.optimizer) else 1
+        holdings = [held.holding(path, floor=floor) for path, held in inventories.items()]
+        ranks, gauge = redistribute(holdings, max_bytes, act.count), self.gauge or Gauge()
         events = [
             event
             for path, inventory in inventories.items()
@@ -195,7 +214,7 @@ class PlasticityManager:
             ValueError: If there is no such layer, or no room in it or under ``max_bytes``.
         """
         layer = self._act.layer(path)
-        self._check_room(layer, k, "`k`")
+        self._check_room(path, k, "`k`")
         before = layer.rank
         change = Change("grow", path, before + k, "asked for")
         event = self._act.grow(change, None, self._act.gradients())
@@ -220,9 +239,9 @@ class PlasticityManager:
             ValueError: If there is no such layer, nothing to wake, or no room in the layer or
                 under ``max_bytes``.
         """
-        layer = self._act.layer(path)
+        self._act.layer(path)
         ids = self.sleep_dict.ids(path) if ids is None else tuple(ids)
-        self._check_room(layer, len(set(ids) - self._guarded(path)), "the number of `ids`")
+        self._check_room(path, len(set(ids) - self._guarded(path)), "the number of `ids`")
         event = self._act.wake(path, ids, why="asked for")
         self._woken({path: tuple(ids)})
         return event
@@ -234,12 +253,12 @@ class PlasticityManager:
 
     def ranks(self) -> dict[str, int]:
         """Return the rank of every managed layer by path."""
-        return {path: layer.rank for path, layer in self._act.layers.items()}
+        return self._act.ranks()
 
     @property
     def bytes_awake(self) -> int:
-        """Bytes of the factors of all managed layers."""
-        return sum(layer.nbytes for layer in self._act.layers.values())
+        """Bytes of all managed layers, as ``count`` counts them."""
+        return self._act.bytes_awake
 
     @property
     def bytes_asleep(self) -> int:
@@ -299,6 +318,9 @@ class PlasticityManager:
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "gauge": None if self.gauge is None else asdict(self.gauge),
         }
+        bounded = self.schedule is not None or self.settings.max_bytes is not None
+        if bounded and self._act.counted is not None:
+            options["count"] = asdict(self._act.counted)
         return {**asdict(self.settings), **self.target.as_json(), **options}
 
     def _check(self) -> None:
@@ -323,12 +345,12 @@ class PlasticityManager:
         """Refuse a schedule that could not be followed."""
         if self._act.loss is None:
             raise ValueError("`loss` must be given with a `schedule`: it prices the components.")
-        layers = self._act.layers.values()
-        least = sum(layer.bytes_per_rank for layer in layers)
+        paths = self._act.layers
+        least = self._act.count(dict.fromkeys(paths, 1))
         if schedule.last < least:
             raise ValueError(
                 f"`schedule` must end at {least} bytes or more, one component for each of the "
-                f"{len(layers)} layers, got {schedule.last}; raise it or adapt fewer layers."
+                f"{len(paths)} layers, got {schedule.last}; raise it or adapt fewer layers."
             )
 
     def _change(self) -> list[PlasticityEvent]:
@@ -343,7 +365,7 @@ class PlasticityManager:
         )
         scores = {layer.path: layer.score for layer in layers}
         ranks = {layer.path: layer.rank for layer in layers}
-        changes, self._act.state = decide(self.settings, self._act.state, layers)
+        changes, self._act.state = decide(self.settings, self._act.state, layers, act.count)
         events, grown, parked = [], {}, {}
         for change in changes:
             if change.action == "grow":
@@ -407,11 +429,13 @@ class PlasticityManager:
         guard = self._act.state.guard
         return set(guard.parked.get(path, ())) if guard else set()
 
-    def _check_room(self, layer: RankLayer, count: int, what: str) -> None:
-        """Refuse what would exceed the ceiling."""
-        ceiling = self.settings.max_bytes
-        guarded = (i for path in self.sleep_dict.paths() for i in self._guarded(path))
-        taken = self.bytes_awake + sum(self.sleep_dict.get(i).nbytes for i in guarded)
-        if ceiling is not None and taken + count * layer.bytes_per_rank > ceiling:
-            most = (ceiling - taken) // layer.bytes_per_rank
-            raise ValueError(f"{what} must be at most {most} under {ceiling} bytes, got {count}.")
+    def _check_room(self, path: str, added: int, what: str) -> None:
+        """Refuse what would exceed the ceiling, now or when what is under guard wakes."""
+        ceiling, ranks = self.settings.max_bytes, self.ranks()
+        if ceiling is None:
+            return
+        for other in self.sleep_dict.paths():
+            ranks[other] += len(self._guarded(other))
+        most = most_added(self._act.count, ranks, path, added, ceiling)
+        if most < added:
+            raise ValueError(f"{what} must be at most {most} under {ceiling} bytes, got {added}.")

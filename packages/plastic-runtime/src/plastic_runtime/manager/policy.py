@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 from plastic_runtime.manager.state import Change, Guard, LayerView, PolicyState, Settings, Trial
+from plastic_runtime.surgery.byte_count import ByteCount
 
 Verdict = Literal["wait", "plateau", "wake", "keep"]
 
@@ -50,7 +51,10 @@ def watch(settings: Settings, state: PolicyState, loss: float) -> tuple[Verdict,
 
 
 def decide(
-    settings: Settings, state: PolicyState, layers: list[LayerView]
+    settings: Settings,
+    state: PolicyState,
+    layers: list[LayerView],
+    counted: ByteCount | None = None,
 ) -> tuple[tuple[Change, ...], PolicyState]:
     """Decide at a plateau which layers grow and which shrink.
 
@@ -65,6 +69,8 @@ def decide(
         settings: The numbers that drive the decisions.
         state: The state that :func:`watch` returned with ``"plateau"``.
         layers: Every managed layer.
+        counted: How the bytes under the ceiling are counted; by default ``bytes_per_rank`` for
+            every component.
 
     Returns:
         The changes, no layer twice, and the next state (settled if there are none). Feed it
@@ -77,8 +83,10 @@ def decide(
     shrinking.sort(key=lambda layer: (layer.score_per_byte, layer.path))
     growing = [layer for layer in layers if goals[layer.path] == layer.rank and layer.score > 0]
     growing.sort(key=lambda layer: (-layer.score_per_byte, layer.path))
+    ranks = {layer.path: layer.rank for layer in layers}
+    sizes = counted or ByteCount({layer.path: layer.bytes_per_rank for layer in layers})
     changes = (
-        *_growths(settings, state, growing, _room(settings, layers), count),
+        *_growths(settings, state, growing, ranks, sizes, count),
         *(_shrink(state, layer, goals[layer.path]) for layer in shrinking[:count]),
     )
     return changes, replace(state, settled=not changes, stale=0)
@@ -206,18 +214,38 @@ def _goal(state: PolicyState, layer: LayerView) -> int:
 
 
 def _growths(
-    settings: Settings, state: PolicyState, layers: list[LayerView], room: int, count: int
+    settings: Settings,
+    state: PolicyState,
+    layers: list[LayerView],
+    ranks: dict[str, int],
+    counted: ByteCount,
+    count: int,
 ) -> list[Change]:
     """Return the first ``count`` layers that caps, shapes and the room let grow."""
     changes: list[Change] = []
     for layer in layers:
+        if len(changes) == count:
+            break
         limit = min(layer.max_rank, state.caps.get(layer.path, layer.max_rank))
-        k = min(settings.k, limit - layer.rank, room // layer.bytes_per_rank)
-        if k > 0 and len(changes) < count:
+        k = min(settings.k, limit - layer.rank)
+        k = most_added(counted, ranks, layer.path, k, settings.max_bytes)
+        if k > 0:
+            ranks = ranks | {layer.path: layer.rank + k}
             why = "most score per byte"
-            changes.append(Change("grow", layer.path, layer.rank + k, why))
-            room -= k * layer.bytes_per_rank
+            changes.append(Change("grow", layer.path, ranks[layer.path], why))
     return changes
+
+
+def most_added(
+    counted: ByteCount, ranks: Mapping[str, int], path: str, k: int, ceiling: int | None
+) -> int:
+    """Return how many of ``k`` more components of a layer fit under the ceiling, 0 if none."""
+    fits = (
+        added
+        for added in range(k, 0, -1)
+        if ceiling is None or counted({**ranks, path: ranks[path] + added}) <= ceiling
+    )
+    return next(fits, 0)
 
 
 def _shrink(state: PolicyState, layer: LayerView, goal: int) -> Change:
@@ -225,14 +253,6 @@ def _shrink(state: PolicyState, layer: LayerView, goal: int) -> Change:
     if state.caps.get(layer.path, layer.max_rank) < min(layer.target, layer.rank):
         return Change("shrink", layer.path, goal, "growing did not help")
     return Change("shrink", layer.path, goal, f"spectrum says {layer.target}")
-
-
-def _room(settings: Settings, layers: list[LayerView]) -> int:
-    """Return the bytes that growth may add: up to the ceiling, or to every layer's full rank."""
-    ceiling = settings.max_bytes
-    if ceiling is None:
-        ceiling = sum(layer.max_rank * layer.bytes_per_rank for layer in layers)
-    return ceiling - sum(layer.rank * layer.bytes_per_rank for layer in layers)
 
 
 def _afresh(settings: Settings, state: PolicyState, last: float | None) -> PolicyState:

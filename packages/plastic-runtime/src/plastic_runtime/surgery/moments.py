@@ -49,6 +49,12 @@ LIFTS: dict[type[optim.Optimizer], dict[str, Lift]] = {
 }
 
 
+def may_be_empty(optimizer: optim.Optimizer | None) -> bool:
+    """Tell whether an optimizer can train factors without a component."""
+    singles = [] if optimizer is None else single_optimizers(optimizer)
+    return not any(isinstance(single, NEVER_EMPTY) for single in singles)
+
+
 class Slot(NamedTuple):
     """The state of one factor: its name, the optimizer that owns it, the live dict of leaves."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from plastic_select import allocate, rank_options
+from plastic_select import Option, allocate, rank_options
+
+from plastic_runtime.surgery.byte_count import ByteCount
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,18 @@ class Holding:
     floor: int = 1
 
 
-def redistribute(holdings: Sequence[Holding], max_bytes: int) -> dict[str, int]:
+def redistribute(
+    holdings: Sequence[Holding], max_bytes: int, count: ByteCount | None = None
+) -> dict[str, int]:
     """Return the rank of every layer at which the least is predicted to be lost.
+
+    Where ``count`` gives one rank to all, every rank is tried as the highest: a layer then has
+    that many components, as many as it holds, or, where its floor is 0, none at all.
 
     Args:
         holdings: All managed layers.
         max_bytes: Bytes for all of them together.
+        count: How their bytes are counted; by default ``bytes_per_rank`` for every component.
 
     Returns:
         Ranks by path: the optimum, or next to it (``plastic_select.allocate``), never above the
@@ -96,25 +106,75 @@ def redistribute(holdings: Sequence[Holding], max_bytes: int) -> dict[str, int]:
     Raises:
         ValueError: If the floors alone exceed the budget; gives the least one.
     """
-    least = sum(min(h.floor, len(h.values)) * h.bytes_per_rank for h in holdings)
-    if least > max_bytes:
+    count = count or ByteCount({h.path: h.bytes_per_rank for h in holdings})
+    floors = {h.path: min(h.floor, len(h.values)) for h in holdings}
+    if count(floors) > max_bytes:
         raise ValueError(
-            f"the budget must be at least {least} bytes, which one component per layer takes "
-            f"({len(holdings)} layers), got {max_bytes}; raise it or adapt fewer layers."
+            f"the budget must be at least {count(floors)} bytes, which one component per layer "
+            f"takes ({len(holdings)} layers), got {max_bytes}; raise it or adapt fewer layers."
         )
-    options = {
-        h.path: rank_options(
-            h.values,
-            bytes_per_component=h.bytes_per_rank,
-            floor=min(h.floor, len(h.values)),
-        )
-        for h in holdings
-        if h.values
-    }
-    ranks = dict.fromkeys((h.path for h in holdings), 0)
-    if options:
-        (allocation,) = allocate(options, [max_bytes])
-        sizes = {h.path: h.bytes_per_rank for h in holdings}
-        for path, i in allocation.chosen.items():
-            ranks[path] = options[path][i].nbytes // sizes[path]
+    held = [h for h in holdings if h.values]
+    found = [_share(offer, max_bytes - count.fixed) for offer in _offers(held, count)]
+    best = min((one for one in found if one), key=lambda one: one.cost, default=None)
+    return floors | (best.ranks if best else {})
+
+
+class _Share(NamedTuple):
+    """Ranks by path, and what they are predicted to lose."""
+
+    ranks: dict[str, int]
+    cost: float
+
+
+Offer = dict[str, list[Option]]
+
+
+def _offers(holdings: Sequence[Holding], count: ByteCount) -> Iterator[Offer]:
+    """Yield what all layers offer: ranks of their own, or each with one highest rank for all."""
+    if not count.one_rank:
+        yield {h.path: _own_ranks(h, count) for h in holdings}
+        return
+    for highest in _highest_ranks(max((len(h.values) for h in holdings), default=0)):
+        yield {h.path: _shared_rank(h, count, highest) for h in holdings}
+
+
+def _own_ranks(holding: Holding, count: ByteCount) -> list[Option]:
+    """Return every rank of a layer, from its floor on, with what it loses."""
+    path, values = holding.path, holding.values
+    costs = rank_options(
+        values,
+        bytes_per_component=count.components[path],
+        base_bytes=count.layers.get(path, 0),
+        floor=min(holding.floor, len(values)),
+    )
+    return [option if option.label else option._replace(nbytes=0) for option in costs]
+
+
+def _shared_rank(holding: Holding, count: ByteCount, highest: int) -> list[Option]:
+    """Return a layer without a component, if it may be, and with the room of the highest rank."""
+    rank = min(highest, len(holding.values))
+    nothing, full = (_lost(holding.values[r:]) for r in (0, rank))
+    awake = Option(count.layer(holding.path, highest), full, rank)
+    return [awake] if holding.floor else [Option(0, nothing, 0), awake]
+
+
+def _lost(values: Sequence[float]) -> float:
+    return math.fsum(value**2 for value in values) / 2
+
+
+def _highest_ranks(most: int) -> list[int]:
+    """Return the ranks that are tried: all up to 16, then in steps of an eighth."""
+    ranks = list(range(1, min(most, 16) + 1))
+    while ranks and ranks[-1] < most:
+        ranks.append(min(most, ranks[-1] + ranks[-1] // 8))
     return ranks
+
+
+def _share(offer: Offer, max_bytes: int) -> _Share | None:
+    """Return the best of an offer in the budget; None where there is nothing in it."""
+    least = sum(min(option.nbytes for option in options) for options in offer.values())
+    if not offer or least > max_bytes:
+        return None
+    (allocation,) = allocate(offer, [max_bytes])
+    chosen = {path: offer[path][i] for path, i in allocation.chosen.items()}
+    return _Share({path: option.label for path, option in chosen.items()}, allocation.cost)
