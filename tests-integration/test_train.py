@@ -30,6 +30,7 @@ from plastic_export import (
 )
 from plastic_export.training import GAUGE
 from plastic_runtime import Generations, PlasticityManager, attach
+from zoo.building import build_checkpoint
 
 FAULTS = Path(__file__).parents[1] / "tools" / "faults"
 SHORT = TrainingOptions(steps=8, batch=2, window=32, rank=2, evaluate_every=4, evaluate_batches=2)
@@ -230,6 +231,60 @@ def test_a_run_that_follows_a_budget_ends_in_its_bytes(tiny: Any, tmp_path: Path
     assert {step for step, _ in done.history.events} == {4}
     assert "lm_head" in {layer.path for layer in done.history.layers}
     mlx_lm.load(str(tiny.base), adapter_path=str(done.adapter))
+
+
+@pytest.mark.parametrize("size", [14_000, 30_000, 90_000])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_what_is_written_is_no_larger_than_the_size(
+    tiny: Any, tmp_path: Path, model_type: str, size: int
+) -> None:
+    base = build_checkpoint(tmp_path / "base", model_type, "mlx")
+    training = replace(SHORT, steps=12, rank=None, max_bytes=size, learning_rate=1e-3)
+    done = train(base, tiny.data, tmp_path / "run", training)
+    assert {step for step, _ in done.history.events} == {4}
+    counted = done.history.awake[-1][1]
+    stock = (done.adapter / "adapters.safetensors").stat().st_size
+    exact = (done.peft / "adapter_model.safetensors").stat().st_size
+    assert exact <= counted <= size
+    assert 0.95 * counted < stock <= counted
+    mlx_lm.load(str(base), adapter_path=str(done.adapter))
+
+
+def stock_bytes(file: Path, layers: dict[str, RankLayer]) -> int:
+    """The size of an adapter of one rank for these layers, as stock MLX writes it."""
+    awake = {path: layer.shape for path, layer in layers.items() if layer.rank}
+    rank = max(layer.rank for layer in layers.values())
+    A = {f"{path}.lora_a": mx.zeros((inner, rank)) for path, (_, inner) in awake.items()}
+    B = {f"{path}.lora_b": mx.zeros((rank, out)) for path, (out, _) in awake.items()}
+    mx.save_safetensors(str(file), A | B, {"format": "mlx"})
+    return file.stat().st_size
+
+
+@pytest.mark.parametrize("options", [{}, {"follow": "loss", "rank": 2}, {"optimizer": "muon"}])
+def test_every_saved_state_since_the_cut_would_be_written_within_the_size(
+    tiny: Any, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restless = {"patience": 1, "window": 1, "cooldown": 0, "delta": 10.0, "gamma": 0.0, "k": 3}
+    training = replace(
+        SHORT,
+        steps=24,
+        max_bytes=26_000,
+        evaluate_every=2,
+        **({"rank": None, "plasticity": restless} | options),
+    )
+    sizes: list[tuple[int, int]] = []
+    save = Generations.save
+
+    def saved(self: Generations, step: int, model: nn.Module, *rest: Any, **more: Any) -> Any:
+        sizes.append((step, stock_bytes(tmp_path / "now.safetensors", plastic_layers(model))))
+        return save(self, step, model, *rest, **more)
+
+    monkeypatch.setattr(Generations, "save", saved)
+    done = train(tiny.base, tiny.data, tmp_path / "run", training)
+    cut = 0 if training.follow == "loss" else 4
+    assert [step for step, _ in sizes] == list(range(0, 25, 2))
+    assert all(nbytes <= 26_000 for step, nbytes in sizes if step >= cut), sizes
+    assert {e.action for _, e in done.history.events}
 
 
 def test_a_finished_run_started_again_changes_nothing(tiny: Any, tmp_path: Path) -> None:

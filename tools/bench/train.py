@@ -10,8 +10,9 @@ half a cosine) on the same frozen base in float32. Bytes are those of the factor
 all counted. ``lora`` is mlx-lm's own, on the layers it takes by default; ``lora+head`` has the
 output head too; ``adalora`` is the published rule. Ours starts with more bytes than it ends with
 and gives the head more of them than the other layers; ``plastic x 0.7`` is the same run with every
-``S`` times 0.7, on the way back to the base. ``old`` texts are of the kind the base was trained on:
-what is forgotten.
+``S`` times 0.7, on the way back to the base; ``plastic, one rank`` counts bytes as the adapter of
+stock mlx-lm does, whose layers all have one rank or none. ``old`` texts are of the kind the base
+was trained on: what is forgotten.
 
 Results are kept, line by line, in ``--results``: a run that is there already is not made again, and
 ``--report`` prints the tables of what is there. On Linux ``LD_PRELOAD=libopenblas.so.0`` makes

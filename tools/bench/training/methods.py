@@ -15,12 +15,13 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from plastic_core import projections
-from plastic_runtime import PlasticityManager, Schedule, attach, find_rank_layers
+from plastic_runtime import ByteCount, PlasticityManager, Schedule, attach, find_rank_layers
 
 from training.adalora import NAMES, AdaLoraRule, Allocator, svd_layers
 from training.setting import HEAD, SCALE, RunResult, Times, TrainingBench, loss
 
 TURNED = 0.7  # chosen on one seed at rank 8 (``--dial``)
+ONE_RANK = "plastic, one rank"
 DIALLED = f"plastic x {TURNED:g}"
 
 
@@ -73,9 +74,16 @@ def adalora(bench: TrainingBench, rank: int, seed: int) -> list[RunResult]:
 
 
 def our_runs(
-    bench: TrainingBench, rank: int, seed: int, factors: Sequence[float] = (1.0, TURNED)
+    bench: TrainingBench,
+    rank: int,
+    seed: int,
+    factors: Sequence[float] = (1.0, TURNED),
+    *,
+    one_rank: bool = False,
 ) -> list[RunResult]:
     """Ours: every layer and the head, from more bytes than allowed down to those of the rank.
+
+    With ``one_rank`` bytes are counted as in the adapter of stock mlx-lm.
 
     Returns:
         One result per factor on every ``S``: an interpolation between the base and what was
@@ -87,11 +95,19 @@ def our_runs(
     gauge = bench.gauge()
     layers = attach(model, o.start * rank, also=also, gauge=gauge, seed=seed)
     optimizer = optim.Adam(bench.rate)
+    sizes = {path: sum(layer.shape) * layer.U.dtype.size for path, layer in layers.items()}
+    count = ByteCount(sizes, one_rank=True) if one_rank else None
     first = sum(layer.nbytes for layer in layers.values())
+    first = count({path: layer.rank for path, layer in layers.items()}) if count else first
     schedule = Schedule(max(first, last), last, begin=o.begin, end=o.end, every=o.every)
     probe = bench.probe(seed)
     manager = PlasticityManager(
-        model, optimizer, loss=lambda: loss(model, probe), schedule=schedule, gauge=gauge
+        model,
+        optimizer,
+        loss=lambda: loss(model, probe),
+        schedule=schedule,
+        gauge=gauge,
+        count=count,
     )
     times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
     if o.verbose:
@@ -102,7 +118,8 @@ def our_runs(
         for path, layer in find_rank_layers(model).items():
             U, S, Vh = parts[path]
             layer.set_factors(U, factor * S, Vh)
-        name = "plastic" if factor == 1 else f"plastic x {factor:g}"
+        name = ONE_RANK if one_rank else "plastic"
+        name = name if factor == 1 else f"{name} x {factor:g}"
         found.append(bench.result(name, rank, seed, model, manager.bytes_awake, first, times))
     return found
 
@@ -112,6 +129,7 @@ METHODS: dict[str, Callable[[TrainingBench, int, int], list[RunResult]]] = {
     "lora+head": partial(lora, head=True),
     "adalora": adalora,
     "plastic": our_runs,
+    ONE_RANK: partial(our_runs, one_rank=True, factors=[1.0]),
 }
 
 

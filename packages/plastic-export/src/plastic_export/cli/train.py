@@ -46,8 +46,8 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.option(
     "--max-size",
     callback=_size,
-    help="Bytes of the components at most, such as 3MB. RUN/adapters, filled up with zeros to one "
-    "rank, is larger.",
+    help="Bytes of the adapter at most, such as 3MB: of RUN/adapters as mlx-lm loads it, and of "
+    "RUN/peft.",
 )
 @click.option(
     "--follow",

@@ -15,11 +15,18 @@ from plastic_export.training.run import TrainedRun
 def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     """Show the run in a few facts, and how to run and to see what it made."""
     files = {"out": out, "adapter": result.adapter, "peft": result.peft}
+    sizes = {name: _weight_bytes(files[name]) for name in ("adapter", "peft")}
     generate = f"mlx_lm.generate --model {src} --adapter-path {result.adapter} --prompt ..."
     lines: list[Table | str] = [
         run_table(result.history),
         "",
+        f"written    {result.adapter} {sizes['adapter']:,} bytes, {result.peft} {sizes['peft']:,}",
         f"run it     {generate}",
         f"see it     plastic report {out}",
     ]
-    return Presented(files | facts(result.history), lines)
+    record = files | {f"{name}_bytes": nbytes for name, nbytes in sizes.items()}
+    return Presented(record | facts(result.history), lines)
+
+
+def _weight_bytes(adapter: Path) -> int:
+    return sum(file.stat().st_size for file in adapter.glob("*.safetensors"))

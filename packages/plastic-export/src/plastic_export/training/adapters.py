@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from plastic_core import RankLayer
-from plastic_core.files import export_safetensors, write_json
+from plastic_core.files import dtype_name, export_safetensors, write_json
+from plastic_runtime import ByteCount
 
 from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
 
 PEFT = "peft"
 PEFT_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_HEADER = 8 + len('{"__metadata__":{"format":"mlx"}}') + 7  # its length, its own, its padding
+
+
+def count_adapter_bytes(layers: Mapping[str, RankLayer], largest: int) -> ByteCount:
+    """Return the bytes that the adapters of these layers take as files, at any ranks.
+
+    Args:
+        layers: The layers by their path in mlx-lm's model.
+        largest: Bytes that no adapter goes beyond: a header writes the place of every tensor.
+
+    Returns:
+        Ranks to bytes: those of the file that `write_adapter` makes, with one rank for all, or a
+        few tens of bytes per layer more. The file of `write_peft`, which pads nothing and has
+        longer names, takes no more either.
+    """
+    return ByteCount(
+        components={path: _component_bytes(layer) for path, layer in layers.items()},
+        layers={path: _name_bytes(path, layer, largest) for path, layer in layers.items()},
+        fixed=_HEADER,
+        one_rank=True,
+    )
+
+
+def _component_bytes(layer: RankLayer) -> int:
+    """Return the bytes of one row of ``A`` and one column of ``B``."""
+    return sum(layer.shape) * layer.U.dtype.size
+
+
+def _name_bytes(path: str, layer: RankLayer, largest: int) -> int:
+    """Return the bytes that the two tensors of a layer take in the longer header."""
+    entry = {
+        "dtype": dtype_name(layer.U),
+        "shape": [max(layer.shape), max(layer.shape)],
+        "data_offsets": [largest, largest],
+    }
+    names = (f"{_PREFIX}{path}.lora_{side}.weight" for side in "AB")
+    text = json.dumps(dict.fromkeys(names, entry), ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode()) - 1  # its braces are one too many, and a comma goes before
 
 
 def write_adapter(folder: Path, layers: Mapping[str, RankLayer]) -> Path:

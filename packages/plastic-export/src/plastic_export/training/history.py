@@ -50,7 +50,7 @@ class History:
             known, which count validation losses.
         steps: The last step that any log speaks of.
         layers: Every layer that the run file names or an event changed, in the model's order.
-        awake: Bytes awake over the steps.
+        awake: Bytes awake over the steps, as the adapters take them.
         asleep: Bytes asleep over the steps.
         train: Training losses.
         valid: Validation losses.

@@ -26,6 +26,7 @@ from plastic_core.files import FormatError, sha256_file, sync_path
 from plastic_core.layer import dense_weight
 from plastic_core.linalg import on_cpu
 from plastic_runtime import (
+    ByteCount,
     EventLog,
     Generations,
     PlasticityCallback,
@@ -41,7 +42,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
 from plastic_export.model.tokenizer import load_tokenizer, tokenizer_digests
-from plastic_export.training.adapters import write_adapter, write_peft
+from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.history import History, read_history
 from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES, RunFile, claimed
@@ -151,14 +152,17 @@ def train(
         )
         patterns = {"include": include, "exclude": exclude}
         model, layers = _plastic_model(checkpoint, training, **patterns)
+        count = _adapter_count(layers, training)
+        _check_ceiling(layers, count, training)
         run = RunFile(
             identity=_identity(checkpoint, rows, training, patterns),
-            ranks={path: layer.rank for path, layer in layers.items()},
-            bytes_awake=sum(layer.nbytes for layer in layers.values()),
+            ranks=_ranks(layers),
+            bytes_awake=count(_ranks(layers)),
             max_bytes=training.max_bytes,
         )
         with claimed(out, run), _quiet():
-            resumed = _Run(out, model, rows, training, run.identity, say).go()
+            resumed = _Run(out, model, rows, training, count, run.identity, say).go()
+            _check_size(count(_ranks(layers)), training)
             adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
         return TrainedRun(out, adapter, peft, read_history(out), resumed)
 
@@ -172,6 +176,7 @@ class _Run:
         model: nn.Module,
         rows: TrainingData,
         training: TrainingOptions,
+        count: ByteCount,
         identity: Mapping[str, Any],
         say: Say,
     ) -> None:
@@ -183,8 +188,7 @@ class _Run:
         self.optimizer = training.build_optimizer()
         probed = min(max(PROBE, training.batch), len(rows.train))
         probe = next(self.order(rows.train, probed, training.window))
-        layers = find_rank_layers(model).values()
-        schedule = training.schedule(sum(layer.nbytes for layer in layers))
+        schedule = training.schedule(count(_ranks(find_rank_layers(model))))
         self.manager = PlasticityManager(
             model,
             self.optimizer,
@@ -193,6 +197,7 @@ class _Run:
             seed=training.seed,
             gauge=GAUGE,
             schedule=schedule,
+            count=count,
             max_bytes=None if schedule else training.max_bytes,
             **training.plasticity,
         )
@@ -310,12 +315,22 @@ def _plastic_model(
     chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
     inside = [path for path in chosen if not _is_head(path)]
     head = [path for path in chosen if _is_head(path)]
-    each = sum(sizes[path] for path in inside) + HEAD * sum(sizes[path] for path in head)
+    times = HEAD if training.by_budget or training.max_bytes is None else 1
+    each = sum(sizes[path] for path in inside) + times * sum(sizes[path] for path in head)
     rank = training.start_rank(max(1, each))
-    also = dict.fromkeys(head, HEAD * rank)
+    also = dict.fromkeys(head, times * rank)
     layers = attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
-    _check_ceiling(layers, training)
     return model, layers
+
+
+def _ranks(layers: Mapping[str, RankLayer]) -> dict[str, int]:
+    return {path: layer.rank for path, layer in layers.items()}
+
+
+def _adapter_count(layers: Mapping[str, RankLayer], training: TrainingOptions) -> ByteCount:
+    """Return how the bytes of the run are counted: as its adapters take them."""
+    most = sum(sum(layer.shape) * max(layer.shape) for layer in layers.values())
+    return count_adapter_bytes(layers, training.max_bytes or most * mx.float32.size)
 
 
 def _candidates(model: nn.Module) -> dict[str, int]:
@@ -335,18 +350,19 @@ def _is_head(path: str) -> bool:
     return path.rpartition(".")[2] == "lm_head"
 
 
-def _check_ceiling(layers: Mapping[str, RankLayer], training: TrainingOptions) -> None:
+def _check_ceiling(
+    layers: Mapping[str, RankLayer], count: ByteCount, training: TrainingOptions
+) -> None:
     """Refuse a ceiling below one component per layer, and a start on the wrong side of it."""
     ceiling = training.max_bytes
     if ceiling is None:
         return
-    each = sum(layer.nbytes // layer.rank for layer in layers.values())
+    each, awake = count(dict.fromkeys(layers, 1)), count(_ranks(layers))
     if ceiling < each:
         raise ValueError(
             f"`max_bytes` must be at least {each}, one component for each of the {len(layers)} "
             f"layers, got {ceiling}."
         )
-    awake = sum(layer.nbytes for layer in layers.values())
     if training.by_budget and awake <= ceiling:
         raise ValueError(
             f"`max_bytes` must be below the {awake} bytes that a run which follows the budget "
@@ -356,6 +372,16 @@ def _check_ceiling(layers: Mapping[str, RankLayer], training: TrainingOptions) -
         raise ValueError(
             f"`rank` must be lower to begin below {ceiling} bytes, got {training.rank or RANK}, "
             f"which takes {awake}."
+        )
+
+
+def _check_size(nbytes: int, training: TrainingOptions) -> None:
+    """Refuse to write what is larger than was asked for."""
+    if training.max_bytes is not None and nbytes > training.max_bytes:
+        raise DivergedError(
+            f"the adapters would take {nbytes} bytes, above the {training.max_bytes} asked for: "
+            "no validation since the cut was due found a finite gradient to price components by; "
+            "begin again with a lower learning rate or other data"
         )
 
 

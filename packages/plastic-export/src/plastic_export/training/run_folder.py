@@ -34,7 +34,7 @@ class RunFile:
     Attributes:
         identity: All that its course depends on, by name: base, data, options, versions.
         ranks: Rank of every managed layer at the start, by path.
-        bytes_awake: Bytes of their factors at the start.
+        bytes_awake: Bytes that their adapters would take at the start.
         max_bytes: Ceiling on the bytes awake, None for none.
     """
 

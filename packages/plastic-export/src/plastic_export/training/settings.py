@@ -48,13 +48,14 @@ class TrainingOptions:
         learning_rate: The rate of the first update after the warm-up.
         warmup: Updates during which the rate rises from 0.
         decay: Whether the rate then falls to 0 along a cosine.
-        max_bytes: Ceiling on the bytes of all factors, at the end at least; None for none.
+        max_bytes: Ceiling on the bytes of the adapters' files, at the end at least; None for none.
         follow: What ranks follow. ``"budget"``: a run begins with more than ``max_bytes`` and
             after an eighth of the steps keeps awake what the loss can least do without in them.
             ``"loss"``: ranks grow, shrink and wake at plateaus of the validation loss, under
             ``max_bytes`` if given. By default the first where there is a ceiling.
-        rank: Components per layer at the start, in the head three times as many. By default 8, or
-            as many as take four times ``max_bytes`` where ranks follow the budget.
+        rank: Components per layer at the start, in the head three times as many unless ranks
+            follow the loss under a ceiling. By default 8, or as many as take four times
+            ``max_bytes`` where ranks follow the budget.
         evaluate_every: Batches between two validations. After each of them ranks may change and
             the state of the run is saved.
         evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
