@@ -106,6 +106,14 @@ CONFIGS: dict[str, Config] = {
         "sliding_window": 64,
         "layer_types": SLIDING,
         "intermediate_size": 64,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 128,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
     },
     "granitemoe": {
         **COMMON,

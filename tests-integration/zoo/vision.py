@@ -216,7 +216,19 @@ FUSED = (
     rename((r"switch_mlp\.down_proj\.weight", "experts.down_proj")),
 )
 
-PUBLISHED: dict[str, Publish] = {
+
+def seeing(publish: Publish) -> Publish:
+    """Name the tower in the configuration too."""
+    tower = {"hidden_size": 64, "num_hidden_layers": 1, "model_type": "vision"}
+
+    def publish_with_tower(weights: Weights, config: Config) -> tuple[Weights, Config]:
+        weights, config = publish(weights, config)
+        return weights, config | {"vision_config": tower}
+
+    return publish_with_tower
+
+
+TEXT_OF: dict[str, Publish] = {
     "gemma3": form(*TOWER),
     "gemma3n": form(
         add_tower("model.vision_tower"),
@@ -288,5 +300,9 @@ PUBLISHED: dict[str, Publish] = {
         add_tower("model.visual"),
         add_prediction("mtp.layers.0"),
     ),
+}
+PUBLISHED: dict[str, Publish] = {
+    name: seeing(publish) if "text_config" in CONFIGS[name] else publish
+    for name, publish in TEXT_OF.items()
 }
 """Types whose published form is another than mlx-lm's, and the function that makes it."""
