@@ -11,11 +11,11 @@ from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes
+from mlx_lm.utils import MODEL_REMAPPING, _get_classes
 from transformers import AutoTokenizer
 
 from zoo import dense, experts, latent, recurrent, vision
-from zoo.dense import Config, Publish, Weights
+from zoo.forms import Config, Publish, Weights
 from zoo.sources import SOURCES
 
 TEXTS = Path(__file__).resolve().parents[1] / "data" / "stdlib-llama"
@@ -24,6 +24,10 @@ FORMS = ("mlx", "published")
 KINDS = (dense, experts, latent, recurrent, vision)
 CONFIGS: dict[str, Config] = {name: c for kind in KINDS for name, c in kind.CONFIGS.items()}
 PUBLISHED: dict[str, Publish] = {name: f for kind in KINDS for name, f in kind.PUBLISHED.items()}
+for _name, _target in MODEL_REMAPPING.items():  # types that are others under a second name
+    if _name not in CONFIGS:
+        CONFIGS[_name] = CONFIGS[_target]
+        PUBLISHED |= {_name: PUBLISHED[_target]} if _target in PUBLISHED else {}
 EVERYWHERE: Config = {"bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
 
 
@@ -37,6 +41,10 @@ def build_checkpoint(folder: Path, model_type: str, form: str) -> Path:
     """Write a tiny random checkpoint of a type in a form, the same bits each time."""
     config = {"model_type": model_type, **EVERYWHERE, **CONFIGS[model_type]}
     weights = random_parameters(config)
+    for name, twin in dense.TWINS.get(model_type, {}).items():
+        weights[name] = weights[twin]
+    if config.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight", None)
     if form != "mlx":
         publish = SOURCES[model_type][form] if form not in FORMS else PUBLISHED[model_type]
         weights, config = publish(weights, config)
@@ -55,7 +63,7 @@ def write_weights(file: Path, weights: Weights) -> None:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     for name in weights:
-        if f"{name}_scale_inv" in weights:
+        if f"{name}_scale_inv" in weights and weights[name].dtype == mx.uint8:
             header[name]["dtype"] = "F8_E4M3"
     written = json.dumps(header).encode()
     written += b" " * (-len(written) % 8)
@@ -79,11 +87,17 @@ def random_parameters(config: Config) -> Weights:
 def draw(name: str, initial: mx.array) -> mx.array:
     """Draw a matrix so that it keeps the scale of what enters it, a vector near its first values.
 
-    Integers are those with which the model begins.
+    Codes of packed weights are random bits, other integers those with which the model begins.
     """
+    key = mx.random.key(zlib.crc32(name.encode()))
+    if initial.dtype in (mx.uint8, mx.uint32):
+        columns = initial.shape[-1] * initial.itemsize
+        return mx.random.randint(0, 256, (*initial.shape[:-1], columns), mx.uint8, key).view(
+            initial.dtype
+        )
     if not mx.issubdtype(initial.dtype, mx.floating):
         return initial
-    noise: mx.array = mx.random.normal(initial.shape, key=mx.random.key(zlib.crc32(name.encode())))
+    noise: mx.array = mx.random.normal(initial.shape, key=key)
     return initial + 0.1 * noise if initial.ndim < 2 else noise * initial.shape[-1] ** -0.5
 
 

@@ -6,8 +6,20 @@ import re
 
 import mlx.core as mx
 
-from zoo.dense import COMMON, Config, Publish, Weights
-from zoo.forms import add, add_prediction, add_rotary, form, fuse, rename, subtract_one, unstack
+from zoo.dense import COMMON
+from zoo.forms import (
+    Config,
+    Publish,
+    Weights,
+    add,
+    add_prediction,
+    add_rotary,
+    form,
+    fuse,
+    rename,
+    subtract_one,
+    unstack,
+)
 
 ROUTED: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 DEEPSEEK: Config = {

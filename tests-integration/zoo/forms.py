@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
-from zoo.dense import Config, Publish, Weights
-
+Weights = dict[str, mx.array]
+Config = dict[str, Any]
+Publish = Callable[[Weights, Config], tuple[Weights, Config]]
 Step = Callable[[Weights], Weights]
 
 

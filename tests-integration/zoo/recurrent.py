@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from zoo.dense import COMMON, Config, Publish
+from zoo.dense import COMMON
 from zoo.experts import ROUTED
 from zoo.forms import (
+    Config,
+    Publish,
     add_prediction,
     add_rotary,
     flatten,

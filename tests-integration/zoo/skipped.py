@@ -1,9 +1,22 @@
-"""Types of mlx-lm that have no row, with the reason."""
+"""Modules among mlx-lm's models that have no row, with the reason."""
 
 from __future__ import annotations
 
+PART = "a part of models, none of its own"
+METAL = "runs in a kernel that MLX has for Metal alone"
 SKIPPED: dict[str, str] = {
-    "muse_spark": "its attention runs in a kernel for Metal alone, also on the CPU",
-    "prism_hadamard_qwen35": "is packed in 2 bits with rotations, and has no other form",
+    "activations": PART,
+    "base": PART,
+    "bitlinear_layers": PART,
+    "bitnet": METAL,
+    "cache": PART,
+    "gated_delta": PART,
+    "mla": PART,
+    "muse_spark": METAL,
+    "olmo": "needs the package ai2-olmo, without which mlx-lm ends the process",
+    "pipeline": PART,
+    "rope_utils": PART,
+    "ssm": PART,
+    "switch_layers": PART,
 }
-"""Model type: why it has no row."""
+"""Name: why it has no row."""

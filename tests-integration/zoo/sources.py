@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from zoo import experts, latent, vision
-from zoo.dense import Config, Publish, Weights
+from zoo.forms import Config, Publish, Weights
 
 BLOCK = 128
 LARGEST_E4M3 = 448.0

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
+from transformers import logging
 
 from zoo.building import CONFIGS, forms_of
 from zoo.chain import CELLS, run_row
@@ -50,6 +51,7 @@ def run(row: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Outcome]]:
     """Run a row of a type and a form in a folder of its own."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
     with TemporaryDirectory() as folder:
         return row, run_row(*row, Path(folder) / "row")
 

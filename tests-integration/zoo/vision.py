@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from zoo.dense import COMMON, Config, Publish, Weights
+from zoo.dense import COMMON
 from zoo.experts import ROUTED, SLIDING
 from zoo.forms import (
+    Config,
+    Publish,
+    Weights,
     add,
     add_prediction,
     add_tower,
@@ -106,7 +109,7 @@ CONFIGS: dict[str, Config] = {
             "rope_local_base_freq": 10000.0,
             "final_logit_softcapping": 30.0,
             "layer_types": SLIDING * 2,
-            "activation_sparsity_pattern": [0.95, 0, 0, 0],
+            "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
             "hidden_size_per_layer_input": 32,
             "altup_num_inputs": 2,
             "altup_coef_clip": 120.0,
@@ -194,6 +197,21 @@ CONFIGS: dict[str, Config] = {
     "qwen3_vl_moe": {"text_config": QWEN3_MOE},
     "qwen3_5": {"text_config": QWEN3_5},
     "qwen3_5_moe": {"text_config": {**QWEN3_5, **ROUTED, "shared_expert_intermediate_size": 64}},
+    "prism_hadamard_qwen35": {
+        "text_config": {**QWEN3_5, "intermediate_size": 128},
+        "schema_version": 1,
+        "tensor_namespace": "mlx-lm-text",
+        "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
+        "modules": [
+            {
+                "path": f"model.layers.{n}.mlp.down_proj",
+                "embedding": False,
+                "dtype": "float16",
+                "block": 0,
+            }
+            for n in range(2)
+        ],
+    },
 }
 """``config.json`` of each type; ``building`` adds ``model_type`` and what all have."""
 
