@@ -53,9 +53,8 @@ class Row:
         return run_stock(self.source)
 
     def inspect(self) -> None:
-        """Inspect it, and let stock mlx-lm run it."""
+        """Inspect it."""
         command("inspect", self.source)
-        self.predicted  # noqa: B018  (a type that stock mlx-lm cannot run fails here)
 
     def plan(self, format: str) -> None:
         """Plan two budgets in a format, and carry both out."""

@@ -58,8 +58,8 @@ CONFIGS: dict[str, Config] = {
     },
     "apertus": {**TIED, "mlp_bias": False, "attention_bias": False, "post_norm": False}
     | {"qk_norm": True},
-    "cohere": {**LAYER_NORM, "use_qk_norm": True},
-    "cohere2": {**LAYER_NORM, "sliding_window": 8, "sliding_window_pattern": 2},
+    "cohere": {**LAYER_NORM, "logit_scale": 1.0, "use_qk_norm": True},
+    "cohere2": {**LAYER_NORM, "logit_scale": 1.0, "sliding_window": 8, "sliding_window_pattern": 2},
     "ernie4_5": {**TIED, "use_bias": True},
     "exaone": {**COMMON, "num_layers": 2, "layer_norm_epsilon": 1e-5},
     "exaone4": {**TIED, "rope_scaling": {"rope_type": "default"}}
@@ -77,7 +77,7 @@ CONFIGS: dict[str, Config] = {
     | {"num_key_value_heads": None},
     "gptj": {**GPT, "rotary_dim": 8},
     "granite": {**TIED, "attention_bias": False, "mlp_bias": False}
-    | {"logits_scaling": 4.0, "attention_multiplier": 0.25}
+    | {"logits_scaling": 1.0, "attention_multiplier": 0.25}
     | {"embedding_multiplier": 8.0, "residual_multiplier": 0.5},
     "helium": {**COMMON, "attention_bias": False, "mlp_bias": False},
     "hunyuan_v1_dense": TIED,

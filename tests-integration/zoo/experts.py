@@ -129,7 +129,7 @@ CONFIGS: dict[str, Config] = {
     },
     "granitemoe": {
         **COMMON,
-        "logits_scaling": 4.0,
+        "logits_scaling": 1.0,
         "attention_multiplier": 0.25,
         "embedding_multiplier": 4.0,
         "residual_multiplier": 0.5,

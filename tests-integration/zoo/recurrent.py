@@ -81,7 +81,7 @@ CONFIGS: dict[str, Config] = {
         "attention_bias": False,
         "embedding_multiplier": 4.0,
         "attention_multiplier": 0.25,
-        "logits_scaling": 4.0,
+        "logits_scaling": 1.0,
         "residual_multiplier": 0.5,
         "layer_types": ["mamba", "attention"],
         "num_local_experts": 4,

@@ -6,8 +6,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,10 @@ from zoo.chain import CELLS, run_row
 from zoo.running import FAILED, REFUSED, Outcome
 from zoo.skipped import SKIPPED
 
+Key = tuple[str, str]
+"""Type and form."""
+Outcomes = dict[str, Outcome]
+"""What came of every cell, by name."""
 WIDTH = 1 + max(map(len, CELLS))
 
 
@@ -34,29 +39,57 @@ def print_table(types: str, forms: str, jobs: int) -> None:
     failures: list[str] = []
     click.echo(f"{'type':22}{'form':11}" + "".join(f"{name:{WIDTH}}" for name in CELLS))
     named = types.split(",") if types else sorted(CONFIGS)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for (model_type, form), outcomes in pool.map(
-            run, rows(named, forms.split(",") if forms else [])
-        ):
-            cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
-            seconds = sum(one.seconds for one in outcomes.values())
-            click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
-            failures += failed(model_type, form, outcomes)
+    chosen = rows(named, forms.split(",") if forms else [])
+    for (model_type, form), outcomes in run_side_by_side(chosen, jobs):
+        cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
+        seconds = sum(one.seconds for one in outcomes.values())
+        click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
+        failures += failed(model_type, form, outcomes)
     show_notes(refusals, failures)
     click.echo(f"in all {time.monotonic() - begun:.0f} s")
     sys.exit(bool(failures))
 
 
-def run(row: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Outcome]]:
+def run_side_by_side(rows: list[Key], jobs: int) -> Iterator[tuple[Key, Outcomes]]:
+    """Run rows in processes of their own, and yield what came of each, in order.
+
+    A row that ends its process runs again alone, and the rows behind it in new processes.
+    """
+    while rows:
+        with processes(jobs) as pool:
+            for row, future in zip(rows, [pool.submit(run, row) for row in rows], strict=True):
+                try:
+                    yield row, future.result()
+                except BrokenProcessPool:
+                    yield row, run_alone(row)
+                    break
+        rows = rows[1 + rows.index(row) :]
+
+
+def run_alone(row: Key) -> Outcomes:
+    """Run a row in a process of its own; if that ends, every cell has failed."""
+    try:
+        with processes(1) as pool:
+            return pool.submit(run, row).result()
+    except BrokenProcessPool:
+        return dict.fromkeys(CELLS, Outcome(FAILED, "the process ended"))
+
+
+def processes(jobs: int) -> ProcessPoolExecutor:
+    """Return a pool of processes, which start anew, as MLX wants it."""
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
+
+def run(row: Key) -> Outcomes:
     """Run a row of a type and a form in a folder of its own."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     with TemporaryDirectory() as folder:
-        return row, run_row(*row, Path(folder) / "row")
+        return run_row(*row, Path(folder) / "row")
 
 
-def rows(types: Iterable[str], forms: list[str]) -> list[tuple[str, str]]:
+def rows(types: Iterable[str], forms: list[str]) -> list[Key]:
     """Return the rows to run: every type in the forms that it has."""
     return [(name, form) for name in types for form in forms_of(name) if form in forms or not forms]
 
