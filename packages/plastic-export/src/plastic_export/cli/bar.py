@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from plastic_export.process.interruption import between
+
 T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds before a bar appears
@@ -25,9 +27,12 @@ class ProgressBar:
         self.console = console
 
     def __call__(self, items: Sequence[T], description: str) -> Iterator[T]:
-        """Yield the items, and show how many are done once ``PATIENCE`` is over."""
+        """Yield the items, and show how many are done once ``PATIENCE`` is over.
+
+        An interruption that was lost while an item was worked on is raised after it.
+        """
         if not self.console.is_terminal:
-            yield from items
+            yield from between(items)
             return
         bar = Progress(
             TextColumn("{task.description}"),
@@ -40,7 +45,7 @@ class ProgressBar:
         task = bar.add_task(description, total=len(items))
         started = time.monotonic()
         try:
-            for item in items:
+            for item in between(items):
                 yield item
                 bar.advance(task)
                 if not bar.live.is_started and time.monotonic() - started > PATIENCE:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import signal
 import sys
-from typing import NoReturn
 
 import click
 from plastic_core.files import BusyError
@@ -21,6 +19,7 @@ from plastic_export.cli.report import report_command
 from plastic_export.cli.restore import restore_command
 from plastic_export.cli.train import train_command
 from plastic_export.cli.verify import verify_command
+from plastic_export.process.interruption import interruptible, is_interrupted
 from plastic_export.process.worker import WorkerError
 
 DEFECT, BAD_INPUT, IO_ERROR, BUSY, INTERRUPTED = 1, 2, 3, 4, 5
@@ -77,30 +76,33 @@ def main(arguments: list[str] | None = None) -> None:
         0
     """
     words = sys.argv[1:] if arguments is None else arguments
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with printed_warnings():
-            code = plastic_command.main(words, prog_name="plastic", standalone_mode=False)
-    except EXPECTED as error:
-        if "--debug" in words[:1]:
-            raise
-        code = _report(error)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with interruptible():
+        try:
+            with printed_warnings():
+                code = plastic_command.main(words, prog_name="plastic", standalone_mode=False)
+        except (KeyboardInterrupt, Exception) as error:
+            if "--debug" in words[:1] or not _is_expected(error):
+                raise
+            code = _report(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _is_expected(error: BaseException) -> bool:
+    return isinstance(error, EXPECTED) or _is_interruption(error)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Tell whether it is one, or what a callback within MLX made of one."""
+    return isinstance(error, click.Abort | KeyboardInterrupt) or is_interrupted()
 
 
 def _report(error: BaseException) -> int:
     for line in _message(error).splitlines():
         click.echo(f"error: {line}", err=True)
+    if _is_interruption(error):
+        return INTERRUPTED
     if isinstance(error, WorkerError):
         return DEFECT
-    if isinstance(error, click.Abort | KeyboardInterrupt):
-        return INTERRUPTED
     if isinstance(error, BusyError):
         return BUSY
     return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
@@ -109,7 +111,7 @@ def _report(error: BaseException) -> int:
 def _message(error: BaseException) -> str:
     # click turns KeyboardInterrupt into Abort, whose cause or context has the notes
     notes = getattr(error.__cause__ or error.__context__ or error, "__notes__", ())
-    if isinstance(error, click.Abort | KeyboardInterrupt):
+    if _is_interruption(error):
         return f"interrupted; {'; '.join(notes) or 'no output was written'}"
     notes = getattr(error, "__notes__", ())
     remarks = "".join(f" ({note})" for note in notes)

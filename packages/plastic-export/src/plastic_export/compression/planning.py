@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +44,7 @@ from plastic_export.plan.offers import (
 )
 from plastic_export.plan.pricing import Choices, candidate, price, smallest_offers
 from plastic_export.plan.probe import PriceProbe
+from plastic_export.process.interruption import saying_when_interrupted
 
 UNMEASURED = "nothing was measured there"
 LEAST_GROUP = min(GROUP_SIZES)
@@ -175,7 +175,7 @@ def _priced(
     """Measure the Grams of the matrices, and price those that the text reached."""
     paths = [module_path(m.name) for m in wanted]
     with (
-        _naming_what_waits(grams_file),
+        saying_when_interrupted(lambda: _waiting(grams_file)),
         measure_loss_grams(
             checkpoint, calibration, paths, grams_file, widest=widest, replace=replace, track=track
         ) as grams,
@@ -192,16 +192,10 @@ def _priced(
         return _Priced(offered, unreached, unmeasured)
 
 
-@contextmanager
-def _naming_what_waits(grams_file: Path) -> Iterator[None]:
-    """Say, of an interruption, what the same command goes on with."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        unfinished = grams_file.with_name(f"{grams_file.name}.parts")
-        for waits in filter(Path.exists, (grams_file, unfinished)):
-            interrupt.add_note(f"{waits}: the same command goes on with it")
-        raise
+def _waiting(grams_file: Path) -> list[str]:
+    """Say what the same command goes on with."""
+    places = grams_file, grams_file.with_name(f"{grams_file.name}.parts")
+    return [f"{place}: the same command goes on with it" for place in places if place.exists()]
 
 
 def _spent(

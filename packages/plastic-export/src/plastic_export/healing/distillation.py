@@ -21,6 +21,7 @@ from plastic_export.healing.loop import Arrays, Rows
 from plastic_export.healing.trainable import use_trainable_host_layers
 from plastic_export.model.divergence import divergences, log_softmax
 from plastic_export.model.numpy_functions import use_numpy_functions
+from plastic_export.process.interruption import between
 
 _LOGITS = 2**22  # of one model at a time, unless one window has more; several copies are held
 _ROOM = 2**31  # bytes of the reference's log-probabilities that a file may take
@@ -169,7 +170,7 @@ class Distillation:
         total, numbers = 0.0, self._split.held_out
         with use_numpy_functions():
             self._model.update(tree_unflatten(list(self._typed(values).items())))
-            for part in parts(numbers, self._tokens, self._teacher.vocabulary):
+            for part in between(parts(numbers, self._tokens, self._teacher.vocabulary)):
                 log_q = self._teacher(part)
                 kl = divergences(self._model(self._tokens[mx.array(part)]), log_q)
                 mx.eval(kl)

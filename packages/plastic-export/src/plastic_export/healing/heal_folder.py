@@ -25,6 +25,7 @@ from plastic_export.healing.state import StateFile, heal_identity
 from plastic_export.healing.trainable import TrainedTensor, trainable
 from plastic_export.healing.writer import check_reference, write_healed
 from plastic_export.model.load import load_for_inference, load_model
+from plastic_export.process.interruption import saying_when_interrupted
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def heal(
             heal_identity(checkpoint, original, calibration, options),
         )
         state.load()  # what it refuses is refused before the work
-        end, names = _train(checkpoint, original, tokens, split, options, state, track)
+        with saying_when_interrupted(state.waiting):
+            end, names = _train(checkpoint, original, tokens, split, options, state, track)
         result = _result(place.path, end, split, options)
         best = {names[name].tensor: value for name, value in end.best.items()}
         record = calibration.record() | asdict(options) | result.record()

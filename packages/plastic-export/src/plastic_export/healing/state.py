@@ -90,6 +90,10 @@ class StateFile:
         mx.eval(arrays)
         write_arrays(self.path, arrays, {KEY: json.dumps(record)})
 
+    def waiting(self) -> list[str]:
+        """Say what the same command goes on with."""
+        return [f"{self.path}: the same command goes on with it"] if self.path.exists() else []
+
     def remove(self) -> None:
         """Remove the file, if there is one."""
         self.path.unlink(missing_ok=True)

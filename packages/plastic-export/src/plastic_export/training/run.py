@@ -42,6 +42,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
 from plastic_export.model.tokenizer import load_tokenizer, tokenizer_digests
+from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.history import History, read_history
@@ -218,12 +219,9 @@ class _Run:
         self.start = self.order.position = step
         remaining = self.training.steps - step
         if remaining > 0:
-            try:
+            with saying_when_interrupted(lambda: ["the same command goes on with it"]):
                 self._train(remaining, evaluated=state is not None)
                 self._evaluate(self.training.steps, last=True)
-            except KeyboardInterrupt as interrupt:
-                interrupt.add_note("the same command goes on with it")
-                raise
         return step if state else None
 
     def _train(self, steps: int, *, evaluated: bool) -> None:
@@ -249,10 +247,13 @@ class _Run:
 
     def _batches(self, *args: Any, evaluated: bool, **kwargs: Any) -> Iterator[Any]:
         """Yield the training's batches, with all that has to happen between two steps."""
-        for step, batch in enumerate(self.order(*args, **kwargs), start=self.start):
+        for step, batch in enumerate(self._order(*args, **kwargs), start=self.start):
             if step % self.training.evaluate_every == 0 and not (evaluated and step == self.start):
                 self._evaluate(step)
             yield batch
+
+    def _order(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return between(self.order(*args, **kwargs))
 
     def _evaluate(self, step: int, *, last: bool = False) -> None:
         """Validate, let ranks change unless nothing would follow, and save."""
@@ -262,7 +263,7 @@ class _Run:
             min(self.training.batch, len(self.rows.valid)),
             self.training.evaluate_batches,
             self.training.window,
-            iterate_batches=self.order,
+            iterate_batches=self._order,
         )
         self.model.train()
         _check_finite("validation", loss, step)

@@ -1,0 +1,123 @@
+"""The whole command: how it ends when it is interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pkgutil
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plastic_export.cli.command import main
+
+Run = Callable[..., tuple[int, str, str]]
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Exit status, standard output and standard error of a command."""
+
+    def ended(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(map(str, words)))
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out, printed.err
+
+    return ended
+
+
+@pytest.fixture
+def source(write_readable: Callable[[Path], Path], tmp_path: Path) -> Path:
+    return write_readable(tmp_path / "source")
+
+
+PLAN = ["--bits-per-weight", 5.5, "--window", 24, "--windows", 8, "--bits", "4,8"]
+HEAL = ["--steps", 6, "--window", 24, "--windows", 8, "--batch", 2]
+TRAIN = ["--steps", 8, "--batch", 2, "--window", 32, "--rank", 2, "--evaluate-every", 4]
+WAITS = "the same command goes on with it\n"
+
+
+def patch_losing(patch: pytest.MonkeyPatch, name: str, number: int, calls: int) -> None:
+    """Let a function send a signal at one of its calls, and lose what that raises.
+
+    So does a constructor of MLX that is called within the backward pass.
+    """
+    original = pkgutil.resolve_name(name)
+    count = itertools.count(1)
+
+    def changed(*args: Any, **options: Any) -> Any:
+        if next(count) == calls:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        return original(*args, **options)
+
+    patch.setattr(name, changed)
+
+
+@BOTH
+def test_a_signal_lost_in_the_calibration_ends_the_plan_and_it_goes_on(
+    run: Run, source: Path, text: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["plan", source, "--calibration", text, *PLAN, "--out"]
+    whole, out = text.with_name("whole.json"), text.with_name("cut.json")
+    assert run(*words, whole)[0] == 0
+    with monkeypatch.context() as patch:
+        patch_losing(patch, "plastic_runtime.measure.numpy_products._times", number, 64)
+        code, _, error = run(*words, out)
+    assert (code, error.strip().count("\n")) == (5, 0)
+    assert error.strip().startswith("error: interrupted; ")
+    assert error.endswith(f"cut.grams.npz.parts: {WAITS}")
+    assert not out.exists()
+    assert run(*words, out)[0] == 0
+    assert {**json.loads(out.read_text()), "grams": 0} == {
+        **json.loads(whole.read_text()),
+        "grams": 0,
+    }
+
+
+@BOTH
+def test_a_signal_lost_in_a_backward_pass_ends_the_healing_and_it_goes_on(
+    run: Run, source: Path, text: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, packed = text.with_name("plan.json"), text.with_name("packed")
+    assert run("plan", source, "--calibration", text, *PLAN, "--out", plan)[0] == 0
+    assert run("compress", source, packed, "--plan", plan)[0] == 0
+    words = ["heal", packed, "--reference", source, "--calibration", text, *HEAL, "--out"]
+    whole, out = text.with_name("whole"), text.with_name("healed")
+    assert run(*words, whole)[0] == 0
+    with monkeypatch.context() as patch:
+        patch_losing(patch, "plastic_export.model.numpy_functions.sigmoid", number, 20)
+        code, _, error = run(*words, out)
+    assert (code, error.strip().count("\n")) == (5, 0)
+    assert error.endswith(f"healed.heal.safetensors: {WAITS}")
+    assert not out.exists()
+    assert run(*words, out)[0] == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@BOTH
+def test_a_signal_lost_in_a_loss_ends_the_training_and_it_goes_on(
+    run: Run, source: Path, text: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = text.with_name("data")
+    data.mkdir()
+    rows = [json.dumps({"text": text.read_text()[i : i + 40]}) for i in range(0, 480, 40)]
+    (data / "train.jsonl").write_text("\n".join(rows[:8]))
+    (data / "valid.jsonl").write_text("\n".join(rows[8:]))
+    words = ["train", source, "--data", data, *TRAIN, "--out"]
+    whole, out = text.with_name("whole"), text.with_name("run")
+    assert run(*words, whole)[0] == 0
+    with monkeypatch.context() as patch:
+        patch_losing(patch, "mlx.nn.losses.cross_entropy", number, 3)
+        code, _, error = run(*words, out)
+    assert code == 5
+    assert error.endswith(f"\nerror: interrupted; {WAITS}")
+    assert run(*words, out)[0] == 0
+    file = Path("adapters", "adapters.safetensors")
+    assert (out / file).read_bytes() == (whole / file).read_bytes()

@@ -1,0 +1,47 @@
+"""What happens before the ``plastic`` command runs: seconds of imports, which a signal may end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+STOPPED = """
+import os, sys
+
+class Stop:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Stop)
+{before}
+from plastic_command import start
+sys.argv = ["plastic", "--version"]
+start()
+"""
+
+
+def stopped(module: str, number: int, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Start the command in a process that gets a signal when it imports a module."""
+    code = STOPPED.format(module=module, number=int(number), before=before)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["plastic_export", "numpy", "mlx.core", "plastic_export.cli"])
+def test_a_signal_during_the_imports_ends_the_command_in_a_line(module: str, number: int) -> None:
+    done = stopped(module, number)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == "error: interrupted; no output was written\n"
+
+
+def test_a_signal_that_is_ignored_does_not_end_the_imports() -> None:
+    before = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    done = stopped("mlx.core", signal.SIGINT, before)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "version" in done.stdout
