@@ -17,7 +17,7 @@ from mlx_lm.utils import load_model as stock_load
 from numpy.typing import NDArray
 from plastic_core.files import FormatError
 from plastic_core.testing import same_bits
-from plastic_export.model.foreign_numbers import float8, power_of_two
+from plastic_export.model.foreign_numbers import float8, integers, power_of_two
 from plastic_export.model.foreign_weights import dequantized
 from plastic_export.model.load import load_model
 
@@ -248,3 +248,175 @@ def test_where_mlx_lm_makes_fp8_plain_by_itself_the_bits_are_the_same(family: st
     given = dequantized(weights, {}, FILE)
     assert same_bits(given["a.weight"], expected)
     assert same_bits(sanitize(model, given)["a.weight"], expected)
+
+
+def packed(values: NDArray[Any], bits: int) -> NDArray[np.int32]:
+    """Pack unsigned integers along the last axis, lowest bits first, by a list of single bits."""
+    every = (values[..., None].astype(np.uint8) >> np.arange(bits, dtype=np.uint8)) & 1
+    stream = every.reshape(*values.shape[:-1], -1)
+    stream = np.pad(stream, [(0, 0)] * (values.ndim - 1) + [(0, -stream.shape[-1] % 32)])
+    return np.packbits(stream, axis=-1, bitorder="little").view("<i4")
+
+
+def integers_of(bits: int, *shape: int) -> NDArray[np.int64]:
+    return RNG.integers(0, 2**bits, shape)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_integers_of_every_width_are_found_in_their_words(bits: int) -> None:
+    drawn = integers_of(bits, 3, 96)
+    np.testing.assert_array_equal(np.array(integers(mx.array(packed(drawn, bits)), bits)), drawn)
+
+
+def gptq(
+    bits: int, group: int, *, offset: int, acts: bool, index: bool = True
+) -> tuple[dict[str, mx.array], mx.array]:
+    """Return a GPTQ layer of 64 outputs and 96 inputs, and its weight (out, in)."""
+    inputs, outputs = 96, 64
+    q, zero = integers_of(bits, inputs, outputs), 1 + integers_of(bits, inputs // group, outputs)
+    zero = np.minimum(zero, 2**bits - 1)  # what version 1 can store
+    scale = scales(inputs // group, outputs).astype(np.float16)
+    where = np.arange(inputs) // group
+    where = RNG.permutation(where) if acts else where
+    weight = (scale[where].astype(np.float64) * (q - zero[where])).astype(np.float16)
+    tensors = {
+        "a.qweight": packed(q.T, bits).T.copy(),
+        "a.qzeros": packed(zero - offset, bits),
+        "a.scales": scale,
+    }
+    if index:
+        tensors["a.g_idx"] = where.astype(np.int32)
+    return {name: mx.array(array) for name, array in tensors.items()}, mx.array(weight.T.copy())
+
+
+def said(method: str, **settings: Any) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": method, **settings}}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("acts", [False, True], ids=["in order", "by activation"])
+def test_gptq_is_read_by_its_own_formula(bits: int, acts: bool) -> None:
+    for layout, offset in {"gptq": 1, "gptq_v2": 0}.items():
+        tensors, weight = gptq(bits, 32, offset=offset, acts=acts)
+        bias = {"a.bias": mx.ones(64)}
+        plain = dequantized(tensors | bias, said("gptq", checkpoint_format=layout), FILE)
+        assert plain.keys() == {"a.weight", "a.bias"}
+        assert same_bits(plain["a.weight"], weight)
+    tensors, weight = gptq(bits, 96, offset=1, acts=False, index=False)
+    assert same_bits(dequantized(tensors, said("gptq"), FILE)["a.weight"], weight)
+
+
+def test_a_gptq_input_of_no_group_is_no_number() -> None:
+    tensors, _ = gptq(4, 32, offset=1, acts=False)
+    tensors["a.g_idx"][5] = 3
+    weight = np.array(dequantized(tensors, said("gptq"), FILE)["a.weight"])
+    assert np.isnan(weight[:, 5]).all()
+    assert np.isfinite(np.delete(weight, 5, axis=1)).all()
+
+
+def awq(zeros: bool = True) -> tuple[dict[str, mx.array], mx.array]:
+    """Return an AWQ layer of 64 outputs and 96 inputs, and its weight (out, in)."""
+    q, zero = integers_of(4, 96, 64), integers_of(4, 3, 64)
+    zero = zero if zeros else np.full_like(zero, 8)
+    scale = scales(3, 64).astype(np.float16)
+    where = np.arange(96) // 32
+    weight = ((q - zero[where]) * scale[where].astype(np.float64)).astype(np.float16)
+
+    def interleaved(values: NDArray[np.int64]) -> mx.array:
+        eights = values.reshape(len(values), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+        return mx.array(packed(eights.reshape(values.shape), 4))
+
+    tensors = {"a.qweight": interleaved(q), "a.scales": mx.array(scale)}
+    if zeros:
+        tensors["a.qzeros"] = interleaved(zero)
+    return tensors, mx.array(weight.T.copy())
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_awq_is_read_by_its_own_formula(zeros: bool) -> None:
+    tensors, weight = awq(zeros)
+    assert same_bits(dequantized(tensors, said("awq", version="gemm"), FILE)["a.weight"], weight)
+
+
+def group_settings(bits: int, **weights: Any) -> dict[str, Any]:
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": bits, **weights}}}
+    return said("compressed-tensors", format="pack-quantized", config_groups=groups)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("zeros", ["none", "packed", "bytes"])
+def test_packed_integers_of_compressed_tensors_are_read_by_its_formula(
+    bits: int, groups: int, zeros: str
+) -> None:
+    rows, columns, half = 40, 96, 2 ** (bits - 1)
+    q, zero = integers_of(bits, rows, columns), integers_of(bits, rows, groups)
+    zero = np.full_like(zero, half) if zeros == "none" else zero
+    scale = bf16(scales(rows, groups))
+    where = np.arange(columns) // (columns // groups)
+    full = np.array(scale.astype(mx.float32))[:, where]
+    tensors = {
+        "a.weight_packed": mx.array(packed(q, bits)),
+        "a.weight_scale": scale,
+        "a.weight_shape": mx.array([rows, columns], mx.int64),
+    }
+    if zeros == "packed":
+        tensors["a.weight_zero_point"] = mx.array(packed(zero.T, bits).T.copy())
+    elif zeros == "bytes":
+        tensors["a.weight_zero_point"] = mx.array((zero - half).astype(np.int8))
+    plain = dequantized(tensors, group_settings(bits), FILE)
+    assert plain.keys() == {"a.weight"}
+    assert same_bits(plain["a.weight"], bf16((q - zero[:, where]).astype(np.float32) * full))
+
+
+def test_groups_ordered_by_activation_are_found_column_by_column() -> None:
+    q, scale = integers_of(4, 16, 64), bf16(scales(16, 2))
+    for where in (RNG.permutation(np.arange(64) // 32), np.full(64, -1)):
+        tensors = {
+            "a.weight_packed": mx.array(packed(q, 4)),
+            "a.weight_scale": scale,
+            "a.weight_shape": mx.array([16, 64], mx.int64),
+            "a.weight_g_idx": mx.array(where.astype(np.int32)),
+        }
+        group = where if where[0] >= 0 else np.arange(64) // 32
+        full = np.array(scale.astype(mx.float32))[:, group]
+        plain = dequantized(tensors, group_settings(4), FILE)["a.weight"]
+        assert same_bits(plain, bf16((q - 8).astype(np.float32) * full))
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_integers_of_one_byte_are_read_by_the_formula_of_compressed_tensors(zeros: bool) -> None:
+    q, zero = (RNG.integers(-128, 128, shape).astype(np.int8) for shape in ((12, 40), (12, 1)))
+    scale = bf16(scales(12, 1))
+    tensors = {"a.weight": mx.array(q), "a.weight_scale": scale}
+    if zeros:
+        tensors["a.weight_zero_point"] = mx.array(zero)
+    centred = q.astype(np.float32) - (zero.astype(np.float32) if zeros else 0)
+    plain = dequantized(tensors, group_settings(8), FILE)["a.weight"]
+    assert same_bits(plain, bf16(centred * np.array(scale.astype(mx.float32))))
+
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E2M1 = np.concatenate([E2M1, -E2M1])
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "modelopt", "mxfp4"])
+def test_floats_of_four_bits_are_read_by_their_tools_formulas(kind: str) -> None:
+    drawn, width = codes(8, 48), 32 if kind == "mxfp4" else 16
+    values = E2M1[np.stack([drawn & 15, drawn >> 4], -1).reshape(8, 96)]
+    scale = powers(8, 96 // width) if kind == "mxfp4" else codes(8, 96 // width)
+    single = scales(1)
+    tensors = {"a.weight_scale": mx.array(scale)}
+    if kind == "mxfp4":
+        numbers = np.exp2(scale.astype(np.float32) - 127)
+        tensors["a.weight_packed"] = mx.array(drawn)
+    elif kind == "nvfp4":
+        numbers = E4M3[scale] / single
+        tensors |= {"a.weight_packed": mx.array(drawn), "a.weight_global_scale": mx.array(single)}
+    else:
+        numbers = E4M3[scale] * single
+        tensors |= {"a.weight": mx.array(drawn), "a.weight_scale_2": mx.array(single[0])}
+    plain = dequantized(tensors, said("modelopt", quant_algo="NVFP4"), FILE)
+    assert plain.keys() == {"a.weight"}
+    expected = values * per_entry(numbers.astype(np.float32), (8, 96), (1, width))
+    assert equal(plain["a.weight"], bf16(expected))

@@ -82,15 +82,14 @@ def integers(words: mx.array, bits: int) -> mx.array:
     return mx.bitwise_and(codes, 2**bits - 1).astype(mx.int32)
 
 
-def spread(scale: mx.array, shape: Sequence[int], block: Sequence[int] | None) -> mx.array | None:
+def spread(scale: mx.array, shape: Sequence[int], block: Sequence[int]) -> mx.array | None:
     """Return a scale for every entry of a matrix, or of a stack of them.
 
     Args:
         scale: One scale in all, one per row or matrix, or one per block; its axes are the first
             ones of the matrix.
         shape: The shape of the matrix.
-        block: Height and width of a block, whose last ones the sides may cut. None: not stated,
-            taken as 128 x 128 where that fits, else as equal parts of a row.
+        block: Height and width of a block; the sides may cut the last ones.
 
     Returns:
         An array that broadcasts against the matrix; None if the two do not fit each other.
@@ -100,16 +99,11 @@ def spread(scale: mx.array, shape: Sequence[int], block: Sequence[int] | None) -
     if scale.ndim > len(shape):
         return None
     scale = scale.reshape(*scale.shape, *[1] * (len(shape) - scale.ndim))
-    widths: list[tuple[int, ...]] = [(1,)] * (len(shape) - 2)
-    widths += (
-        [(side,) for side in block] if block else [(128,), (128, shape[-1] // scale.shape[-1])]
-    )
-    for axis, size in enumerate(shape):
-        count = scale.shape[axis]
-        if count in (1, size):
+    widths = [1] * (len(shape) - 2) + list(block)
+    for axis, (size, width) in enumerate(zip(shape, widths, strict=True)):
+        if scale.shape[axis] in (1, size):
             continue
-        fitting = [width for width in widths[axis] if math.ceil(size / width) == count]
-        if not fitting:
+        if scale.shape[axis] != math.ceil(size / width):
             return None
-        scale = mx.repeat(scale, fitting[0], axis=axis)[(slice(None),) * axis + (slice(size),)]
+        scale = mx.repeat(scale, width, axis=axis)[(slice(None),) * axis + (slice(size),)]
     return scale
