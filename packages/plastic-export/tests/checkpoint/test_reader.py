@@ -277,10 +277,17 @@ def test_packed_weight_without_its_biases_is_refused(
         checkpoint.matrix(f"{Q_PROJ}.weight")
 
 
-def test_checkpoint_quantised_by_another_tool_is_refused(make_checkpoint: MakeCheckpoint) -> None:
-    folder = make_checkpoint(quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(FormatError, match=r"config\.json: .* quantised by 'gptq'"):
-        open_checkpoint(folder)
+def test_codes_of_another_tool_are_not_taken_for_plain_matrices(
+    make_checkpoint: MakeCheckpoint, tiny_weights: dict[str, mx.array]
+) -> None:
+    settings = {"quantization_config": {"quant_method": "fp8"}}
+    with open_checkpoint(make_checkpoint("plain", **settings)) as checkpoint:
+        checkpoint.check_plain()  # what a configuration says though nothing is packed
+    codes = tiny_weights | {f"{Q_PROJ}.weight": mx.zeros((64, 64), mx.uint8)}
+    with open_checkpoint(make_checkpoint("codes", weights=codes, **settings)) as checkpoint:
+        assert checkpoint.quantizer.method == "fp8"
+        with pytest.raises(FormatError, match="its weights are codes of 'fp8', not plain"):
+            checkpoint.check_plain()
 
 
 # Values that no factorisation can take.

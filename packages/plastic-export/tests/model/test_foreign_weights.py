@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from plastic_core.files import FormatError
 from plastic_core.testing import same_bits
 from plastic_export.model.foreign_numbers import float8, integers, power_of_two
-from plastic_export.model.foreign_weights import dequantized
+from plastic_export.model.foreign_weights import dequantized, sanitized
 from plastic_export.model.load import load_model
 
 Make = Callable[..., Path]
@@ -420,3 +422,109 @@ def test_floats_of_four_bits_are_read_by_their_tools_formulas(kind: str) -> None
     assert plain.keys() == {"a.weight"}
     expected = values * per_entry(numbers.astype(np.float32), (8, 96), (1, width))
     assert equal(plain["a.weight"], bf16(expected))
+
+
+# Whole models.
+
+Quantise = Callable[[mx.array], tuple[dict[str, mx.array], mx.array]]
+
+
+def as_gptq(array: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+    rows, columns = array.shape
+    q, zero = integers_of(4, columns, rows), 1 + integers_of(3, columns // 16, rows)
+    scale = scales(columns // 16, rows).astype(np.float16)
+    where = RNG.permutation(np.arange(columns) // 16)
+    weight = ((q - zero[where]) * scale[where].astype(np.float64)).astype(np.float16)
+    words = {"qweight": packed(q.T, 4).T.copy(), "qzeros": packed(zero - 1, 4), "scales": scale}
+    parts = words | {"g_idx": where.astype(np.int32)}
+    return {name: mx.array(part) for name, part in parts.items()}, mx.array(weight.T.copy())
+
+
+def as_packed_integers(array: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+    rows, columns = array.shape
+    q, scale = integers_of(4, rows, columns), bf16(scales(rows, columns // 16))
+    full = np.array(scale.astype(mx.float32)).repeat(16, axis=1)
+    parts = {
+        "weight_packed": mx.array(packed(q, 4)),
+        "weight_scale": scale,
+        "weight_shape": mx.array([rows, columns], mx.int64),
+    }
+    return parts, bf16((q - 8).astype(np.float32) * full)
+
+
+WHOLE: dict[str, tuple[Quantise, dict[str, Any]]] = {
+    "gptq": (as_gptq, said("gptq", bits=4, group_size=16, desc_act=True)),
+    "pack-quantized": (as_packed_integers, group_settings(4)),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_model_of_integers_is_loaded_as_the_plain_one_that_it_stands_for(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array], case: str
+) -> None:
+    quantise, settings = WHOLE[case]
+    stored, plain = dict(tiny_weights), dict(tiny_weights)
+    for name in [name for name in tiny_weights if name.endswith("proj.weight")]:
+        parts, plain[name] = quantise(stored.pop(name))
+        stored |= {name.removesuffix("weight") + leaf: part for leaf, part in parts.items()}
+    expected, _ = stock_load(make_checkpoint("plain", weights=plain), lazy=True)
+    given = load_model(make_checkpoint("stored", weights=stored, **settings))
+    for (name, one), (_, other) in zip(
+        tree_flatten(given.parameters()), tree_flatten(expected.parameters()), strict=True
+    ):
+        assert same_bits(one, other), name
+
+
+def test_codes_that_nothing_explains_are_refused(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array]
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = tiny_weights | {name: mx.zeros(tiny_weights[name].shape, mx.uint8)}
+    for settings in ({}, said("fp8"), said("compressed-tensors", format="float-quantized")):
+        folder = make_checkpoint("codes", weights=weights, **settings)
+        with pytest.raises(FormatError, match=rf"'{name}': it holds uint8 codes, and nothing"):
+            load_model(folder)
+        shutil.rmtree(folder)
+
+
+def test_bytes_are_integers_where_compressed_tensors_says_so_alone() -> None:
+    tensors = {"a.weight": mx.zeros((4, 4), mx.int8), "a.weight_scale": mx.ones((4, 1))}
+    with pytest.raises(FormatError, match=r"'a\.weight': its integers of 8 bits may be any codes"):
+        dequantized(tensors, said("fp8"), FILE)
+
+
+def test_words_of_an_unknown_tool_are_refused() -> None:
+    tensors, _ = awq()
+    with pytest.raises(FormatError, match=r"'a\.qweight': .* neither GPTQ nor AWQ"):
+        dequantized(tensors, said("compressed-tensors"), FILE)
+
+
+@pytest.mark.parametrize("leaf", ["qzeros", "scales", "g_idx"])
+def test_words_whose_tensors_do_not_fit_are_refused_by_name(leaf: str) -> None:
+    tensors, _ = gptq(4, 32, offset=1, acts=False)
+    tensors[f"a.{leaf}"] = tensors[f"a.{leaf}"][:2]
+    with pytest.raises(FormatError, match=r"config\.json: tensor 'a\.qweight': .*do not fit"):
+        dequantized(tensors, said("gptq"), FILE)
+
+
+def test_a_model_that_takes_over_codes_is_given_them() -> None:
+    """What mlx-lm then holds is exactly what the formula of compressed-tensors gives."""
+    parts, weight = as_packed_integers(mx.zeros((32, 64)))
+    weights = {f"a.{leaf}": part for leaf, part in parts.items()}
+    own = import_module("mlx_lm.models.deepseek_v3").Model.sanitize
+    model = SimpleNamespace(args=SimpleNamespace(num_hidden_layers=0), parameters=dict)
+    config = group_settings(4)
+    result = sanitized(weights, model, partial(own, model), config, FILE)
+    assert config == group_settings(4)
+    dense = mx.dequantize(
+        result["a.weight"],
+        result["a.scales"].astype(mx.float32),
+        result["a.biases"].astype(mx.float32),
+        group_size=16,
+        bits=4,
+    )
+    assert same_bits(dense.astype(mx.bfloat16), weight)
+    unlike = weights | {"a.weight_zero_point": mx.zeros((32, 4), mx.int8)}
+    plain = sanitized(unlike, model, partial(own, model), config, FILE)
+    assert plain.keys() == {"a.weight"}
+    assert config["quantization_config"] is None

@@ -46,14 +46,13 @@ def quantization_of(config: Mapping[str, Any], file: Path) -> dict[str, Any] | N
 
     Returns:
         ``config["quantization"]``: the packing of all layers, and by the path of a layer
-        its own.
+        its own. What another tool quantised is `Quantizer`'s.
 
     Raises:
-        FormatError: If it is malformed, or if the checkpoint was quantised by another tool.
+        FormatError: If it is malformed.
     """
     quantization = config.get("quantization")
     if quantization is None:
-        _refuse_other_tools(config, file)
         return None
     if not isinstance(quantization, dict):
         raise FormatError.about(file, "'quantization' is not an object", _REMEDY)
@@ -149,16 +148,6 @@ def unpacked(
     )
     mx.eval(dense)
     return np.array(dense, copy=False)
-
-
-def _refuse_other_tools(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse what is packed as MLX does not pack; an empty entry means nothing is packed."""
-    if other := config.get("quantization_config"):
-        method = (
-            other.get("quant_method", "an unknown method") if isinstance(other, dict) else other
-        )
-        reason = f"the checkpoint is quantised by {method!r:.60}, which is not read here"
-        raise FormatError.about(file, reason, "take the original or an MLX version of it")
 
 
 def without_quantization(config: dict[str, Any], paths: Container[str]) -> dict[str, Any]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from plastic_core.files import FormatError
 
 _BY_MLX_LM = {"mxfp4", "mxfp8", "bitnet"}
 _MADE_PLAIN = {"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "gptq", "awq"}
+_PACKED_BY_MLX_LM = {"pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"}
+_LAYOUTS = {"gptq": "checkpoint_format", "awq": "version"}  # the setting that names it
+_READ_LAYOUTS = {"gptq", "gptq_v2", "gemm"}
+_OTHER_ALGORITHM = re.compile("AWQ|^INT|^W4|^MXFP4")  # of ModelOpt
 _BY_TRANSFORMERS = {"bitsandbytes", "higgs"}  # whose `dequantize` knows them
 _ORIGINAL = "take the original that it was made from, `base_model` in its card"
 
@@ -30,6 +36,26 @@ class Quantizer:
         if found and not config.get("quantization"):
             tool = self.settings.get("quant_method", "modelopt" if nested else None)
             self.method = str(tool or (found if not self.settings else "an unknown tool"))
+
+    @property
+    def is_made_plain(self) -> bool:
+        """Tell whether its weights are made plain here, unless mlx-lm's model takes them over."""
+        return self.method in _MADE_PLAIN
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Tell whether mlx-lm knows MLX's packing for its codes, if the model takes them over."""
+        if self.method == "compressed-tensors":
+            return self.settings.get("format") in _PACKED_BY_MLX_LM
+        return self.method != "modelopt" or self.algorithm == "NVFP4"
+
+    @property
+    def algorithm(self) -> str | None:
+        """The algorithm of ModelOpt, which writes its settings flat or nested."""
+        nested = self.settings.get("quantization")
+        settings = nested if isinstance(nested, Mapping) else self.settings
+        algorithm = settings.get("quant_algo")
+        return algorithm if isinstance(algorithm, str) else None
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -69,18 +95,15 @@ class Quantizer:
         raise FormatError.about(file, reason, self._remedy(file))
 
     def _fault(self) -> str | None:
-        said = {k: str(v).lower() for k, v in self.settings.items() if isinstance(v, str)}
-        if self.method is None or self.method in _BY_MLX_LM | {"fp8", "fbgemm_fp8"}:
-            return None
-        if self.method not in _MADE_PLAIN:
+        if self.method == "bitnet" and not mx.metal.is_available():
+            return "mlx-lm's layers for it run on Metal alone"
+        if self.method is not None and self.method not in _BY_MLX_LM | _MADE_PLAIN:
             return "neither mlx-lm nor this package reads that"
-        if self.method == "gptq" and said.get("checkpoint_format", "gptq") not in (
-            "gptq",
-            "gptq_v2",
-        ):
-            return f"its layout {said['checkpoint_format']!r} is not read here"
-        if self.method == "awq" and said.get("version", "gemm") != "gemm":
-            return f"its layout {said['version']!r} is not read here"
+        layout = self.settings.get(_LAYOUTS.get(str(self.method), ""))
+        if layout is not None and str(layout).lower() not in _READ_LAYOUTS:
+            return f"its layout {layout!r:.60} is not read here"
+        if self.algorithm is not None and _OTHER_ALGORITHM.search(self.algorithm):
+            return f"its algorithm {self.algorithm!r:.60} is not read here"
         return None
 
     def _remedy(self, file: Path) -> str:

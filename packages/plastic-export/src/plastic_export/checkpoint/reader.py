@@ -41,6 +41,7 @@ from plastic_export.checkpoint.packing import (
     unpacked,
     unpacked_shape,
 )
+from plastic_export.checkpoint.quantizers import Quantizer
 from plastic_export.checkpoint.tensors import FLOATS, is_packed, module_path
 from plastic_export.checkpoint.weight_files import find_weights
 
@@ -59,6 +60,7 @@ class Checkpoint(Closing):
         revision: The commit, for a repository in the Hub, else None.
         config: What ``config.json`` holds.
         quantization: How an MLX checkpoint is quantised, None where it is not.
+        quantizer: The other tool that quantised it, if one did.
         tensors: Every tensor by name, file by file and in the order of the bytes.
         weight_files: The files that hold them.
 
@@ -78,6 +80,10 @@ class Checkpoint(Closing):
         self.quantization = quantization_of(self.config, folder / CONFIG)
         weights = find_weights(folder)
         self.tensors = weights.tensors
+        self.quantizer = Quantizer(self.config)
+        coded = sum(t.nbytes for t in self.tensors.values() if t.dtype not in FLOATS)
+        every = sum(t.nbytes for t in self.tensors.values())
+        self.quantizer.check(folder / CONFIG, coded, every)
         self.weight_files = list(weights.fingerprints)
         self._fingerprints = weights.fingerprints
         self._open: OpenFile | None = None
@@ -153,6 +159,18 @@ class Checkpoint(Closing):
             reason = f"it has no 'quantization', and {name!r} is packed"
             raise FormatError.about(self.folder / CONFIG, reason, "download it again")
         return packing_of(module_path(name), self.quantization, self.folder / CONFIG)
+
+    def check_plain(self) -> None:
+        """Refuse a checkpoint whose weights are codes of another tool than MLX.
+
+        Raises:
+            FormatError: If it is one.
+        """
+        codes = [t for t in self.tensors.values() if t.dtype not in FLOATS and len(t.shape) > 1]
+        if self.quantizer.method is None or not codes:
+            return
+        reason = f"its weights are codes of {self.quantizer.method!r:.60}, not plain matrices"
+        raise FormatError.about(self.folder, reason, "take the original that it was made from")
 
     def side_files(self) -> dict[str, Path]:
         """Return what is to be carried along unchanged: tokenizer, templates, licence.

@@ -153,6 +153,7 @@ def _chosen_names(
     checkpoint: Checkpoint, format: Format, include: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
     """Return the matrices to compress, as far as the format can hold them."""
+    checkpoint.check_plain()
     names = compressible(checkpoint.tensors, include=include, exclude=exclude)
     if not format.linears_only:
         return names

@@ -132,6 +132,7 @@ def summarize(
         True
     """
     with open_checkpoint(source, revision=revision) as checkpoint:
+        checkpoint.check_plain()
         tensors = checkpoint.tensors
         names = compressible(tensors)
         return Summary(

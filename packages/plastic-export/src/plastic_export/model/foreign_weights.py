@@ -7,12 +7,14 @@ in ways of its own: what has no scale beside it is plain.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from plastic_core.files import FormatError
 
 from plastic_export.checkpoint.quantizers import Quantizer
@@ -28,6 +30,7 @@ from plastic_export.model.foreign_forms import (
 from plastic_export.model.foreign_numbers import WORD, float8
 
 Weights = dict[str, mx.array]
+Sanitize = Callable[[Weights], Weights]
 
 _BESIDE_CODES = ("scale", "scale_inv", "scales_inv", "scale_2", "zero_point", "g_idx")
 _BESIDE_PACKED = ("packed", "scale", "shape", "global_scale", "zero_point", "g_idx")
@@ -57,6 +60,37 @@ class _Form(NamedTuple):
     beside: dict[str, str]
 
 
+def sanitized(
+    weights: Weights, model: nn.Module, sanitize: Sanitize, config: dict[str, Any], file: Path
+) -> Weights:
+    """Return what mlx-lm's model makes of the tensors, foreign weights being made plain before.
+
+    A model that takes over the codes of floats of 8 and 4 bits or of integers of 4 bits in MLX's
+    own packing is given them as they are.
+
+    Args:
+        weights: The tensors of the files by name.
+        model: The model.
+        sanitize: Its own ``sanitize``.
+        config: What mlx-lm goes on with: where nothing is packed any more, its
+            ``"quantization_config"`` is taken away, by which mlx-lm would misread the rest.
+        file: The configuration's file, for the messages.
+
+    Raises:
+        FormatError: As `dequantized` does, if a tool is not known, or if codes would be taken for
+            numbers.
+    """
+    quantizer = Quantizer(config)
+    _check(quantizer, weights, file)
+    taken = _taken_over(weights, sanitize, quantizer)
+    result = sanitize(dequantized(weights, config, file)) if taken is None else taken
+    if quantizer.is_made_plain and not any(name.endswith(".scales") for name in result):
+        config["quantization_config"] = None
+    if quantizer.method != "bitnet":
+        _check_no_codes(result, model, file)
+    return result
+
+
 def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weights:
     """Return the tensors of a checkpoint, every weight in a foreign form made plain.
 
@@ -81,9 +115,9 @@ def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weig
     mx.eval([weights[form.beside["shape"]] for form in forms if "shape" in form.beside])
     plain = Weights()
     for form in forms:
-        parts = {leaf: weights[name] for leaf, name in form.beside.items()}
+        codes, parts = weights[form.codes], _parts(form, weights)
         try:
-            plain[form.name] = _plain(weights[form.codes], parts, quantizer, dtype)
+            plain[form.name] = _plain(codes, parts, quantizer, dtype)
         except UnfitError as error:
             raise FormatError.about(file, str(error), _REMEDY, tensor=form.codes) from None
     if not plain:
@@ -91,6 +125,57 @@ def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weig
     used = {name for form in forms for name in (form.codes, *form.beside.values())}
     dropped = used | _unused(weights)
     return {name: array for name, array in weights.items() if name not in dropped} | plain
+
+
+def _check(quantizer: Quantizer, weights: Weights, file: Path) -> None:
+    sizes = [(mx.issubdtype(a.dtype, mx.floating), a.nbytes) for a in weights.values()]
+    coded = sum(size for is_float, size in sizes if not is_float)
+    quantizer.check(file, coded, sum(size for _, size in sizes))
+
+
+def _taken_over(weights: Weights, sanitize: Sanitize, quantizer: Quantizer) -> Weights | None:
+    """Return what a model makes of foreign codes that it keeps packed, None if it does not."""
+    forms = list(_forms(weights))
+    may = quantizer.is_taken_over and all(_is_mlx_packing(f, weights, quantizer) for f in forms)
+    if not forms or not may:
+        return None
+    try:
+        result = sanitize(dict(weights))
+    except Exception:  # it does not know such names
+        return None
+    left = {name for form in forms for name in form.beside.values()} & result.keys()
+    packed = any(name.endswith(".scales") for name in result.keys() - weights.keys())
+    return result if packed and not left else None
+
+
+def _is_mlx_packing(form: _Form, weights: Weights, quantizer: Quantizer) -> bool:
+    """Tell whether MLX can hold the codes as they are, given scales and biases for them."""
+    codes, parts = weights[form.codes], _parts(form, weights)
+    if "scale_2" in parts or ("packed" in parts and codes.dtype == mx.uint8):
+        return True
+    if "packed" in parts:
+        return quantizer.bits <= {4} and not parts.keys() & {"zero_point", "g_idx"}
+    scale = parts.get("scale", parts.get("scale_inv"))
+    if scale is None or scale.ndim == 0 or scale.dtype != mx.uint8:
+        return False
+    return codes.shape[-1] == 32 * scale.shape[-1]
+
+
+def _check_no_codes(weights: Weights, model: nn.Module, file: Path) -> None:
+    """Refuse integers in the place of a weight, which mlx-lm would multiply by as they stand."""
+    places = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
+    for name, array in weights.items():
+        is_number = name not in places or mx.issubdtype(array.dtype, mx.floating)
+        if is_number or not mx.issubdtype(places[name].dtype, mx.floating):
+            continue
+        if f"{name.rpartition('.')[0]}.scales" not in weights:
+            codes = str(array.dtype).rpartition(".")[2]
+            reason = f"it holds {codes} codes, and nothing says which numbers they stand for"
+            raise FormatError.about(file, reason, _REMEDY, tensor=name)
+
+
+def _parts(form: _Form, weights: Weights) -> Weights:
+    return {leaf: weights[name] for leaf, name in form.beside.items()}
 
 
 def _forms(weights: Weights) -> Iterator[_Form]:

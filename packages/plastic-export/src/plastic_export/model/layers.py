@@ -52,6 +52,7 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Layer]:
         FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
         ModuleNotFoundError: If mlx-lm is not installed.
     """
+    checkpoint.check_plain()
     model, layers = stock_model(checkpoint.config), dict[str, Layer]()
     stacked: Mapping[str, tuple[str, ...]] | None = None
     for path, kind, experts in model.kinds:

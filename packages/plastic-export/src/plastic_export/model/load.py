@@ -20,7 +20,7 @@ from plastic_core.linalg import on_cpu
 
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.folder.manifest import MANIFEST, read_manifest
-from plastic_export.model.foreign_weights import dequantized
+from plastic_export.model.foreign_weights import sanitized
 from plastic_export.model.library import brief, mlx_lm_utils
 from plastic_export.model.merging import merge_corrections
 from plastic_export.model.numpy_layers import use_numpy_products
@@ -128,16 +128,7 @@ def _watched(
     def build(args: Any) -> nn.Module:
         model: nn.Module = model_class(args)
         own = getattr(model, "sanitize", lambda weights: weights)
-
-        def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            raw = watch(weights)
-            plain = dequantized(raw, config, file)
-            if plain is not raw:
-                config["quantization_config"] = None
-            sanitized: dict[str, mx.array] = own(plain)
-            return sanitized
-
-        model.sanitize = sanitize
+        model.sanitize = lambda weights: sanitized(watch(weights), model, own, config, file)
         return model
 
     return build

@@ -1,0 +1,88 @@
+"""The tools that quantise checkpoints: which are read, and what is said of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from plastic_core.files import FormatError
+from plastic_export.checkpoint.quantizers import Quantizer
+from plastic_export.checkpoint.reader import open_checkpoint
+
+FILE = Path("SRC/config.json")
+Settings = dict[str, Any]
+
+
+def said(method: str, **settings: Any) -> Settings:
+    return {"quantization_config": {"quant_method": method, **settings}}
+
+
+READ: dict[str, tuple[Settings, str | None]] = {
+    "nothing": ({}, None),
+    "an empty entry": ({"quantization_config": {}}, None),
+    "MLX": ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, None),
+    "fp8": (said("fp8"), "fp8"),
+    "nested in the text model": ({"text_config": said("fp8")}, "fp8"),
+    "gptq": (said("gptq", checkpoint_format="gptq_v2"), "gptq"),
+    "awq": (said("awq", version="GEMM"), "awq"),
+    "gpt-oss": (said("mxfp4"), "mxfp4"),
+    "ModelOpt": (said("modelopt", quant_algo="NVFP4"), "modelopt"),
+    "ModelOpt's own file": (
+        {"quantization_config": {"producer": {}, "quantization": {"quant_algo": "FP8"}}},
+        "modelopt",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_tools_whose_forms_are_read_are_named_and_pass(case: str) -> None:
+    config, method = READ[case]
+    quantizer = Quantizer(config)
+    assert quantizer.method == method
+    quantizer.check(FILE, 3, 4)
+
+
+REFUSED: dict[str, tuple[Settings, str]] = {
+    "bitsandbytes": (
+        said("bitsandbytes"),
+        r"by 'bitsandbytes', 75% of its bytes, and neither mlx-lm nor .* reads that; python -c"
+        r".*from_pretrained\('SRC'\)\.dequantize\(\)\.save_pretrained\('COPY'\)",
+    ),
+    "hqq": (said("hqq"), "by 'hqq', 75% of its bytes, .*; take the original"),
+    "text": ({"quantization_config": "int8"}, "by 'int8', .*; take the original"),
+    "no name": ({"quantization_config": {"bits": 4}}, "by 'an unknown tool'"),
+    "marlin": (said("gptq", checkpoint_format="marlin"), "its layout 'marlin' is not read"),
+    "gemv": (said("awq", version="gemv"), "its layout 'gemv' is not read"),
+    "packed by rows": (said("modelopt", quant_algo="W4A16_AWQ"), "its algorithm 'W4A16_AWQ' is"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_tools_are_refused_with_their_share_and_what_to_do(case: str) -> None:
+    config, message = REFUSED[case]
+    with pytest.raises(FormatError, match=rf"^SRC/config\.json: the checkpoint .*{message}"):
+        Quantizer(config).check(FILE, 3, 4)
+
+
+def test_layers_that_run_on_metal_alone_are_refused_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has_metal in (True, False):
+        monkeypatch.setattr(mx.metal, "is_available", lambda has_metal=has_metal: has_metal)
+        if has_metal:
+            Quantizer(said("bitnet")).check(FILE, 3, 4)
+        else:
+            with pytest.raises(FormatError, match=r"'bitnet'.* run on Metal alone"):
+                Quantizer(said("bitnet")).check(FILE, 3, 4)
+
+
+def test_a_checkpoint_of_an_unknown_tool_is_not_opened(
+    make_checkpoint: Callable[..., Path], tiny_weights: dict[str, mx.array]
+) -> None:
+    weights = tiny_weights | {"a.weight": mx.zeros((8, 8), mx.uint8)}
+    folder = make_checkpoint(weights=weights, **said("quanto"))
+    with pytest.raises(FormatError, match=r"config\.json: .* by 'quanto', 0% of its bytes"):
+        open_checkpoint(folder)
