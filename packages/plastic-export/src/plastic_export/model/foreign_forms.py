@@ -18,7 +18,7 @@ from plastic_export.model.foreign_numbers import (
     float8,
     integers,
     power_of_two,
-    spread,
+    spread_scale,
 )
 
 Blocks = Sequence[tuple[int, int]]
@@ -206,7 +206,7 @@ def _numbers(scale: mx.array) -> mx.array:
 
 def _spread(scale: mx.array, shape: Sequence[int], blocks: Blocks) -> mx.array:
     for block in blocks or [(1, 1)]:
-        scales = spread(scale, shape, block)
+        scales = spread_scale(scale, shape, block)
         if scales is not None:
             return scales
     reason = f"its shape {tuple(shape)} and that of its scale {scale.shape} do not fit each other"

@@ -82,7 +82,7 @@ def integers(words: mx.array, bits: int) -> mx.array:
     return mx.bitwise_and(codes, 2**bits - 1).astype(mx.int32)
 
 
-def spread(scale: mx.array, shape: Sequence[int], block: Sequence[int]) -> mx.array | None:
+def spread_scale(scale: mx.array, shape: Sequence[int], block: Sequence[int]) -> mx.array | None:
     """Return a scale for every entry of a matrix, or of a stack of them.
 
     Args:
