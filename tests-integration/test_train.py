@@ -222,6 +222,95 @@ def test_a_prompt_that_fills_the_window_is_refused_before_the_first_step(
     assert np.isfinite(losses).all()
 
 
+def test_a_prompt_that_does_not_begin_its_chat_is_refused_where_it_is_masked(
+    tiny: Any, tmp_path: Path
+) -> None:
+    base, data = chat_base(tiny, tmp_path), tmp_path / "data"
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config["chat_template"] += "{% if add_generation_prompt %}model, think: {% endif %}"
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    data.mkdir()
+    row = json.dumps({"prompt": "import", "completion": "os"})
+    for name in ("train", "valid"):
+        (data / f"{name}.jsonl").write_text(f"\n{row}\n" * 4)
+    masked = replace(SHORT, steps=4, mask_prompt=True)
+    with pytest.raises(FormatError, match=r"train.jsonl: line 2: the chat template makes of its"):
+        train(base, data, tmp_path / "run", masked)
+    assert not (tmp_path / "run").exists()
+    train(base, data, tmp_path / "run", replace(masked, mask_prompt=False))
+
+
+def chats(*messages: Any) -> bytes:
+    return json.dumps({"messages": list(messages)}).encode()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'{"text": ["a", "b"]}', "cannot be read: `text` must be a string, got a list"),
+        (b'{"text": 5}', "cannot be read: `text` must be a string, got a number"),
+        (b'{"text": NaN}', "cannot be read: `text` must be a string, got a number"),
+        (b'{"text": null}', "cannot be read: `text` must be a string, got null"),
+        (b'{"text": {"a": 1}}', "cannot be read: `text` must be a string, got an object"),
+        (b'{"text": true}', "cannot be read: `text` must be a string, got true or false"),
+        (b'{"text": "\\ud800"}', "cannot be read: `text` has half a character, U+D800"),
+        (b'{"words": "a"}', "cannot be read: no 'text'"),
+        (chats({"role": "user", "content": "a"}), "cannot be read: no 'text'"),
+        (b"[1, 2]", "the JSON is not an object"),
+        (b"\0\0\0", "not valid JSON"),
+        (b'{"text": "a\0b"}', "not valid JSON"),
+        (b'{"text": ' + b"[" * 99 + b"]" * 99 + b"}", "not valid JSON (nested more than 32 deep)"),
+        (b'{"text": "\xe9"}', "not valid JSON"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' appears twice"),
+    ],
+)
+def test_a_row_that_is_none_is_named_by_its_line(
+    tiny: Any, tmp_path: Path, row: bytes, reason: str, run: Run
+) -> None:
+    data = shutil.copytree(tiny.data, tmp_path / "data")
+    good = b'{"text": "import os"}\n'
+    (data / "train.jsonl").write_bytes(good * 2 + b"\n" + row + b"\n" + good)
+    words = ["--data", data, "--out", tmp_path / "out", "--batch", 2, "--steps", 4]
+    code, _, err = run("train", tiny.base, *words)
+    assert code == 2
+    assert f"train.jsonl: line 4: {reason}" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'{"prompt": "a", "completion": ["b"]}', "`completion` must be a string, got a list"),
+        (b'{"prompt": 5, "completion": "b"}', "`prompt` must be a string, got a number"),
+        (b'{"messages": []}', "`messages` must be a list of messages, got an empty list"),
+        (b'{"messages": "a"}', "`messages` must be a list of messages, got a string"),
+        (chats(1), "a message must be an object, got a number"),
+        (chats({"content": "a"}), "a message has no 'role'"),
+        (chats({"role": None, "content": "a"}), "`role` must be a string, got null"),
+        (chats({"role": "user", "content": "a"}), "the tokenizer has no chat template"),
+    ],
+)
+def test_a_chat_that_is_none_is_named_by_its_line(
+    tiny: Any, tmp_path: Path, row: bytes, reason: str
+) -> None:
+    data = shutil.copytree(tiny.data, tmp_path / "data")
+    (data / "train.jsonl").write_bytes(b"\n" + row + b"\n" + row)
+    with pytest.raises(
+        FormatError, match=re.escape(f"train.jsonl: line 2: cannot be read: {reason}")
+    ):
+        train(tiny.base, data, tmp_path / "out", SHORT)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_named(tiny: Any, tmp_path: Path, encoding: str) -> None:
+    data = shutil.copytree(tiny.data, tmp_path / "data")
+    text = (data / "valid.jsonl").read_text()
+    (data / "valid.jsonl").write_text(text, encoding=encoding)
+    with pytest.raises(FormatError, match=r"valid.jsonl: it begins with a byte order mark; save"):
+        train(tiny.base, data, tmp_path / "out", SHORT)
+
+
 def test_a_run_that_follows_a_budget_ends_in_its_bytes(tiny: Any, tmp_path: Path) -> None:
     training = replace(SHORT, steps=16, rank=None, max_bytes=24_000)
     done = train(tiny.base, tiny.data, tmp_path / "run", training)

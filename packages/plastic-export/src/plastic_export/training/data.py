@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from plastic_core.files import FormatError, parse_object, sha256_file
 
+from plastic_export.training.rows import (
+    FORMATS,
+    RowError,
+    RowTokens,
+    check_learnable,
+    check_row,
+    fields_of,
+)
+
 NAMES = {"train": "train.jsonl", "valid": "valid.jsonl"}
-_FORMATS = '{"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}'
+_BYTE_ORDER_MARKS = codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 
 @dataclass(frozen=True)
@@ -54,57 +65,66 @@ def read_training_data(
     """
     if not folder.is_dir():
         raise FormatError.about(folder, "there is no such folder", "name one with train.jsonl")
-    config = SimpleNamespace(mask_prompt=mask_prompt)
     least = {"train": batch, "valid": 1}
-    sets = {
-        kind: _read(folder / name, tokenizer, config, least[kind], window)
+    read = {
+        kind: _read(
+            folder / name, tokenizer, least=least[kind], window=window, mask_prompt=mask_prompt
+        )
         for kind, name in NAMES.items()
     }
-    lengths = {kind: [len(rows[i][0]) for i in range(len(rows))] for kind, rows in sets.items()}
+    lengths = {kind: own for kind, (_, own) in read.items()}
     return TrainingData(
-        **sets,
+        **{kind: rows for kind, (rows, _) in read.items()},
         tokens=sum(lengths["train"]),
         longest=max(max(own) for own in lengths.values()),
         digests={kind: sha256_file(folder / name) for kind, name in NAMES.items()},
     )
 
 
-def _read(file: Path, tokenizer: Any, config: SimpleNamespace, least: int, window: int) -> Any:
-    from mlx_lm.tuner.datasets import CacheDataset, create_dataset
-
-    if not file.is_file():
-        raise FormatError.about(file, "there is no such file", f"give one line per row: {_FORMATS}")
-    lines = enumerate(file.read_bytes().splitlines(), start=1)
-    numbered = {number: line for number, line in lines if line.strip()}
-    rows = [
-        parse_object(line, Path(f"{file}: line {number}"), "correct it")
-        for number, line in numbered.items()
-    ]
-    if len(rows) < least:
-        reason = f"{len(rows)} rows, and a batch takes {least}"
+def _read(
+    file: Path, tokenizer: Any, *, least: int, window: int, mask_prompt: bool
+) -> tuple[Any, list[int]]:
+    """Return mlx-lm's dataset of a file, every row in tokens, and how many each has."""
+    numbered = _lines(file)
+    if len(numbered) < least:
+        reason = f"{len(numbered)} rows, and a batch takes {least}"
         raise FormatError.about(file, reason, "give more rows or a smaller --batch")
-    try:
-        dataset = CacheDataset(create_dataset(rows, tokenizer, config))
-    except ValueError as error:
-        reason = f"line {min(numbered)}: {str(error).splitlines()[0].rstrip(':')}"
-        raise FormatError.about(file, reason, f"each line is one of {_FORMATS}") from None
-    for i, number in enumerate(numbered):
-        _check_row(f"{file}: line {number}", i, dataset, window)
-    return dataset
+    first, lengths = min(numbered), []
+    with _at(file, first):
+        fields = fields_of(numbered[first])
+    for line, row in numbered.items():
+        with _at(file, line):
+            check_row(row, fields)
+    with _at(file, first):
+        rows = RowTokens([*numbered.values()], tokenizer, mask_prompt)
+    for index, line in enumerate(numbered):
+        with _at(file, line):
+            tokens, offset = rows.read(index)
+            check_learnable(len(tokens), offset, window)
+            lengths.append(len(tokens))
+    return rows.dataset, lengths
 
 
-def _check_row(where: str, index: int, dataset: Any, window: int) -> None:
-    """Turn one row into tokens; mlx-lm and the tokenizers raise what they like."""
+@contextlib.contextmanager
+def _at(file: Path, line: int) -> Iterator[None]:
+    """Name the line of a row that cannot be learned from."""
     try:
-        tokens, offset = dataset[index]
-    except Exception as error:
-        named = isinstance(error, KeyError)
-        what = f"no {error}" if named else " ".join(str(error).split())
-        reason = f"cannot be read: {what or type(error).__name__}"
-        raise FormatError.about(where, reason, f"each line is one of {_FORMATS}") from error
-    if len(tokens) - max(1, offset) < 1:
-        remedy = "remove the row or give it some text"
-        raise FormatError.about(where, "no token is left to learn", remedy)
-    if window <= offset:
-        reason = f"its prompt has {offset} tokens, and a window of {window} leaves none to learn"
-        raise FormatError.about(where, reason, "remove the row or give a longer --window")
+        yield
+    except RowError as error:
+        raise FormatError.about(f"{file}: line {line}", str(error), error.remedy) from error
+
+
+def _lines(file: Path) -> dict[int, dict[str, Any]]:
+    """Return the objects of a file by the number of their line, from 1."""
+    if not file.is_file():
+        raise FormatError.about(file, "there is no such file", f"give one line per row: {FORMATS}")
+    content = file.read_bytes()
+    if content.startswith(_BYTE_ORDER_MARKS):
+        remedy = "save it as UTF-8 without one"
+        raise FormatError.about(file, "it begins with a byte order mark", remedy)
+    lines = enumerate(content.splitlines(), start=1)
+    return {
+        number: parse_object(line, Path(f"{file}: line {number}"), "correct it")
+        for number, line in lines
+        if line.strip()
+    }
