@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import mlx.core as mx
 from plastic_core.factors import GROUP_SIZES
 from plastic_core.files import FormatError, TensorSpec, sha256_file
 from plastic_runtime import GramFile, Track, untracked
@@ -29,9 +31,11 @@ from plastic_export.compression.plan_file import (
     write_plan,
 )
 from plastic_export.folder.header_bytes import fixed_bytes
+from plastic_export.folder.manifest import versions
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.model.layers import Layer, layers_of, split_experts
+from plastic_export.model.tokenizer import tokenizer_digests
 from plastic_export.plan.budgets import Budget, check_budget
 from plastic_export.plan.gram_uses import DAMPING, is_measured
 from plastic_export.plan.offers import (
@@ -42,6 +46,7 @@ from plastic_export.plan.offers import (
     plan_bits,
     totals_of,
 )
+from plastic_export.plan.price_journal import PriceJournal, check_price_journal
 from plastic_export.plan.pricing import Choices, candidate, price, smallest_offers
 from plastic_export.plan.probe import PriceProbe
 from plastic_export.process.interruption import saying_when_interrupted
@@ -76,7 +81,8 @@ def plan_checkpoint(
     per matrix corrects its prices (``PriceProbe``), and one allocation per budget does the rest.
     The Grams stay beside the plan, under its name with ``.grams.npz``: a run that was cut goes on
     from there, one for other budgets or formats finds them complete, and ``execute_plan`` needs
-    them.
+    them. Until the plan is written its prices are there too, under its name with ``.prices``: a run
+    that was cut goes on with the matrices that are not priced yet.
 
     Args:
         source: Folder, or Hub id, of a checkpoint that mlx-lm can run.
@@ -128,14 +134,15 @@ def plan_checkpoint(
         undivided = _undivided(checkpoint, include, exclude, embeddings, layers)
         _check_budgets(checkpoint, wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
+        identity = source_identity(checkpoint)
         measured = _priced(
-            checkpoint, wanted, layers, choices, calibration, _grams(file), widest, force, track
+            checkpoint, identity, wanted, layers, choices, calibration, file, widest, force, track
         )
         plan = LossPlan(
-            source=source_identity(checkpoint),
+            source=identity,
             calibration=calibration.record()
             | {"damping": DAMPING, "widest": widest, "unreached_experts": measured.unreached},
-            grams=(_grams(file).name, sha256_file(_grams(file))),
+            grams=(_grams(file).name, measured.grams),
             matrices=measured.offered,
             left=_left(checkpoint, measured.offered, layers),
             left_bytes=_left_bytes(checkpoint, [m.matrix for m in measured.offered]),
@@ -145,13 +152,15 @@ def plan_checkpoint(
         )
         checkpoint.check_unchanged()
     write_plan(file, plan)
+    _prices(file).unlink(missing_ok=True)
     return plan
 
 
 class _Priced(NamedTuple):
-    """The offers of the matrices, the experts that no token reached, what nothing measured."""
+    """Offers and the digest of the Grams; experts that no token reached, what nothing measured."""
 
     offered: tuple[Offered, ...]
+    grams: str
     unreached: int
     skipped: tuple[Skipped, ...]
 
@@ -161,13 +170,19 @@ def _grams(file: Path) -> Path:
     return file.with_suffix(".grams.npz")
 
 
+def _prices(file: Path) -> Path:
+    """Return the file beside a plan that holds its prices until it is written."""
+    return file.with_suffix(".prices")
+
+
 def _priced(
     checkpoint: Checkpoint,
+    identity: Mapping[str, Any],
     wanted: Sequence[Candidate],
     layers: Mapping[str, Layer],
     choices: Choices,
     calibration: Calibration,
-    grams_file: Path,
+    file: Path,
     widest: int,
     replace: bool,
     track: Track,
@@ -175,9 +190,15 @@ def _priced(
     """Measure the Grams of the matrices, and price those that the text reached."""
     paths = [module_path(m.name) for m in wanted]
     with (
-        saying_when_interrupted(lambda: _waiting(grams_file)),
+        saying_when_interrupted(lambda: _waiting(file)),
         measure_loss_grams(
-            checkpoint, calibration, paths, grams_file, widest=widest, replace=replace, track=track
+            checkpoint,
+            calibration,
+            paths,
+            _grams(file),
+            widest=widest,
+            replace=replace,
+            track=track,
         ) as grams,
     ):
         run = [m for m in wanted if is_measured(m, grams)]
@@ -188,13 +209,45 @@ def _priced(
             raise ValueError(f"{UNMEASURED} of the {len(wanted)} layers; compress them by rank")
         unreached = unreached_experts(run, grams)
         probe = PriceProbe.of(checkpoint, calibration)
-        offered = price(checkpoint, run, grams, choices, layers=layers, probe=probe, track=track)
-        return _Priced(offered, unreached, unmeasured)
+        digest = sha256_file(_grams(file))
+        depends = _price_identity(checkpoint, identity, calibration, choices, digest)
+        with PriceJournal(_prices(file), depends) as journal:
+            offered = price(
+                checkpoint,
+                run,
+                grams,
+                choices,
+                layers=layers,
+                probe=probe,
+                journal=journal,
+                track=track,
+            )
+        return _Priced(offered, digest, unreached, unmeasured)
 
 
-def _waiting(grams_file: Path) -> list[str]:
+def _price_identity(
+    checkpoint: Checkpoint,
+    source: Mapping[str, Any],
+    calibration: Calibration,
+    choices: Choices,
+    grams: str,
+) -> dict[str, Any]:
+    """Return all that prices depend on."""
+    return {
+        "source": source,
+        "tokenizer": tokenizer_digests(checkpoint),
+        "calibration": calibration.record(),
+        "grams": grams,
+        "choices": asdict(choices),
+        "device": str(mx.default_device()),
+        "versions": versions(),
+    }
+
+
+def _waiting(file: Path) -> list[str]:
     """Say what the same command goes on with."""
-    places = grams_file, grams_file.with_name(f"{grams_file.name}.parts")
+    grams = _grams(file)
+    places = grams, grams.with_name(f"{grams.name}.parts"), _prices(file)
     return [f"{place}: the same command goes on with it" for place in places if place.exists()]
 
 
@@ -232,6 +285,7 @@ def _check_place(file: Path, force: bool) -> None:
         raise FormatError.about(file, "it exists", "choose another file, or add --force")
     if file.exists() and not is_plan(file):
         raise FormatError.about(file, "it exists and is no plan", "choose another file")
+    check_price_journal(_prices(file))
     if force and not file.exists() and _grams(file).exists():
         GramFile(_grams(file)).close()  # which refuses what no plan of ours stands beside
 

@@ -105,11 +105,15 @@ def run_identity(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str
     sides = {"config.json": checkpoint.folder / "config.json", **checkpoint.side_files()}
     return {
         "options": dict(options),
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "source": source_record(checkpoint)
         | {"side_files": {place: _file_record(path) for place, path in sides.items()}},
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that numbers are computed with."""
+    return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
 
 
 def write_manifest(

@@ -43,6 +43,7 @@ from plastic_export.plan.offers import (
     factor_bytes,
     packed_bytes,
 )
+from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.probe import PriceProbe
 
 LARGEST_GROUP = 64
@@ -174,6 +175,7 @@ def price(
     *,
     layers: Mapping[str, Layer] | None = None,
     probe: PriceProbe | None = None,
+    journal: PriceJournal | None = None,
     track: Track = untracked,
 ) -> tuple[Offered, ...]:
     """Store every matrix in every way on offer and predict what each costs.
@@ -188,6 +190,7 @@ def price(
         layers: What `layers_of` finds in the checkpoint, if it is known already.
         probe: Measures one change of every matrix; all its predictions are multiplied by what was
             measured over what was predicted of that one.
+        journal: Knows the matrices that were priced before, and is told of those that are now.
         track: Wraps the loop over the matrices.
 
     Returns:
@@ -203,7 +206,11 @@ def price(
     layers = layers_of(checkpoint) if layers is None else layers
     for m in track(candidates, "pricing"):
         with noting(f"at {m.name!r}"):
-            found.append(_offered(checkpoint, layers[m.name], m, grams, choices, probe))
+            known = None if journal is None else journal.get(m)
+            offered = known or _offered(checkpoint, layers[m.name], m, grams, choices, probe)
+            if journal is not None and known is None:
+                journal.add(offered)
+            found.append(offered)
     return tuple(found)
 
 

@@ -1,0 +1,82 @@
+"""The prices of an unfinished plan, in a file beside it."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from plastic_core.files import Closing, FormatError, Journal
+
+from plastic_export.plan.offers import Candidate, Offer, Offered
+
+_FIRST = {"prices of": "an unfinished plan"}
+
+
+class PriceJournal(Closing):
+    """The prices that a run which was cut leaves to the next one. A context manager.
+
+    Every matrix is noted down when it is priced. Floats come back as the same floats, so that a
+    plan which was cut ends with the bytes of one which was not. Prices of anything else than
+    ``made_for`` are forgotten.
+
+    Args:
+        file: The file; begun where it is missing.
+        made_for: All that prices depend on, in the types of JSON.
+
+    Raises:
+        FormatError: If the file is not ours.
+        OSError: If it cannot be read or written.
+    """
+
+    def __init__(self, file: Path, made_for: Mapping[str, Any]) -> None:
+        check_price_journal(file)
+        wanted = json.loads(json.dumps(made_for))
+        self._journal = Journal(file)
+        if self._journal.records[:2] != [_FIRST, wanted]:
+            self._journal.close()
+            file.unlink()
+            self._journal = Journal(file)
+            self._journal.append(_FIRST)
+            self._journal.append(wanted)
+        self._known = {r["matrix"]["name"]: r for r in self._journal.records[2:]}
+
+    def get(self, m: Candidate) -> Offered | None:
+        """Return what was found of a matrix; None if it is to be priced."""
+        record = self._known.get(m.name)
+        if record is None or record["matrix"] != _record(m):
+            return None
+        return Offered(m, tuple(Offer(*o) for o in record["offers"]), record["factor"])
+
+    def add(self, offered: Offered) -> None:
+        """Note down a matrix that is priced."""
+        matrix = _record(offered.matrix)
+        offers = [list(offer) for offer in offered.offers]
+        record = {"matrix": matrix, "offers": offers, "factor": offered.price_factor}
+        self._journal.append(record)
+
+    def close(self) -> None:
+        """Close the file; it stays."""
+        self._journal.close()
+
+
+def check_price_journal(file: Path) -> None:
+    """Refuse a file that stands where prices are to be noted down, and is no such journal."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise FormatError.about(file, "it is a link or a folder", "remove it")
+    if not file.exists():
+        return
+    text = json.dumps(_FIRST).encode()
+    with file.open("rb") as stream:
+        begun = stream.readline(2 * len(text))  # a crash may have torn it
+    if not (b"%08x %s\n" % (zlib.crc32(text), text)).startswith(begun):
+        reason = "no prices of an unfinished plan, and in the way of them"
+        raise FormatError.about(file, reason, "remove it, or choose another name for the plan")
+
+
+def _record(m: Candidate) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(json.dumps(asdict(m)))
+    return record
