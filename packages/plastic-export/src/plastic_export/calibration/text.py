@@ -9,9 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.model.text import file_windows
-from plastic_export.model.tokenizer import load_tokenizer
+from plastic_export.model.tokenizer import digests_in, tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,11 @@ class Calibration:
     """A calibration text and how much of it to use.
 
     Attributes:
-        text: UTF-8 text file.
+        text: UTF-8 text file, or the ids of its tokens, a ``.npy`` or ``.json`` of integers: one
+            row for a text, or one row per window.
         window: Tokens per window; each is run on its own, from an empty context.
         windows: How many windows at most, spread evenly over the text.
+        tokenizer: Folder or Hub id of the tokenizer; by default that of the checkpoint.
 
     Examples:
         >>> calibration = Calibration("text.txt", window=24, windows=8)
@@ -33,17 +35,21 @@ class Calibration:
     text: str | Path
     window: int = 256
     windows: int = 128
+    tokenizer: str | Path | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return the entry of the manifest: the digest of the text, not its place."""
+        """Return the entry of the manifest: the digests of text and tokenizer, not their places."""
         digest = hashlib.sha256(Path(self.text).read_bytes()).hexdigest()
-        return {"sha256": digest, "window": self.window, "windows": self.windows}
+        record = {"sha256": digest, "window": self.window, "windows": self.windows}
+        if self.tokenizer is None:
+            return record
+        return record | {"tokenizer": digests_in(tokenizer_folder(self.tokenizer))}
 
     def tokens(self, checkpoint: Checkpoint) -> mx.array:
         """Cut the text into the windows that are used.
 
         Args:
-            checkpoint: Its tokenizer is taken.
+            checkpoint: Its tokenizer is taken, unless another is given.
 
         Returns:
             Token ids, int32, of shape (windows, window).
@@ -52,12 +58,16 @@ class Calibration:
             FormatError: If the tokenizer or the text cannot be read.
             ValueError: If the text holds fewer tokens than one window.
         """
-        return self._cut(checkpoint, self.windows)
+        return self.cut(self.reader(checkpoint))
 
     def all_tokens(self, checkpoint: Checkpoint) -> mx.array:
         """Cut the text into all its windows, those among them that `tokens` leaves out."""
-        return self._cut(checkpoint, None)
+        return self.reader(checkpoint).windows(self.text, length=self.window)
 
-    def _cut(self, checkpoint: Checkpoint, limit: int | None) -> mx.array:
-        tokenizer = load_tokenizer(checkpoint.folder)
-        return file_windows(tokenizer, self.text, length=self.window, limit=limit)
+    def reader(self, checkpoint: Checkpoint) -> TokenReader:
+        """Return what reads the text in the tokens of a checkpoint."""
+        return TokenReader(checkpoint, self.tokenizer)
+
+    def cut(self, reader: TokenReader) -> mx.array:
+        """Return the windows that are used, as `tokens` does, from a reader at hand."""
+        return reader.windows(self.text, length=self.window, limit=self.windows)

@@ -56,13 +56,14 @@ def is_repository(source: str) -> bool:
     return _REPOSITORY.fullmatch(source) is not None
 
 
-def fetch(repository: str, revision: str | None) -> Path:
+def fetch(repository: str, revision: str | None, *, weights: bool = True) -> Path:
     """Return the folder of a checkpoint of the Hub, downloaded if it is not in the cache.
 
     Args:
         repository: Id of the form ``owner/name``.
         revision: Branch, tag or commit; None for the default branch. A commit is the only
             one that always means the same.
+        weights: Whether they are needed, or the files beside them alone.
 
     Returns:
         The snapshot folder in the cache, named by its commit. Where nothing can be added to the
@@ -74,22 +75,22 @@ def fetch(repository: str, revision: str | None) -> Path:
         OSError: If the cache cannot be written and has no such folder.
     """
     try:
-        return _snapshot(repository, revision)
+        return _snapshot(repository, revision, weights)
     except OSError as error:
         if error.filename is None:
             raise _refusal(repository, revision, error) from error
         with suppress(Exception):  # it may all be there, in a cache that is read-only
-            return _snapshot(repository, revision, local_files_only=True)
+            return _snapshot(repository, revision, weights, local_files_only=True)
         raise
     except Exception as error:  # the HTTP client's own errors share no base class with ours
         raise _refusal(repository, revision, error) from error
 
 
-def _snapshot(repository: str, revision: str | None, **options: Any) -> Path:
+def _snapshot(repository: str, revision: str | None, weights: bool, **options: Any) -> Path:
     from huggingface_hub import snapshot_download  # takes most of a second to import
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = ["config.json", INDEX, PATTERN, *SIDE_FILES]
+    wanted = ["config.json", *SIDE_FILES, *((INDEX, PATTERN) if weights else ())]
     try:
         found = snapshot_download(repository, revision=revision, allow_patterns=wanted, **options)
         return Path(found)

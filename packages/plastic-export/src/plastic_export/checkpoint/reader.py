@@ -181,11 +181,7 @@ class Checkpoint(Closing):
         Raises:
             FormatError: If one is not a regular file or a link that leaves the folder.
         """
-        names = os.listdir(self.folder)
-        if (self.folder / TEMPLATES).is_dir():
-            names += [f"{TEMPLATES}/{name}" for name in os.listdir(self.folder / TEMPLATES)]
-        wanted = [n for n in sorted(names) if _is_side_file(n) and not (self.folder / n).is_dir()]
-        return {name: self.folder / name for name in wanted if member(self.folder, name)}
+        return side_files_in(self.folder)
 
     def copy_side_files(self, folder: Path) -> None:
         """Copy `side_files` into a folder, byte for byte; see there for the errors."""
@@ -276,6 +272,15 @@ def open_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
         reason = f"{foreign.what}, not a folder" if foreign else "it is not a folder"
         raise FormatError.about(folder, reason, "name the folder of a safetensors checkpoint")
     return Checkpoint(folder)
+
+
+def side_files_in(folder: Path) -> dict[str, Path]:
+    """Return the side files of a folder; see `Checkpoint.side_files`."""
+    names = os.listdir(folder)
+    if (folder / TEMPLATES).is_dir():
+        names += [f"{TEMPLATES}/{name}" for name in os.listdir(folder / TEMPLATES)]
+    wanted = [n for n in sorted(names) if _is_side_file(n) and not (folder / n).is_dir()]
+    return {name: folder / name for name in wanted if member(folder, name)}
 
 
 def _is_side_file(name: str) -> bool:

@@ -24,6 +24,7 @@ from plastic_export.cli.options import (
     json_option,
     one_budget,
     revision_option,
+    tokenizer_option,
     window_option,
     windows_option,
 )
@@ -64,6 +65,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
 @calibration_option(help=f"Text for --strategy {NEEDS_TEXT}.", **RANK)
 @window_option(**RANK)
 @windows_option(**RANK)
+@tokenizer_option(**RANK)
 @include_option(**RANK)
 @exclude_option(**RANK)
 @click.option("--exact", is_flag=True, help="Keep what `plastic restore` needs for every bit.")
@@ -79,6 +81,7 @@ def compress_command(
     calibration: Path | None,
     window: int,
     windows: int,
+    tokenizer: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     plan_file: Path | None,
@@ -110,7 +113,7 @@ def compress_command(
         keep=keep.value,
         strategy=strategy,
         format=format_,
-        calibration=Calibration(calibration, window, windows) if calibration else None,
+        calibration=(Calibration(calibration, window, windows, tokenizer) if calibration else None),
         include=include,
         exclude=exclude,
         **writing,

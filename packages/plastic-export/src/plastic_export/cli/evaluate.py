@@ -7,17 +7,25 @@ from pathlib import Path
 import click
 
 from plastic_export.cli.console import Output
-from plastic_export.cli.options import TEXT, json_option, window_option, windows_option
+from plastic_export.cli.options import (
+    IDS,
+    TEXT,
+    json_option,
+    tokenizer_option,
+    window_option,
+    windows_option,
+)
 from plastic_export.evaluation.evaluation import compare
 from plastic_export.reporting.evaluate import present_evaluations
 
 
 @click.command("evaluate", short_help="Measure checkpoints on texts.")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
-@click.option("--text", "texts", type=TEXT, multiple=True, required=True, help="Repeatable.")
+@click.option("--text", "texts", type=TEXT, multiple=True, required=True, help=f"Repeatable. {IDS}")
 @click.option("--reference", help="Checkpoint to compare with: KL divergence, top-1 agreement.")
 @window_option()
 @windows_option(default=24)
+@tokenizer_option()
 @json_option()
 def evaluate_command(
     sources: tuple[str, ...],
@@ -25,6 +33,7 @@ def evaluate_command(
     reference: str | None,
     window: int,
     windows: int,
+    tokenizer: str | None,
     as_json: bool,
 ) -> None:
     """Measure the perplexity of every SRC on texts.
@@ -34,6 +43,12 @@ def evaluate_command(
     """
     output = Output(as_json)
     results = compare(
-        sources, texts, reference=reference, window=window, windows=windows, track=output.track
+        sources,
+        texts,
+        reference=reference,
+        window=window,
+        windows=windows,
+        tokenizer=tokenizer,
+        track=output.track,
     )
     output.show(present_evaluations(results))

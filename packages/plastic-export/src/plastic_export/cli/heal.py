@@ -13,6 +13,7 @@ from plastic_export.cli.options import (
     calibration_option,
     force_option,
     json_option,
+    tokenizer_option,
     window_option,
     windows_option,
 )
@@ -32,6 +33,7 @@ _DEFAULT = HealingOptions()
 @windows_option(
     least=8, default=512, help="Windows of the text at most; seven of eight are learned from."
 )
+@tokenizer_option()
 @click.option(
     "--batch", type=click.IntRange(1), default=_DEFAULT.batch, show_default=True, help="Windows."
 )
@@ -53,6 +55,7 @@ def heal_command(
     steps: int,
     window: int,
     windows: int,
+    tokenizer: str | None,
     batch: int,
     learning_rate: float,
     seed: int,
@@ -72,7 +75,7 @@ def heal_command(
         folder,
         reference,
         out,
-        calibration=Calibration(calibration, window, windows),
+        calibration=Calibration(calibration, window, windows, tokenizer),
         options=HealingOptions(steps, batch, learning_rate, seed),
         force=force,
         track=output.track,

@@ -20,6 +20,8 @@ from plastic_export.plan.budgets import Budget, parse_size
 FOLDER = click.Path(path_type=Path)
 TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
 
+IDS = "A .npy or .json of integers holds the ids of its tokens."
+
 BudgetKind = Literal["bits_per_weight", "size", "keep"]
 BUDGETS: dict[BudgetKind, str] = {
     "bits_per_weight": "bits on disk per entry of the matrices, scales and factors counted",
@@ -89,9 +91,15 @@ def format_option(names: Sequence[str], default: str, **settings: Any) -> Callab
     )
 
 
-def calibration_option(**settings: Any) -> Callable[[FC], FC]:
+def calibration_option(*, help: str, **settings: Any) -> Callable[[FC], FC]:
     """Declare ``--calibration``, a text."""
-    return click.option("--calibration", type=TEXT, **settings)
+    return click.option("--calibration", type=TEXT, help=f"{help} {IDS}", **settings)
+
+
+def tokenizer_option(**settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--tokenizer``, another than that of the checkpoint."""
+    text = "Folder or Hub id of the tokenizer to take in place of the checkpoint's own."
+    return click.option("--tokenizer", help=text, **settings)
 
 
 def window_option(**settings: Any) -> Callable[[FC], FC]:

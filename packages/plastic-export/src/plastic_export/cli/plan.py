@@ -24,6 +24,7 @@ from plastic_export.cli.options import (
     include_option,
     json_option,
     revision_option,
+    tokenizer_option,
     window_option,
     windows_option,
 )
@@ -61,6 +62,7 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 )
 @window_option()
 @windows_option()
+@tokenizer_option()
 @include_option()
 @exclude_option()
 @click.option(
@@ -88,6 +90,7 @@ def plan_command(
     file: Path,
     window: int,
     windows: int,
+    tokenizer: str | None,
     as_json: bool,
     **selection: Any,
 ) -> None:
@@ -106,7 +109,7 @@ def plan_command(
     result = plan_checkpoint(
         src,
         file,
-        calibration=Calibration(calibration, window, windows),
+        calibration=Calibration(calibration, window, windows, tokenizer),
         budgets=budgets or DEFAULT,
         format=format_,
         choices=_choices(format_, bits, factor_bits),

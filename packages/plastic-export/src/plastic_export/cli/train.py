@@ -16,6 +16,7 @@ from plastic_export.cli.options import (
     include_option,
     json_option,
     revision_option,
+    tokenizer_option,
 )
 from plastic_export.plan.budgets import parse_size
 from plastic_export.reporting.train import present_trained
@@ -70,6 +71,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @_number("--seed", click.IntRange(0))
 @include_option()
 @exclude_option()
+@tokenizer_option()
 @revision_option()
 @json_option()
 def train_command(
@@ -79,6 +81,7 @@ def train_command(
     max_size: int | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    tokenizer: str | None,
     revision: str | None,
     as_json: bool,
     **numbers: Any,
@@ -97,6 +100,7 @@ def train_command(
         TrainingOptions(max_bytes=max_size, **numbers),
         include=include,
         exclude=exclude,
+        tokenizer=tokenizer,
         revision=revision,
         say=lambda line: None if as_json else click.echo(line, err=True),
     )

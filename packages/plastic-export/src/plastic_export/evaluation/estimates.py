@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, inf, log
 from sys import float_info
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,18 @@ class Comparison:
         return "worse" if low > 0 else "no difference shown"
 
 
+class Vocabulary(NamedTuple):
+    """The tokens that models are compared on.
+
+    Attributes:
+        tokens: How many take part.
+        padding: How many more one of the models has rows for.
+    """
+
+    tokens: int
+    padding: int
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A checkpoint on one text. Standard errors are over windows, None if there is only one.
@@ -65,6 +77,8 @@ class Evaluation:
         top1_error: Its standard error.
         checkpoint: What was evaluated, as it was given.
         difference: The difference to the first of several checkpoints; None for that one.
+        vocabulary: How many tokens took part, those that a tokenizer knows and all models have.
+        padding: How many rows of the widest vocabulary took no part.
 
     Examples:
         >>> (result,) = evaluate("SRC", ["text.txt"], window=24, windows=8)
@@ -86,6 +100,8 @@ class Evaluation:
     top1_error: float | None = None
     checkpoint: str = ""
     difference: Comparison | None = None
+    vocabulary: int | None = None
+    padding: int = 0
 
     @property
     def nll_interval(self) -> Interval | None:
@@ -116,6 +132,7 @@ def estimate(
     measured: NDArray[np.float64],
     *,
     first: NDArray[np.float64] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Evaluation:
     """Summarise what was measured within each window.
 
@@ -125,6 +142,7 @@ def estimate(
         tokens: How many tokens were predicted.
         measured: The result of `measure_texts`, shape (measures, windows).
         first: The same of the first checkpoint, if this is another.
+        vocabulary: What the models were compared on, if it is known.
     """
     estimates = [mean_and_error(row) for row in measured]
     nll, nll_error = estimates[0]
@@ -145,6 +163,8 @@ def estimate(
         top1_error=top1_error,
         checkpoint=checkpoint,
         difference=None if first is None else _difference(measured, first),
+        vocabulary=vocabulary.tokens if vocabulary else None,
+        padding=vocabulary.padding if vocabulary else 0,
     )
 
 

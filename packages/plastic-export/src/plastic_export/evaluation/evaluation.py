@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from plastic_core.files import FormatError
 from plastic_runtime import Track, untracked
 
-from plastic_export.checkpoint.reader import open_checkpoint
-from plastic_export.evaluation.estimates import Evaluation, estimate
+from plastic_export.calibration.tokens import TokenReader
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.evaluation.estimates import Evaluation, Vocabulary, estimate
 from plastic_export.evaluation.measures import Reference, Windows, measure_texts
 from plastic_export.model.load import load_for_inference
-from plastic_export.model.text import file_windows
-from plastic_export.model.tokenizer import load_tokenizer
 
 _HELD = 2**30  # bytes of the reference's log-probabilities that are held between checkpoints
 
@@ -27,6 +26,7 @@ def evaluate(
     reference: str | Path | None = None,
     window: int = 256,
     windows: int = 24,
+    tokenizer: str | Path | None = None,
     track: Track = untracked,
 ) -> list[Evaluation]:
     """Measure one checkpoint; arguments, cost and errors are those of `compare`.
@@ -40,7 +40,13 @@ def evaluate(
         184 True True
     """
     return compare(
-        [source], texts, reference=reference, window=window, windows=windows, track=track
+        [source],
+        texts,
+        reference=reference,
+        window=window,
+        windows=windows,
+        tokenizer=tokenizer,
+        track=track,
     )
 
 
@@ -51,6 +57,7 @@ def compare(
     reference: str | Path | None = None,
     window: int = 256,
     windows: int = 24,
+    tokenizer: str | Path | None = None,
     track: Track = untracked,
 ) -> list[Evaluation]:
     """Measure perplexity and, against a reference, divergence and agreement on the same windows.
@@ -60,6 +67,9 @@ def compare(
     it does between two checkpoints whose divergences are subtracted window by window: their
     ``difference`` can be certain where their intervals overlap.
 
+    The tokens of the tokenizer are compared: rows with which a vocabulary is padded take no part
+    in any softmax, so that models padded differently are compared as well.
+
     Cost: the reference and one checkpoint in memory at a time, and of several checkpoints up to
     1 GiB of the reference's log-probabilities. Where these do not fit, the reference runs again
     for each checkpoint.
@@ -67,10 +77,11 @@ def compare(
     Args:
         sources: Folders or Hub ids, in any format that this package writes or mlx-lm reads, all
             of one tokenizer. Each is compared with the first.
-        texts: UTF-8 files; each is measured by itself.
+        texts: UTF-8 files, or files of token ids as in `Calibration`; each is measured by itself.
         reference: Checkpoint to compare with, of the same tokenizer.
         window: Tokens per window; each is run from an empty context.
         windows: How many windows at most, spread evenly over each text.
+        tokenizer: Folder or Hub id of the tokenizer of all; by default each has its own.
         track: Wraps the loop over the batches of windows.
 
     Returns:
@@ -79,7 +90,7 @@ def compare(
 
     Raises:
         ValueError: If there is no source, a text is shorter than one window, or two tokenizers
-            or vocabularies differ.
+            cut it differently.
         FormatError: If a checkpoint or a text cannot be read, or predictions are not finite.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If a file is missing or cannot be read.
@@ -95,39 +106,49 @@ def compare(
     """
     if not sources:
         raise ValueError("`sources` must name at least one checkpoint, got none")
-    folders = [_folder(source) for source in sources]
-    named = {repr(str(source)): folder for source, folder in zip(sources, folders, strict=True)}
+    opened = [_opened(source) for source in sources]
+    named = {repr(str(source)): each for source, each in zip(sources, opened, strict=True)}
     judge = None
     if reference is not None:
-        judge = named[f"`reference` {str(reference)!r}"] = _folder(reference)
-    ids = _same_windows(named, texts, window, windows)
+        judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
+    readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
+    ids = _same_windows(readers, texts, window, windows)
+    vocabulary = min(reader.size for reader in readers.values())
     held = None
     if judge is not None:
-        held = Reference(load_for_inference(judge), room=_HELD if len(sources) > 1 else 0)
+        room = _HELD if len(sources) > 1 else 0
+        held = Reference(load_for_inference(judge.folder), room=room, vocabulary=vocabulary)
     measured = [
-        _measure(source, folder, ids, held, track)
-        for source, folder in zip(sources, folders, strict=True)
+        _measure(source, each.folder, ids, held, vocabulary, track)
+        for source, each in zip(sources, opened, strict=True)
     ]
+    known = Vocabulary(vocabulary, max(reader.rows for reader in readers.values()) - vocabulary)
     return [
         estimate(
-            str(source), text, tokens[:, 1:].size, each[i], first=measured[0][i] if j else None
+            str(source),
+            text,
+            tokens[:, 1:].size,
+            each[i],
+            first=measured[0][i] if j else None,
+            vocabulary=known,
         )
         for i, (text, tokens) in enumerate(ids)
         for j, (source, each) in enumerate(zip(sources, measured, strict=True))
     ]
 
 
-def _folder(source: str | Path) -> Path:
+def _opened(source: str | Path) -> Checkpoint:
+    """Return a checkpoint whose headers were checked; its weights are not read from here."""
     with open_checkpoint(source) as checkpoint:
-        return checkpoint.folder
+        return checkpoint
 
 
 def _same_windows(
-    named: Mapping[str, Path], texts: Sequence[str | Path], window: int, windows: int
+    readers: Mapping[str, TokenReader], texts: Sequence[str | Path], window: int, windows: int
 ) -> list[Windows]:
     """Return the windows of each text; all checkpoints must cut it into the same tokens."""
-    (first, folder), *others = named.items()
-    ids = _all_windows(folder, texts, window, windows)
+    (first, reader), *others = readers.items()
+    ids = _all_windows(reader, texts, window, windows)
     for name, other in others:
         again = _all_windows(other, texts, window, windows)
         for (_, ours), (_, theirs) in zip(ids, again, strict=True):
@@ -140,11 +161,10 @@ def _same_windows(
 
 
 def _all_windows(
-    folder: Path, texts: Sequence[str | Path], window: int, windows: int
+    reader: TokenReader, texts: Sequence[str | Path], window: int, windows: int
 ) -> list[Windows]:
-    tokenizer = load_tokenizer(folder)
     return [
-        Windows(Path(text).name, file_windows(tokenizer, text, length=window, limit=windows))
+        Windows(Path(text).name, reader.windows(text, length=window, limit=windows))
         for text in texts
     ]
 
@@ -154,10 +174,12 @@ def _measure(
     folder: Path,
     texts: Sequence[Windows],
     reference: Reference | None,
+    vocabulary: int,
     track: Track,
 ) -> list[NDArray[np.float64]]:
     """Measure a checkpoint on the texts; the model is gone when this returns."""
-    measured = measure_texts(load_for_inference(folder), texts, reference, track)
+    model = load_for_inference(folder)
+    measured = measure_texts(model, texts, reference, track, vocabulary=vocabulary)
     for (text, _), values in zip(texts, measured, strict=True):
         if not np.isfinite(values).all():
             reason = f"its predictions of {text}, or the reference's, are not finite"

@@ -41,10 +41,11 @@ class Reference:
         model: It stays in memory.
         room: Bytes of log-probabilities that are held for the next model to be compared. What
             does not fit is computed again for each.
+        vocabulary: See `measure_texts`.
     """
 
-    def __init__(self, model: nn.Module, *, room: int) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, *, room: int, vocabulary: int | None = None) -> None:
+        self._model, self._vocabulary = model, vocabulary
         self._room = room
         self._held: dict[Batch, LogProbabilities] = {}
 
@@ -57,7 +58,7 @@ class Reference:
         """
         if batch in self._held:
             return self._held[batch]
-        log_q = log_probabilities(self._model, tokens)
+        log_q = log_probabilities(self._model, tokens, self._vocabulary)
         nbytes = sum(window.nbytes for window in log_q)
         if nbytes <= self._room:
             self._held[batch] = log_q
@@ -70,6 +71,8 @@ def measure_texts(
     texts: Sequence[Windows],
     reference: Reference | None,
     track: Track,
+    *,
+    vocabulary: int | None = None,
 ) -> list[NDArray[np.float64]]:
     """Run a model over windows of several texts.
 
@@ -78,6 +81,7 @@ def measure_texts(
         texts: Texts of the same model's tokens.
         reference: What to compare with.
         track: Wraps the loop over the batches of a text.
+        vocabulary: How many tokens take part, the rest being padding; by default all.
 
     Returns:
         For each text the mean within each window, shape (measures, windows): negative
@@ -87,23 +91,33 @@ def measure_texts(
     Raises:
         ValueError: If the vocabulary of the reference has another size.
     """
-    vocabulary = model(mx.zeros((1, 1), mx.int32)).shape[-1]
+    width = model(mx.zeros((1, 1), mx.int32)).shape[-1]
     measured = []
     for number, (text, tokens) in enumerate(texts):
-        rows = min(ROWS, max(1, LOGITS // (tokens.shape[1] * vocabulary)))
+        rows = min(ROWS, max(1, LOGITS // (tokens.shape[1] * width)))
         starts = track(range(0, len(tokens), rows), f"reading {text}")
         parts = [
-            _measure_batch(model, reference, (number, start), tokens[start : start + rows])
+            _measure_batch(
+                model, reference, (number, start), tokens[start : start + rows], vocabulary
+            )
             for start in starts
         ]
         measured.append(np.hstack(parts))
     return measured
 
 
-def log_probabilities(model: nn.Module, tokens: mx.array) -> LogProbabilities:
-    """Return the log-probabilities of what follows each token, shape (windows, tokens)."""
+def log_probabilities(
+    model: nn.Module, tokens: mx.array, vocabulary: int | None = None
+) -> LogProbabilities:
+    """Return the log-probabilities of what follows each token, shape (windows, tokens).
+
+    Args:
+        model: Maps tokens to logits.
+        tokens: Shape (windows, tokens).
+        vocabulary: How many tokens may follow; by default all that the model has logits for.
+    """
     with use_numpy_attention():
-        logits: mx.array = model(tokens).astype(mx.float32)
+        logits: mx.array = model(tokens)[..., :vocabulary].astype(mx.float32)
         mx.eval(logits)
     xp = library()
     return [log_softmax_in(xp, in_library(window, xp)) for window in logits]
@@ -111,10 +125,14 @@ def log_probabilities(model: nn.Module, tokens: mx.array) -> LogProbabilities:
 
 @np.errstate(invalid="ignore")  # what is not finite shows in the measures
 def _measure_batch(
-    model: nn.Module, reference: Reference | None, batch: Batch, tokens: mx.array
+    model: nn.Module,
+    reference: Reference | None,
+    batch: Batch,
+    tokens: mx.array,
+    vocabulary: int | None,
 ) -> NDArray[np.float64]:
     xp = library()
-    log_p = log_probabilities(model, tokens[:, :-1])
+    log_p = log_probabilities(model, tokens[:, :-1], vocabulary)
     targets = [xp.array(window)[1:, None] for window in tokens]
     measures = [
         [-xp.take_along_axis(p, t, axis=-1) for p, t in zip(log_p, targets, strict=True)],

@@ -62,6 +62,7 @@ class Teacher(Closing):
     Args:
         model: The model, for forward passes.
         tokens: Shape (windows, length).
+        vocabulary: How many tokens take part, the rest being padding; by default all.
         uses: How many windows will be asked for in all.
         folder: Where the file goes.
         track: Wraps the loop that fills the file.
@@ -75,13 +76,15 @@ class Teacher(Closing):
         model: nn.Module,
         tokens: mx.array,
         *,
+        vocabulary: int | None = None,
         uses: int,
         folder: Path,
         track: Track = untracked,
     ) -> None:
         self._model = model
         self._tokens = tokens
-        self.vocabulary: int = model(tokens[:1, :1]).shape[-1]
+        width: int = model(tokens[:1, :1]).shape[-1]
+        self.vocabulary = width if vocabulary is None else min(width, vocabulary)
         self._bytes = 2 * tokens.shape[1] * self.vocabulary  # of one window
         self._file: IO[bytes] | None = None
         if uses > len(tokens) and self._bytes * len(tokens) <= _ROOM:
@@ -107,7 +110,8 @@ class Teacher(Closing):
 
     def _computed(self, rows: Rows) -> mx.array:
         with use_numpy_functions():
-            logits = self._model(self._tokens[mx.array(rows)]).astype(mx.float32)
+            logits = self._model(self._tokens[mx.array(rows)])[..., : self.vocabulary]
+            logits = logits.astype(mx.float32)
             mx.eval(logits)
         return log_softmax(logits)
 
@@ -128,7 +132,7 @@ class Distillation:
         split: Which of them are for what.
 
     Raises:
-        ValueError: If the reference predicts another number of tokens.
+        ValueError: If the reference predicts more tokens.
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class Distillation:
         split: Split,
     ) -> None:
         size = model(tokens[:1, :1]).shape[-1]
-        if size != teacher.vocabulary:
+        if size < teacher.vocabulary:
             raise ValueError(
                 f"`reference` must predict {size} tokens, as the checkpoint does, and predicts "
                 f"{teacher.vocabulary}; name the checkpoint that it was made from"
@@ -172,14 +176,19 @@ class Distillation:
             self._model.update(tree_unflatten(list(self._typed(values).items())))
             for part in between(parts(numbers, self._tokens, self._teacher.vocabulary)):
                 log_q = self._teacher(part)
-                kl = divergences(self._model(self._tokens[mx.array(part)]), log_q)
+                kl = divergences(self._logits(part), log_q)
                 mx.eval(kl)
                 total += float(np.asarray(kl, np.float64).sum())
         return total / (len(numbers) * self._tokens.shape[1])
 
     def _total(self, values: Arrays, rows: Rows, log_q: mx.array) -> mx.array:
         self._model.update(tree_unflatten(list(values.items())))
-        return divergences(self._model(self._tokens[mx.array(rows)]), log_q).sum()
+        return divergences(self._logits(rows), log_q).sum()
+
+    def _logits(self, rows: Rows) -> mx.array:
+        """Return the logits of the tokens that take part."""
+        logits: mx.array = self._model(self._tokens[mx.array(rows)])
+        return logits[..., : self._teacher.vocabulary]
 
     def _typed(self, values: Mapping[str, mx.array]) -> Arrays:
         """Return it in the type that the model computes in."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,6 +42,8 @@ class Healed:
         kl_after: The same for what was written; never more than ``kl_before``.
         step: The step whose values were written; 0 where none was better than the start.
         measured: ``(step, kl)`` of every measurement.
+        vocabulary: How many tokens took part, those that the tokenizer and both models have.
+        padding: How many rows of the wider vocabulary took no part.
 
     Examples:
         >>> few, options = Calibration("text.txt", window=24, windows=8), HealingOptions(steps=2)
@@ -59,6 +61,8 @@ class Healed:
     kl_after: float
     step: int
     measured: tuple[tuple[int, float], ...]
+    vocabulary: int = 0
+    padding: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
@@ -130,16 +134,16 @@ def heal(
     with open_checkpoint(folder) as checkpoint, open_checkpoint(reference) as original:
         place = _place(checkpoint, original, out, force)
         check_reference(checkpoint, original)
-        tokens = _tokens(checkpoint, original, calibration)
-        split = Split.of(len(tokens))
+        text = _common_text(checkpoint, original, calibration)
+        split = Split.of(len(text.tokens))
         state = StateFile(
             place.path.with_name(f"{place.path.name}.heal.safetensors"),
             heal_identity(checkpoint, original, calibration, options),
         )
         state.load()  # what it refuses is refused before the work
         with saying_when_interrupted(state.waiting):
-            end, names = _train(checkpoint, original, tokens, split, options, state, track)
-        result = _result(place.path, end, split, options)
+            end, names = _train(checkpoint, original, text, split, options, state, track)
+        result = _result(place.path, end, split, options, text)
         best = {names[name].tensor: value for name, value in end.best.items()}
         record = calibration.record() | asdict(options) | result.record()
         with place as target:
@@ -165,21 +169,31 @@ def _place(
     return place
 
 
-def _tokens(checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration) -> mx.array:
+class _Text(NamedTuple):
+    """The windows, how many tokens the models are compared on, and the padding beside these."""
+
+    tokens: mx.array
+    vocabulary: int
+    padding: int
+
+
+def _common_text(checkpoint: Checkpoint, original: Checkpoint, calibration: Calibration) -> _Text:
     """Return the windows, which both tokenizers must make the same."""
-    ours, theirs = calibration.tokens(checkpoint), calibration.tokens(original)
+    readers = [calibration.reader(each) for each in (checkpoint, original)]
+    ours, theirs = (calibration.cut(reader) for reader in readers)
     if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
         raise ValueError(
             f"{original.name!r} splits the text into other tokens than {checkpoint.name!r}; "
             "name the checkpoint that it was made from"
         )
-    return ours
+    vocabulary = min(reader.size for reader in readers)
+    return _Text(ours, vocabulary, max(reader.rows for reader in readers) - vocabulary)
 
 
 def _train(
     checkpoint: Checkpoint,
     original: Checkpoint,
-    tokens: mx.array,
+    text: _Text,
     split: Split,
     options: HealingOptions,
     state: StateFile,
@@ -190,13 +204,14 @@ def _train(
     names, values = _values(model, checkpoint)
     teacher = Teacher(
         load_for_inference(original.folder),
-        tokens,
+        text.tokens,
+        vocabulary=text.vocabulary,
         uses=options.steps * options.batch,
         folder=state.path.parent,
         track=track,
     )
     with teacher:
-        task = Distillation(model, list(names), teacher, tokens, split)
+        task = Distillation(model, list(names), teacher, text.tokens, split)
         end = heal_values(
             task,
             values,
@@ -230,7 +245,9 @@ def _values(
     return names, values
 
 
-def _result(out: Path, end: HealState, split: Split, options: HealingOptions) -> Healed:
+def _result(
+    out: Path, end: HealState, split: Split, options: HealingOptions, text: _Text
+) -> Healed:
     before = end.measured[0][1]
     step, after = min(end.measured, key=lambda m: (not isfinite(m[1]), m[1], m[0]))
     return Healed(
@@ -243,4 +260,6 @@ def _result(out: Path, end: HealState, split: Split, options: HealingOptions) ->
         kl_after=after,
         step=step,
         measured=tuple(end.measured),
+        vocabulary=text.vocabulary,
+        padding=text.padding,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core.files import FormatError, noting
+from plastic_core.files import FormatError
 
 
 def read_text(path: str | Path) -> str:
@@ -34,13 +36,14 @@ def text_windows(
 ) -> mx.array:
     """Cut a text into consecutive windows of tokens that do not overlap.
 
-    Each window is for a model with an empty context, so each begins with the token that begins
-    every text, if the tokenizer puts one. The rest of the last window is left out.
+    Each window is for a model with an empty context, so each begins with the tokens that begin
+    every text, if the tokenizer puts any. Where the text itself has some of them at the beginning
+    of a window, they do not stand there twice. The rest of the last window is left out.
 
     Args:
         tokenizer: A tokenizer of `load_tokenizer`.
         text: Any text of at least one window.
-        length: Tokens per window, at least 2.
+        length: Tokens per window, at least 2 and more than begin every text.
         limit: Take this many windows at most, spread evenly over the text.
 
     Returns:
@@ -54,36 +57,61 @@ def text_windows(
         >>> windows.shape
         (8, 24)
     """
-    if length < 2:
-        raise ValueError(f"`length` must be at least 2 tokens, got {length}.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1 window, got {limit}.")
-    start = [i for i in tokenizer.encode("")[:1] if i == tokenizer.bos_token_id]
     ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-    step = length - len(start)
-    count = len(ids) // step
-    if count == 0:
-        raise ValueError(
-            f"the text has {len(start) + len(ids)} tokens, fewer than one window of {length}; "
-            "take a longer text or a shorter window"
-        )
-    taken = count if limit is None else min(limit, count)
-    windows = np.array(ids[: count * step], np.int32).reshape(count, step)
-    spread = windows[evenly_spread(taken, count)]
-    return mx.array(np.hstack([np.tile(np.array(start, np.int32), (taken, 1)), spread]))
+    return cut_windows(ids, prefix_tokens(tokenizer), length=length, limit=limit)
 
 
-def file_windows(
-    tokenizer: Any, file: str | Path, *, length: int, limit: int | None = None
+def prefix_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer puts before every text; those after it are left out.
+
+    They are what an empty text and another begin with in common.
+    """
+    empty, other = tokenizer.encode(""), tokenizer.encode("a")
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(empty, other, strict=False))
+    return [token for token, _ in pairs]
+
+
+def cut_windows(
+    ids: Sequence[int], prefix: Sequence[int], *, length: int, limit: int | None
 ) -> mx.array:
-    """Cut the text of a file as `text_windows` does; an error says in which file.
+    """Cut tokens into windows as `text_windows` does.
+
+    Args:
+        ids: The tokens of a text.
+        prefix: The tokens that begin every window.
+        length: Tokens per window.
+        limit: How many windows at most.
 
     Raises:
-        FormatError, OSError: As `read_text` does.
         ValueError: As `text_windows` does.
     """
-    with noting(f"in {file}"):
-        return text_windows(tokenizer, read_text(file), length=length, limit=limit)
+    least = max(2, len(prefix) + 1)
+    if length < least:
+        raise ValueError(f"`length` must be at least {least} tokens, got {length}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1 window, got {limit}.")
+    starts = _starts(ids, {*prefix}, length - len(prefix))
+    if not starts:
+        raise ValueError(
+            f"the text has {len(prefix) + len(ids)} tokens, fewer than one window of {length}; "
+            "take a longer text or a shorter window"
+        )
+    taken = len(starts) if limit is None else min(limit, len(starts))
+    chosen = [starts[i] for i in evenly_spread(taken, len(starts))]
+    rows = [[*prefix, *ids[i : i + length - len(prefix)]] for i in chosen]
+    return mx.array(np.array(rows, np.int32))
+
+
+def _starts(ids: Sequence[int], prefix: Set[int], step: int) -> list[int]:
+    """Return where each window's own tokens begin, past those that begin it in any case."""
+    starts, place = list[int](), 0
+    while place + step <= len(ids):
+        if ids[place] in prefix:
+            place += 1
+        else:
+            starts.append(place)
+            place += step
+    return starts
 
 
 def evenly_spread(taken: int, count: int) -> NDArray[np.intp]:

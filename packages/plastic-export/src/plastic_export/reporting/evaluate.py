@@ -28,8 +28,9 @@ def _record(r: Evaluation) -> dict[str, Any]:
     ``perplexity``, ``kl`` and ``top1`` its value, its standard error ``..._error`` and its 95 %
     limits ``..._interval``, a list of two; ``difference``, an object with ``measure`` ("kl" or
     "nll"), ``mean``, ``error``, ``interval`` and ``verdict`` ("better", "worse" or "no difference
-    shown"). Units as in `Evaluation` and `Comparison`. What is not known is null: kl and top1
-    without a reference, the difference of the first checkpoint, errors and limits of one window.
+    shown"); ``vocabulary`` and ``padding``. Units as in `Evaluation` and `Comparison`. What is not
+    known is null: kl and top1 without a reference, the difference of the first checkpoint, errors
+    and limits of one window.
     """
     intervals = {f"{name}_interval": getattr(r, f"{name}_interval") for name in MEASURES}
     difference = None
@@ -51,7 +52,14 @@ def _lines(results: Sequence[Evaluation]) -> list[Table | str]:
             _with_interval(r.top1, r.top1_interval, ".2%"),
         )
     note = "in brackets: 95 % confidence intervals, Student's t over the windows"
-    return [table, *_differences(results), "", note]
+    return [table, *_differences(results), "", note, *_padding(results)]
+
+
+def _padding(results: Sequence[Evaluation]) -> list[Table | str]:
+    """Say what took no part in any softmax."""
+    padding = max(r.padding for r in results)
+    compared = f"compared on the {results[0].vocabulary} tokens that all know"
+    return [f"{compared}; {padding} rows of padding take no part"] if padding else []
 
 
 def _differences(results: Sequence[Evaluation]) -> list[Table | str]:

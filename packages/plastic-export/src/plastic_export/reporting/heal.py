@@ -18,6 +18,11 @@ def present_healed(result: Healed) -> Presented:
         f"trained    {result.parameters:,} numbers in {result.tensors} tensors on {learned} "
         f"windows; judged by {held_out} held out"
     )
+    if result.padding:
+        trained += (
+            f"; compared on the {result.vocabulary} tokens that both know, "
+            f"{result.padding} rows of padding take no part"
+        )
     written = f"written    {result.out}"
     return Presented(asdict(result), [table, "", _verdict(result), trained, written])
 

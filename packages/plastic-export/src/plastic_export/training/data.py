@@ -15,6 +15,7 @@ from plastic_export.training.rows import (
     FORMATS,
     RowError,
     RowTokens,
+    check_ended,
     check_learnable,
     check_row,
     fields_of,
@@ -101,6 +102,7 @@ def _read(
         with _at(file, line):
             tokens, offset = rows.read(index)
             check_learnable(len(tokens), offset, window)
+            check_ended(tokens[:window])
             lengths.append(len(tokens))
     return rows.dataset, lengths
 

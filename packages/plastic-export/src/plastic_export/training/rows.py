@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +62,17 @@ def check_learnable(length: int, offset: int, window: int) -> None:
     if window <= offset:
         reason = f"its prompt has {offset} tokens, and a window of {window} leaves none to learn"
         raise RowError(reason, "remove the row or give a longer --window")
+
+
+def check_ended(tokens: Sequence[int | None]) -> None:
+    """Check that the tokenizer has the token that mlx-lm puts after every text.
+
+    Raises:
+        RowError: If it has none.
+    """
+    if None in tokens:
+        reason = "the tokenizer has no token that ends a text, and mlx-lm puts it after every row"
+        raise RowError(reason, "name its 'eos_token' in tokenizer_config.json")
 
 
 def _check_text(name: str, value: Any) -> None:

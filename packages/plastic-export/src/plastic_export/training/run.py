@@ -38,10 +38,10 @@ from plastic_runtime import (
     format_bytes,
 )
 
+from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
-from plastic_export.model.tokenizer import load_tokenizer, tokenizer_digests
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
@@ -98,6 +98,7 @@ def train(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     say: Say = lambda line: None,
 ) -> TrainedRun:
@@ -114,6 +115,7 @@ def train(
         training: How to train.
         include: Glob patterns of the matrices to adapt; by default all projections.
         exclude: Glob patterns of matrices to leave alone.
+        tokenizer: Folder or Hub id of the tokenizer; by default that of ``src``.
         revision: Commit, tag or branch of a Hub id.
         say: Takes one line per validation.
 
@@ -143,20 +145,23 @@ def train(
     out = Path(out)
     with open_checkpoint(src, revision=revision) as checkpoint:
         _check_source(checkpoint)
-        tokenizer = load_tokenizer(checkpoint.folder)
+        reader = TokenReader(checkpoint, None if tokenizer is None else Path(tokenizer))
         rows = read_training_data(
             Path(data),
-            tokenizer,
+            reader.tokenizer,
             batch=training.batch,
             window=training.window,
             mask_prompt=training.mask_prompt,
         )
+        for each in (rows.train, rows.valid):
+            for i in range(len(each)):
+                reader.check(each[i][0][: training.window])
         patterns = {"include": include, "exclude": exclude}
         model, layers = _plastic_model(checkpoint, training, **patterns)
         count = _adapter_count(layers, training)
         _check_ceiling(layers, count, training)
         run = RunFile(
-            identity=_identity(checkpoint, rows, training, patterns),
+            identity=_identity(checkpoint, rows, training, patterns, reader),
             ranks=_ranks(layers),
             bytes_awake=count(_ranks(layers)),
             max_bytes=training.max_bytes,
@@ -391,6 +396,7 @@ def _identity(
     rows: TrainingData,
     training: TrainingOptions,
     patterns: Mapping[str, Sequence[str]],
+    reader: TokenReader,
 ) -> dict[str, Any]:
     """Return all that the course of the run depends on. Reads every byte of the base."""
     files = [[path.name, sha256_file(path)] for path in checkpoint.weight_files]
@@ -399,7 +405,7 @@ def _identity(
     packages = ("mlx", "mlx-lm", "plastic-core", "plastic-runtime", "plastic-export")
     return {
         "base": base.hexdigest(),
-        **{f"file {name}": digest for name, digest in tokenizer_digests(checkpoint).items()},
+        **{f"file {name}": digest for name, digest in reader.digests().items()},
         **{f"{kind} data": digest for kind, digest in rows.digests.items()},
         **{f"option {name}": list(words) for name, words in patterns.items()},
         "device": str(mx.default_device()),
