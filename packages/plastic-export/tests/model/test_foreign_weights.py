@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from mlx_lm.utils import load_model as stock_load
 from numpy.typing import NDArray
 from plastic_core.files import FormatError
 from plastic_core.testing import same_bits
+from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.model.foreign_numbers import float8, integers, power_of_two
 from plastic_export.model.foreign_weights import dequantized, sanitized
 from plastic_export.model.load import load_model
@@ -528,3 +530,36 @@ def test_a_model_that_takes_over_codes_is_given_them() -> None:
     plain = sanitized(unlike, model, partial(own, model), config, FILE)
     assert plain.keys() == {"a.weight"}
     assert config["quantization_config"] is None
+
+
+def test_scales_of_the_cache_are_left_out_with_a_word(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array]
+) -> None:
+    scale = {f"model.layers.0.self_attn.{leaf}": mx.array(1.0) for leaf in ("k_scale", "v_scale")}
+    settings = said("compressed-tensors", format="float-quantized", kv_cache_scheme={})
+    folder = make_checkpoint(weights=tiny_weights | scale, **settings)
+    with pytest.warns(CheckpointWarning, match=r"it holds 2 scales for a key-value cache"):
+        given = load_model(folder)
+    assert same_bits(given.model.embed_tokens.weight, tiny_weights["model.embed_tokens.weight"])
+
+
+def test_settings_in_a_file_of_their_own_are_read(
+    make_checkpoint: Make, tiny_weights: dict[str, mx.array]
+) -> None:
+    stored, plain = quantized_fp8(tiny_weights, "per tensor")
+    folder = make_checkpoint(weights=stored)
+    settings = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(settings))
+    given = dict(tree_flatten(load_model(folder).parameters()))
+    assert all(same_bits(given[name], array) for name, array in plain.items())
+
+
+def test_codes_that_mlx_lm_takes_for_numbers_are_made_plain_before() -> None:
+    """The model of Ministral multiplies the codes themselves by their scale."""
+    drawn, scale = codes(8, 16), scales()
+    weights = {"a.weight": mx.array(drawn), "a.weight_scale_inv": mx.array(scale)}
+    own = import_module("mlx_lm.models.ministral3").Model.sanitize
+    args = SimpleNamespace(tie_word_embeddings=False)
+    model = SimpleNamespace(args=args, parameters=dict)
+    result = sanitized(weights, model, partial(own, model), said("fp8"), FILE)
+    assert same_bits(result["a.weight"], bf16(E4M3[drawn] * scale))

@@ -99,7 +99,7 @@ def from_integers(
             equal = [(1, columns // parts)] if columns % parts == 0 else []
             return _spread(array.astype(mx.float32), values.shape, [*blocks, *equal])
         in_order = mx.arange(columns) // math.ceil(columns / parts)
-        return _of_group(array, mx.where(groups == -1, in_order, groups))
+        return _of_group(array, mx.where(groups == -1, in_order, groups), axis=1)
 
     centred = values.astype(mx.float32)
     if zero is not None:
@@ -153,8 +153,9 @@ def from_gptq(
         raise UnfitError(reason)
     if groups is None:
         groups = mx.arange(inputs) // (inputs // count)
-    zero = _of_group((integers(zeros, bits) + offset).T, groups)
-    return ((integers(words.T, bits) - zero) * _of_group(scales.T, groups)).astype(dtype)
+    zero = _of_group(integers(zeros, bits) + offset, groups, axis=0)
+    scale = _of_group(scales, groups, axis=0)
+    return ((integers(words, bits, axis=0) - zero) * scale).T.astype(dtype)
 
 
 def from_awq(
@@ -179,24 +180,20 @@ def from_awq(
     if not fits or (zeros is not None and zeros.shape != (count, outputs // 8)):
         reason = f"qweight {words.shape} and scales {scales.shape} do not fit 4 bits"
         raise UnfitError(reason)
-    zero = (
-        mx.array(8) if zeros is None else mx.repeat(_awq_integers(zeros), inputs // count, axis=0)
-    )
+    q = integers(words, 4, order=_AWQ_ORDER)
     scale = mx.repeat(scales.astype(mx.float32), inputs // count, axis=0)
-    return ((_awq_integers(words) - zero) * scale).T.astype(dtype)
+    if zeros is None:
+        return mx.transpose((q - 8) * scale).astype(dtype)
+    zero = mx.repeat(integers(zeros, 4, order=_AWQ_ORDER), inputs // count, axis=0)
+    return mx.transpose((q - zero) * scale).astype(dtype)
 
 
-def _awq_integers(words: mx.array) -> mx.array:
-    eights = integers(words, 4).reshape(*words.shape, 8)
-    return eights[..., mx.array(_AWQ_ORDER)].reshape(words.shape[0], -1)
-
-
-def _of_group(array: mx.array, groups: mx.array) -> mx.array:
-    """Return the column of each group in float32, NaN for a group that there is not."""
-    count = array.shape[1]
-    nowhere = mx.full((array.shape[0], 1), mx.nan)
-    padded = mx.concatenate([array.astype(mx.float32), nowhere], axis=1)
-    return padded[:, mx.where((groups < 0) | (groups >= count), count, groups)]
+def _of_group(array: mx.array, groups: mx.array, *, axis: int) -> mx.array:
+    """Return the row or column of each group in float32, NaN for a group that there is not."""
+    count = array.shape[axis]
+    edge = (1, array.shape[1]) if axis == 0 else (array.shape[0], 1)
+    padded = mx.concatenate([array.astype(mx.float32), mx.full(edge, mx.nan)], axis=axis)
+    return mx.take(padded, mx.where((groups < 0) | (groups >= count), count, groups), axis=axis)
 
 
 def _numbers(scale: mx.array) -> mx.array:

@@ -61,25 +61,45 @@ def power_of_two(codes: mx.array) -> mx.array:
     return _E8M0[codes]
 
 
-def integers(words: mx.array, bits: int) -> mx.array:
-    """Return the unsigned integers that are packed along the last axis, lowest bits first.
+def integers(
+    words: mx.array, bits: int, *, axis: int = -1, order: Sequence[int] | None = None
+) -> mx.array:
+    """Return the unsigned integers that are packed along an axis, lowest bits first.
 
     Args:
-        words: Shape ``(..., n)``, of 32 bits each, signed or not.
+        words: Array of words of 32 bits, signed or not, ``n`` along the axis.
         bits: Width of an integer, 1 to 8. It may begin in one word and end in the next.
+        axis: The axis.
+        order: At which place of its word each integer lies, for widths that divide a word; None:
+            one after the other.
 
     Returns:
-        Shape ``(..., n * 32 // bits)``, int32.
+        int32, ``n * 32 // bits`` along the axis.
     """
-    words = words.view(mx.uint32)
-    first, offset = np.divmod(np.arange(words.shape[-1] * WORD // bits) * bits, WORD)
-    codes = words[..., mx.array(first)] >> mx.array(offset.astype(np.uint32))
-    missing = np.maximum(offset + bits - WORD, 0)  # bits that lie in the next word
-    if missing.any():
-        following = words[..., mx.array(np.minimum(first + 1, words.shape[-1] - 1))]
-        high = following << mx.array((bits - missing).astype(np.uint32))
-        codes = mx.where(mx.array(missing > 0), codes | high, codes)
+    words, axis = words.view(mx.uint32), axis % words.ndim
+    if WORD % bits:
+        codes = _crossing_integers(words, bits, axis)
+    else:
+        places = np.arange(WORD // bits) if order is None else np.array(order)
+        offsets = mx.array((places * bits).astype(np.uint32))
+        offsets = offsets.reshape(-1, *[1] * (words.ndim - 1 - axis))
+        codes = mx.flatten(mx.expand_dims(words, axis + 1) >> offsets, axis, axis + 1)
     return mx.bitwise_and(codes, 2**bits - 1).astype(mx.int32)
+
+
+def _crossing_integers(words: mx.array, bits: int, axis: int) -> mx.array:
+    """Return words in whose lowest bits the integers lie, some of which end in the next word."""
+    count = words.shape[axis]
+    first, offset = np.divmod(np.arange(count * WORD // bits, dtype=np.uint32) * bits, WORD)
+    missing = np.maximum(offset + bits, WORD) - WORD  # bits that lie in the next word
+
+    def along(values: NDArray[np.uint32]) -> mx.array:
+        return mx.array(values).reshape(-1, *[1] * (words.ndim - 1 - axis))
+
+    low = mx.take(words, mx.array(first), axis=axis) >> along(offset)
+    following = mx.take(words, mx.array(np.minimum(first + 1, count - 1)), axis=axis)
+    high = following << along((bits - missing).astype(np.uint32))
+    return mx.where(along(missing) > 0, low | high, low)
 
 
 def spread_scale(scale: mx.array, shape: Sequence[int], block: Sequence[int]) -> mx.array | None:

@@ -7,7 +7,7 @@ in ways of its own: what has no scale beside it is plain.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from plastic_core.files import FormatError
 
 from plastic_export.checkpoint.quantizers import Quantizer
+from plastic_export.checkpoint.warning import warn_about
 from plastic_export.model.foreign_forms import (
     UnfitError,
     from_awq,
@@ -37,9 +38,9 @@ _BESIDE_PACKED = ("packed", "scale", "shape", "global_scale", "zero_point", "g_i
 _BESIDE_WORDS = ("qweight", "qzeros", "scales", "g_idx")
 _UNUSED = {
     "input_scale", "input_scale_ub", "input_global_scale", "input_zero_point", "activation_scale",
-    "output_scale", "q_scale", "k_scale", "v_scale", "kv_scale",
+    "output_scale", "q_scale",
 }  # fmt: skip
-"""Scales of activations and of the key-value cache, for which a plain model has no use."""
+_OF_CACHE = {"k_scale", "v_scale", "kv_scale"}
 
 _FLOATS = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 _HALVES = (mx.float16, mx.bfloat16)
@@ -82,6 +83,9 @@ def sanitized(
     """
     quantizer = Quantizer(config)
     _check(quantizer, weights, file)
+    if count := sum(name.rpartition(".")[2] in _OF_CACHE for name in weights):
+        reason = f"it holds {count} scales for a key-value cache of 8 bits"
+        warn_about(file, reason, "they are left out, and the cache has the type of the model")
     taken = _taken_over(weights, sanitize, quantizer)
     result = sanitize(dequantized(weights, config, file)) if taken is None else taken
     if quantizer.is_made_plain and not any(name.endswith(".scales") for name in result):
@@ -111,20 +115,19 @@ def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weig
             not read.
     """
     quantizer, dtype = Quantizer(config), _stated_type(config)
-    forms = list(_forms(weights))
-    mx.eval([weights[form.beside["shape"]] for form in forms if "shape" in form.beside])
-    plain = Weights()
+    forms, plain = _forms(weights), Weights()
     for form in forms:
         codes, parts = weights[form.codes], _parts(form, weights)
         try:
             plain[form.name] = _plain(codes, parts, quantizer, dtype)
         except UnfitError as error:
             raise FormatError.about(file, str(error), _REMEDY, tensor=form.codes) from None
-    if not plain:
+    unused = _unused(weights) if plain or quantizer.is_made_plain else set()
+    if not plain and not unused:
         return weights
     used = {name for form in forms for name in (form.codes, *form.beside.values())}
-    dropped = used | _unused(weights)
-    return {name: array for name, array in weights.items() if name not in dropped} | plain
+    left = {n: array for n, array in weights.items() if n not in used and n not in unused}
+    return left | plain
 
 
 def _check(quantizer: Quantizer, weights: Weights, file: Path) -> None:
@@ -135,8 +138,8 @@ def _check(quantizer: Quantizer, weights: Weights, file: Path) -> None:
 
 def _taken_over(weights: Weights, sanitize: Sanitize, quantizer: Quantizer) -> Weights | None:
     """Return what a model makes of foreign codes that it keeps packed, None if it does not."""
-    forms = list(_forms(weights))
-    may = quantizer.is_taken_over and all(_is_mlx_packing(f, weights, quantizer) for f in forms)
+    forms = _forms(weights)
+    may = quantizer.is_taken_over and all(_is_mlx_packing(form, weights) for form in forms)
     if not forms or not may:
         return None
     try:
@@ -148,13 +151,15 @@ def _taken_over(weights: Weights, sanitize: Sanitize, quantizer: Quantizer) -> W
     return result if packed and not left else None
 
 
-def _is_mlx_packing(form: _Form, weights: Weights, quantizer: Quantizer) -> bool:
+def _is_mlx_packing(form: _Form, weights: Weights) -> bool:
     """Tell whether MLX can hold the codes as they are, given scales and biases for them."""
     codes, parts = weights[form.codes], _parts(form, weights)
     if "scale_2" in parts or ("packed" in parts and codes.dtype == mx.uint8):
         return True
     if "packed" in parts:
-        return quantizer.bits <= {4} and not parts.keys() & {"zero_point", "g_idx"}
+        words = codes.shape[-1] * WORD // 4
+        is_symmetric = not parts.keys() & {"zero_point", "g_idx"}
+        return is_symmetric and "shape" in parts and _sides(parts)[1] == words
     scale = parts.get("scale", parts.get("scale_inv"))
     if scale is None or scale.ndim == 0 or scale.dtype != mx.uint8:
         return False
@@ -178,21 +183,26 @@ def _parts(form: _Form, weights: Weights) -> Weights:
     return {leaf: weights[name] for leaf, name in form.beside.items()}
 
 
-def _forms(weights: Weights) -> Iterator[_Form]:
+def _forms(weights: Weights) -> list[_Form]:
+    """Return the weights in foreign forms, the sides of packed ones being read."""
+    forms = [form for name in weights if (form := _form(name, weights)) is not None]
+    mx.eval([weights[form.beside["shape"]] for form in forms if "shape" in form.beside])
+    return forms
+
+
+def _form(name: str, weights: Weights) -> _Form | None:
     def beside(base: str, leaves: tuple[str, ...]) -> dict[str, str]:
         return {leaf: base + leaf for leaf in leaves if base + leaf in weights}
 
-    for name, array in weights.items():
-        if name.endswith(".qweight"):
-            base = name.removesuffix("qweight")
-            yield _Form(f"{base}weight", name, beside(base, _BESIDE_WORDS))
-        elif name.endswith("weight_packed"):
-            base = name.removesuffix("packed")
-            yield _Form(base.removesuffix("_"), name, beside(base, _BESIDE_PACKED))
-        elif array.dtype in (mx.uint8, mx.int8):
-            parts = beside(f"{name}_", _BESIDE_CODES)
-            if parts.keys() & {"scale", "scale_inv", "scales_inv"}:
-                yield _Form(name, name, parts)
+    if name.endswith(".qweight"):
+        base = name.removesuffix("qweight")
+        return _Form(f"{base}weight", name, beside(base, _BESIDE_WORDS))
+    if name.endswith("weight_packed"):
+        base = name.removesuffix("packed")
+        return _Form(base.removesuffix("_"), name, beside(base, _BESIDE_PACKED))
+    parts = beside(f"{name}_", _BESIDE_CODES)
+    is_scaled = bool(parts.keys() & {"scale", "scale_inv", "scales_inv"})
+    return _Form(name, name, parts) if is_scaled and weights[name].itemsize == 1 else None
 
 
 def _plain(codes: mx.array, parts: Weights, quantizer: Quantizer, dtype: mx.Dtype) -> mx.array:
@@ -219,6 +229,9 @@ def _from_words(parts: Weights, quantizer: Quantizer, dtype: mx.Dtype) -> mx.arr
     if "scales" not in parts or quantizer.method not in ("gptq", "awq"):
         raise UnfitError(f"quantised by {quantizer.method!r:.60}, it is neither GPTQ nor AWQ")
     words, scales, zeros = parts["qweight"], parts["scales"], parts.get("qzeros")
+    matrices = [array for array in (words, scales, zeros) if array is not None]
+    if words.itemsize != 4 or any(array.ndim != 2 for array in matrices):
+        raise UnfitError("its words are not of 32 bits, or it is no matrix")
     dtype = _type(scales, dtype)
     if quantizer.method == "awq":
         return from_awq(words, zeros, scales, dtype)
@@ -232,9 +245,9 @@ def _from_packed_integers(
     words: mx.array, parts: Weights, quantizer: Quantizer, dtype: mx.Dtype
 ) -> mx.array:
     """Return the matrix of integers that compressed-tensors packed."""
-    if "shape" not in parts:
-        raise UnfitError("no 'weight_shape' lies beside it")
-    rows, columns = np.array(parts["shape"]).tolist()
+    if "shape" not in parts or parts["shape"].size != 2 or words.dtype != mx.int32:
+        raise UnfitError("no 'weight_shape' of 2 sides lies beside words of 32 bits")
+    rows, columns = _sides(parts)
     scale, zero = parts["scale"], parts.get("zero_point")
     bits = _width(words.shape[-1], columns, quantizer.bits or {2, 4, 8})
     if zero is not None and zero.dtype == mx.int32:
@@ -242,6 +255,12 @@ def _from_packed_integers(
     values = unpacked_integers(words, bits, columns)
     groups = parts.get("g_idx")
     return from_integers(values, scale, zero, groups, quantizer.blocks, _type(scale, dtype))
+
+
+def _sides(parts: Weights) -> tuple[int, int]:
+    """Return the sides of the matrix whose integers are packed."""
+    rows, columns = np.array(parts["shape"]).reshape(-1)[:2].tolist()
+    return rows, columns
 
 
 def _width(words: int, columns: int, bits: set[int]) -> int:
@@ -286,6 +305,7 @@ def _stated_type(config: Mapping[str, Any]) -> mx.Dtype:
 
 
 def _unused(weights: Weights) -> set[str]:
-    """Return the names of the scales in ``_UNUSED``, those of expert weights included."""
+    """Return the scales of activations and of the cache, for which a plain model has no use."""
+    leaves = _UNUSED | _OF_CACHE
     beside = {f"{name}_activation_scale" for name in weights}
-    return {name for name in weights if name.rpartition(".")[2] in _UNUSED or name in beside}
+    return {name for name in weights if name.rpartition(".")[2] in leaves or name in beside}
