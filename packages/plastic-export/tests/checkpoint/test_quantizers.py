@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import shlex
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+import transformers
 from plastic_core.files import FormatError
 from plastic_export.checkpoint.quantizers import Quantizer
 from plastic_export.checkpoint.reader import open_checkpoint
@@ -48,8 +53,8 @@ def test_tools_whose_forms_are_read_are_named_and_pass(case: str) -> None:
 REFUSED: dict[str, tuple[Settings, str]] = {
     "bitsandbytes": (
         said("bitsandbytes"),
-        r"by 'bitsandbytes', 75% of its bytes, and neither mlx-lm nor .* reads that; python -c"
-        r".*from_pretrained\('SRC'\)\.dequantize\(\)\.save_pretrained\('COPY'\)",
+        r"by 'bitsandbytes', 75% of its bytes, and neither mlx-lm nor .* reads that;"
+        r" make a plain copy: python -c .*from_pretrained\(.*SRC.*\)\.dequantize\(\)",
     ),
     "hqq": (said("hqq"), "by 'hqq', 75% of its bytes, .*; take the original"),
     "text": ({"quantization_config": "int8"}, "by 'int8', .*; take the original"),
@@ -86,3 +91,26 @@ def test_a_checkpoint_of_an_unknown_tool_is_not_opened(
     folder = make_checkpoint(weights=weights, **said("quanto"))
     with pytest.raises(FormatError, match=r"config\.json: .* by 'quanto', 0% of its bytes"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("folder", ["SRC", "it's a $folder"])
+def test_the_command_for_a_plain_copy_is_one_that_a_shell_takes(folder: str) -> None:
+    remedy = Quantizer(said("fp8")).remedy(Path(folder))
+    python, option, script = shlex.split(remedy.removeprefix("make a plain copy: "))
+    assert (python, option) == ("python", "-c")
+    calls = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Call)]
+    names = [call.func.attr for call in calls if isinstance(call.func, ast.Attribute)]
+    twice = ["from_pretrained", "save_pretrained"]
+    assert sorted(names) == sorted(["FineGrainedFP8Config", *twice, *twice])
+    assert {folder, "COPY"} == {
+        node.value
+        for node in ast.walk(ast.parse(script))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_the_settings_that_a_command_names_are_those_of_transformers() -> None:
+    for method in ("fp8", "compressed-tensors", "mxfp4"):
+        name = re.search(r"t\.(\w+Config)\(dequantize=True\)", Quantizer(said(method)).remedy(FILE))
+        assert name is not None
+        assert "dequantize" in signature(getattr(transformers, name[1])).parameters

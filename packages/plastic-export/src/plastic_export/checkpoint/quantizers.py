@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ _LAYOUTS = {"gptq": "checkpoint_format", "awq": "version"}  # the setting that n
 _READ_LAYOUTS = {"gptq", "gptq_v2", "gemm"}
 _OTHER_ALGORITHM = re.compile("AWQ|^INT|^W4|^MXFP4")  # of ModelOpt
 _BY_TRANSFORMERS = {"bitsandbytes", "higgs"}  # whose `dequantize` knows them
-_ORIGINAL = "take the original that it was made from, `base_model` in its card"
+_CONFIGS = {
+    "fp8": "FineGrainedFP8Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+    "mxfp4": "Mxfp4Config",
+}
+"""The settings of transformers by which it makes weights plain as it loads them."""
 
 
 class Quantizer:
@@ -92,7 +98,7 @@ class Quantizer:
             return
         share = f", {quantised / total:.0%} of its bytes" if total else ""
         reason = f"the checkpoint is quantised by {self.method!r:.60}{share}, and {fault}"
-        raise FormatError.about(file, reason, self._remedy(file))
+        raise FormatError.about(file, reason, self.remedy(file.parent))
 
     def _fault(self) -> str | None:
         if self.method == "bitnet" and not mx.metal.is_available():
@@ -106,13 +112,26 @@ class Quantizer:
             return f"its algorithm {self.algorithm!r:.60} is not read here"
         return None
 
-    def _remedy(self, file: Path) -> str:
-        if self.method not in _BY_TRANSFORMERS:
-            return _ORIGINAL
-        load = f"AutoModelForCausalLM.from_pretrained({str(file.parent)!r}).dequantize()"
-        return (
-            f"python -c \"from transformers import *; {load}.save_pretrained('COPY')\" makes a copy"
-        )
+    def remedy(self, folder: Path) -> str:
+        """Return how to come by a plain copy: a command, where one tool can make it by itself."""
+        if self.method in _CONFIGS:
+            option = f", quantization_config=t.{_CONFIGS[self.method]}(dequantize=True)"
+            return _plain_copy(folder, option, "")
+        if self.method in _BY_TRANSFORMERS:
+            return _plain_copy(folder, "", ".dequantize()")
+        return "take the original that it was made from, `base_model` in its card"
+
+
+def _plain_copy(folder: Path, option: str, step: str) -> str:
+    """Return the command by which transformers writes a plain copy, tokenizer included."""
+    source = repr(str(folder))
+    tokenizer = f"t.AutoTokenizer.from_pretrained({source})"
+    model = f"t.AutoModelForCausalLM.from_pretrained({source}{option}){step}"
+    save = ".save_pretrained('COPY')"
+    script = f"import transformers as t; {tokenizer}{save}; {model}{save}"
+    is_easy = not set(script) & set('"$`\\!')
+    quoted = '"' + script + '"' if is_easy else shlex.quote(script)
+    return f"make a plain copy: python -c {quoted}"
 
 
 def _inner(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -170,7 +170,7 @@ class Checkpoint(Closing):
         if self.quantizer.method is None or not codes:
             return
         reason = f"its weights are codes of {self.quantizer.method!r:.60}, not plain matrices"
-        raise FormatError.about(self.folder, reason, "take the original that it was made from")
+        raise FormatError.about(self.folder, reason, self.quantizer.remedy(self.folder))
 
     def side_files(self) -> dict[str, Path]:
         """Return what is to be carried along unchanged: tokenizer, templates, licence.
