@@ -18,13 +18,14 @@ from plastic_core.files import (
 )
 from plastic_core.linalg import on_cpu
 
+from plastic_export.checkpoint.rope import warn_of_ignored_rope
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.folder.manifest import MANIFEST, read_manifest
 from plastic_export.model.foreign_weights import sanitized
 from plastic_export.model.library import brief, mlx_lm_utils
 from plastic_export.model.merging import merge_corrections
 from plastic_export.model.numpy_layers import use_numpy_products
-from plastic_export.model.stock import stock_classes
+from plastic_export.model.stock import built, stock_classes
 
 MODEL_FILE = Path(__file__).parent / "plastic_model.py"
 """The model file that lies beside a factored checkpoint. This copy of it is what runs."""
@@ -89,6 +90,7 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
     if is_factored:
         _check_model_file(folder)
     classes = _factored_classes() if is_factored else stock_classes(config, file)
+    warn_of_ignored_rope(config, file, built)
     checked = _check_weights(folder)
     adapter = adapter_of(folder)
     try:

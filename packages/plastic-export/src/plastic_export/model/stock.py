@@ -35,9 +35,9 @@ def stock_model(config: dict[str, Any]) -> StockModel:
         FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
         ModuleNotFoundError: If mlx-lm is not installed.
     """
-    model_class, args_class = stock_classes(config, "config.json")
+    stock_classes(config, "config.json")
     try:
-        model = model_class(args_class.from_dict(config))
+        model = built(config)
     except Exception as error:  # mlx-lm's own code, which raises what it likes
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {brief(error)}"
         raise FormatError.about("config.json", reason, "correct the configuration") from error
@@ -50,6 +50,12 @@ def stock_model(config: dict[str, Any]) -> StockModel:
         elif is_stack(module) and hasattr(module, "to_quantized"):
             stock.kinds.append((path, "experts", module.num_experts))
     return stock
+
+
+def built(config: dict[str, Any]) -> Any:
+    """Build mlx-lm's model; its code raises what it likes."""
+    model_class, args_class = stock_classes(config, "config.json")
+    return model_class(args_class.from_dict(config))
 
 
 def linear_paths(config: dict[str, Any]) -> set[str]:
