@@ -34,6 +34,8 @@ WIDTH = 1 + max(map(len, CELLS))
 @click.option("--jobs", default=1, show_default=True, help="Rows to run side by side.")
 def print_table(types: str, forms: str, jobs: int) -> None:
     """Print what every command makes of every model type; exit with 1 if a cell fails."""
+    if unknown := {*filter(None, types.split(","))} - CONFIGS.keys():
+        raise click.BadParameter(f"no rows for {', '.join(sorted(unknown))}")
     begun = time.monotonic()
     refusals: dict[str, int] = {}
     failures: list[str] = []
