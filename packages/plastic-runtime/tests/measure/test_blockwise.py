@@ -205,7 +205,29 @@ class Plain(nn.Module):
         return y
 
 
-OTHERS = [Scaled, Skipping, Collecting, Reversed, Pairs, Shared, Plain]
+class Remembering(Model):
+    """Every block leaves something behind, without which the next one cannot run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.layers = [Leaving(rng) for _ in range(BLOCKS)]
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        memory = [h]
+        for number, layer in enumerate(self.layers):
+            h = layer(h, mask(tokens, number), extra=memory.pop(), memory=memory)
+        return h
+
+
+class Leaving(Block):
+    def __call__(self, h: mx.array, *args: Any, memory: list[mx.array], **options: Any) -> mx.array:
+        y = super().__call__(h, *args, **options)
+        memory.append(mx.tanh(y))
+        return y
+
+
+OTHERS = [Scaled, Skipping, Collecting, Reversed, Pairs, Shared, Plain, Remembering]
 
 
 def tokens(*shape: int, seed: int = 0) -> mx.array:

@@ -19,6 +19,7 @@ from plastic_export.cli.report import report_command
 from plastic_export.cli.restore import restore_command
 from plastic_export.cli.train import train_command
 from plastic_export.cli.verify import verify_command
+from plastic_export.model.library import model_failure
 from plastic_export.process.interruption import interruptible, is_interrupted
 from plastic_export.process.worker import WorkerError
 
@@ -33,7 +34,6 @@ EXPECTED = (
     click.Abort,
     KeyboardInterrupt,
 )
-METAL_IS_MISSING = "No Metal back-end"  # what MLX says of a kernel that it has for Metal alone
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,11 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _is_expected(error: BaseException) -> bool:
-    return isinstance(error, EXPECTED) or _is_interruption(error) or _needs_metal(error)
-
-
-def _needs_metal(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and METAL_IS_MISSING in str(error)
+    return (
+        isinstance(error, EXPECTED) or _is_interruption(error) or model_failure(error) is not None
+    )
 
 
 def _is_interruption(error: BaseException) -> bool:
@@ -120,8 +118,8 @@ def _message(error: BaseException) -> str:
         return f"interrupted; {'; '.join(notes) or 'no output was written'}"
     notes = getattr(error, "__notes__", ())
     remarks = "".join(f" ({note})" for note in notes)
-    if _needs_metal(error):
-        return f"mlx-lm runs this model in a kernel for Metal alone; use a Mac for it{remarks}"
+    if failure := model_failure(error):
+        return f"{failure}{remarks}"
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " ")
     if isinstance(error, OSError) and error.strerror:

@@ -48,7 +48,8 @@ class BlockChain:
         that the block before it returned; whatever else it is given must not depend on the
         blocks; what follows must depend on the last one alone; and a wanted layer must run inside
         one block, after all of them, or before, if nothing but the input of the first one depends
-        on it.
+        on it. A model that cannot run without its blocks, as where one leaves keys for another, is
+        none.
 
         Args:
             model: The model.
@@ -61,8 +62,11 @@ class BlockChain:
             return None
         chain = cls(model, blocks)
         outside = {p: m for p, m in linears.items() if p in wanted and chain.block_of(p) is None}
-        with using_numpy(linears):
-            return chain if chain._holds(batch, outside, wanted) else None
+        try:
+            with using_numpy(linears):
+                return chain if chain._holds(batch, outside, wanted) else None
+        except Exception:  # the model's own code, which misses what a block was to leave
+            return None
 
     def block_of(self, path: str) -> str | None:
         """Return the block that a module is in."""
