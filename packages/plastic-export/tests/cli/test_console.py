@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -54,3 +57,17 @@ def test_other_warnings_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_program_sees_them_as_its_own_warnings() -> None:
     with pytest.warns(CheckpointWarning, match="SRC: it is strange; it is read all the same"):
         warn_about("SRC", "it is strange", "it is read all the same")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_cannot_be_encoded_is_printed_escaped(encoding: str) -> None:
+    code = (
+        "from plastic_export.cli.console import Output, escape_what_cannot_be_encoded as escape\n"
+        "from plastic_export.reporting.tables import Presented\n"
+        "escape()\n"
+        "Output(False).show(Presented({}, ['mod\\udce8le']))"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout == b"mod\\udce8le\n"

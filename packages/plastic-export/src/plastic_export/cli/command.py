@@ -9,7 +9,7 @@ import click
 from plastic_core.files import BusyError
 
 from plastic_export.cli.compress import compress_command
-from plastic_export.cli.console import printed_warnings
+from plastic_export.cli.console import escape_what_cannot_be_encoded, printed_warnings
 from plastic_export.cli.evaluate import evaluate_command
 from plastic_export.cli.gguf import gguf_command
 from plastic_export.cli.heal import heal_command
@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         0
     """
     words = sys.argv[1:] if arguments is None else arguments
+    escape_what_cannot_be_encoded()
     with interruptible():
         try:
             with printed_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -40,6 +41,13 @@ class Output:
         except KeyboardInterrupt as error:
             error.add_note(DONE)
             raise
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let no name of a file be one that cannot be printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

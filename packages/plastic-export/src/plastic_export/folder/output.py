@@ -23,6 +23,8 @@ from plastic_core.files import (
     sync_path,
 )
 
+from plastic_export.checkpoint.plain_path import is_plain
+from plastic_export.checkpoint.warning import warn_about
 from plastic_export.folder.foreign import (
     JOURNAL,
     RESERVED,
@@ -88,6 +90,9 @@ class OutputFolder:
         if source is not None and Path(source).resolve().is_relative_to(self.path.resolve()):
             reason = "the checkpoint that is read lies there"
             raise FormatError.about(self.path, reason, "choose another folder")
+        if not is_plain(self.path):
+            reason = "mlx-lm itself cannot open a folder whose path holds [, * or ? or is no UTF-8"
+            warn_about(self.path, reason, "rename it before you run it")
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -72,7 +73,8 @@ class AdapterFormat(PlanFormat):
         """Say to run it with ``--adapter-path``, if there is an adapter, and warn."""
         if not any(offer.rank for offer in offers):
             return super().how_to_run(out, offers)
+        words = ["mlx_lm.generate", "--model", str(out), "--adapter-path", str(out / FOLDER)]
         return [
-            f"run it     mlx_lm.generate --model {out} --adapter-path {out / FOLDER} --prompt ...",
+            f"run it     {shlex.join(words)} --prompt ...",
             "never fuse the adapter without --dequantize: quantising again rounds it away",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ class Format:
     def how_to_run(self, out: Path, offers: Iterable[Offer]) -> list[str]:
         """The lines that say how to run the result in ``out``."""
         flag = " --trust-remote-code" if self.needs_model_file(offers) else ""
-        return [f"run it     mlx_lm.generate --model {out}{flag} --prompt ..."]
+        return [f"run it     mlx_lm.generate --model {shlex.quote(str(out))}{flag} --prompt ..."]
 
     def header_bytes(self, m: Candidate, offer: Offer, nbytes: int) -> int:
         """Return what an offer adds to the headers of the files, for a source of ``nbytes``."""

@@ -18,6 +18,7 @@ from plastic_core.files import (
 )
 from plastic_core.linalg import on_cpu
 
+from plastic_export.checkpoint.plain_path import plain_path
 from plastic_export.checkpoint.rope import warn_of_ignored_rope
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.folder.manifest import MANIFEST, read_manifest
@@ -95,18 +96,19 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
     adapter = adapter_of(folder)
     try:
         # model_file is withheld, so that mlx-lm asks for the classes instead of running it
-        model, _ = utils.load_model(
-            folder,
-            lazy=True,
-            model_config={"model_file": None},
-            get_model_classes=lambda config: (
-                _watched(classes[0], watch, config, file),
-                classes[1],
-            ),
-        )
-        del model.sanitize
-        if adapter is not None:
-            utils.load_adapters(model, adapter).eval()
+        with plain_path(folder) as place:
+            model, _ = utils.load_model(
+                place,
+                lazy=True,
+                model_config={"model_file": None},
+                get_model_classes=lambda config: (
+                    _watched(classes[0], watch, config, file),
+                    classes[1],
+                ),
+            )
+            del model.sanitize
+            if adapter is not None:
+                utils.load_adapters(model, place / adapter.name).eval()
         if _check_weights(folder) != checked:  # by name: mlx-lm opened them in between
             raise changed(folder)
     except (FormatError, OSError, MemoryError, ImportError):

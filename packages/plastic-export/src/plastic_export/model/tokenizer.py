@@ -10,6 +10,7 @@ from typing import Any
 from plastic_core.files import FormatError, read_json, sha256_file
 
 from plastic_export.checkpoint.hub import fetch, is_repository
+from plastic_export.checkpoint.plain_path import plain_path
 from plastic_export.checkpoint.reader import Checkpoint, side_files_in
 from plastic_export.model.library import brief, mlx_lm_utils
 
@@ -88,7 +89,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     config = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
     offline = {"trust_remote_code": False, "local_files_only": True}
     try:
-        tokenizer = utils.load_tokenizer(folder, offline, eos_token_ids=config.get("eos_token_id"))
+        with plain_path(folder) as place:
+            tokenizer = utils.load_tokenizer(
+                place, offline, eos_token_ids=config.get("eos_token_id")
+            )
     except Exception as error:  # the tokenizers library raises Exception itself
         why = brief(error)
         if _needs_code(folder):

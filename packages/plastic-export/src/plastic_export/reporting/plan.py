@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
@@ -70,7 +71,7 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
         *_unreached(plan),
         f"plan       {file}; its Grams: {plan.grams[0]}",
         f"plot       {plot or f'none: {HOW}'}",
-        f"write it   plastic compress SRC OUT --plan {file}"
+        f"write it   plastic compress SRC OUT --plan {shlex.quote(str(file))}"
         + (" --bits-per-weight ..." if len(plan.budgets) > 1 else ""),
     ]
 

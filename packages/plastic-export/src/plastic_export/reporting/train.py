@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.table import Table
@@ -16,13 +17,13 @@ def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     """Show the run in a few facts, and how to run and to see what it made."""
     files = {"out": out, "adapter": result.adapter, "peft": result.peft}
     sizes = {name: _weight_bytes(files[name]) for name in ("adapter", "peft")}
-    generate = f"mlx_lm.generate --model {src} --adapter-path {result.adapter} --prompt ..."
+    words = ["mlx_lm.generate", "--model", src, "--adapter-path", str(result.adapter)]
     lines: list[Table | str] = [
         run_table(result.history),
         "",
         f"written    {result.adapter} {sizes['adapter']:,} bytes, {result.peft} {sizes['peft']:,}",
-        f"run it     {generate}",
-        f"see it     plastic report {out}",
+        f"run it     {shlex.join(words)} --prompt ...",
+        f"see it     plastic report {shlex.quote(str(out))}",
     ]
     record = files | {f"{name}_bytes": nbytes for name, nbytes in sizes.items()}
     return Presented(record | facts(result.history), lines)
