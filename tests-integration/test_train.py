@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from plastic_core import RankLayer
 from plastic_core.files import load_safetensors, read_json
 from plastic_export import (
+    CheckpointWarning,
     DivergedError,
     FormatError,
     TrainedRun,
@@ -177,6 +179,31 @@ def test_quantised_bases_accumulation_and_checkpointing(
     assert losses[-1] < losses[0] - 0.05
     np.testing.assert_allclose(losses, [loss for _, loss in plain.history.valid], rtol=1e-5)
     mlx_lm.load(str(base), adapter_path=str(done.adapter))
+
+
+def test_codes_of_fp8_are_trained_as_what_they_stand_for_with_a_word(
+    tiny: Any, tmp_path: Path
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    runs = []
+    for kind in ("plain", "codes"):
+        base = Path(shutil.copytree(tiny.base, tmp_path / kind))
+        weights = mx.load(str(base / "model.safetensors"))
+        codes = mx.to_fp8(weights[name].astype(mx.float32))
+        plain = mx.from_fp8(codes, dtype=mx.float32).astype(mx.bfloat16)
+        scale = {f"{name}_scale": mx.array(1.0)} if kind == "codes" else {}
+        weights |= scale | {name: codes if kind == "codes" else plain}
+        mx.save_safetensors(str(base / "model.safetensors"), weights)
+        config = read_json(base / "config.json") | {"dtype": "bfloat16"}
+        if kind == "codes":
+            config["quantization_config"] = {"quant_method": "fp8"}
+        (base / "config.json").write_text(json.dumps(config))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            runs.append(train(base, tiny.data, tmp_path / f"{kind} run", SHORT))
+        assert [w.category for w in said] == [CheckpointWarning] * (kind == "codes")
+    adapters = [(run.adapter / "adapters.safetensors").read_bytes() for run in runs]
+    assert adapters[0] == adapters[1]
 
 
 def test_rows_with_prompts_are_learnt_with_the_chat_template(tiny: Any, tmp_path: Path) -> None:

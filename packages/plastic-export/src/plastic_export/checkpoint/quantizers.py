@@ -18,12 +18,17 @@ _LAYOUTS = {"gptq": "checkpoint_format", "awq": "version"}  # the setting that n
 _READ_LAYOUTS = {"gptq", "gptq_v2", "gemm"}
 _OTHER_ALGORITHM = re.compile("AWQ|^INT|^W4|^MXFP4")  # of ModelOpt
 _BY_TRANSFORMERS = {"bitsandbytes", "higgs"}  # whose `dequantize` knows them
-_CONFIGS = {
-    "fp8": "FineGrainedFP8Config",
-    "compressed-tensors": "CompressedTensorsConfig",
-    "mxfp4": "Mxfp4Config",
-}
-"""The settings of transformers by which it makes weights plain as it loads them."""
+_WITH_TRANSFORMERS = (
+    "import transformers as t; s = {}; m = t.AutoModelForCausalLM.from_pretrained(s);"
+    " m.dequantize().save_pretrained('COPY');"
+    " t.AutoTokenizer.from_pretrained(s).save_pretrained('COPY')"
+)
+_WITH_MLX_LM = (
+    "import plastic_export as p, mlx_lm.utils as u; s = u.Path({}); c = u.load_config(s);"
+    " [d.pop('quantization_config', 0) for d in (c, c.get('text_config', dict()))];"
+    " u.save('COPY', s, u.dequantize_model(p.load_model(s)), u.load_tokenizer(s), c)"
+)
+"""Programs of one line that write a plain copy of a folder."""
 
 
 class Quantizer:
@@ -113,25 +118,21 @@ class Quantizer:
         return None
 
     def remedy(self, folder: Path) -> str:
-        """Return how to come by a plain copy: a command, where one tool can make it by itself."""
-        if self.method in _CONFIGS:
-            option = f", quantization_config=t.{_CONFIGS[self.method]}(dequantize=True)"
-            return _plain_copy(folder, option, "")
+        """Return how to come by a copy that is read: a command, where one makes it."""
+        source = repr(str(folder))
         if self.method in _BY_TRANSFORMERS:
-            return _plain_copy(folder, "", ".dequantize()")
-        return "take the original that it was made from, `base_model` in its card"
+            return "make a plain copy: " + _python(_WITH_TRANSFORMERS.format(source))
+        if self._fault() is not None:
+            return "take the original that it was made from, `base_model` in its card"
+        if self.method in _MADE_PLAIN:
+            return "make a plain copy: " + _python(_WITH_MLX_LM.format(source))
+        convert = ["mlx_lm.convert", "--hf-path", str(folder), "--mlx-path", "COPY"]
+        return f"make a copy that MLX packs: {shlex.join(convert)}"
 
 
-def _plain_copy(folder: Path, option: str, step: str) -> str:
-    """Return the command by which transformers writes a plain copy, tokenizer included."""
-    source = repr(str(folder))
-    tokenizer = f"t.AutoTokenizer.from_pretrained({source})"
-    model = f"t.AutoModelForCausalLM.from_pretrained({source}{option}){step}"
-    save = ".save_pretrained('COPY')"
-    script = f"import transformers as t; {tokenizer}{save}; {model}{save}"
+def _python(script: str) -> str:
     is_easy = not set(script) & set('"$`\\!')
-    quoted = '"' + script + '"' if is_easy else shlex.quote(script)
-    return f"make a plain copy: python -c {quoted}"
+    return "python -c " + (f'"{script}"' if is_easy else shlex.quote(script))
 
 
 def _inner(config: Mapping[str, Any]) -> Mapping[str, Any]:

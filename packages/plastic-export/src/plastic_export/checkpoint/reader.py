@@ -160,17 +160,21 @@ class Checkpoint(Closing):
             raise FormatError.about(self.folder / CONFIG, reason, "download it again")
         return packing_of(module_path(name), self.quantization, self.folder / CONFIG)
 
+    @property
+    def holds_codes(self) -> bool:
+        """Tell whether weights are codes of another tool than MLX."""
+        codes = (t for t in self.tensors.values() if t.dtype not in FLOATS and len(t.shape) > 1)
+        return self.quantizer.method is not None and any(codes)
+
     def check_plain(self) -> None:
         """Refuse a checkpoint whose weights are codes of another tool than MLX.
 
         Raises:
             FormatError: If it is one.
         """
-        codes = [t for t in self.tensors.values() if t.dtype not in FLOATS and len(t.shape) > 1]
-        if self.quantizer.method is None or not codes:
-            return
-        reason = f"its weights are codes of {self.quantizer.method!r:.60}, not plain matrices"
-        raise FormatError.about(self.folder, reason, self.quantizer.remedy(self.folder))
+        if self.holds_codes:
+            reason = f"its weights are codes of {self.quantizer.method!r:.60}, not plain matrices"
+            raise FormatError.about(self.folder, reason, self.quantizer.remedy(self.folder))
 
     def side_files(self) -> dict[str, Path]:
         """Return what is to be carried along unchanged: tokenizer, templates, licence.

@@ -41,6 +41,7 @@ from plastic_runtime import (
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
+from plastic_export.checkpoint.warning import warn_about
 from plastic_export.model.load import load_model
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
@@ -304,6 +305,11 @@ def _check_source(checkpoint: Checkpoint) -> None:
     if "model_file" in checkpoint.config:
         reason = "it needs a model file, and no stock adapter fits over one"
         raise FormatError.about(checkpoint.folder, reason, "train what it was made from")
+    if checkpoint.holds_codes and checkpoint.quantizer.is_made_plain:
+        reason = f"mlx-lm by itself reads codes of {checkpoint.quantizer.method!r} for few models"
+        remedy = checkpoint.quantizer.remedy(checkpoint.folder)
+        outcome = "they are trained as what they stand for; where mlx-lm cannot load them, "
+        warn_about(checkpoint.folder, reason, outcome + remedy)
 
 
 def _plastic_model(
