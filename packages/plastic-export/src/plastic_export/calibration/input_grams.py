@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_runtime import Track, input_grams, untracked
 
+from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.load import load_for_inference
@@ -34,6 +35,7 @@ def calibrate(
         ValueError: If the text holds fewer tokens than one window.
     """
     tokens = calibration.tokens(checkpoint)
+    overflows(checkpoint.folder, tokens)
     model = load_for_inference(checkpoint.folder)
     grams = input_grams(model, track([row[None] for row in tokens], "calibrating"))
     return {path: gram.matrix for path, gram in grams.items()}

@@ -12,6 +12,7 @@ from plastic_core.layer import is_stack, linear_shape
 from plastic_runtime import GramFile, Track, measure_grams, untracked
 from plastic_runtime.measure import LONGEST_DENSE_SIDE, modules_by_path
 
+from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.load import load_model
@@ -55,6 +56,7 @@ def measure_loss_grams(
             weights or another configuration.
     """
     tokens = calibration.tokens(checkpoint)
+    overflows(checkpoint.folder, tokens)
     model = load_model(checkpoint.folder)
     use_float32(model)
     sides = _sides(model, checkpoint.config, paths)

@@ -79,6 +79,8 @@ class Evaluation:
         difference: The difference to the first of several checkpoints; None for that one.
         vocabulary: How many tokens took part, those that a tokenizer knows and all models have.
         padding: How many rows of the widest vocabulary took no part.
+        overflows: Whether the checkpoint, stored in float16, is finite in float32 alone, in which
+            it was measured.
 
     Examples:
         >>> (result,) = evaluate("SRC", ["text.txt"], window=24, windows=8)
@@ -102,6 +104,7 @@ class Evaluation:
     difference: Comparison | None = None
     vocabulary: int | None = None
     padding: int = 0
+    overflows: bool = False
 
     @property
     def nll_interval(self) -> Interval | None:
@@ -133,6 +136,7 @@ def estimate(
     *,
     first: NDArray[np.float64] | None = None,
     vocabulary: Vocabulary | None = None,
+    overflows: bool = False,
 ) -> Evaluation:
     """Summarise what was measured within each window.
 
@@ -143,6 +147,7 @@ def estimate(
         measured: The result of `measure_texts`, shape (measures, windows).
         first: The same of the first checkpoint, if this is another.
         vocabulary: What the models were compared on, if it is known.
+        overflows: See `Evaluation`.
     """
     estimates = [mean_and_error(row) for row in measured]
     nll, nll_error = estimates[0]
@@ -165,6 +170,7 @@ def estimate(
         difference=None if first is None else _difference(measured, first),
         vocabulary=vocabulary.tokens if vocabulary else None,
         padding=vocabulary.padding if vocabulary else 0,
+        overflows=overflows,
     )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import FormatError
+from plastic_core.linalg import on_cpu
 from plastic_runtime import Track, untracked
 
+from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.evaluation.estimates import Evaluation, Vocabulary, estimate
@@ -17,6 +19,10 @@ from plastic_export.evaluation.measures import Reference, Windows, measure_texts
 from plastic_export.model.load import load_for_inference
 
 _HELD = 2**30  # bytes of the reference's log-probabilities that are held between checkpoints
+
+_NOT_FINITE = (
+    "look for NaN and infinities in the weights; a model stored in float16 may need bfloat16"
+)
 
 
 def evaluate(
@@ -113,6 +119,7 @@ def compare(
         judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
     readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
     ids = _same_windows(readers, texts, window, windows)
+    exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
     vocabulary = min(reader.size for reader in readers.values())
     held = None
     if judge is not None:
@@ -131,6 +138,7 @@ def compare(
             each[i],
             first=measured[0][i] if j else None,
             vocabulary=known,
+            overflows=exceeding[repr(str(source))],
         )
         for i, (text, tokens) in enumerate(ids)
         for j, (source, each) in enumerate(zip(sources, measured, strict=True))
@@ -141,6 +149,11 @@ def _opened(source: str | Path) -> Checkpoint:
     """Return a checkpoint whose headers were checked; its weights are not read from here."""
     with open_checkpoint(source) as checkpoint:
         return checkpoint
+
+
+def _overflows(folder: Path, texts: Sequence[Windows]) -> bool:
+    """Tell whether float32 hides an overflow; elsewhere than on a CPU models run as stored."""
+    return on_cpu() and bool(texts) and overflows(folder, texts[0].tokens[:, :-1])
 
 
 def _same_windows(
@@ -183,5 +196,5 @@ def _measure(
     for (text, _), values in zip(texts, measured, strict=True):
         if not np.isfinite(values).all():
             reason = f"its predictions of {text}, or the reference's, are not finite"
-            raise FormatError.about(source, reason, "look for NaN and infinities in the weights")
+            raise FormatError.about(source, reason, _NOT_FINITE)
     return measured

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from plastic_core.files import FormatError, read_header
 from plastic_runtime import Track, untracked
 
+from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.writer import check_room
@@ -186,6 +187,8 @@ def _common_text(checkpoint: Checkpoint, original: Checkpoint, calibration: Cali
             f"{original.name!r} splits the text into other tokens than {checkpoint.name!r}; "
             "name the checkpoint that it was made from"
         )
+    for each in (checkpoint, original):
+        overflows(each.folder, ours)
     vocabulary = min(reader.size for reader in readers)
     return _Text(ours, vocabulary, max(reader.rows for reader in readers) - vocabulary)
 

@@ -28,9 +28,9 @@ def _record(r: Evaluation) -> dict[str, Any]:
     ``perplexity``, ``kl`` and ``top1`` its value, its standard error ``..._error`` and its 95 %
     limits ``..._interval``, a list of two; ``difference``, an object with ``measure`` ("kl" or
     "nll"), ``mean``, ``error``, ``interval`` and ``verdict`` ("better", "worse" or "no difference
-    shown"); ``vocabulary`` and ``padding``. Units as in `Evaluation` and `Comparison`. What is not
-    known is null: kl and top1 without a reference, the difference of the first checkpoint, errors
-    and limits of one window.
+    shown"); ``vocabulary``, ``padding`` and ``overflows``. Units as in `Evaluation` and
+    `Comparison`. What is not known is null: kl and top1 without a reference, the difference of the
+    first checkpoint, errors and limits of one window.
     """
     intervals = {f"{name}_interval": getattr(r, f"{name}_interval") for name in MEASURES}
     difference = None
@@ -52,7 +52,13 @@ def _lines(results: Sequence[Evaluation]) -> list[Table | str]:
             _with_interval(r.top1, r.top1_interval, ".2%"),
         )
     note = "in brackets: 95 % confidence intervals, Student's t over the windows"
-    return [table, *_differences(results), "", note, *_padding(results)]
+    return [table, *_differences(results), "", note, *_padding(results), *_overflows(results)]
+
+
+def _overflows(results: Sequence[Evaluation]) -> list[Table | str]:
+    """Name the checkpoints that are finite in float32 alone."""
+    names = dict.fromkeys(escape(r.checkpoint) for r in results if r.overflows)
+    return [f"not finite as stored, in float16: {', '.join(names)}"] if names else []
 
 
 def _padding(results: Sequence[Evaluation]) -> list[Table | str]:

@@ -38,6 +38,7 @@ from plastic_runtime import (
     format_bytes,
 )
 
+from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
@@ -157,6 +158,7 @@ def train(
         for each in (rows.train, rows.valid):
             for i in range(len(each)):
                 reader.check(each[i][0][: training.window])
+        overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
         model, layers = _plastic_model(checkpoint, training, **patterns)
         count = _adapter_count(layers, training)
