@@ -33,6 +33,7 @@ READ: dict[str, tuple[Settings, str | None]] = {
     "nested in the text model": ({"text_config": said("fp8")}, "fp8"),
     "gptq": (said("gptq", checkpoint_format="gptq_v2"), "gptq"),
     "awq": (said("awq", version="GEMM"), "awq"),
+    "AutoRound": (said("intel/auto-round", packing_format="auto_round:auto_gptq"), "auto-round"),
     "gpt-oss": (said("mxfp4"), "mxfp4"),
     "ModelOpt": (said("modelopt", quant_algo="NVFP4"), "modelopt"),
     "ModelOpt's own file": (
@@ -61,6 +62,11 @@ REFUSED: dict[str, tuple[Settings, str]] = {
     "no name": ({"quantization_config": {"bits": 4}}, "by 'an unknown tool'"),
     "marlin": (said("gptq", checkpoint_format="marlin"), "its layout 'marlin' is not read"),
     "gemv": (said("awq", version="gemv"), "its layout 'gemv' is not read"),
+    "triton": (
+        said("auto-round", packing_format="auto_round:exllamav2"),
+        "by 'auto-round', .*its layout 'auto_round:exllamav2' is not read",
+    ),
+    "AutoRound": (said("auto-round"), "its layout None is not read"),
     "packed by rows": (said("modelopt", quant_algo="W4A16_AWQ"), "its algorithm 'W4A16_AWQ' is"),
 }
 

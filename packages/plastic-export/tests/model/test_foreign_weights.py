@@ -306,6 +306,9 @@ def test_gptq_is_read_by_its_own_formula(bits: int, acts: bool) -> None:
         plain = dequantized(tensors | bias, said("gptq", checkpoint_format=layout), FILE)
         assert plain.keys() == {"a.weight", "a.bias"}
         assert same_bits(plain["a.weight"], weight)
+    rounded = said("auto-round", packing_format="auto_round:auto_gptq")
+    tensors, weight = gptq(bits, 32, offset=1, acts=acts)
+    assert same_bits(dequantized(tensors, rounded, FILE)["a.weight"], weight)
     tensors, weight = gptq(bits, 96, offset=1, acts=False, index=False)
     assert same_bits(dequantized(tensors, said("gptq"), FILE)["a.weight"], weight)
 
@@ -339,7 +342,9 @@ def awq(zeros: bool = True) -> tuple[dict[str, mx.array], mx.array]:
 @pytest.mark.parametrize("zeros", [True, False])
 def test_awq_is_read_by_its_own_formula(zeros: bool) -> None:
     tensors, weight = awq(zeros)
-    assert same_bits(dequantized(tensors, said("awq", version="gemm"), FILE)["a.weight"], weight)
+    rounded = said("auto-round", packing_format="auto_round:auto_awq")
+    for settings in (said("awq"), said("awq", version="GEMM"), rounded):
+        assert same_bits(dequantized(tensors, settings, FILE)["a.weight"], weight)
 
 
 def group_settings(bits: int, **weights: Any) -> dict[str, Any]:

@@ -12,10 +12,19 @@ import mlx.core as mx
 from plastic_core.files import FormatError
 
 _BY_MLX_LM = {"mxfp4", "mxfp8", "bitnet"}
-_MADE_PLAIN = {"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "gptq", "awq"}
+_MADE_PLAIN = {"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "gptq", "awq", "auto-round"}
 _PACKED_BY_MLX_LM = {"pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"}
-_LAYOUTS = {"gptq": "checkpoint_format", "awq": "version"}  # the setting that names it
-_READ_LAYOUTS = {"gptq", "gptq_v2", "gemm"}
+_LAYOUTS = {
+    "gptq": ("checkpoint_format", {"gptq": "gptq", "gptq_v2": "gptq_v2"}),
+    "awq": ("version", {"gemm": "awq"}),
+    "auto-round": (
+        "packing_format",
+        {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"},
+    ),
+}
+"""Of tools that pack integers in words: the setting that names the layout, and those read here."""
+
+_USUAL = {"gptq": "gptq", "awq": "awq"}  # where the setting is not there
 _OTHER_ALGORITHM = re.compile("AWQ|^INT|^W4|^MXFP4")  # of ModelOpt
 _BY_TRANSFORMERS = {"bitsandbytes", "higgs"}  # whose `dequantize` knows them
 _WITH_TRANSFORMERS = (
@@ -46,7 +55,8 @@ class Quantizer:
         self.method: str | None = None
         if found and not config.get("quantization"):
             tool = self.settings.get("quant_method", "modelopt" if nested else None)
-            self.method = str(tool or (found if not self.settings else "an unknown tool"))
+            name = str(tool or (found if not self.settings else "an unknown tool"))
+            self.method = name.removeprefix("intel/")
 
     @property
     def is_made_plain(self) -> bool:
@@ -59,6 +69,15 @@ class Quantizer:
         if self.method == "compressed-tensors":
             return self.settings.get("format") in _PACKED_BY_MLX_LM
         return self.method != "modelopt" or self.algorithm == "NVFP4"
+
+    @property
+    def layout(self) -> str | None:
+        """The layout of its words: "gptq" (version 1), "gptq_v2", "awq", or none that is read."""
+        setting, layouts = _LAYOUTS.get(str(self.method), ("", {}))
+        stated = self.settings.get(setting)
+        if stated is None:
+            return _USUAL.get(str(self.method))
+        return layouts.get(str(stated).lower())
 
     @property
     def algorithm(self) -> str | None:
@@ -110,9 +129,9 @@ class Quantizer:
             return "mlx-lm's layers for it run on Metal alone"
         if self.method is not None and self.method not in _BY_MLX_LM | _MADE_PLAIN:
             return "neither mlx-lm nor this package reads that"
-        layout = self.settings.get(_LAYOUTS.get(str(self.method), ""))
-        if layout is not None and str(layout).lower() not in _READ_LAYOUTS:
-            return f"its layout {layout!r:.60} is not read here"
+        if self.method in _LAYOUTS and self.layout is None:
+            stated = self.settings.get(_LAYOUTS[self.method][0])
+            return f"its layout {stated!r:.60} is not read here"
         if self.algorithm is not None and _OTHER_ALGORITHM.search(self.algorithm):
             return f"its algorithm {self.algorithm!r:.60} is not read here"
         return None

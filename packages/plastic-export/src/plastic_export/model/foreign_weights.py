@@ -226,18 +226,18 @@ def _plain(codes: mx.array, parts: Weights, quantizer: Quantizer, dtype: mx.Dtyp
 
 def _from_words(parts: Weights, quantizer: Quantizer, dtype: mx.Dtype) -> mx.array:
     """Return the matrix of a layer of GPTQ or AWQ, which look alike and are not."""
-    if "scales" not in parts or quantizer.method not in ("gptq", "awq"):
+    if "scales" not in parts or quantizer.layout is None:
         raise UnfitError(f"quantised by {quantizer.method!r:.60}, it is neither GPTQ nor AWQ")
     words, scales, zeros = parts["qweight"], parts["scales"], parts.get("qzeros")
     matrices = [array for array in (words, scales, zeros) if array is not None]
     if words.itemsize != 4 or any(array.ndim != 2 for array in matrices):
         raise UnfitError("its words are not of 32 bits, or it is no matrix")
     dtype = _type(scales, dtype)
-    if quantizer.method == "awq":
+    if quantizer.layout == "awq":
         return from_awq(words, zeros, scales, dtype)
     if zeros is None:
         raise UnfitError("no 'qzeros' lie beside it")
-    offset = 0 if quantizer.settings.get("checkpoint_format") == "gptq_v2" else 1
+    offset = 0 if quantizer.layout == "gptq_v2" else 1
     return from_gptq(words, zeros, scales, parts.get("g_idx"), offset, dtype)
 
 
