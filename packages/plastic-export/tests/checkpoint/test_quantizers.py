@@ -61,12 +61,13 @@ REFUSED: dict[str, tuple[Settings, str]] = {
     "text": ({"quantization_config": "int8"}, "by 'int8', .*; take the original"),
     "no name": ({"quantization_config": {"bits": 4}}, "by 'an unknown tool'"),
     "marlin": (said("gptq", checkpoint_format="marlin"), "its layout 'marlin' is not read"),
+    "marlin of a later release": (said("gptq", format="marlin"), "its layout 'marlin' is not"),
     "gemv": (said("awq", version="gemv"), "its layout 'gemv' is not read"),
     "triton": (
         said("auto-round", packing_format="auto_round:exllamav2"),
         "by 'auto-round', .*its layout 'auto_round:exllamav2' is not read",
     ),
-    "AutoRound": (said("auto-round"), "its layout None is not read"),
+    "AutoRound": (said("auto-round"), "its layout '' is not read"),
     "packed by rows": (said("modelopt", quant_algo="W4A16_AWQ"), "its algorithm 'W4A16_AWQ' is"),
 }
 

@@ -14,17 +14,17 @@ from plastic_core.files import FormatError
 _BY_MLX_LM = {"mxfp4", "mxfp8", "bitnet"}
 _MADE_PLAIN = {"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "gptq", "awq", "auto-round"}
 _PACKED_BY_MLX_LM = {"pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"}
+_FORMATS = ("checkpoint_format", "format")
 _LAYOUTS = {
-    "gptq": ("checkpoint_format", {"gptq": "gptq", "gptq_v2": "gptq_v2"}),
-    "awq": ("version", {"gemm": "awq"}),
+    "gptq": (_FORMATS, {"": "gptq", "gptq": "gptq", "gptq_v2": "gptq_v2"}),
+    "awq": (("version", *_FORMATS), {"": "awq", "gemm": "awq"}),
     "auto-round": (
-        "packing_format",
+        ("packing_format",),
         {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"},
     ),
 }
-"""Of tools that pack integers in words: the setting that names the layout, and those read here."""
+"""Of tools that pack integers in words: the settings that name the layout, and those read here."""
 
-_USUAL = {"gptq": "gptq", "awq": "awq"}  # where the setting is not there
 _OTHER_ALGORITHM = re.compile("AWQ|^INT|^W4|^MXFP4")  # of ModelOpt
 _BY_TRANSFORMERS = {"bitsandbytes", "higgs"}  # whose `dequantize` knows them
 _WITH_TRANSFORMERS = (
@@ -73,11 +73,13 @@ class Quantizer:
     @property
     def layout(self) -> str | None:
         """The layout of its words: "gptq" (version 1), "gptq_v2", "awq", or none that is read."""
-        setting, layouts = _LAYOUTS.get(str(self.method), ("", {}))
-        stated = self.settings.get(setting)
-        if stated is None:
-            return _USUAL.get(str(self.method))
-        return layouts.get(str(stated).lower())
+        _, layouts = _LAYOUTS.get(str(self.method), ((), {}))
+        return layouts.get(self._stated_layout)
+
+    @property
+    def _stated_layout(self) -> str:
+        settings, _ = _LAYOUTS.get(str(self.method), ((), {}))
+        return next((str(self.settings[k]).lower() for k in settings if k in self.settings), "")
 
     @property
     def algorithm(self) -> str | None:
@@ -130,8 +132,7 @@ class Quantizer:
         if self.method is not None and self.method not in _BY_MLX_LM | _MADE_PLAIN:
             return "neither mlx-lm nor this package reads that"
         if self.method in _LAYOUTS and self.layout is None:
-            stated = self.settings.get(_LAYOUTS[self.method][0])
-            return f"its layout {stated!r:.60} is not read here"
+            return f"its layout {self._stated_layout!r:.60} is not read here"
         if self.algorithm is not None and _OTHER_ALGORITHM.search(self.algorithm):
             return f"its algorithm {self.algorithm!r:.60} is not read here"
         return None
