@@ -35,6 +35,8 @@ READ: dict[str, tuple[Settings, str | None]] = {
     "awq": (said("awq", version="GEMM"), "awq"),
     "AutoRound": (said("intel/auto-round", packing_format="auto_round:auto_gptq"), "auto-round"),
     "gpt-oss": (said("mxfp4"), "mxfp4"),
+    "no rotation": (said("compressed-tensors", transform_config={}), "compressed-tensors"),
+    "no version": (said("awq", version=None), "awq"),
     "ModelOpt": (said("modelopt", quant_algo="NVFP4"), "modelopt"),
     "ModelOpt's own file": (
         {"quantization_config": {"producer": {}, "quantization": {"quant_algo": "FP8"}}},
@@ -68,6 +70,10 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         "by 'auto-round', .*its layout 'auto_round:exllamav2' is not read",
     ),
     "AutoRound": (said("auto-round"), "its layout '' is not read"),
+    "rotated": (
+        said("compressed-tensors", transform_config={"config_groups": {"R4": {}}}),
+        "mlx-lm applies no 'transform_config' to what enters its layers; take the original",
+    ),
     "packed by rows": (said("modelopt", quant_algo="W4A16_AWQ"), "its algorithm 'W4A16_AWQ' is"),
 }
 

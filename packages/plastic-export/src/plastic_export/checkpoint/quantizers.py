@@ -25,6 +25,7 @@ _LAYOUTS = {
 }
 """Of tools that pack integers in words: the settings that name the layout, and those read here."""
 
+_ROTATIONS = ("transform_config", "rotation_config", "hadamard_config")
 _OTHER_ALGORITHM = re.compile("AWQ|^INT|^W4|^MXFP4")  # of ModelOpt
 _BY_TRANSFORMERS = {"bitsandbytes", "higgs"}  # whose `dequantize` knows them
 _WITH_TRANSFORMERS = (
@@ -79,7 +80,7 @@ class Quantizer:
     @property
     def _stated_layout(self) -> str:
         settings, _ = _LAYOUTS.get(str(self.method), ((), {}))
-        return next((str(self.settings[k]).lower() for k in settings if k in self.settings), "")
+        return next((str(self.settings[k]).lower() for k in settings if self.settings.get(k)), "")
 
     @property
     def algorithm(self) -> str | None:
@@ -133,6 +134,8 @@ class Quantizer:
             return "neither mlx-lm nor this package reads that"
         if self.method in _LAYOUTS and self.layout is None:
             return f"its layout {self._stated_layout!r:.60} is not read here"
+        if rotation := next((k for k in _ROTATIONS if self.settings.get(k)), None):
+            return f"mlx-lm applies no {rotation!r} to what enters its layers"
         if self.algorithm is not None and _OTHER_ALGORITHM.search(self.algorithm):
             return f"its algorithm {self.algorithm!r:.60} is not read here"
         return None
