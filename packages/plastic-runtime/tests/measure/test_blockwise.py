@@ -287,6 +287,38 @@ def test_what_is_no_chain_of_blocks_is_one_block(kind: type[nn.Module], tmp_path
         assert_close(grams, loss_grams(model, BATCHES))
 
 
+class Choosing(Model):
+    """Layers after the blocks and within them choose, and so have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.layers = [ChoosingBlock(rng) for _ in range(BLOCKS)]
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        h = super().through(h, tokens)
+        return h * mx.stop_gradient(self.before(h) > 0)
+
+
+class ChoosingBlock(Block):
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__(rng)
+        self.choice = linear(rng, WIDTH, WIDTH)
+
+    def __call__(self, x: mx.array, *args: Any, **options: Any) -> mx.array:
+        return super().__call__(x * mx.stop_gradient(self.choice(x) > 0), *args, **options)
+
+
+@pytest.mark.parametrize("path", ["before", "layers.1.choice"])
+def test_what_no_gradient_reaches_is_refused_or_left_out(path: str, tmp_path: Path) -> None:
+    model, file, paths = Choosing(), tmp_path / "grams", ["head", "layers.1.v"]
+    assert chain_of(model) is not None
+    with pytest.raises(ValueError, match=f"no gradient reaches layer '{path}'"):
+        measure_grams(model, BATCHES, file, paths=[*paths, path])
+    with measure_grams(model, BATCHES, file, paths=[*paths, path], needed=False) as grams:
+        assert_close(grams, loss_grams(model, BATCHES, paths=paths))
+
+
 @pytest.mark.parametrize("paths", [["layers.1.q"], ["head"], ["layers.0.down", "layers.2.v"]])
 def test_only_the_paths_asked_for_are_measured(paths: list[str], tmp_path: Path) -> None:
     with measure_grams(Model(), BATCHES, tmp_path / "grams", paths=paths) as grams:

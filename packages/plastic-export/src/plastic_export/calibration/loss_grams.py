@@ -69,6 +69,7 @@ def measure_loss_grams(
         widest=widest,
         configuration=checkpoint.config,
         replace=replace,
+        needed=False,
         track=track,
     )
 

@@ -36,6 +36,7 @@ def measure_grams(
     widest: int = LONGEST_DENSE_SIDE,
     configuration: Mapping[str, Any] | None = None,
     replace: bool = False,
+    needed: bool = True,
     track: Track = untracked,
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
@@ -63,6 +64,8 @@ def measure_grams(
         configuration: What the model was built from, in JSON's types: the file is of it as well.
         replace: Whether a file of another measurement, a damaged one, or parts of such are
             replaced and not refused. The old file stays until the new one is complete.
+        needed: Whether a layer that no gradient reaches is refused; else it is left out, like one
+            that is not run: what chooses among tokens or experts has none.
         track: Wraps the loops over the batches and over the blocks, with what they do.
 
     Returns:
@@ -71,8 +74,8 @@ def measure_grams(
     Raises:
         ValueError: If a path is not that of a linear layer, ``batches`` is empty, an activation
             or a gradient has NaN or infinities (the layer is named), no gradient reaches a
-            layer, or the file or its parts are of another model, configuration, seed, choice of
-            layers or text, damaged, or of an earlier layout.
+            layer that is needed, or the file or its parts are of another model, configuration,
+            seed, choice of layers or text, damaged, or of an earlier layout.
         OSError: If a file cannot be read or written.
 
     Note:
@@ -96,7 +99,9 @@ def measure_grams(
         parts = GramParts.begun_anew(file, made_for) if replace else GramParts(file, made_for)
         try:
             with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
-                _Measurement(model, linears, wanted, widest, batches, seed, parts, track).measure()
+                _Measurement(
+                    model, linears, wanted, widest, batches, seed, needed, parts, track
+                ).measure()
         except BaseException:
             if not parts.finished:
                 discard_parts(file)
@@ -136,6 +141,7 @@ class _Measurement:
     widest: int
     batches: Sequence[mx.array]
     seed: int
+    needed: bool
     parts: GramParts
     track: Track
 
@@ -162,7 +168,7 @@ class _Measurement:
 
     def _at_once(self) -> None:
         """The whole model as one part."""
-        recorder = LossRecorder(self.linears, self.wanted, widest=self.widest)
+        recorder = self._recording(self.linears, self.wanted)
         recorder.pull_back_model(self.model, self._draws())
         self.parts.finish(recorder, recorder.tokens)
 
@@ -170,7 +176,10 @@ class _Measurement:
         """Return a recorder for the layers of one block, or for those after the blocks."""
         linears = {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
         wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
-        return LossRecorder(linears, wanted, widest=self.widest)
+        return self._recording(linears, wanted)
+
+    def _recording(self, linears: Modules, wanted: Sequence[str]) -> LossRecorder:
+        return LossRecorder(linears, wanted, widest=self.widest, needed=self.needed)
 
     def _forwards(self, chain: BlockChain) -> None:
         """Keep the input of every block and the gradient at the output of the last one."""
@@ -227,7 +236,7 @@ class _Measurement:
     def _before(self, chain: BlockChain) -> None:
         """The Grams of what is wanted before the blocks."""
         linears = {p: m for p, m in self.linears.items() if p in chain.early}
-        recorder = LossRecorder(linears, chain.early, widest=self.widest)
+        recorder = self._recording(linears, chain.early)
         with self._gradient(0).open("rb") as gradients:
             for batch in self.batches:
                 gradient = read_array(gradients, chain.entry(batch)[0])

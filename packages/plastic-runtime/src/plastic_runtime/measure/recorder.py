@@ -47,6 +47,7 @@ class LossRecorder:
         wanted: The paths to record. An embedding has two: its own, where it looks tokens up, and
             that with ``.as_linear``, where it is the output layer too.
         widest: The longest side of a dense Gram.
+        needed: Whether a layer that no gradient reaches is refused, and not left out.
 
     Attributes:
         inputs: The inputs, by path; layers that one array enters share a site.
@@ -55,9 +56,15 @@ class LossRecorder:
     """
 
     def __init__(
-        self, linears: Modules, wanted: Collection[str], *, widest: int = LONGEST_DENSE_SIDE
+        self,
+        linears: Modules,
+        wanted: Collection[str],
+        *,
+        widest: int = LONGEST_DENSE_SIDE,
+        needed: bool = True,
     ) -> None:
         self.inputs = GramRecorder(widest)
+        self._needed = needed
         self.gradients: dict[str, AnySite] = {}
         self.tokens = 0
         self._awaited: set[str] = set()
@@ -73,9 +80,10 @@ class LossRecorder:
 
         Raises:
             ValueError: If an input or a gradient is not finite (a note names the layer), or no
-                gradient reaches a layer.
+                gradient reaches a layer and each is needed.
         """
         self.inputs.new_pass()
+        self._awaited.clear()
 
         def watched(x: mx.array, probe: mx.array) -> mx.array:
             with intercepted(self._linears, partial(self._around, probe)):
@@ -84,7 +92,7 @@ class LossRecorder:
         # The zero is for MLX to follow where a layer does not depend on x.
         _, (pulled, _) = mx.vjp(watched, [x, mx.array(0.0)], [gradient])
         mx.eval(pulled)
-        if self._awaited:
+        if self._awaited and self._needed:
             raise ValueError(
                 f"no gradient reaches layer '{min(self._awaited)}': the logits do not depend on it "
                 "or something after it cannot be differentiated; leave it out of `paths`."
@@ -118,7 +126,9 @@ class LossRecorder:
 
     def sums(self) -> tuple[dict[str, Site], dict[str, Site]]:
         """Return the sums of inputs and of gradients by path; experts by `flat_sites`."""
-        return flat_sites(self.inputs.sites), flat_sites(self.gradients)
+        gradients = flat_sites(self.gradients)
+        sites = flat_sites(self.inputs.sites)
+        return {path: site for path, site in sites.items() if path in gradients}, gradients
 
     def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
         call: Call = bound
