@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from plastic_export.calibration.notes import note_what_is_missing
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.tokenizer import digests_in, tokenizer_folder
@@ -70,4 +71,6 @@ class Calibration:
 
     def cut(self, reader: TokenReader) -> mx.array:
         """Return the windows that are used, as `tokens` does, from a reader at hand."""
-        return reader.windows(self.text, length=self.window, limit=self.windows)
+        windows = reader.windows(self.text, length=self.window, limit=self.windows)
+        note_what_is_missing(self.text, windows, reader)
+        return windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,14 @@ class TokenReader:
         tokenizer: Folder or Hub id of the tokenizer to take in place of its own.
 
     Attributes:
+        config: The configuration of the checkpoint.
         rows: How many tokens the model has an embedding for.
         size: How many tokens the tokenizer has; that of the model while none was needed.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> None:
         self._checkpoint, self._place = checkpoint, tokenizer
+        self.config = checkpoint.config
         self.rows = embedding_rows(checkpoint.config)
         self.size = self.rows
 
@@ -89,6 +92,11 @@ class TokenReader:
         """
         check_tokens(ids, self.rows, self._checkpoint.folder, self.tokenizer)
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the texts of tokens, or their ids while no tokenizer was needed."""
+        is_loaded = "tokenizer" in vars(self)
+        return [str(self.tokenizer.convert_ids_to_tokens(i) if is_loaded else i) for i in ids]
+
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of the tokenizer's files, by name."""
         if self._place is None:
@@ -97,7 +105,7 @@ class TokenReader:
 
     def _given(self, ids: NDArray[np.int64], length: int, limit: int | None) -> mx.array:
         if ids.ndim == 1:
-            own = self._checkpoint.config.get("bos_token_id")
+            own = self.config.get("bos_token_id")
             prefix = [int(ids[0])] if int(ids[0]) == own else []
             return cut_windows(ids.tolist(), prefix, length=length, limit=limit)
         if ids.shape[1] != length:

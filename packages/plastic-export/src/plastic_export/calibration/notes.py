@@ -1,0 +1,59 @@
+"""What a calibration text cannot show, said before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from plastic_export.calibration.tokens import TokenReader
+from plastic_export.checkpoint.warning import warn_about
+
+FEW_KINDS = 24
+"""Kinds of tokens that half of a text takes at least (heuristic). With a vocabulary of 512 tokens,
+the shipped texts take 34 and 37; as chats with one line per turn 19 and 22, one word per turn 5."""
+_LEAST_VOCABULARY = 500  # smaller ones are of characters or bytes, of which few kinds are enough
+_SHOWN = 4
+
+
+def note_what_is_missing(file: str | Path, windows: mx.array, reader: TokenReader) -> None:
+    """Warn of a text that is one window, or of few kinds of tokens, and of windows too short.
+
+    Args:
+        file: The text.
+        windows: Shape (windows, tokens).
+        reader: What cut the text.
+    """
+    count, length = windows.shape
+    if count == 1:
+        warn_about(file, f"one window of {length} tokens is all of it", "a longer text shows more")
+    reach = max(sliding_windows(reader.config), default=0)
+    if length < reach:
+        reason = f"windows of {length} tokens are shorter than the model's sliding window, {reach}"
+        remedy = f"give --window {reach + 1} or more to measure what lies beyond it"
+        warn_about(file, reason, remedy)
+    if reader.size >= _LEAST_VOCABULARY and (kinds := frequent_kinds(windows)):
+        names = ", ".join(repr(name) for name in reader.names(kinds[:_SHOWN]))
+        reason = f"half of its tokens are of {len(kinds)} kinds, such as {names}"
+        warn_about(file, reason, "what they ask for outweighs all else; add other texts")
+
+
+def frequent_kinds(windows: mx.array) -> list[int]:
+    """Return the most frequent tokens, half of the text, if they are fewer than `FEW_KINDS`."""
+    counts = np.bincount(np.asarray(windows).ravel())
+    order = np.argsort(-counts, kind="stable")
+    needed = int(np.searchsorted(np.cumsum(counts[order]), windows.size / 2)) + 1
+    return order[:needed].tolist() if needed < FEW_KINDS else []
+
+
+def sliding_windows(config: Mapping[str, Any]) -> Iterator[int]:
+    """Yield how far the layers of a configuration look back that do not see everything."""
+    size = config.get("sliding_window")
+    if isinstance(size, int) and config.get("use_sliding_window", True):
+        yield size
+    for name, part in config.items():
+        if name.endswith("_config") and isinstance(part, Mapping):
+            yield from sliding_windows(part)
