@@ -96,6 +96,18 @@ def test_fused_matrices_are_reported_as_fused():
     }
 
 
+def test_a_layer_that_returns_several_arrays_is_left_out():
+    sizes = {"hidden_dim": 32, "num_heads": 4, "num_kv_heads": 2, "hidden_dim_scale_factor": 1.5}
+    model = build("afm7", num_layers=2, num_kv_reuse_layers=1, **sizes)
+    assert roles(model, 0).keys() == {
+        "self_attn.out_proj",
+        "self_attn.q_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    }
+
+
 def test_the_same_name_is_told_apart_by_its_parent():
     assert roles(build("gpt2", **GPT2)) == {
         "attn.c_attn": ("qkv", (96, 32), None),
