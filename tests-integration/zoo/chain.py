@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -131,13 +131,16 @@ CELLS: dict[str, Callable[[Row], None]] = {
 """Columns of the table, in the order in which they run."""
 
 
-def run_row(model_type: str, form: str, work: Path) -> dict[str, Outcome]:
-    """Build a checkpoint and run every cell of its row.
+def run_row(
+    model_type: str, form: str, work: Path, cells: Collection[str] = tuple(CELLS)
+) -> dict[str, Outcome]:
+    """Build a checkpoint and run the cells of its row.
 
     Args:
         model_type: Type of the configuration.
-        form: ``"mlx"`` or ``"published"``.
+        form: One of its forms.
         work: Folder that does not exist yet.
+        cells: Those to run.
 
     Returns:
         What came of every cell; lines name files from ``work`` on.
@@ -146,7 +149,7 @@ def run_row(model_type: str, form: str, work: Path) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     without_plots = patch.dict(sys.modules, {"matplotlib": None})  # they take longer than a plan
     for name, cell in CELLS.items():
-        if name == "restore" and not (work / "factored").is_dir():
+        if name not in cells or (name == "restore" and not (work / "factored").is_dir()):
             outcomes[name] = Outcome(SKIPPED)
             continue
         with without_plots:

@@ -58,6 +58,7 @@ CONFIGS: dict[str, Config] = {
     },
     "apertus": {**TIED, "mlp_bias": False, "attention_bias": False, "post_norm": False}
     | {"qk_norm": True},
+    "bitnet": TIED,
     "cohere": {**LAYER_NORM, "logit_scale": 1.0, "use_qk_norm": True},
     "cohere2": {**LAYER_NORM, "logit_scale": 1.0, "sliding_window": 8, "sliding_window_pattern": 2},
     "ernie4_5": {**TIED, "use_bias": True},
@@ -182,6 +183,7 @@ internlm = form(add("model.layers.0.attention.rope.inv_freq", columns=8))
 
 PUBLISHED: dict[str, Publish] = {
     "apertus": form(each(as_vector), repeat_head),
+    "bitnet": tied,
     "glm": tied,
     "gpt2": form(
         transpose(r"\.(c_attn|c_proj|c_fc)\.weight$", 0, 1),

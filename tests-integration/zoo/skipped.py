@@ -8,7 +8,6 @@ SKIPPED: dict[str, str] = {
     "activations": PART,
     "base": PART,
     "bitlinear_layers": PART,
-    "bitnet": METAL,
     "cache": PART,
     "gated_delta": PART,
     "mla": PART,

@@ -31,8 +31,9 @@ WIDTH = 1 + max(map(len, CELLS))
 @click.command()
 @click.option("--types", default="", help="Model types, such as llama,qwen2; else all.")
 @click.option("--forms", default="", help="Forms to run, such as mlx,published; else all.")
+@click.option("--cells", default=",".join(CELLS), show_default=True, help="Cells to run.")
 @click.option("--jobs", default=1, show_default=True, help="Rows to run side by side.")
-def print_table(types: str, forms: str, jobs: int) -> None:
+def print_table(types: str, forms: str, cells: str, jobs: int) -> None:
     """Print what every command makes of every model type; exit with 1 if a cell fails."""
     if unknown := {*filter(None, types.split(","))} - CONFIGS.keys():
         raise click.BadParameter(f"no rows for {', '.join(sorted(unknown))}")
@@ -42,39 +43,42 @@ def print_table(types: str, forms: str, jobs: int) -> None:
     click.echo(f"{'type':22}{'form':11}" + "".join(f"{name:{WIDTH}}" for name in CELLS))
     named = types.split(",") if types else sorted(CONFIGS)
     chosen = rows(named, forms.split(",") if forms else [])
-    for (model_type, form), outcomes in run_side_by_side(chosen, jobs):
-        cells = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
+    for (model_type, form), outcomes in run_side_by_side(chosen, cells.split(","), jobs):
+        words = "".join(f"{short(one, refusals):{WIDTH}}" for one in outcomes.values())
         seconds = sum(one.seconds for one in outcomes.values())
-        click.echo(f"{model_type:22}{form:11}{cells}{seconds:4.0f} s")
+        click.echo(f"{model_type:22}{form:11}{words}{seconds:4.0f} s")
         failures += failed(model_type, form, outcomes)
     show_notes(refusals, failures)
     click.echo(f"in all {time.monotonic() - begun:.0f} s")
     sys.exit(bool(failures))
 
 
-def run_side_by_side(rows: list[Key], jobs: int) -> Iterator[tuple[Key, Outcomes]]:
+def run_side_by_side(
+    rows: list[Key], cells: list[str], jobs: int
+) -> Iterator[tuple[Key, Outcomes]]:
     """Run rows in processes of their own, and yield what came of each, in order.
 
     A row that ends its process runs again alone, and the rows behind it in new processes.
     """
     while rows:
         with processes(jobs) as pool:
-            for row, future in zip(rows, [pool.submit(run, row) for row in rows], strict=True):
+            futures = [pool.submit(run, row, cells) for row in rows]
+            for row, future in zip(rows, futures, strict=True):
                 try:
                     yield row, future.result()
                 except BrokenProcessPool:
-                    yield row, run_alone(row)
+                    yield row, run_alone(row, cells)
                     break
         rows = rows[1 + rows.index(row) :]
 
 
-def run_alone(row: Key) -> Outcomes:
+def run_alone(row: Key, cells: list[str]) -> Outcomes:
     """Run a row in a process of its own; if that ends, every cell has failed."""
     try:
         with processes(1) as pool:
-            return pool.submit(run, row).result()
+            return pool.submit(run, row, cells).result()
     except BrokenProcessPool:
-        return dict.fromkeys(CELLS, Outcome(FAILED, "the process ended"))
+        return dict.fromkeys(cells, Outcome(FAILED, "the process ended"))
 
 
 def processes(jobs: int) -> ProcessPoolExecutor:
@@ -82,13 +86,13 @@ def processes(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
 
-def run(row: Key) -> Outcomes:
+def run(row: Key, cells: list[str]) -> Outcomes:
     """Run a row of a type and a form in a folder of its own."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     with TemporaryDirectory() as folder:
-        return run_row(*row, Path(folder) / "row")
+        return run_row(*row, Path(folder) / "row", cells)
 
 
 def rows(types: Iterable[str], forms: list[str]) -> list[Key]:

@@ -105,8 +105,9 @@ def _sizes(module: nn.Module) -> tuple[tuple[int, int], int | None] | None:
     """Return ``(out, in)`` and the number of experts, or ``None`` for what is no projection."""
     if isinstance(module, RankLayer):
         return module.shape, None
-    if type(module) in (nn.Linear, nn.QuantizedLinear):  # what derives from them may return a list
-        return linear_shape(module), None
+    if isinstance(module, nn.Linear | nn.QuantizedLinear):
+        plain = type(module) in (nn.Linear, nn.QuantizedLinear)  # others may return several arrays
+        return (linear_shape(module), None) if plain else None
     if is_stack(module):
         return (module.output_dims, module.input_dims), module.num_experts
     return None
