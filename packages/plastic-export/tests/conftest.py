@@ -18,8 +18,6 @@ from plastic_core.files import sha256_file
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.plan_file import LossPlan, source_identity, write_plan
-from plastic_export.model.layers import Layer
-from plastic_export.model.stock import linear_paths
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
@@ -30,6 +28,7 @@ from plastic_export.plan.offers import (
     packed_bytes,
 )
 from plastic_export.plan.pricing import candidate, stored
+from plastic_export.source.source import Source
 from plastic_runtime import GramFile
 from plastic_runtime.measure import GRAM_FILE_VERSION, GramSum, append_grams
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -190,11 +189,8 @@ def candidates_of() -> Callable[[Checkpoint], list[Candidate]]:
 
 
 def linear_candidates(checkpoint: Checkpoint) -> list[Candidate]:
-    paths = linear_paths(checkpoint.config)
-    weights = [f"{path}.weight" for path in paths]
-    found = [
-        candidate(checkpoint, Layer(n, tensors=(n,))) for n in checkpoint.tensors if n in weights
-    ]
+    layers = Source.of(checkpoint).layers.values()
+    found = [candidate(layer) for layer in layers if layer.kind == "linear"]
     return [m for m in found if m is not None]
 
 

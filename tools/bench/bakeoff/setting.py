@@ -12,6 +12,7 @@ from plastic_core.factors import BITS
 from plastic_export import Calibration, Checkpoint, plan_checkpoint, read_plan
 from plastic_export.checkpoint import module_path
 from plastic_export.compression import plannable
+from plastic_export.source import Source
 from plastic_runtime import GramFile
 
 from bakeoff.low_rank import Study
@@ -29,7 +30,9 @@ class BakeOff:
         self.folder = folder
         self.checkpoint = checkpoint
         exclude, embeddings = options.exclude, options.embeddings
-        self.matrices = tuple(plannable(checkpoint, exclude=exclude, embeddings=embeddings))
+        self.matrices = tuple(
+            plannable(Source.of(checkpoint), exclude=exclude, embeddings=embeddings)
+        )
         paths = frozenset(module_path(m.name) for m in self.matrices)
         calibration = Calibration(options.calibration, 256, options.windows)
         self.task = Task(options.source, paths, calibration, options.steps, tuple(options.rates))

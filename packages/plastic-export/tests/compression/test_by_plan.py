@@ -27,6 +27,7 @@ from plastic_export.folder.shards import as_float32
 from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, plan_bits
 from plastic_export.plan.pricing import price, rounded
+from plastic_export.source.source import Source
 from plastic_runtime import GramFile, LossGrams
 
 Make = Callable[..., Path]
@@ -70,7 +71,7 @@ def made(
 ) -> tuple[LossPlan, dict[str, LossGrams]]:
     with GramFile(cache) as file:
         grams = dict(file)
-    offered = price(checkpoint, wanted, grams)
+    offered = price(Source.of(checkpoint), wanted, grams)
     plan = LossPlan(
         source=source_identity(checkpoint),
         calibration={"window": 24},

@@ -210,7 +210,9 @@ def test_a_packed_matrix_leaves_none_of_its_parts_behind(
         )
     )
     parts = {f"{path}.{leaf}": array for leaf, array in packed.items()}
-    source = make_checkpoint("packed", weights=tiny_weights | parts, quantization={"mode": mode})
+    bits, group_size = {"affine": (4, 64), "mxfp8": (8, 32), "nvfp4": (4, 16)}.get(mode, (4, 32))
+    packing = {"mode": mode, "bits": bits, "group_size": group_size}
+    source = make_checkpoint("packed", weights=tiny_weights | parts, quantization=packing)
     result = compress(source, tmp_path / "out", keep=0.4, strategy="energy", include=[path])
     (record,) = result.matrices
     assert record.source_bytes == sum(array.nbytes for array in packed.values())

@@ -73,7 +73,8 @@ def test_every_type_and_format_comes_back_bit_for_bit(
     weights[f"{UP}.weight"] = mx.where(mx.abs(weights[f"{UP}.weight"]) < 0.01, -0.0, 0.5).astype(
         MLX[dtype]
     )
-    weights["model.layers.0.mlp.up_proj.bias"] = mx.arange(96).astype(MLX[dtype])
+    for path in (p.removesuffix(".weight") for p in tiny_weights if ".mlp." in p):
+        weights[f"{path}.bias"] = mx.arange(len(weights[f"{path}.weight"])).astype(MLX[dtype])
     source = make_checkpoint("source", shards=3, weights=weights, mlp_bias=True)
     out = tmp_path / "out"
     result = compress(source, out, keep=0.5, strategy="energy", format=format, exact=True)

@@ -345,7 +345,10 @@ def test_a_source_with_factored_layers_keeps_them(
     weights = {n: w for n, w in tiny_weights.items() if n != name}
     weights[f"{path}.v.weight"] = tiny_weights[name][:4]
     weights[f"{path}.u.weight"] = tiny_weights[name][:, :4]
-    own = {"model_file": "plastic_model.py", "plastic": {"version": 2, "ranks": {path: 4}}}
+    own = {
+        "model_file": "plastic_model.py",
+        "plastic": {"version": 2, "ranks": {path: 4}, "corrected": {}},
+    }
     source = make_checkpoint("factored", weights=weights, **own)
     for number, choices in enumerate([{NAMES[0]: (4, 0, 0)}, MIXED]):
         file, out = tmp_path / f"{number}.json", tmp_path / f"out-{number}"

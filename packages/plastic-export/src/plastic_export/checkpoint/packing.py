@@ -157,3 +157,9 @@ def without_quantization(config: dict[str, Any], paths: Container[str]) -> dict[
         if isinstance(config.get(key), dict):
             config[key] = {k: v for k, v in config[key].items() if k not in paths}
     return config
+
+
+def without_other_tools(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration without what another tool than MLX says of its quantisation."""
+    rest = {key: value for key, value in config.items() if key != "quantization_config"}
+    return {k: without_other_tools(v) if k == "text_config" else v for k, v in rest.items()}

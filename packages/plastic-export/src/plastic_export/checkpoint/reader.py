@@ -136,7 +136,7 @@ class Checkpoint(Closing):
         else:
             reason = f"it holds {info.dtype}, and a weight is F32, F16, BF16 or packed by MLX"
             raise FormatError.about(info.file, reason, "exclude it", tensor=name)
-        _check_finite(values, info)
+        refuse_non_finite(values, info)
         return values
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -317,11 +317,23 @@ def _as_float32(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     return data.view("<f2" if dtype == "F16" else "<f4").astype(np.float32, copy=False)
 
 
-def _check_finite(values: NDArray[np.float32], info: TensorInfo) -> None:
+def refuse_non_finite(
+    values: NDArray[np.float32], info: TensorInfo, name: str | None = None
+) -> None:
+    """Refuse values of a tensor that are NaN or infinite.
+
+    Args:
+        values: The values.
+        info: The tensor.
+        name: What to call it, if not by its own name.
+
+    Raises:
+        FormatError: If there are any; the message says how many, and where the first one is.
+    """
     finite = np.isfinite(values)
     if finite.all():
         return
     count = finite.size - int(np.count_nonzero(finite))
     first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), values.shape))
     reason = f"{count} of {values.size} values are NaN or infinite, the first at {first}"
-    raise FormatError.about(info.file, reason, "repair it or exclude it", tensor=info.name)
+    raise FormatError.about(info.file, reason, "repair it or exclude it", tensor=name or info.name)

@@ -85,7 +85,7 @@ def compressible(
         ['down_proj', 'gate_proj', 'up_proj']
     """
     matrices = [name for name in tensors if is_matrix(name, tensors)]
-    inside = [name for name in matrices if _inside(name)]
+    inside = [name for name in matrices if is_inside(name)]
     return chosen_names(matrices, default=inside, include=include, exclude=exclude)
 
 
@@ -106,24 +106,26 @@ def chosen_names(
     """
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         _check_patterns(option, patterns, matrices)
-    wanted = [n for n in matrices if _matches(n, include)] if include else default
-    chosen = [name for name in wanted if not _matches(name, exclude)]
+    wanted = [n for n in matrices if matches(n, include)] if include else default
+    chosen = [name for name in wanted if not matches(name, exclude)]
     if not chosen:
         raise ValueError("no matrix is left; name some with --include, or drop an --exclude")
     return chosen
 
 
-def _inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Tell whether a matrix stands in a numbered block and is no router."""
     last = module_path(name).rpartition(".")[2]
     return bool(_BLOCK.search(name)) and last not in ROUTERS
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a tensor, or the module that holds it, is named by one of the glob patterns."""
     return any(fnmatchcase(name, p) or fnmatchcase(module_path(name), p) for p in patterns)
 
 
 def _check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
-        if not any(_matches(name, [pattern]) for name in names):
+        if not any(matches(name, [pattern]) for name in names):
             example = f"; a matrix here is called {names[0]!r}" if names else ""
             raise ValueError(f"{option} {pattern!r} matches no matrix of the checkpoint{example}")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from plastic_core.files import FormatError, noting, sha256_file
 from plastic_runtime import GramFile, LossGrams, Track, untracked
 
-from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.plan_file import LossPlan, check_source, grams_file, read_plan
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
-from plastic_export.format.layout import Contents, Layout
+from plastic_export.format.arranging import arranged
+from plastic_export.format.layout import Contents
 from plastic_export.format.table import format_named
-from plastic_export.model.layers import Layer, layers_of, split_experts
 from plastic_export.plan.gram_uses import Uses, combined_grams, is_measured
 from plastic_export.plan.offers import BitsPlan, Candidate
 from plastic_export.plan.pricing import candidate
+from plastic_export.source.source import Source
 
 
 def execute_plan(
@@ -69,15 +70,14 @@ def execute_plan(
     plans = read_plan(file)
     plan = plans.budget(budget)
     with open_checkpoint(source, revision=revision) as checkpoint:
-        layers = layers_of(checkpoint)
         check_source(plans, checkpoint, file)
-        _check_matrices(plans, checkpoint, layers, file)
+        traced = Source.of(checkpoint)
+        _check_matrices(plans, traced, file)
         with GramFile(grams_file(plans, file)) as grams:
             _check_measured(plans, grams, file)
             matrices = [m.matrix for m in plans.matrices]
             contents = Contents.of(format_named(plans.format), matrices, plan.chosen)
-            layout = Layout.of(checkpoint, contents, split_experts(layers))
-            recipe = Recipe(layout, _combined(grams))
+            recipe = Recipe(traced, arranged(traced, contents), _combined(grams))
             options = _options(plans, plan, file, exact=exact)
             done = write_compressed(
                 checkpoint, out, options, lambda journal: recipe, force=force, track=track
@@ -110,12 +110,10 @@ def _combined(grams: GramFile) -> Callable[[Candidate], Iterator[LossGrams]]:
     return of
 
 
-def _check_matrices(
-    plans: LossPlan, checkpoint: Checkpoint, layers: Mapping[str, Layer], file: Path
-) -> None:
+def _check_matrices(plans: LossPlan, source: Source, file: Path) -> None:
     """Refuse matrices that are not as the source has them."""
     for m in plans.matrices:
-        stands = candidate(checkpoint, layers[m.name]) if m.name in layers else None
+        stands = candidate(source.layers[m.name]) if m.name in source.layers else None
         if stands != m.matrix:
             reason = f"{m.name!r} is not described as the source has it"
             remedy = "edit nothing but its bits and ranks, or plan again"

@@ -14,17 +14,25 @@ from plastic_select.rules import NEED_GRAM, as_rule
 
 from plastic_export.calibration.input_grams import Grams
 from plastic_export.calibration.text import Calibration
-from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.checkpoint.tensors import compressible, module_path
+from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.checkpoint.tensors import (
+    chosen_names,
+    compressible,
+    is_inside,
+    is_matrix,
+    matches,
+    module_path,
+)
 from plastic_export.compression.ranks import MatrixPlan, Plan, check_keep, plan_ranks
 from plastic_export.compression.spectra import measured_grams, read_spectra
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
 from plastic_export.folder.manifest import MatrixRecord, read_manifest
-from plastic_export.format.layout import Contents, Layout
+from plastic_export.format.arranging import arranged
+from plastic_export.format.layout import Contents
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import RANK_FORMATS, format_named
-from plastic_export.model.stock import linear_paths
 from plastic_export.plan.offers import Candidate, Offer
+from plastic_export.source.source import Source
 
 
 def compress(
@@ -103,19 +111,21 @@ def compress(
         "exact": exact,
     }
     with open_checkpoint(source, revision=revision) as checkpoint:
-        names = _chosen_names(checkpoint, target, include, exclude)
+        # Without a model of its own, a format holds any matrix, whatever becomes of it.
+        traced = Source.of(checkpoint) if target.linears_only else Source.as_it_is(checkpoint)
+        names = _chosen_names(traced, target, include, exclude)
 
         def decide(journal: Journal) -> Recipe:
             grams = measured_grams(checkpoint, calibration, journal, track)
-            surveyed = read_spectra(checkpoint, names, grams, journal, track)
-            return _recipe(checkpoint, plan_ranks(surveyed, keep, strategy), target, grams)
+            surveyed = read_spectra(traced, names, grams, journal, track)
+            return _recipe(traced, plan_ranks(surveyed, keep, strategy), target, grams)
 
         done = write_compressed(checkpoint, out, options, decide, force=force, track=track)
         matrices = map(_carried_out, read_manifest(done).matrices.values())
         return compressed(done, out, Plan(keep, strategy, tuple(matrices)), checkpoint)
 
 
-def _recipe(checkpoint: Checkpoint, plan: Plan, format: Format, grams: Grams) -> Recipe:
+def _recipe(source: Source, plan: Plan, format: Format, grams: Grams) -> Recipe:
     """Return the recipe of a plan of ranks: offers without a backbone, and what sleeps."""
     chosen = {p.name: _offer(p) for p in plan.matrices}
     contents = Contents.of(format, map(_candidate, plan.matrices), chosen)
@@ -127,7 +137,7 @@ def _recipe(checkpoint: Checkpoint, plan: Plan, format: Format, grams: Grams) ->
         yield None if gram is None else LossGrams(Gram(gram, 0), same)
 
     notes = {p.name: {"retained_energy": p.retained_energy, "why": p.why} for p in plan.matrices}
-    return Recipe(Layout.of(checkpoint, contents), of, notes)
+    return Recipe(source, arranged(source, contents), of, notes)
 
 
 def _candidate(p: MatrixPlan) -> Candidate:
@@ -150,14 +160,16 @@ def _carried_out(record: MatrixRecord) -> MatrixPlan:
 
 
 def _chosen_names(
-    checkpoint: Checkpoint, format: Format, include: Sequence[str], exclude: Sequence[str]
+    source: Source, format: Format, include: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
     """Return the matrices to compress, as far as the format can hold them."""
-    checkpoint.check_plain()
-    names = compressible(checkpoint.tensors, include=include, exclude=exclude)
     if not format.linears_only:
-        return names
-    return _factorable(checkpoint, names, required=bool(include))
+        source.checkpoint.check_plain()
+        return compressible(source.checkpoint.tensors, include=include, exclude=exclude)
+    linears = [m.name for m in source.layers.values() if m.kind == "linear" and min(m.shape) > 1]
+    _check_factorable(source, linears, include)
+    default = [name for name in linears if is_inside(name)]
+    return chosen_names(linears, default=default, include=include, exclude=exclude)
 
 
 def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
@@ -173,14 +185,16 @@ def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
         )
 
 
-def _factorable(checkpoint: Checkpoint, names: Sequence[str], *, required: bool) -> list[str]:
-    """Those that are an ``nn.Linear`` of the mlx-lm model, as the factored format requires."""
-    linears = linear_paths(checkpoint.config)
-    kept = [name for name in names if module_path(name) in linears]
-    lost = [name for name in names if module_path(name) not in linears]
-    if lost and (required or not kept):
+def _check_factorable(source: Source, linears: Sequence[str], include: Sequence[str]) -> None:
+    """Refuse matrices that are asked for and are no ``nn.Linear``, as the factored format needs."""
+    made = {tensor for name in linears for tensor in source.layers[name].tensors}
+    tensors, users = source.checkpoint.tensors, source.users()
+    loaded = [name for name in tensors if is_matrix(name, tensors) and users[name]]
+    wanted = [name for name in loaded if not linears or matches(name, include)]
+    lost = [name for name in wanted if name not in made]
+    if lost:
+        model_type = source.checkpoint.config.get("model_type")
         raise ValueError(
-            f"{lost[0]!r} is no nn.Linear of mlx-lm's {checkpoint.config.get('model_type')!r} "
-            "model, so it cannot be stored factored; exclude it, or take --format dense"
+            f"{lost[0]!r} is no nn.Linear of mlx-lm's {model_type!r} model, so it cannot be "
+            "stored factored; exclude it, or take --format dense"
         )
-    return kept

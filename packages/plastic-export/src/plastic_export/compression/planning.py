@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from plastic_core.factors import GROUP_SIZES
-from plastic_core.files import FormatError, TensorSpec, sha256_file
+from plastic_core.files import FormatError, sha256_file
 from plastic_runtime import GramFile, Track, untracked
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
@@ -19,9 +19,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import (
     chosen_names,
     is_matrix,
-    is_weight,
     module_path,
-    stored_parts,
 )
 from plastic_export.compression.plan_file import (
     LossPlan,
@@ -32,15 +30,18 @@ from plastic_export.compression.plan_file import (
 )
 from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.folder.manifest import versions
+from plastic_export.format.arranging import arranged
+from plastic_export.format.layout import Contents
+from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
-from plastic_export.model.layers import Layer, layers_of, split_experts
 from plastic_export.model.tokenizer import tokenizer_digests
 from plastic_export.plan.budgets import Budget, check_budget
 from plastic_export.plan.gram_uses import DAMPING, is_measured
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
+    Offer,
     Offered,
     Overhead,
     plan_bits,
@@ -50,6 +51,8 @@ from plastic_export.plan.price_journal import PriceJournal, check_price_journal
 from plastic_export.plan.pricing import Choices, candidate, price, smallest_offers
 from plastic_export.plan.probe import PriceProbe
 from plastic_export.process.interruption import saying_when_interrupted
+from plastic_export.source.layers import Layer
+from plastic_export.source.source import Source
 
 UNMEASURED = "nothing was measured there"
 LEAST_GROUP = min(GROUP_SIZES)
@@ -129,24 +132,25 @@ def plan_checkpoint(
     choices = choices or target.choices or Choices()
     stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
     with open_checkpoint(source, revision=revision) as checkpoint:
-        layers = layers_of(checkpoint)
-        wanted = plannable(checkpoint, include, exclude, embeddings=embeddings, layers=layers)
-        undivided = _undivided(checkpoint, include, exclude, embeddings, layers)
-        _check_budgets(checkpoint, wanted, stated, choices, target)
+        traced = Source.of(checkpoint)
+        wanted = plannable(traced, include, exclude, embeddings=embeddings)
+        undivided = _undivided(traced, include, exclude, embeddings)
+        _check_budgets(Left.of(traced, wanted), wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
         identity = source_identity(checkpoint)
         measured = _priced(
-            checkpoint, identity, wanted, layers, choices, calibration, file, widest, force, track
+            traced, identity, wanted, choices, calibration, file, widest, force, track
         )
+        left = Left.of(traced, [m.matrix for m in measured.offered])
         plan = LossPlan(
             source=identity,
             calibration=calibration.record()
             | {"damping": DAMPING, "widest": widest, "unreached_experts": measured.unreached},
             grams=(_grams(file).name, measured.grams),
             matrices=measured.offered,
-            left=_left(checkpoint, measured.offered, layers),
-            left_bytes=_left_bytes(checkpoint, [m.matrix for m in measured.offered]),
-            budgets=_spent(checkpoint, measured.offered, stated, target),
+            left=left.weights,
+            left_bytes=left.nbytes,
+            budgets=_spent(left, measured.offered, stated, target),
             format=format,
             skipped=(*undivided, *measured.skipped),
         )
@@ -176,10 +180,9 @@ def _prices(file: Path) -> Path:
 
 
 def _priced(
-    checkpoint: Checkpoint,
+    source: Source,
     identity: Mapping[str, Any],
     wanted: Sequence[Candidate],
-    layers: Mapping[str, Layer],
     choices: Choices,
     calibration: Calibration,
     file: Path,
@@ -188,7 +191,7 @@ def _priced(
     track: Track,
 ) -> _Priced:
     """Measure the Grams of the matrices, and price those that the text reached."""
-    paths = [module_path(m.name) for m in wanted]
+    paths, checkpoint = [module_path(m.name) for m in wanted], source.checkpoint
     with (
         saying_when_interrupted(lambda: _waiting(file)),
         measure_loss_grams(
@@ -213,11 +216,10 @@ def _priced(
         depends = _price_identity(checkpoint, identity, calibration, choices, digest)
         with PriceJournal(_prices(file), depends) as journal:
             offered = price(
-                checkpoint,
+                source,
                 run,
                 grams,
                 choices,
-                layers=layers,
                 probe=probe,
                 journal=journal,
                 track=track,
@@ -251,24 +253,53 @@ def _waiting(file: Path) -> list[str]:
     return [f"{place}: the same command goes on with it" for place in places if place.exists()]
 
 
+class Left(NamedTuple):
+    """What is left beside the planned matrices in an output.
+
+    Attributes:
+        weights: Names of the weights of two and more axes among it.
+        nbytes: Bytes of its tensors.
+        header_bytes: What it takes in the headers of the files, and these themselves.
+        model_bytes: Bytes of all tensors if nothing were stored anew.
+    """
+
+    weights: tuple[str, ...]
+    nbytes: int
+    header_bytes: int
+    model_bytes: int
+
+    @classmethod
+    def of(cls, source: Source, planned: Sequence[Candidate]) -> Left:
+        """Find the arrangement of an output with all of the matrices stored anew.
+
+        Raises:
+            FormatError: If there is none that mlx-lm loads as it loads the source.
+        """
+        eight = {m.name: Offer(8, 0, 0.0) for m in planned}
+        layout = arranged(source, Contents.of(MixedFormat(), planned, eight))
+        left = [spec for spec in layout.as_they_are if spec.name not in eight]
+        weights = (s.name for s in left if s.name.endswith(".weight") and len(s.shape) > 1)
+        nbytes = sum(spec.nbytes for spec in left)
+        model_bytes = nbytes + sum(m.source_bytes for m in planned)
+        return cls(tuple(weights), nbytes, fixed_bytes(left, model_bytes), model_bytes)
+
+
 def _spent(
-    checkpoint: Checkpoint, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
+    left: Left, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
 ) -> tuple[BitsPlan, ...]:
     """Return the plan of every budget."""
-    matrices = [m.matrix for m in offered]
     return plan_bits(
         offered,
         budgets,
-        left_bytes=_left_bytes(checkpoint, matrices) + _left_headers(checkpoint, matrices),
+        left_bytes=left.nbytes + left.header_bytes,
         one_rank=format.one_rank,
-        overhead=_overhead(checkpoint, format),
+        overhead=_overhead(left, format),
     )
 
 
-def _overhead(checkpoint: Checkpoint, format: Format) -> Overhead:
+def _overhead(left: Left, format: Format) -> Overhead:
     """Return what an offer adds to the headers of a format."""
-    nbytes = _nbytes(checkpoint)
-    return lambda m, offer: format.header_bytes(m, offer, nbytes)
+    return lambda m, offer: format.header_bytes(m, offer, left.model_bytes)
 
 
 def _check_place(file: Path, force: bool) -> None:
@@ -291,38 +322,36 @@ def _check_place(file: Path, force: bool) -> None:
 
 
 def plannable(
-    checkpoint: Checkpoint,
+    source: Source,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     *,
     embeddings: bool = True,
-    layers: Mapping[str, Layer] | None = None,
 ) -> list[Candidate]:
     """Return the weights of the model that a number of bits can be chosen for, routers left out.
 
     Args:
-        checkpoint: The open source.
+        source: The source.
         include: Glob patterns, see `plan_checkpoint`.
         exclude: Glob patterns.
         embeddings: Whether embeddings are among them.
-        layers: What `layers_of` finds in the checkpoint, if it is known already.
 
     Raises:
         ValueError: If there are none.
 
     Examples:
+        >>> from plastic_export.source import Source
         >>> with open_checkpoint("SRC") as checkpoint:
-        ...     names = [m.name for m in plannable(checkpoint, exclude=["model.layers.*"])]
-        >>> sorted(names)
+        ...     found = plannable(Source.of(checkpoint), exclude=["model.layers.*"])
+        >>> sorted(m.name for m in found)
         ['lm_head.weight', 'model.embed_tokens.weight']
     """
-    layers = layers_of(checkpoint) if layers is None else layers
-    chosen = _chosen_layers(checkpoint, include, exclude, embeddings, layers)
-    kept = [m for m in (candidate(checkpoint, layer) for layer in chosen) if m is not None]
+    chosen = _chosen_layers(source, include, exclude, embeddings)
+    kept = [m for m in map(candidate, chosen) if m is not None]
     if kept:
         return kept
     if chosen:
-        side = checkpoint.shape(chosen[0].tensors[0])[-1]
+        side = chosen[0].shape[1]
         raise ValueError(
             f"no layer is left to quantise: MLX packs rows of whole groups of {LEAST_GROUP} or "
             f"more, and no group divides the {side} inputs of {chosen[0].name!r} (of all "
@@ -332,22 +361,16 @@ def plannable(
 
 
 def _chosen_layers(
-    checkpoint: Checkpoint,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    embeddings: bool,
-    layers: Mapping[str, Layer],
+    source: Source, include: Sequence[str], exclude: Sequence[str], embeddings: bool
 ) -> list[Layer]:
     """Return the layers that are asked for, in the order of the checkpoint."""
-    apart = split_experts(layers)
-    places = {name: i for i, name in enumerate(checkpoint.tensors)}
-    stored = [m for m in layers.values() if is_weight(m.tensors[0], checkpoint.tensors)]
-    stored.sort(key=lambda m: min(places[name] for name in m.tensors))
-    matrices = [n for n in checkpoint.tensors if is_matrix(n, checkpoint.tensors)]
-    known = dict.fromkeys([*(n for n in matrices if n not in apart), *(m.name for m in stored)])
-    chosen = {*chosen_names([*known], include=include or ("*",), exclude=exclude)}
+    tensors, layers = source.checkpoint.tensors, source.layers
+    made = {tensor for m in layers.values() for tensor in m.tensors}
+    others = [n for n in tensors if is_matrix(n, tensors) and n not in made]
+    known = [*others, *layers]
+    chosen = {*chosen_names(known, include=include or ("*",), exclude=exclude)}
     found = []
-    for layer in stored:
+    for layer in layers.values():
         is_router = layer.is_router and not include
         is_left = is_router or (layer.kind == "embedding" and not embeddings)
         if layer.name in chosen and not is_left:
@@ -356,25 +379,15 @@ def _chosen_layers(
 
 
 def _undivided(
-    checkpoint: Checkpoint,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    embeddings: bool,
-    layers: Mapping[str, Layer],
+    source: Source, include: Sequence[str], exclude: Sequence[str], embeddings: bool
 ) -> list[Skipped]:
     """Return the layers that are asked for and have no group size."""
-    chosen = _chosen_layers(checkpoint, include, exclude, embeddings, layers)
-    undivided = [layer for layer in chosen if candidate(checkpoint, layer) is None]
-    sides = [checkpoint.shape(layer.tensors[0])[-1] for layer in undivided]
+    chosen = _chosen_layers(source, include, exclude, embeddings)
     return [
-        Skipped(m.name, _stored_bytes(checkpoint, m), f"no group divides its {side} inputs")
-        for m, side in zip(undivided, sides, strict=True)
+        Skipped(m.name, m.source_bytes, f"no group divides its {m.shape[1]} inputs")
+        for m in chosen
+        if candidate(m) is None
     ]
-
-
-def _stored_bytes(checkpoint: Checkpoint, layer: Layer) -> int:
-    parts = (stored_parts(name, checkpoint.tensors) for name in layer.tensors)
-    return sum(info.nbytes for stored in parts for info in stored)
 
 
 def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:
@@ -384,46 +397,20 @@ def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:
 
 
 def _check_budgets(
-    checkpoint: Checkpoint,
+    left: Left,
     candidates: Sequence[Candidate],
     budgets: Sequence[Budget],
     choices: Choices,
     format: Format,
 ) -> None:
     """Refuse before the work what `plan_bits` would refuse after it."""
-    overhead, left = _overhead(checkpoint, format), _left_bytes(checkpoint, candidates)
+    overhead = _overhead(left, format)
     for budget in budgets:
         counted = budget.counts_headers
         extra = overhead if counted else lambda m, offer: 0
-        fixed = _left_headers(checkpoint, candidates) if counted else 0
-        totals = totals_of(candidates, left + fixed, extra)
+        fixed = left.header_bytes if counted else 0
+        totals = totals_of(candidates, left.nbytes + fixed, extra)
         least = [
             min(o.nbytes + extra(m, o) for o in smallest_offers(m, choices)) for m in candidates
         ]
         check_budget(budget, sum(least), totals)
-
-
-def _left_headers(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
-    """Return what all but the planned matrices takes in the headers of the files."""
-    names = {m.name for m in planned}
-    left = [t for t in checkpoint.tensors.values() if t.name not in names]
-    specs = [TensorSpec(t.name, t.dtype, t.shape) for t in left]
-    return fixed_bytes(specs, _nbytes(checkpoint))
-
-
-def _nbytes(checkpoint: Checkpoint) -> int:
-    return sum(t.nbytes for t in checkpoint.tensors.values())
-
-
-def _left_bytes(checkpoint: Checkpoint, planned: Sequence[Candidate]) -> int:
-    return _nbytes(checkpoint) - sum(m.source_bytes for m in planned)
-
-
-def _left(
-    checkpoint: Checkpoint, offered: Sequence[Offered], layers: Mapping[str, Layer]
-) -> tuple[str, ...]:
-    apart = split_experts(layers)
-    names = {m.name for m in offered}
-    names |= {tensor for tensor, stack in apart.items() if stack.name in names}
-    weights = (t for t in checkpoint.tensors.values() if t.name.endswith(".weight"))
-    return tuple(t.name for t in weights if len(t.shape) > 1 and t.name not in names)

@@ -6,7 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
-from plastic_core.files import AtomicFile, FormatError, TensorSpec, write_json
+from plastic_core.files import AtomicFile, FormatError, TensorSpec, copy_file, write_json
 from plastic_runtime import Track, untracked
 
 from plastic_export.checkpoint.tensors import COMPANIONS
@@ -16,8 +16,10 @@ from plastic_export.folder.manifest import Manifest, read_manifest
 from plastic_export.folder.output import OutputFolder
 from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import as_stored
+from plastic_export.format.config import restored_config
 from plastic_export.format.layout import Contents
 from plastic_export.format.stored import StoredMatrices
+from plastic_export.model.load import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ def _restore_parked(
                     shards.write(spec.name, as_stored(weight, spec.dtype))
                 else:
                     shards.write(spec.name, stored.model.raw(contents.place_of(spec.name)))
-        config = stored.model.config
-        config = {k: v for k, v in config.items() if k not in ("model_file", "plastic")}
+        config = restored_config(stored.model.config, contents)
+        if "model_file" in config:
+            copy_file(MODEL_FILE, target / MODEL_FILE.name)
         write_json(target / "config.json", config)
         stored.model.copy_side_files(target)
     exact = tuple(spec.name for spec in specs if spec.name not in stored_anew)
@@ -119,9 +122,9 @@ def _restore_exactly(folder: Path, dest: Path, track: Track) -> Restored:
 
 
 def _specs(manifest: Manifest, stored_anew: Container[str]) -> list[TensorSpec]:
-    """The tensors of the source in its order; what was packed and factored comes back dense."""
+    """The tensors to write, in order; what was packed and factored comes back dense."""
     specs = []
-    for name, (dtype, shape) in manifest.source["tensors"].items():
+    for name, (dtype, shape) in manifest.arranged.items():
         path, _, leaf = name.rpartition(".")
         if name in stored_anew:
             record = manifest.matrices[name]

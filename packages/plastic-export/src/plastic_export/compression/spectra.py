@@ -15,9 +15,10 @@ from plastic_runtime import Track
 from plastic_export.calibration.input_grams import Grams, calibrate
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
+from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.ranks import Surveyed
 from plastic_export.process.in_worker import in_worker
+from plastic_export.source.source import Source
 
 
 def measured_grams(
@@ -40,23 +41,23 @@ def measured_grams(
 
 
 def read_spectra(
-    checkpoint: Checkpoint, names: Sequence[str], grams: Grams, journal: Journal, track: Track
+    source: Source, names: Sequence[str], grams: Grams, journal: Journal, track: Track
 ) -> list[Surveyed]:
     """Return every matrix with its spectrum, from the journal of a run that was cut, if any."""
     known = {r["spectrum"]: r["values"] for r in journal.records if "spectrum" in r}
     surveyed = []
     for name in track(list(names), "reading spectra"):
         if name not in known:
-            values = _spectrum(checkpoint, name, grams)
+            values = _spectrum(source, name, grams)
             known[name] = base64.b64encode(values.tobytes()).decode()
             journal.append({"spectrum": name, "values": known[name]})
         spectrum = np.frombuffer(base64.b64decode(known[name]), np.float64)
-        surveyed.append(_surveyed(checkpoint, name, spectrum))
+        surveyed.append(_surveyed(source, name, spectrum))
     return surveyed
 
 
-def _spectrum(checkpoint: Checkpoint, name: str, grams: Grams) -> NDArray[np.float64]:
-    weight = checkpoint.matrix(name)
+def _spectrum(source: Source, name: str, grams: Grams) -> NDArray[np.float64]:
+    (weight,) = source.matrices(source.layers[name])
     try:
         gram = grams.get(module_path(name))
         return in_worker(weighted_spectrum, weight, gram=gram, name=name, shape=weight.shape)
@@ -65,14 +66,6 @@ def _spectrum(checkpoint: Checkpoint, name: str, grams: Grams) -> NDArray[np.flo
         raise
 
 
-def _surveyed(checkpoint: Checkpoint, name: str, spectrum: NDArray[np.float64]) -> Surveyed:
-    stored = stored_parts(name, checkpoint.tensors)
-    out, in_ = checkpoint.shape(name)
-    return Surveyed(
-        name=name,
-        shape=(out, in_),
-        # The scales' type where the weight is packed; those of the mx and nv modes are no floats.
-        dtype=next((t.dtype for t in stored if t.dtype in FLOATS), "BF16"),
-        source_bytes=sum(t.nbytes for t in stored),
-        spectrum=spectrum,
-    )
+def _surveyed(source: Source, name: str, spectrum: NDArray[np.float64]) -> Surveyed:
+    layer = source.layers[name]
+    return Surveyed(name, layer.shape, layer.dtype, layer.source_bytes, spectrum)

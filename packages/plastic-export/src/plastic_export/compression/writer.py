@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
-import numpy as np
-from numpy.typing import NDArray
 from plastic_core.files import Journal
 from plastic_runtime import LossGrams, Track
 
@@ -38,10 +36,10 @@ from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents, Layout, offer_of
 from plastic_export.format.parts import Pieces
 from plastic_export.format.table import FORMATS
-from plastic_export.model.layers import Layer
 from plastic_export.plan.offers import Candidate
-from plastic_export.plan.pricing import weights_of
 from plastic_export.process.in_worker import in_worker
+from plastic_export.source.arrangement import Item
+from plastic_export.source.source import Source
 
 P = TypeVar("P")
 
@@ -91,11 +89,13 @@ class Recipe(NamedTuple):
     """The recipe of an output: what is to be written.
 
     Attributes:
+        source: The source.
         layout: Where every tensor goes.
         grams: The Grams of a matrix, or of each of a stack; None where none was measured.
         notes: What the records of the matrices say besides, by tensor name.
     """
 
+    source: Source
     layout: Layout
     grams: Callable[[Candidate], Iterable[LossGrams | None]]
     notes: Mapping[str, Mapping[str, Any]] = {}
@@ -133,14 +133,15 @@ def write_compressed(
         if output.begin(identity):
             recipe = decide(output.started)
             contents = recipe.layout.contents
-            records, digests = write_tensors(checkpoint, recipe, folder, output.started, track)
-            write_config(folder, checkpoint, contents)
+            records, digests = write_tensors(recipe, folder, output.started, track)
+            write_config(folder, recipe.source, recipe.layout)
             contents.format.write_beside(folder, contents.chosen)
             checkpoint.copy_side_files(folder)
             if exact:
-                digests |= write_exact(checkpoint, folder, contents, track=track)
+                names = recipe.layout.renamed
+                digests |= write_exact(checkpoint, folder, contents, names, track=track)
             checkpoint.check_unchanged()
-            write_manifest(folder, identity, records, digests)
+            write_manifest(folder, identity | _arranged(recipe), records, digests)
     return output.path
 
 
@@ -164,13 +165,22 @@ def compressed(done: Path, out: str | Path, plan: P, checkpoint: Checkpoint) -> 
     )
 
 
+def _arranged(recipe: Recipe) -> dict[str, Any]:
+    """Return what the manifest says of the arrangement, where it is not that of the source."""
+    tensors = {t.name: [t.dtype, list(t.shape)] for t in recipe.layout.as_they_are}
+    plain = {t.name for t in recipe.source.checkpoint.tensors.values()} - recipe.source.dead
+    renamed = recipe.layout.renamed
+    if recipe.source.trace is None or (not renamed and tensors.keys() == plain):
+        return {}
+    return {"arranged": {"tensors": tensors, "renamed": renamed}}
+
+
 def write_tensors(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, journal: Journal, track: Track
+    recipe: Recipe, folder: Path, journal: Journal, track: Track
 ) -> tuple[tuple[MatrixRecord, ...], dict[str, str]]:
     """Stream every tensor of the source to its new place.
 
     Args:
-        checkpoint: The open source.
         recipe: What is to be written.
         folder: Existing folder; tensors that a run which was cut wrote there are passed over.
         journal: The journal of the run.
@@ -190,45 +200,36 @@ def write_tensors(
             for place, specs in layout.files.items()
         }
         steps = Steps(journal, *files.values())
-        for name in track(layout.steps(checkpoint), "compressing"):
+        for name in track(list(layout.arrangement.steps), "compressing"):
             if (result := steps.finished(name)) is None:
-                result = _step(name, checkpoint, recipe, files)
+                result = _step(layout.arrangement.steps[name], recipe, files)
                 steps.add(name, result)
-            if result:
-                errors[layout.layer_at(name).name] = Errors(**result)
+            errors |= {layer: Errors(**measured) for layer, measured in result.items()}
     digests = {name: d for shards in files.values() for name, d in shards.digests.items()}
     records = (_record(name, layout.contents, errors[name]) for name in errors)
     return tuple(replace(r, **recipe.notes.get(r.name, {})) for r in records), digests
 
 
 def _step(
-    name: str, checkpoint: Checkpoint, recipe: Recipe, files: Mapping[Place, Shards]
-) -> Mapping[str, float]:
-    """Write what becomes of one tensor of the source; the errors of a matrix, else nothing."""
-    layout = recipe.layout
-    layer = layout.layer_at(name)
-    if name in layout.copied:
-        files["model"].write(layout.copied[name], checkpoint.raw(name))
-    elif layer.name in layout.contents.parts and layout.contents.parts[layer.name].present:
-        return _write_matrix(checkpoint, layer, recipe, files)._asdict()
-    elif name in layout.stacks:
-        files["model"].write(layer.name, _stacked(checkpoint, layer))
-    return {}
+    items: Iterable[Item], recipe: Recipe, files: Mapping[Place, Shards]
+) -> dict[str, dict[str, float]]:
+    """Write what has its turn at one tensor of the source; return the errors of its layers."""
+    source, contents, errors = recipe.source, recipe.layout.contents, {}
+    for item in items:
+        if item.is_layer:
+            errors[item.name] = _write_matrix(item.name, recipe, files)._asdict()
+            continue
+        data = source.checkpoint.raw(item.tensor) if item.tensor else source.raw(item.name)
+        files["model"].write(contents.place_of(item.name), data)
+    return errors
 
 
-def _stacked(checkpoint: Checkpoint, stack: Layer) -> NDArray[np.uint8]:
-    """Return the bytes of a stack that is copied from tensors of its experts."""
-    return np.concatenate([checkpoint.raw(name) for name in stack.tensors])
-
-
-def _write_matrix(
-    checkpoint: Checkpoint, layer: Layer, recipe: Recipe, files: Mapping[Place, Shards]
-) -> Errors:
+def _write_matrix(name: str, recipe: Recipe, files: Mapping[Place, Shards]) -> Errors:
     """Write what one matrix or stack becomes, and return the errors of what it stands for."""
     contents = recipe.layout.contents
-    m, offer = contents.matrices[layer.name], contents.chosen[layer.name]
+    m, offer = contents.matrices[name], contents.chosen[name]
     pieces, errors, backbones = Pieces(), list[Errors](), list[Any]()
-    weights = weights_of(checkpoint, replace(layer, experts=m.experts))
+    weights = recipe.source.matrices(recipe.source.layers[name])
     for weight, grams in zip(weights, recipe.grams(m), strict=True):
         encode, shape = contents.format.encode, weight.shape
         pieces, error = in_worker(encode, weight, m, offer, grams, name=m.name, shape=shape)
@@ -237,8 +238,8 @@ def _write_matrix(
     if m.experts:  # stacks are offered no corrections: backbones are all that they have
         pieces = pieces._replace(backbone=backbones)
     for part, stored in contents.parts[m.name].paired(pieces):
-        for name, tensor in part.tensors(stored):
-            files[part.place].write(name, tensor)
+        for tensor_name, tensor in part.tensors(stored):
+            files[part.place].write(tensor_name, tensor)
     return Errors.of_stack(errors)
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -71,13 +71,15 @@ class Kept(NamedTuple):
 class _Output(StoredMatrices):
     """The folder of a compressed checkpoint, and what its matrices stand for."""
 
-    def __init__(self, folder: Path, contents: Contents) -> None:
+    def __init__(self, folder: Path, contents: Contents, renamed: Mapping[str, str]) -> None:
         super().__init__(folder)
         self._contents = contents
+        self._renamed = renamed
 
     def copy_of(self, info: TensorInfo, data: Bytes) -> str | None:
         """The tensor that holds exactly these bytes, where a copy of ``info`` would stand."""
-        for name in dict.fromkeys((info.name, self._contents.place_of(info.name))):
+        new = self._renamed.get(info.name, info.name)
+        for name in dict.fromkeys((new, self._contents.place_of(new))):
             copy = self.model.tensors.get(name)
             alike = copy is not None and (copy.dtype, copy.shape) == (info.dtype, info.shape)
             if alike and np.array_equal(self.model.raw(name), data):
@@ -86,7 +88,7 @@ class _Output(StoredMatrices):
 
     def guess(self, name: str, dtype: str, shape: tuple[int, ...]) -> Guess | None:
         """Return what is stored of a matrix, awake and asleep; None where nothing plain is near."""
-        parts = self._contents.parts.get(name, Parts())
+        parts = self._contents.parts.get(self._renamed.get(name, name), Parts())
         plain = all(self.has(part, dtype) for part in parts.present)
         if dtype not in WIDTHS or not parts.present or not plain:
             return None
@@ -99,7 +101,12 @@ class _Output(StoredMatrices):
 
 
 def write_exact(
-    checkpoint: Checkpoint, folder: Path, contents: Contents, *, track: Track = untracked
+    checkpoint: Checkpoint,
+    folder: Path,
+    contents: Contents,
+    renamed: Mapping[str, str],
+    *,
+    track: Track = untracked,
 ) -> dict[str, str]:
     """Write ``exact.safetensors`` into a folder that holds everything but its manifest.
 
@@ -111,6 +118,7 @@ def write_exact(
         checkpoint: The source.
         folder: The output, its model files, ``sleep.safetensors`` and ``config.json`` written.
         contents: What became of the matrices.
+        renamed: The tensors of the source that have another name in the output, and that name.
         track: Wraps the loop over the tensors.
 
     Returns:
@@ -122,7 +130,7 @@ def write_exact(
     """
     kept: dict[str, Kept] = {}
     sizes: dict[str, int] = {}
-    with _Output(folder, contents) as output, tempfile.TemporaryFile(dir=folder) as spool:
+    with _Output(folder, contents, renamed) as output, tempfile.TemporaryFile(dir=folder) as spool:
         for name in track(list(checkpoint.tensors), "keeping the source"):
             info, data = checkpoint.tensors[name], checkpoint.raw(name)
             kept[name], blocks = _keep(info, data, output)
@@ -160,8 +168,9 @@ class Exact(Closing):
             except (KeyError, TypeError, json.JSONDecodeError) as error:
                 reason = f"damaged ({error!r})"
                 raise FormatError.about(path, reason, "compress again") from error
-            contents = Contents.of_manifest(read_manifest(folder))
-            self._output = stack.enter_context(_Output(folder, contents))
+            manifest = read_manifest(folder)
+            output = _Output(folder, Contents.of_manifest(manifest), manifest.renamed)
+            self._output = stack.enter_context(output)
             self.output = self._output.model
             self._stack = stack.pop_all()
 

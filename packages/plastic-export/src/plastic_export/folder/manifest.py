@@ -167,6 +167,9 @@ class Manifest:
         matrices: The records, by tensor name.
         tensors: SHA-256 of every tensor, by name.
         files: Size in bytes and SHA-256 of every file, by its path in the folder.
+        arranged: Types and shapes of the tensors of the model if none were stored anew: those of
+            the source, unless mlx-lm has other names and values for them.
+        renamed: The tensors of the source that have another name, and that name.
         rows: Checksums of the rows of every tensor that holds components asleep, one each.
 
     Examples:
@@ -182,6 +185,8 @@ class Manifest:
     tensors: dict[str, str]
     files: dict[str, dict[str, Any]]
     rows: dict[str, str]
+    arranged: dict[str, Any]
+    renamed: dict[str, str]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -215,6 +220,8 @@ def read_manifest(folder: Path) -> Manifest:
                 k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in raw["files"].items()
             },
             rows=dict(raw["rows"]),
+            arranged=dict(raw.get("arranged", {}).get("tensors", raw["source"]["tensors"])),
+            renamed=dict(raw.get("arranged", {}).get("renamed", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError.about(path, f"damaged ({error!r})", "compress again") from error

@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from plastic_core.files import copy_file, write_json
 
-from plastic_export.checkpoint.packing import without_quantization
-from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.checkpoint.packing import (
+    packing_of,
+    without_other_tools,
+    without_quantization,
+)
+from plastic_export.checkpoint.reader import CONFIG, Checkpoint
 from plastic_export.checkpoint.tensors import is_packed, module_path
-from plastic_export.format.layout import Contents, stored_anew
+from plastic_export.format.layout import Contents, Layout, stored_anew
 from plastic_export.model.load import MODEL_FILE
+from plastic_export.source.source import Source
 
+_OWN = ("ranks", "corrected")
 VERSION = 2  # of the format that the model file reads
 
 
-def write_config(folder: Path, checkpoint: Checkpoint, contents: Contents) -> None:
+def write_config(folder: Path, source: Source, layout: Layout) -> None:
     """Write config.json as mlx-lm reads it and, where it names one, the model file.
 
     Args:
         folder: The folder that holds the checkpoint.
-        checkpoint: The source.
-        contents: What becomes of its matrices.
+        source: The source.
+        layout: Where every tensor goes.
     """
-    config = quantized_config(checkpoint, contents)
-    own = own_layers(checkpoint, contents)
-    if any(own.values()):
-        config |= {"model_file": MODEL_FILE.name, "plastic": {"version": VERSION, **own}}
+    config = output_config(source, layout)
+    if config.get("model_file") == MODEL_FILE.name:
         copy_file(MODEL_FILE, folder / MODEL_FILE.name)
     write_json(folder / "config.json", config)
 
 
-def quantized_config(checkpoint: Checkpoint, contents: Contents) -> dict[str, Any]:
+def output_config(source: Source, layout: Layout) -> dict[str, Any]:
+    """Return config.json of an output, as mlx-lm reads it."""
+    config, own = quantized_config(source, layout), own_layers(source.checkpoint, layout.contents)
+    return _with_own(config, own)
+
+
+def quantized_config(source: Source, layout: Layout) -> dict[str, Any]:
     """The configuration with an entry for every module that was chosen, as mlx-lm reads them.
 
-    What is packed in the source and stays so keeps the packing that it has there.
+    What is packed in the source and stays so keeps the packing that it has there. What another tool
+    than MLX says of its own packing goes when every tensor is written as the loaded model holds it.
     """
-    entries: dict[str, Any] = {}
+    entries, contents = dict[str, Any](), layout.contents
     for name, parts in contents.parts.items():
         entries |= {part.path: part.packing for part in parts.in_model if part.bits}
-        is_there = name in checkpoint.tensors
-        if not parts.present and not (is_there and is_packed(name, checkpoint.tensors)):
+        if not parts.present and not _is_packed(source, name):
             entries[module_path(name)] = False
-    config = without_quantization(checkpoint.config, stored_anew(contents))
+    anew = stored_anew(contents)
+    entries |= _kept_packings(source, anew)
+    config = source.checkpoint.config
+    if layout.arrangement.is_whole and source.checkpoint.quantization is None:
+        config = without_other_tools(config)
+    config = without_quantization(config, anew)
     packed = [entry for entry in entries.values() if entry]
     if not packed:
         return config
@@ -54,11 +70,47 @@ def quantized_config(checkpoint: Checkpoint, contents: Contents) -> dict[str, An
     return config | {"quantization": quantization, "quantization_config": quantization}
 
 
+def _is_packed(source: Source, name: str) -> bool:
+    """Tell whether a weight is packed in the source."""
+    tensors = source.checkpoint.tensors
+    return module_path(name) in source.packings or (name in tensors and is_packed(name, tensors))
+
+
+def _kept_packings(source: Source, anew: Container[str]) -> dict[str, Any]:
+    """Return the packings of what stays packed, where config.json does not say them itself."""
+    file, stated = source.checkpoint.folder / CONFIG, source.checkpoint.quantization
+    kept = {path: packing for path, packing in source.packings.items() if path not in anew}
+    return {
+        path: packing._asdict()
+        for path, packing in kept.items()
+        if stated is None or packing_of(path, stated, file) != packing
+    }
+
+
+def restored_config(config: Mapping[str, Any], contents: Contents) -> dict[str, Any]:
+    """Return config.json of an output once its matrices are dense again."""
+    dense = {module_path(name) for name in contents.anew}
+    before = config.get("plastic", {})
+    own = {
+        kind: {path: entry for path, entry in before.get(kind, {}).items() if path not in dense}
+        for kind in _OWN
+    }
+    rest = {k: v for k, v in config.items() if k not in ("model_file", "plastic")}
+    return _with_own(rest, own)
+
+
+def _with_own(config: dict[str, Any], own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the configuration with the layers that the model file builds, if there are any."""
+    if not any(own.values()):
+        return config
+    return config | {"model_file": MODEL_FILE.name, "plastic": {"version": VERSION, **own}}
+
+
 def own_layers(checkpoint: Checkpoint, contents: Contents) -> dict[str, dict[str, Any]]:
     """Return what the model file builds instead of linear layers: the source's and new ones."""
     ours = checkpoint.config.get("model_file") == MODEL_FILE.name
     before = checkpoint.config["plastic"] if ours else {}
-    own = {kind: dict(before.get(kind, {})) for kind in ("ranks", "corrected")}
+    own = {kind: dict(before.get(kind, {})) for kind in _OWN}
     for name, parts in contents.parts.items():
         entries = contents.format.own_layers(contents.chosen[name], parts)
         for kind, entry in entries.items():

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 
 from plastic_core.files import TensorSpec
 
-from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.checkpoint.tensors import COMPANIONS, module_path
+from plastic_export.checkpoint.tensors import module_path
 from plastic_export.folder.manifest import Manifest, MatrixRecord
 from plastic_export.folder.places import Place
-from plastic_export.format.parts import Part, Parts
+from plastic_export.format.parts import Parts
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import format_named
-from plastic_export.model.layers import Layer
 from plastic_export.plan.offers import Candidate, Offer
+from plastic_export.source.arrangement import Arrangement, Item
+from plastic_export.source.layers import Layer
+from plastic_export.source.source import Source
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Contents:
         chosen = {r.name: offer_of(r) for r in records}
         return cls.of(format_named(manifest.format), map(candidate_of, records), chosen)
 
+    @property
+    def anew(self) -> set[str]:
+        """The names of the matrices that are not left as they are."""
+        return {name for name, parts in self.parts.items() if parts.present}
+
     def place_of(self, name: str) -> str:
         """Return the new name of a tensor of the source that is copied: a bias may move."""
         path, _, leaf = name.rpartition(".")
@@ -81,76 +87,53 @@ class Layout:
 
     Attributes:
         contents: What becomes of the chosen matrices.
+        arrangement: The order, and where every tensor comes from.
         files: Specs of the tensors of every place.
-        copied: Source name to new name, of the tensors whose bytes do not change.
-        stacks: Stacks of experts that the source stores one by one: by the first of their tensors
-            where they are written.
+        as_they_are: Types and shapes of the tensors of the model if no matrix were stored anew.
     """
 
     contents: Contents
+    arrangement: Arrangement
     files: dict[Place, list[TensorSpec]] = field(
         default_factory=lambda: {"model": [], "adapter": [], "sleep": []}
     )
-    copied: dict[str, str] = field(default_factory=dict)
-    stacks: dict[str, Layer] = field(default_factory=dict)
+    as_they_are: list[TensorSpec] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls,
-        checkpoint: Checkpoint,
-        contents: Contents,
-        expert_stacks: Mapping[str, Layer] | None = None,
-    ) -> Layout:
-        """Decide it.
-
-        Args:
-            checkpoint: The source, of which only the headers are used.
-            contents: What becomes of the chosen matrices.
-            expert_stacks: The stacks to be made of tensors of experts, by the names of these.
-        """
-        layout, expert_stacks = cls(contents), expert_stacks or {}
-        for name in checkpoint.tensors:
-            if name in expert_stacks:
-                layout._place_expert(name, expert_stacks[name], checkpoint)
+    def of(cls, source: Source, contents: Contents, arrangement: Arrangement) -> Layout:
+        """Lay out the tensors; only the headers of the source are used."""
+        layout = cls(contents, arrangement)
+        for item in arrangement.items():
+            if item.is_layer:
+                layout._place_layer(source.layers[item.name])
             else:
-                layout._place(name, checkpoint)
+                layout._place_tensor(_spec(source, item))
         return layout
 
-    def layer_at(self, name: str) -> Layer:
-        """Return the layer whose turn comes at a tensor of the source."""
-        return self.stacks.get(name, Layer(name, tensors=(name,)))
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The tensors of the source whose bytes or matrix have another name now, and that name."""
+        pairs = ((item.tensor, item.name) for item in self.arrangement.items())
+        return {tensor: name for tensor, name in pairs if tensor not in (None, name)}
 
-    def steps(self, checkpoint: Checkpoint) -> list[str]:
-        """Return the tensors of the source at which something is written, in its order."""
-        names = self.copied.keys() | self.stacks.keys() | self.contents.matrices.keys()
-        return [name for name in checkpoint.tensors if name in names]
-
-    def _add(self, parts: Iterable[Part]) -> None:
-        for part in parts:
+    def _place_layer(self, layer: Layer) -> None:
+        for part in self.contents.parts[layer.name].present:
             self.files[part.place] += part.specs
+        stack = (layer.experts,) if layer.experts else ()
+        self.as_they_are.append(TensorSpec(layer.name, layer.dtype, (*stack, *layer.shape)))
 
-    def _place_expert(self, name: str, stack: Layer, checkpoint: Checkpoint) -> None:
-        """Add the specs of a stack where the first of its experts is met."""
-        if stack in self.stacks.values():
-            return
-        self.stacks[name] = stack
-        parts = self.contents.parts.get(stack.name, Parts()).present
-        self._add(parts)
-        if not parts:
-            info = checkpoint.tensors[name]
-            shape = (stack.experts, *info.shape)
-            self.files["model"].append(TensorSpec(stack.name, info.dtype, shape))
+    def _place_tensor(self, spec: TensorSpec) -> None:
+        name = self.contents.place_of(spec.name)
+        self.files["model"].append(TensorSpec(name, spec.dtype, spec.shape))
+        self.as_they_are.append(spec)
 
-    def _place(self, name: str, checkpoint: Checkpoint) -> None:
-        """Add the specs of one tensor of the source, or of what it becomes."""
-        path, _, leaf = name.rpartition(".")
-        parts = self.contents.parts.get(f"{path}.weight", Parts())
-        if name == f"{path}.weight" and parts.present:
-            self._add(parts.present)
-        elif leaf not in COMPANIONS or not parts.in_model:
-            info = checkpoint.tensors[name]
-            self.copied[name] = self.contents.place_of(name)
-            self.files["model"].append(TensorSpec(self.copied[name], info.dtype, info.shape))
+
+def _spec(source: Source, item: Item) -> TensorSpec:
+    """Return the type and shape of what is not stored anew, under its name before the format."""
+    if item.tensor is None:
+        return source.specs[item.name]
+    info = source.checkpoint.tensors[item.tensor]
+    return TensorSpec(item.name, info.dtype, info.shape)
 
 
 def stored_anew(contents: Contents) -> set[str]:

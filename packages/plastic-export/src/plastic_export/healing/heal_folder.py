@@ -27,6 +27,7 @@ from plastic_export.healing.trainable import TrainedTensor, trainable
 from plastic_export.healing.writer import check_reference, write_healed
 from plastic_export.model.load import load_for_inference, load_model
 from plastic_export.process.interruption import saying_when_interrupted
+from plastic_export.source.trace import trace_loading
 
 
 @dataclass(frozen=True)
@@ -232,13 +233,11 @@ def _values(
 ) -> tuple[dict[str, TrainedTensor], dict[str, mx.array]]:
     """Return every parameter that is trained, and its value as it is stored."""
     parameters = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
-    stored = {name: info.shape for name, info in checkpoint.tensors.items()}
-    if adapter := adapter_of(checkpoint.folder):
-        stored |= {n: info.shape for n, info in read_header(adapter / FILE).tensors.items()}
+    stored = _stored_as_loaded(checkpoint)
     names = {
-        name: trained
+        name: trained._replace(tensor=stored[trained.tensor])
         for name, trained in trainable(model).items()
-        if stored.get(trained.tensor) == parameters[name].shape  # unless mlx-lm rearranged it
+        if trained.tensor in stored
     }
     if not names:
         reason = "nothing in it can be healed: no affine-quantised layer, no low-rank factor"
@@ -246,6 +245,19 @@ def _values(
     values = {name: parameters[name] for name in names}
     mx.eval(values)
     return names, values
+
+
+def _stored_as_loaded(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the tensor of each parameter that mlx-lm loads as it is stored.
+
+    What mlx-lm computes while it loads would be computed once more from what healing writes.
+    """
+    origins, tensors = trace_loading(checkpoint.folder).origins, checkpoint.tensors
+    stored = {name: o.tensors[0] for name, o in origins.items() if o.is_copy}
+    stored = {name: tensor for name, tensor in stored.items() if tensor in tensors}
+    if adapter := adapter_of(checkpoint.folder):
+        stored |= {name: name for name in read_header(adapter / FILE).tensors}
+    return stored
 
 
 def _result(

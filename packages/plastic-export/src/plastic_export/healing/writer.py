@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 from plastic_core.files import FormatError, TensorSpec, copy_file, open_safetensors, read_header
 from plastic_runtime import Track, untracked
 
@@ -32,6 +34,7 @@ from plastic_export.format.layout import Contents
 from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.stored import StoredMatrices
 from plastic_export.model.load import MODEL_FILE
+from plastic_export.source.source import Source
 
 
 def manifest_of(checkpoint: Checkpoint) -> Manifest | None:
@@ -92,7 +95,8 @@ def write_healed(
     old = manifest_of(checkpoint)
     contents = Contents.of(MixedFormat(), (), {}) if old is None else Contents.of_manifest(old)
     if (checkpoint.folder / EXACT).is_file():
-        digests |= write_exact(reference, folder, contents, track=track)
+        renamed = {} if old is None else old.renamed
+        digests |= write_exact(reference, folder, contents, renamed, track=track)
     options, records = {"format": contents.format.name}, list[MatrixRecord]()
     if old is not None:
         options, digests = old.options, old.tensors | digests
@@ -141,17 +145,24 @@ def _records(
     track: Track,
 ) -> list[MatrixRecord]:
     """Return the records with the errors of what is now stored."""
-    found = []
+    found, source = [], Source.of(reference)
     with StoredMatrices(folder) as stored:
         for r in track(records, "measuring"):
             names = {spec.name for part in contents.parts[r.name].present for spec in part.specs}
             if names & values.keys():
                 restored_to = r.dtype if contents.format.parks else None
-                W, parts = reference.matrix(r.name), contents.parts[r.name]
+                W, parts = _whole(source, r.name), contents.parts[r.name]
                 errors = stored.errors(W, parts, restored_to)
                 r = _with_errors(r, errors)
             found.append(r)
     return found
+
+
+def _whole(source: Source, name: str) -> NDArray[np.float32]:
+    """Return a matrix, or a stack of them with the experts along the first axis."""
+    layer = source.layers[name]
+    matrices = list(source.matrices(layer))
+    return np.stack(matrices) if layer.experts else matrices[0]
 
 
 def _with_errors(record: MatrixRecord, errors: Errors) -> MatrixRecord:

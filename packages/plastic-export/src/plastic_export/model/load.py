@@ -65,12 +65,16 @@ Watch = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 """Is given the tensors of the files by name, and returns them as the model is to see them."""
 
 
-def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
+def load_watched(
+    folder: str | Path, watch: Watch, *, with_adapter: bool = True, foreign: bool = True
+) -> nn.Module:
     """Load a checkpoint as `load_model` does, and see the tensors before mlx-lm changes them.
 
     Args:
         folder: Folder in Hugging Face or mlx-community form.
         watch: Called once, before the ``sanitize`` of mlx-lm's model. Nothing is read yet.
+        with_adapter: Whether the adapter of a checkpoint of this package is laid over it.
+        foreign: Whether foreign weights are made plain, which mlx-lm itself does not do.
 
     Returns:
         The model, as `load_model` returns it.
@@ -93,7 +97,7 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
     classes = _factored_classes() if is_factored else stock_classes(config, file)
     warn_of_ignored_rope(config, file, built)
     checked = _check_weights(folder)
-    adapter = adapter_of(folder)
+    adapter = adapter_of(folder) if with_adapter else None
     try:
         # model_file is withheld, so that mlx-lm asks for the classes instead of running it
         with plain_path(folder) as place:
@@ -102,7 +106,7 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
                 lazy=True,
                 model_config={"model_file": None},
                 get_model_classes=lambda config: (
-                    _watched(classes[0], watch, config, file),
+                    _watched(classes[0], watch, config, file if foreign else None),
                     classes[1],
                 ),
             )
@@ -122,17 +126,23 @@ def load_watched(folder: str | Path, watch: Watch) -> nn.Module:
 
 
 def _watched(
-    model_class: Any, watch: Watch, config: dict[str, Any], file: Path
+    model_class: Any, watch: Watch, config: dict[str, Any], file: Path | None
 ) -> Callable[[Any], nn.Module]:
     """Return a constructor whose models show ``watch`` what they are about to sanitize.
 
-    They sanitize it with foreign weights made plain, and mlx-lm's ``config`` says no more of these.
+    With the ``file`` of the configuration, for messages, they sanitize it with foreign weights made
+    plain, and mlx-lm's ``config`` says no more of these.
     """
 
     def build(args: Any) -> nn.Module:
         model: nn.Module = model_class(args)
         own = getattr(model, "sanitize", lambda weights: weights)
-        model.sanitize = lambda weights: sanitized(watch(weights), model, own, config, file)
+
+        def sanitize(weights: dict[str, mx.array]) -> Any:
+            seen = watch(weights)
+            return own(seen) if file is None else sanitized(seen, model, own, config, file)
+
+        model.sanitize = sanitize
         return model
 
     return build

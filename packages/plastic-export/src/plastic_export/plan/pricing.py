@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,9 +25,7 @@ from plastic_core.files import MLX_DTYPES, noting
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams, Track, untracked
 
-from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
-from plastic_export.model.layers import Layer, layers_of
+from plastic_export.checkpoint.tensors import module_path
 from plastic_export.plan.gram_uses import (
     GramRoots,
     Uses,
@@ -45,6 +43,8 @@ from plastic_export.plan.offers import (
 )
 from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.probe import PriceProbe
+from plastic_export.source.layers import Layer
+from plastic_export.source.source import Source
 
 LARGEST_GROUP = 64
 """Neighbouring inputs of a backbone that share a scale, at most."""
@@ -81,37 +81,20 @@ class Choices:
     ranks: tuple[int, ...] = ()
 
 
-def candidate(checkpoint: Checkpoint, layer: Layer) -> Candidate | None:
+def candidate(layer: Layer) -> Candidate | None:
     """Return the weight of a layer as a candidate; None if no group size divides its inputs."""
-    first = layer.tensors[0]
-    out, in_ = checkpoint.shape(first)[-2:]
-    group_size = best_group(in_, most=LARGEST_GROUP)
+    group_size = best_group(layer.shape[1], most=LARGEST_GROUP)
     if group_size is None:
         return None
-    stored = [info for name in layer.tensors for info in stored_parts(name, checkpoint.tensors)]
     return Candidate(
         name=layer.name,
-        shape=(out, in_),
-        # The scales' type where the weight is packed; those of the mx and nv modes are no floats.
-        dtype=next((t.dtype for t in stored if t.dtype in FLOATS), "BF16"),
+        shape=layer.shape,
+        dtype=layer.dtype,
         group_size=group_size,
-        source_bytes=sum(t.nbytes for t in stored),
+        source_bytes=layer.source_bytes,
         kind=layer.kind,
         experts=layer.experts,
     )
-
-
-def weights_of(checkpoint: Checkpoint, layer: Layer) -> Iterator[NDArray[np.float32]]:
-    """The matrix of a layer, or those of its experts one after the other, each read when it is due.
-
-    Raises:
-        FormatError: If one cannot be read or is not finite.
-    """
-    for expert in range(max(1, layer.experts)):
-        if layer.is_apart:
-            yield checkpoint.matrix(layer.tensors[expert])
-        else:
-            yield checkpoint.matrix(layer.name, expert if layer.experts else None)
 
 
 def choices_for(m: Candidate, choices: Choices) -> Choices:
@@ -168,12 +151,11 @@ def stored(
 
 
 def price(
-    checkpoint: Checkpoint,
+    source: Source,
     candidates: Sequence[Candidate],
     grams: Mapping[str, LossGrams],
     choices: Choices | None = None,
     *,
-    layers: Mapping[str, Layer] | None = None,
     probe: PriceProbe | None = None,
     journal: PriceJournal | None = None,
     track: Track = untracked,
@@ -183,11 +165,10 @@ def price(
     One matrix is in memory at a time, with its Grams if ``grams`` reads them from a file.
 
     Args:
-        checkpoint: The open source.
+        source: The source.
         candidates: The matrices, each with Grams.
         grams: Both Grams by module path.
         choices: What to offer; by default every number of bits.
-        layers: What `layers_of` finds in the checkpoint, if it is known already.
         probe: Measures one change of every matrix; all its predictions are multiplied by what was
             measured over what was predicted of that one.
         journal: Knows the matrices that were priced before, and is told of those that are now.
@@ -203,11 +184,10 @@ def price(
         ValueError: If a weight cannot be quantised, or no token reached any expert of a stack.
     """
     found, choices = list[Offered](), choices or Choices()
-    layers = layers_of(checkpoint) if layers is None else layers
     for m in track(candidates, "pricing"):
         with noting(f"at {m.name!r}"):
             known = None if journal is None else journal.get(m)
-            offered = known or _offered(checkpoint, layers[m.name], m, grams, choices, probe)
+            offered = known or _offered(source, m, grams, choices, probe)
             if journal is not None and known is None:
                 journal.add(offered)
             found.append(offered)
@@ -215,8 +195,7 @@ def price(
 
 
 def _offered(
-    checkpoint: Checkpoint,
-    layer: Layer,
+    source: Source,
     m: Candidate,
     grams: Mapping[str, LossGrams],
     choices: Choices,
@@ -225,7 +204,7 @@ def _offered(
     """Return the ways of storing a matrix, or a stack: the costs of its experts are added."""
     choices, totals, factor = choices_for(m, choices), dict[Choice, Offer](), 1.0
     uses = Uses(m, grams)
-    for expert, weight in enumerate(weights_of(checkpoint, layer)):
+    for expert, weight in enumerate(source.matrices(source.layers[m.name])):
         measure = None
         if probe is not None and expert == uses.busiest:
             measure = partial(probe.factor, module_path(m.name), expert=expert)
