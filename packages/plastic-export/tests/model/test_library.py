@@ -8,7 +8,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from plastic_export.model.library import model_failure
+from plastic_core.files import FormatError
+from plastic_export.model.library import mlx_lm_utils, model_failure
+from plastic_export.model.stock import stock_classes
 
 MODEL = """
 def missing(self, x):
@@ -69,3 +71,25 @@ def test_what_has_no_gradient_is_said() -> None:
         "the model cannot be differentiated, [Primitive::vjp] Not implemented for QRF; "
         "compress it by rank"
     )
+
+
+def test_an_import_that_fails_is_not_taken_for_a_missing_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    utils = mlx_lm_utils()
+
+    def refused(name: str) -> None:
+        raise ImportError("lib.so: cannot open shared object file: Too many open files")
+
+    monkeypatch.setattr(utils.importlib, "import_module", refused)
+    with pytest.raises(FormatError, match="could not be imported: lib.so: .* Too many open files"):
+        stock_classes({"model_type": "llama"}, "config.json")
+
+
+def test_a_module_that_ends_the_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(name: str) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(mlx_lm_utils().importlib, "import_module", ended)
+    with pytest.raises(FormatError, match="'olmo' model needs a package that is not installed"):
+        stock_classes({"model_type": "olmo"}, "config.json")

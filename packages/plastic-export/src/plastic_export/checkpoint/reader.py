@@ -42,6 +42,7 @@ from plastic_export.checkpoint.packing import (
     unpacked_shape,
 )
 from plastic_export.checkpoint.quantizers import Quantizer
+from plastic_export.checkpoint.settings import check_layers
 from plastic_export.checkpoint.tensors import FLOATS, is_packed, module_path
 from plastic_export.checkpoint.weight_files import find_weights
 
@@ -80,6 +81,7 @@ class Checkpoint(Closing):
         self.quantization = quantization_of(self.config, folder / CONFIG)
         weights = find_weights(folder)
         self.tensors = weights.tensors
+        check_layers(self.config, len(self.tensors), folder / CONFIG)
         self.quantizer = Quantizer(self.config)
         coded = sum(t.nbytes for t in self.tensors.values() if t.dtype not in FLOATS)
         every = sum(t.nbytes for t in self.tensors.values())

@@ -26,6 +26,9 @@ def mlx_lm_utils() -> ModuleType:
             "running a model needs mlx-lm; install the extra: pip install 'plastic-export[lm]'"
         )
         raise ModuleNotFoundError(message, name="mlx_lm") from None
+    except ValueError as error:  # it raises its own limit of open files on import
+        message = f"mlx-lm cannot be imported: {brief(error)}; allow it more open files (ulimit -n)"
+        raise ValueError(message) from error
     utils: ModuleType = mlx_lm.utils
     return utils
 

@@ -20,6 +20,7 @@ from plastic_core.linalg import on_cpu
 
 from plastic_export.checkpoint.plain_path import plain_path
 from plastic_export.checkpoint.rope import warn_of_ignored_rope
+from plastic_export.checkpoint.settings import suspects
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.folder.manifest import MANIFEST, read_manifest
 from plastic_export.model.foreign_weights import sanitized
@@ -119,6 +120,7 @@ def load_watched(
         raise
     except Exception as error:  # mlx-lm's own code, which raises what it likes
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built from it: {brief(error)}"
+        reason += suspects(config, classes[1])
         remedy = "check that config.json and the weights belong together"
         raise FormatError.about(folder, reason, remedy) from error
     loaded: nn.Module = model

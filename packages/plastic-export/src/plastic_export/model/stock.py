@@ -9,6 +9,7 @@ import mlx.nn as nn
 from plastic_core.files import FormatError
 from plastic_core.layer import is_stack
 
+from plastic_export.checkpoint.settings import check_settings, suspects
 from plastic_export.checkpoint.tensors import Kind
 from plastic_export.model.library import brief, mlx_lm_utils
 
@@ -35,11 +36,12 @@ def stock_model(config: dict[str, Any]) -> StockModel:
         FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
         ModuleNotFoundError: If mlx-lm is not installed.
     """
-    stock_classes(config, "config.json")
+    _, arguments = stock_classes(config, "config.json")
     try:
         model = built(config)
     except Exception as error:  # mlx-lm's own code, which raises what it likes
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {brief(error)}"
+        reason += suspects(config, arguments)
         raise FormatError.about("config.json", reason, "correct the configuration") from error
     stock = StockModel(model, [])
     for path, module in model.named_modules():
@@ -77,13 +79,26 @@ def linear_paths(config: dict[str, Any]) -> set[str]:
 
 def stock_classes(config: dict[str, Any], file: str | Path) -> tuple[Any, Any]:
     """Return the classes of mlx-lm itself; where it has none, a folder's own code is no way out."""
-    model_type = config.get("model_type")
+    model_type, utils = config.get("model_type"), mlx_lm_utils()
     try:
-        model_class, args_class = mlx_lm_utils()._get_classes(config)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        model_class, args_class = utils._get_classes(config)
+    except SystemExit:  # as its module for olmo does
+        reason = f"mlx-lm's {model_type!r} model needs a package that is not installed"
+        raise FormatError.about(file, reason, "install what it asks for") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_import(error.__cause__, file)
         reason = f"mlx-lm has no model of type {model_type!r}"
         if "auto_map" in config:
             reason += ", and 'auto_map' names code of the folder, which is never run"
         remedy = "take an architecture that mlx-lm knows, or a newer mlx-lm"
         raise FormatError.about(file, reason, remedy) from None
+    check_settings(config, args_class, file)
     return model_class, args_class
+
+
+def _check_import(cause: BaseException | None, file: str | Path) -> None:
+    """Refuse a model that is there, and could not be imported."""
+    missing = isinstance(cause, ModuleNotFoundError) and str(cause.name).startswith("mlx_lm.models")
+    if isinstance(cause, ImportError) and not missing:
+        reason = f"mlx-lm's model could not be imported: {brief(cause)}"
+        raise FormatError.about(file, reason, "install mlx-lm anew, or raise the limits") from cause
