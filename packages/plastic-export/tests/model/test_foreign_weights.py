@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -568,3 +569,9 @@ def test_codes_that_mlx_lm_takes_for_numbers_are_made_plain_before() -> None:
     model = SimpleNamespace(args=args, parameters=dict)
     result = sanitized(weights, model, partial(own, model), said("fp8"), FILE)
     assert same_bits(result["a.weight"], bf16(E4M3[drawn] * scale))
+
+
+def test_codes_of_bitnet_are_left_to_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    weights = {"a.weight": mx.array(codes(4, 8)), "a.weight_scale": mx.array([1.0])}
+    assert sanitized(weights, nn.Module(), dict, said("bitnet"), FILE) == weights

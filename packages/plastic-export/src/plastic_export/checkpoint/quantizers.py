@@ -69,7 +69,9 @@ class Quantizer:
         """Tell whether mlx-lm knows MLX's packing for its codes, if the model takes them over."""
         if self.method == "compressed-tensors":
             return self.settings.get("format") in _PACKED_BY_MLX_LM
-        return self.method != "modelopt" or self.algorithm == "NVFP4"
+        if self.method == "modelopt":
+            return self.algorithm == "NVFP4"
+        return self.method is not None
 
     @property
     def layout(self) -> str | None:

@@ -83,6 +83,8 @@ def sanitized(
     """
     quantizer = Quantizer(config)
     _check(quantizer, weights, file)
+    if quantizer.method == "bitnet":  # its layers multiply by the codes
+        return sanitize(weights)
     if count := sum(name.rpartition(".")[2] in _OF_CACHE for name in weights):
         reason = f"it holds {count} scales for a key-value cache of 8 bits"
         warn_about(file, reason, "they are left out, and the cache has the type of the model")
@@ -90,8 +92,7 @@ def sanitized(
     result = sanitize(dequantized(weights, config, file)) if taken is None else taken
     if quantizer.is_made_plain and not any(name.endswith(".scales") for name in result):
         config["quantization_config"] = None
-    if quantizer.method != "bitnet":
-        _check_no_codes(result, model, file)
+    _check_no_codes(result, model, file)
     return result
 
 
