@@ -575,3 +575,7 @@ def test_codes_of_bitnet_are_left_to_its_layers(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     weights = {"a.weight": mx.array(codes(4, 8)), "a.weight_scale": mx.array([1.0])}
     assert sanitized(weights, nn.Module(), dict, said("bitnet"), FILE) == weights
+    model = SimpleNamespace(
+        parameters=lambda: {"a": {"weight": mx.zeros((1, 8), mx.uint8), "weight_scale": mx.ones(1)}}
+    )
+    assert sanitized(weights, model, dict, {}, FILE) == weights

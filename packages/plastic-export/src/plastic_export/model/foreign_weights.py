@@ -7,7 +7,7 @@ in ways of its own: what has no scale beside it is plain.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,15 +88,18 @@ def sanitized(
     if count := sum(name.rpartition(".")[2] in _OF_CACHE for name in weights):
         reason = f"it holds {count} scales for a key-value cache of 8 bits"
         warn_about(file, reason, "they are left out, and the cache has the type of the model")
-    taken = _taken_over(weights, sanitize, quantizer)
-    result = sanitize(dequantized(weights, config, file)) if taken is None else taken
+    places: Weights = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
+    taken = _taken_over(weights, places, sanitize, quantizer)
+    result = sanitize(dequantized(weights, config, file, places)) if taken is None else taken
     if quantizer.is_made_plain and not any(name.endswith(".scales") for name in result):
         config["quantization_config"] = None
-    _check_no_codes(result, model, file)
+    _check_no_codes(result, places, file)
     return result
 
 
-def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weights:
+def dequantized(
+    weights: Weights, config: Mapping[str, Any], file: Path, places: Container[str] = ()
+) -> Weights:
     """Return the tensors of a checkpoint, every weight in a foreign form made plain.
 
     Args:
@@ -104,6 +107,8 @@ def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weig
         config: Content of config.json, the quantisation of another tool under
             ``"quantization_config"``.
         file: The configuration's file, for the messages.
+        places: The parameters of the model. One that has the scale of a weight as a parameter
+            of its own computes with the codes.
 
     Returns:
         ``weights`` itself where nothing in it is of a foreign form. Otherwise a new dictionary:
@@ -116,7 +121,7 @@ def dequantized(weights: Weights, config: Mapping[str, Any], file: Path) -> Weig
             not read.
     """
     quantizer, dtype = Quantizer(config), _stated_type(config)
-    forms, plain = _forms(weights), Weights()
+    forms, plain = _forms(weights, places), Weights()
     for form in forms:
         codes, parts = weights[form.codes], _parts(form, weights)
         try:
@@ -137,9 +142,11 @@ def _check(quantizer: Quantizer, weights: Weights, file: Path) -> None:
     quantizer.check(file, coded, sum(size for _, size in sizes))
 
 
-def _taken_over(weights: Weights, sanitize: Sanitize, quantizer: Quantizer) -> Weights | None:
+def _taken_over(
+    weights: Weights, places: Weights, sanitize: Sanitize, quantizer: Quantizer
+) -> Weights | None:
     """Return what a model makes of foreign codes that it keeps packed, None if it does not."""
-    forms = _forms(weights)
+    forms = _forms(weights, places)
     may = quantizer.is_taken_over and all(_is_mlx_packing(form, weights) for form in forms)
     if not forms or not may:
         return None
@@ -167,9 +174,8 @@ def _is_mlx_packing(form: _Form, weights: Weights) -> bool:
     return codes.shape[-1] == 32 * scale.shape[-1]
 
 
-def _check_no_codes(weights: Weights, model: nn.Module, file: Path) -> None:
+def _check_no_codes(weights: Weights, places: Weights, file: Path) -> None:
     """Refuse integers in the place of a weight, which mlx-lm would multiply by as they stand."""
-    places = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
     for name, array in weights.items():
         is_number = name not in places or mx.issubdtype(array.dtype, mx.floating)
         if is_number or not mx.issubdtype(places[name].dtype, mx.floating):
@@ -184,9 +190,10 @@ def _parts(form: _Form, weights: Weights) -> Weights:
     return {leaf: weights[name] for leaf, name in form.beside.items()}
 
 
-def _forms(weights: Weights) -> list[_Form]:
+def _forms(weights: Weights, places: Container[str]) -> list[_Form]:
     """Return the weights in foreign forms, the sides of packed ones being read."""
-    forms = [form for name in weights if (form := _form(name, weights)) is not None]
+    found = [form for name in weights if (form := _form(name, weights)) is not None]
+    forms = [form for form in found if not any(part in places for part in form.beside.values())]
     mx.eval([weights[form.beside["shape"]] for form in forms if "shape" in form.beside])
     return forms
 
