@@ -22,11 +22,12 @@ from zoo.stock import WINDOW, WINDOWS, divergence, run_stock
 
 FEW = ("--window", WINDOW, "--windows", WINDOWS)
 BUDGETS = (5, 8)  # bits per weight
+BUDGETS_OF_PACKED = (3, 4)
 ODD = ("--include", "*.[13].*")  # half of the blocks, to wait half as long
-CHOICES = {
-    "mixed": ("--bits", "4"),
-    "corrected": ("--bits", "4", "--factor-bits", "8", *ODD),
-    "adapter": ("--bits", "4", *ODD),
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mixed": (),
+    "corrected": ("--factor-bits", "8", *ODD),
+    "adapter": ODD,
 }
 KEEP = 0.6
 LEAST = 1e-3
@@ -54,6 +55,12 @@ class Row:
         """What stock mlx-lm predicts from the checkpoint."""
         return run_stock(self.source)
 
+    @cached_property
+    def is_packed(self) -> bool:
+        """Whether it has few bits already."""
+        config = json.loads((self.source / "config.json").read_text())
+        return bool(config.get("quantization", {}).get("bits", 16) < 8)
+
     def inspect(self) -> None:
         """Inspect it."""
         command("inspect", self.source)
@@ -61,8 +68,9 @@ class Row:
     def plan(self, format: str) -> None:
         """Plan two budgets in a format, and carry out both of ``mixed``, the first of others."""
         file = self.work / f"{format}.json"
-        words = ("--format", format, *CHOICES[format], *FEW, "--out", file)
-        asked = ",".join(map(str, BUDGETS))
+        bits, budgets = (2, BUDGETS_OF_PACKED) if self.is_packed else (4, BUDGETS)
+        words = ("--format", format, "--bits", bits, *CHOICES[format], *FEW, "--out", file)
+        asked = ",".join(map(str, budgets))
         text = ("--calibration", self.text)
         planned = command("plan", self.source, *text, "--bits-per-weight", asked, *words)
         chosen = planned["budgets"] if format == "mixed" else planned["budgets"][:1]

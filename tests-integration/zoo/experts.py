@@ -57,6 +57,7 @@ CONFIGS: dict[str, Config] = {
         "sliding_window": 64,
     },
     "bailing_moe": {
+        "norm_head": True,
         **COMMON,
         **ROUTED,
         "num_shared_experts": 1,
