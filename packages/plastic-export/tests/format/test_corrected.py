@@ -13,8 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.utils import _get_classes, quantize_model, save_config, save_model
 from mlx_lm.utils import load_model as stock_load
-from mlx_lm.utils import quantize_model, save_config, save_model
 from numpy.typing import NDArray
 from plastic_core import Backbone, Correction
 from plastic_core.factors import BITS
@@ -387,3 +387,50 @@ def test_a_rank_for_what_is_no_linear_layer_is_an_error(
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match=r"model\.norm.*no linear layer"):
         load_model(out)
+
+
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+TAKEN_FOR_TIED: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"sliding_window": 16, "sliding_window_pattern": 2},
+    "minicpm": {
+        "dim_model_base": 64,
+        "scale_depth": 1.4,
+        "scale_emb": 1,
+        "max_position_embeddings": 64,
+    },
+}
+"""Types whose ``sanitize`` takes a head that is stored otherwise for one that is missing."""
+
+
+@pytest.mark.parametrize("choice", [(4, 2, UNPACKED), (None, 9, UNPACKED)])
+@pytest.mark.parametrize("model_type", TAKEN_FOR_TIED)
+def test_a_head_that_is_stored_otherwise_is_not_taken_for_a_tied_one(
+    make_checkpoint: Make, make_plan: MakePlan, tmp_path: Path, model_type: str, choice: Choice
+) -> None:
+    config = {"model_type": model_type, **SMALL, **TAKEN_FOR_TIED[model_type]}
+    model_class, args = _get_classes(config)
+    shapes = {n: a.shape for n, a in parameters(model_class(args.from_dict(config))).items()}
+    keys = {name: mx.random.key(number) for number, name in enumerate(shapes)}
+    weights = {n: 0.1 * mx.random.normal(shape, key=keys[n]) for n, shape in shapes.items()}
+    source = make_checkpoint("untied", weights=weights, **config)
+    file, out = tmp_path / "plan.json", tmp_path / "out"
+    make_plan(source, file, {HEAD: choice, NAMES[0]: (4, 0, 0)})
+    execute_plan(source, out, file)
+    stock = stock_load(out, trust_remote_code=True)[0]
+    head = dict(stock.named_modules())["lm_head"]
+    with open_checkpoint(source) as checkpoint:
+        W = mx.array(checkpoint.matrix(HEAD))
+    near = mx.linalg.norm(head(mx.eye(64)).T - W) < mx.linalg.norm(W)
+    assert near.item()
+    np.testing.assert_allclose(logits(load_model(out)), logits(stock), rtol=1e-2, atol=1e-2)

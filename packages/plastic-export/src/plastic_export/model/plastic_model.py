@@ -183,17 +183,22 @@ class Factored:
         super().__init__(args.args)  # type: ignore[call-arg]
         layers = dict(self.named_modules())  # type: ignore[attr-defined]
         found = replacements(args, layers)
-        self.factored = tuple(found)
+        self.factored = {path: layers[path].weight.shape for path in found}
         self.update_modules(tree_unflatten(list(found.items())))  # type: ignore[attr-defined]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Let the stock class rename and reshape its own tensors, but not ours."""
+        """Let the stock class rename and reshape its own tensors, but not ours.
+
+        Weights of zeros stand in for ours, or it would take the head for missing and tie it.
+        """
         ours = tuple(f"{path}." for path in self.factored)
         kept = {name: weight for name, weight in weights.items() if name.startswith(ours)}
         stock = {name: weight for name, weight in weights.items() if name not in kept}
+        standing = {f"{path}.weight": mx.zeros(shape) for path, shape in self.factored.items()}
         if hasattr(super(), "sanitize"):
-            stock = super().sanitize(stock)  # type: ignore[misc]
-        return stock | kept
+            stock = super().sanitize(stock | standing)  # type: ignore[misc]
+        own = {name: weight for name, weight in stock.items() if name not in standing}
+        return own | kept
 
 
 def Model(args: ModelArgs) -> nn.Module:
