@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from plastic_core.files import FormatError
 from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.checkpoint.settings import check_settings
 from plastic_export.evaluation.evaluation import compare
 from plastic_export.model.library import model_failure
 from plastic_export.model.stock import stock_model
@@ -82,3 +83,13 @@ def test_what_fails_at_the_first_step_is_one_line(
     failure = str(model_failure(caught.value))
     assert failure.startswith("mlx-lm's own code fails on this model")
     assert failure.isprintable()
+
+
+def test_a_list_of_numbers_that_the_model_declares_is_no_fault() -> None:
+    class Arguments:
+        layers: list[int]
+        width: int | None
+
+    check_settings({"layers": [], "width": None}, Arguments, "config.json")
+    with pytest.raises(FormatError, match="'width' is 'wide', and mlx-lm's model takes a number"):
+        check_settings({"layers": [2], "width": "wide"}, Arguments, "config.json")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from plastic_core.files import FormatError
 
@@ -69,7 +70,8 @@ def _is_odd(value: Any, kinds: set[Any], default: Any) -> bool:
 def _numbers(config: Mapping[str, Any], arguments: type) -> Iterator[tuple[str, Any, set[Any]]]:
     """Yield the settings for which numbers are declared: name, value, and the declared types."""
     for name, hint in get_type_hints(arguments).items():
-        kinds = {*(get_args(hint) or (hint,))} - {type(None)}
+        is_union = get_origin(hint) in (Union, UnionType)
+        kinds = {*(get_args(hint) if is_union else (hint,))} - {type(None)}
         if kinds <= {int, float} and name in config:
             yield name, config[name], kinds
 
