@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -452,6 +453,29 @@ def test_a_size_is_that_of_whole_files_and_never_exceeded(
 def test_a_plan_is_read_back_as_it_was(make_mixture: Make, text: Path) -> None:
     plan = planned(make_mixture("mixtral", True), text, budgets=[4])
     assert read_plan(text.with_name("plan.json")) == plan
+
+
+def test_a_disk_without_room_for_the_grams_is_refused_before_the_work(
+    make_readable: Make, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_readable()
+    monkeypatch.setattr("plastic_export.compression.planning.measure_loss_grams", None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"at least \d+ bytes are needed and 1000 are free.*grams"):
+        planned(source, text)
+
+
+def test_an_output_of_a_plan_needs_no_more_room_than_it_takes(
+    make_readable: Make, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_readable()
+    planned(source, text)
+    size = (source / "model.safetensors").stat().st_size
+    fixed = 2**17 + 2**12 * 21 + 2**14
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=size // 2 + fixed))
+    execute_plan(source, text.with_name("OUT"), text.with_name("plan.json"))
+    with pytest.raises(OSError, match=r"\d+ bytes may be needed and \d+ are free"):
+        compress(source, text.with_name("RANK"), keep=0.5)
 
 
 def test_plans_that_would_share_their_grams_are_refused(make_readable: Make, text: Path) -> None:

@@ -80,7 +80,13 @@ def execute_plan(
             recipe = Recipe(traced, arranged(traced, contents), _combined(grams))
             options = _options(plans, plan, file, exact=exact)
             done = write_compressed(
-                checkpoint, out, options, lambda journal: recipe, force=force, track=track
+                checkpoint,
+                out,
+                options,
+                lambda journal: recipe,
+                force=force,
+                track=track,
+                nbytes=recipe.layout.nbytes,
             )
         return compressed(done, out, plan, checkpoint)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -137,6 +139,7 @@ def plan_checkpoint(
         undivided = _undivided(traced, include, exclude, embeddings)
         _check_budgets(Left.of(traced, wanted), wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(_grams(file), wanted, widest)
         identity = source_identity(checkpoint)
         measured = _priced(
             traced, identity, wanted, choices, calibration, file, widest, force, track
@@ -158,6 +161,21 @@ def plan_checkpoint(
     write_plan(file, plan)
     _prices(file).unlink(missing_ok=True)
     return plan
+
+
+def _check_room(grams: Path, wanted: Sequence[Candidate], widest: int) -> None:
+    """Refuse before the work a disk that the triangles of the output Grams alone would fill."""
+    if grams.exists():
+        return
+    dense = [m for m in wanted if m.kind != "embedding" and m.shape[0] <= widest]
+    parts = grams.with_name(f"{grams.name}.parts").glob("*")
+    needed = sum(2 * m.matrices * m.shape[0] ** 2 for m in dense) - sum(
+        part.stat().st_size for part in parts
+    )
+    free = shutil.disk_usage(grams.parent).free
+    if free < needed:
+        reason = f"at least {needed} bytes are needed and {free} are free; choose another disk"
+        raise OSError(errno.ENOSPC, reason, str(grams))
 
 
 class _Priced(NamedTuple):

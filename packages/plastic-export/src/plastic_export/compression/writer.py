@@ -109,6 +109,7 @@ def write_compressed(
     *,
     force: bool,
     track: Track,
+    nbytes: int | None = None,
 ) -> Path:
     """Write the folder of a compressed checkpoint, or go on with one that was cut.
 
@@ -120,13 +121,14 @@ def write_compressed(
         force: Replace ``out`` where it is an earlier output, and what a run with other arguments
             left.
         track: Wraps the long loops.
+        nbytes: Bytes of all tensors, if they are known before the journal is open.
 
     Returns:
         The finished folder, which is ``out``.
     """
     exact = bool(options["exact"])
     output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
-    check_room(checkpoint, output, exact=exact)
+    check_room(checkpoint, output, nbytes, exact=exact)
     output.check_names(FORMATS[options["format"]].beside, checkpoint.side_files())
     with output as folder, no_cache():
         identity = run_identity(checkpoint, options)
@@ -276,13 +278,25 @@ def no_cache() -> Iterator[None]:
         mx.set_cache_limit(limit)
 
 
-def check_room(checkpoint: Checkpoint, output: OutputFolder, *, exact: bool = False) -> None:
-    """Refuse before the work: awake and asleep together may take three times the source.
+def check_room(
+    checkpoint: Checkpoint, output: OutputFolder, nbytes: int | None = None, *, exact: bool = False
+) -> None:
+    """Refuse before the work what has no room for its end.
 
-    What ``exact`` keeps may take the source once more, and as much again while it is written.
+    Args:
+        checkpoint: The open source.
+        output: Where it is written.
+        nbytes: Bytes of all tensors to be written. Where these are not known, awake and asleep
+            together may take three times the source.
+        exact: Whether to keep what `restore` needs for every bit: it may take the source once
+            more, and as much again while it is written.
+
+    Raises:
+        OSError: Naming the folder, what is needed and what is free.
     """
     parent = next(p for p in output.path.parents if p.exists())
-    needed = (5 if exact else 3) * sum(p.stat().st_size for p in checkpoint.weight_files)
+    source = sum(p.stat().st_size for p in checkpoint.weight_files)
+    needed = (3 * source if nbytes is None else nbytes) + (2 * source if exact else 0)
     needed += 2**17 + 2**12 * len(checkpoint.tensors)  # manifest, journal, configuration
     needed += sum(p.stat().st_size for p in checkpoint.side_files().values()) - output.left_bytes()
     free = shutil.disk_usage(parent).free

@@ -111,6 +111,11 @@ class Layout:
         return layout
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(spec.nbytes for specs in self.files.values() for spec in specs)
+
+    @property
     def renamed(self) -> dict[str, str]:
         """The tensors of the source whose bytes or matrix have another name now, and that name."""
         pairs = ((item.tensor, item.name) for item in self.arrangement.items())

@@ -18,7 +18,9 @@ from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.writer import check_room
+from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
+from plastic_export.folder.manifest import SLEEP
 from plastic_export.folder.output import OutputFolder
 from plastic_export.healing.distillation import Distillation, Split, Teacher
 from plastic_export.healing.loop import HealingOptions, HealState, heal_values
@@ -163,8 +165,10 @@ def _place(
     for source in read:
         target = checkpoint.folder if out is None else out
         place = OutputFolder(target, force=force or out is None, source=source)
-    check_room(checkpoint, place)
     adapter = adapter_of(checkpoint.folder)
+    beside = [checkpoint.folder / name for name in (SLEEP, EXACT)]
+    files = [*checkpoint.weight_files, *beside, *([] if adapter is None else [adapter / FILE])]
+    check_room(checkpoint, place, sum(file.stat().st_size for file in files if file.exists()))
     written = [] if adapter is None else [f"{adapter.name}/{name}" for name in (FILE, CONFIG)]
     place.check_names(written, checkpoint.side_files())
     place.path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,15 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core.files import Closing, FormatError, check_memory, open_regular, parse_object, sync
+from plastic_core.files import (
+    Closing,
+    FormatError,
+    check_memory,
+    naming,
+    open_regular,
+    parse_object,
+    sync,
+)
 
 from plastic_runtime.measure.grams import Gram, LossGrams, mirror
 
@@ -200,13 +208,14 @@ def append_grams(file: Path, entries: Iterable[GramSum | bytes], mark: Mark | No
         >>> sorted(np.load("grams"))
         ['input.up']
     """
-    _rewind(file, mark)
-    with zipfile.ZipFile(file, "a") as archive:
-        for entry in entries:
-            name = HEADER if isinstance(entry, bytes) else entry.name
-            # ZipInfo's own date is that of 1980, for the bytes to be the same at any time.
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
-                _write(stream, entry)
+    with naming(file):
+        _rewind(file, mark)
+        with zipfile.ZipFile(file, "a") as archive:
+            for entry in entries:
+                name = HEADER if isinstance(entry, bytes) else entry.name
+                # ZipInfo's own date is that of 1980, for the bytes to be the same at any time.
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
+                    _write(stream, entry)
     end = archive.start_dir
     with file.open("rb") as stream:
         sync(stream.fileno())

@@ -9,12 +9,13 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 from plastic_core import linalg
+from plastic_core.files import naming
 
 
 @contextmanager
 def written(file: Path) -> Iterator[BinaryIO]:
     """Yield a stream into a new file, synced to disk at the end of the block."""
-    with file.open("wb") as stream:
+    with naming(file), file.open("wb") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
@@ -28,7 +29,7 @@ def write_array(stream: BinaryIO, x: mx.array, what: str) -> None:
     """
     rows = linalg.to_numpy(x.astype(mx.float32)).reshape(-1)
     linalg.check_finite(rows, what)
-    rows.tofile(stream)
+    stream.write(rows.data)  # NumPy's own way loses what the system said
 
 
 def read_array(stream: BinaryIO, like: mx.array) -> mx.array:
