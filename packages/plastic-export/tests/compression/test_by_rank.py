@@ -170,6 +170,20 @@ def test_a_manifest_of_another_schema_is_refused(checkpoint_folder: Path, tmp_pa
         verify(tmp_path / "out")
 
 
+def test_verify_says_that_bytes_differ_where_their_number_does_not(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    compress(checkpoint_folder, tmp_path / "out", keep=0.5)
+    config = tmp_path / "out" / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace("llama", "LLAMA"))
+    (defect,) = verify(tmp_path / "out")
+    assert f"config.json: its {len(text)} bytes are not those that were written; copy" in defect
+    config.write_text(text[:-1])
+    (defect,) = verify(tmp_path / "out")
+    assert f"{len(text) - 1} bytes, not the {len(text)} that were written" in defect
+
+
 def test_verify_names_the_tensor_that_changed(checkpoint_folder: Path, tmp_path: Path) -> None:
     compress(checkpoint_folder, tmp_path / "out", keep=0.5)
     path = tmp_path / "out" / "sleep.safetensors"

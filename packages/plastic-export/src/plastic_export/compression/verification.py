@@ -58,9 +58,12 @@ def _file(folder: Path, name: str, manifest: Manifest) -> list[FormatError]:
         return [FormatError.about(folder / MANIFEST, reason, "do not use it")]
     if not path.is_file():
         return [FormatError.about(path, "missing", _REMEDY)]
-    if path.stat().st_size == stated["bytes"] and sha256_file(path) == stated["sha256"]:
+    size, written = path.stat().st_size, stated["bytes"]
+    if size == written and sha256_file(path) == stated["sha256"]:
         return []
-    reason = f"{path.stat().st_size} bytes, not the {stated['bytes']} that were written"
+    reason = f"{size} bytes, not the {written} that were written"
+    if size == written:
+        reason = f"its {size} bytes are not those that were written"
     return _tensors(path, manifest) or [FormatError.about(path, reason, _REMEDY)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from plastic_runtime.measure.intercept import intercepted
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers, using_numpy
 from plastic_runtime.measure.sampled_loss import keys
-from plastic_runtime.measure.spool import read_array, write_array, written
+from plastic_runtime.measure.spool import opened, read_array, write_array, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
 
 
@@ -96,17 +96,12 @@ def measure_grams(
     linears, wanted = linear_layers(model, paths)
     made_for = calibration_identity(model, batches, seed, wanted, widest, configuration)
     if not file.exists() or (replace and not _is_intact(file, made_for)):
-        parts = GramParts.begun_anew(file, made_for) if replace else GramParts(file, made_for)
-        try:
-            with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
-                _Measurement(
-                    model, linears, wanted, widest, batches, seed, needed, parts, track
-                ).measure()
-        except BaseException:
-            if not parts.finished:
-                discard_parts(file)
-            raise
-        parts.publish()
+
+        def measurement(parts: GramParts) -> _Measurement:
+            whole = (model, linears, wanted, widest, batches, seed, needed)
+            return _Measurement(*whole, parts, track)
+
+        _publish(file, made_for, measurement, replace=replace)
     grams = GramFile(file)
     try:
         check_measurement(file, grams.made_for, made_for)
@@ -115,6 +110,32 @@ def measure_grams(
         raise
     discard_parts(file)
     return grams
+
+
+def _publish(
+    file: Path,
+    made_for: Mapping[str, Any],
+    measurement: Callable[[GramParts], _Measurement],
+    *,
+    replace: bool,
+) -> None:
+    """Measure what is missing of a file, and put it there; parts that are damaged begin anew."""
+    parts = GramParts.begun_anew(file, made_for) if replace else GramParts(file, made_for)
+    resumed = parts.finished > 0
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
+            measurement(parts).measure()
+    except FormatError:
+        if not (replace and resumed):
+            raise
+        discard_parts(file)
+        _publish(file, made_for, measurement, replace=replace)
+        return
+    except BaseException:
+        if not parts.finished:
+            discard_parts(file)
+        raise
+    parts.publish()
 
 
 def _is_intact(file: Path, made_for: Mapping[str, Any]) -> bool:
@@ -220,8 +241,8 @@ class _Measurement:
         path = list(chain.blocks)[number]
         recorder = self._recorder(chain, path)
         with (
-            self._input(number).open("rb") as inputs,
-            self._gradient(number + 1).open("rb") as gradients,
+            opened(self._input(number)) as inputs,
+            opened(self._gradient(number + 1)) as gradients,
             written(self._gradient(number)) as pulled,
         ):
             for batch in self.batches:
@@ -237,7 +258,7 @@ class _Measurement:
         """The Grams of what is wanted before the blocks."""
         linears = {p: m for p, m in self.linears.items() if p in chain.early}
         recorder = self._recording(linears, chain.early)
-        with self._gradient(0).open("rb") as gradients:
+        with opened(self._gradient(0)) as gradients:
             for batch in self.batches:
                 gradient = read_array(gradients, chain.entry(batch)[0])
                 entry = partial(self._entry, chain, batch)

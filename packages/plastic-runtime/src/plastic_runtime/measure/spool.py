@@ -9,7 +9,7 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 from plastic_core import linalg
-from plastic_core.files import naming
+from plastic_core.files import FormatError, naming
 
 
 @contextmanager
@@ -19,6 +19,23 @@ def written(file: Path) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def opened(file: Path) -> BinaryIO:
+    """Open a file that `written` made.
+
+    Raises:
+        FormatError: If it is not there any more.
+    """
+    try:
+        return file.open("rb")
+    except FileNotFoundError:
+        raise damaged(file.parent) from None
+
+
+def damaged(folder: Path) -> FormatError:
+    """Say that what a measurement left in a folder is not as it left it."""
+    return FormatError.about(folder, "damaged", "delete the folder to calibrate from the beginning")
 
 
 def write_array(stream: BinaryIO, x: mx.array, what: str) -> None:
@@ -36,10 +53,9 @@ def read_array(stream: BinaryIO, like: mx.array) -> mx.array:
     """Read the next array, of the shape and type of ``like``.
 
     Raises:
-        ValueError: If the file ends before.
+        FormatError: If the file ends before.
     """
     values = np.fromfile(stream, np.float32, like.size)
     if values.size < like.size:
-        folder = os.fspath(Path(stream.name).parent)
-        raise ValueError(f"{folder}: damaged; delete the folder to calibrate from the beginning.")
+        raise damaged(Path(stream.name).parent)
     return mx.array(values.reshape(like.shape)).astype(like.dtype)

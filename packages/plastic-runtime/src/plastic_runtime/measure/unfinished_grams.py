@@ -13,6 +13,7 @@ from plastic_core.files import FormatError, read_json, sync_path, write_json
 from plastic_runtime.measure.gram_file import GRAM_FILE_VERSION, GramSum, Mark, append_grams
 from plastic_runtime.measure.gram_identity import check_measurement
 from plastic_runtime.measure.recorder import LossRecorder
+from plastic_runtime.measure.spool import damaged
 
 _PARTS = ("state.json", ".state.json.tmp", "grams.npz", "input.*", "gradient.*")
 
@@ -129,9 +130,11 @@ class GramParts:
             self.finished, self.tokens = state["finished"], state["tokens"]
             self._sites, self._counts = state["sites"], state["counts"]
             self._mark = Mark(*state["mark"])
-        except (KeyError, TypeError, ValueError) as error:
-            remedy = "delete the folder to calibrate from the beginning"
-            raise FormatError.about(self.folder, "damaged", remedy) from error
+            is_whole = self._archive.stat().st_size >= self._mark.end
+        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+            raise damaged(self.folder) from error
+        if not is_whole:
+            raise damaged(self.folder)
         check_measurement(self.folder, made_for, {"layout": GRAM_FILE_VERSION, **self._made_for})
 
 
