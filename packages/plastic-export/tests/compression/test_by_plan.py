@@ -27,6 +27,7 @@ from plastic_export.folder.shards import as_float32
 from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, plan_bits
 from plastic_export.plan.pricing import price, rounded
+from plastic_export.reporting.compress import present_by_plan
 from plastic_export.source.source import Source
 from plastic_runtime import GramFile, LossGrams
 
@@ -297,6 +298,98 @@ def no_files(_: Path, file: Path) -> None:
 
 def bytes_in_words(_: Path, file: Path) -> None:
     edit(file, lambda raw: raw["matrices"]["lm_head.weight"]["offers"][0].update(bytes="many"))
+
+
+def edit_choice(change: Callable[[Any], object]) -> Callable[[Path, Path], None]:
+    def spoil(_: Path, file: Path) -> None:
+        edit(file, lambda raw: change(raw["budgets"][0]["matrices"]))
+
+    return spoil
+
+
+MALFORMED = [
+    (
+        lambda c: c["lm_head.weight"].update(bit=4),
+        r"'lm_head\.weight': the entry 'bit' is not known",
+    ),
+    (
+        lambda c: c["lm_head.weight"].update(bits="4"),
+        r"`bits` of 'lm_head\.weight' must be .*got '4'",
+    ),
+    (
+        lambda c: c["lm_head.weight"].update(bits=[4]),
+        r"`bits` of 'lm_head\.weight' must be .*got \[4",
+    ),
+    (lambda c: c["lm_head.weight"].pop("bits"), r"'bits' of 'lm_head\.weight' is missing"),
+    (lambda c: c.update({"lm_head.weight": 4}), r"'lm_head\.weight': 4 is no object"),
+    (lambda c: c.update({"lm_head.weight": [4]}), r"'lm_head\.weight': \[4\] is no object"),
+    (lambda c: c.update({"lm_head.weight": None}), r"'lm_head\.weight': None is no object"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), MALFORMED, ids=[said for _, said in MALFORMED])
+def test_an_edit_that_is_malformed_is_refused_with_the_matrix(
+    checkpoint_folder: Path,
+    planned: Planned,
+    tmp_path: Path,
+    change: Callable[[Any], object],
+    said: str,
+) -> None:
+    file = tmp_path / "plan.json"
+    planned(checkpoint_folder, file)
+    edit_choice(change)(checkpoint_folder, file)
+    with pytest.raises(FormatError, match=rf"plan\.json: .*{said}"):
+        read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: raw.update(budget=[]), "the entry 'budget' is not known"),
+        (lambda raw: raw["budgets"][0].update(bits=3), "the entry 'bits' is not known"),
+        (
+            lambda raw: raw["matrices"]["lm_head.weight"].update(bits=3),
+            "'lm_head.weight': the entry",
+        ),
+        (
+            lambda raw: raw["matrices"]["lm_head.weight"].pop("kind"),
+            "'kind' of 'lm_head.weight' is m",
+        ),
+        (
+            lambda raw: raw["matrices"].update({"lm_head.weight": []}),
+            "'lm_head.weight': .. is no obj",
+        ),
+    ],
+)
+def test_an_entry_that_is_not_known_or_missing_is_named(
+    checkpoint_folder: Path,
+    planned: Planned,
+    tmp_path: Path,
+    change: Callable[[Any], object],
+    said: str,
+) -> None:
+    file = tmp_path / "plan.json"
+    planned(checkpoint_folder, file)
+    edit(file, change)
+    with pytest.raises(FormatError, match=said):
+        read_plan(file)
+
+
+def test_a_plan_that_was_edited_above_its_budget_says_so(
+    checkpoint_folder: Path, planned: Planned, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    planned(checkpoint_folder, file)
+    below = present_by_plan(execute_plan(checkpoint_folder, tmp_path / "a", file, budget=3.5))
+    assert not any("edited above it" in str(line) for line in below.lines)
+
+    def all_of_eight_bits(choices: Any) -> None:
+        for choice in choices.values():
+            choice["bits"] = 8
+
+    edit_choice(all_of_eight_bits)(checkpoint_folder, file)
+    above = present_by_plan(execute_plan(checkpoint_folder, tmp_path / "b", file, budget=3.5))
+    assert any("(asked for 3.5, and edited above it)" in str(line) for line in above.lines)
 
 
 REFUSALS = {

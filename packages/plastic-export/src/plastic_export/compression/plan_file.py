@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -19,6 +20,15 @@ from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered
 
 SCHEMA = 3
+_PLAN = (
+    "schema", "format", "source", "calibration", "grams", "left", "left_bytes", "skipped",
+    "budgets", "matrices",
+)  # fmt: skip
+_BUDGET = ("asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "matrices")
+_MATRIX = (
+    "shape", "dtype", "group_size", "source_bytes", "price_factor", "kind", "experts", "offers",
+)  # fmt: skip
+_OFFER = ("bits", "rank", "factor_bits", "bytes", "predicted_kl")
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
 
 
@@ -232,6 +242,7 @@ def read_plan(file: str | Path) -> LossPlan:
         reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
         raise FormatError.about(file, reason, "name a file that `plastic plan` wrote")
     try:
+        _check_entries(raw, _PLAN)
         matrices = tuple(_matrix(name, m) for name, m in raw["matrices"].items())
         format = format_named(raw["format"], PLAN_FORMATS)
         return LossPlan(
@@ -256,17 +267,39 @@ def _source(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
-    out, in_ = raw["shape"]
-    matrix = Candidate(
-        name=name,
-        shape=(int(out), int(in_)),
-        dtype=str(raw["dtype"]),
-        group_size=int(raw["group_size"]),
-        source_bytes=int(raw["source_bytes"]),
-        kind=_kind(raw["kind"]),
-        experts=int(raw["experts"]),
-    )
-    return Offered(matrix, tuple(map(_offer, raw["offers"])), float(raw["price_factor"]))
+    with _of(name):
+        _check_entries(raw, _MATRIX)
+        out, in_ = raw["shape"]
+        matrix = Candidate(
+            name=name,
+            shape=(int(out), int(in_)),
+            dtype=str(raw["dtype"]),
+            group_size=int(raw["group_size"]),
+            source_bytes=int(raw["source_bytes"]),
+            kind=_kind(raw["kind"]),
+            experts=int(raw["experts"]),
+        )
+        return Offered(matrix, tuple(map(_offer, raw["offers"])), float(raw["price_factor"]))
+
+
+@contextmanager
+def _of(name: str) -> Iterator[None]:
+    """Name the matrix of which an entry is wrong."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{error} of {name!r} is missing") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        text = str(error)
+        raise ValueError(text if repr(name) in text else f"{name!r}: {text}") from error
+
+
+def _check_entries(raw: Any, known: Sequence[str]) -> None:
+    """Refuse what is no object, and entries that nothing reads: they may be misspelt."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{raw!r:.60} is no object")
+    if unknown := [name for name in raw if name not in known]:
+        raise ValueError(f"the entry {unknown[0]!r} is not known, but {', '.join(known)} are")
 
 
 def _offer(raw: Mapping[str, Any]) -> Offer:
@@ -275,8 +308,14 @@ def _offer(raw: Mapping[str, Any]) -> Offer:
 
 
 def _choice(raw: Mapping[str, Any]) -> Choice:
+    _check_entries(raw, _OFFER)
     rank = raw.get("rank", 0)
     return raw["bits"], rank, raw.get("factor_bits", 0) if rank else 0
+
+
+def _named_choice(name: str, raw: Mapping[str, Any]) -> Choice:
+    with _of(name):
+        return _choice(raw)
 
 
 def _kind(raw: Any) -> Kind:
@@ -287,7 +326,8 @@ def _kind(raw: Any) -> Kind:
 
 
 def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Format) -> BitsPlan:
-    choices = {name: _choice(choice) for name, choice in raw["matrices"].items()}
+    _check_entries(raw, _BUDGET)
+    choices = {name: _named_choice(name, choice) for name, choice in raw["matrices"].items()}
     if unknown := choices.keys() - {m.name for m in matrices}:
         raise ValueError(f"bits for {min(unknown)!r}, which is not among the matrices")
     format.check(choices)

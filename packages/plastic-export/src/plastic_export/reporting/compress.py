@@ -102,13 +102,19 @@ def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
     return [
         table,
         "",
-        f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.asked}), "
+        f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.asked}"
+        f"{_edited(plan)}), "
         f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.cost:.3f} millinats per token",
         f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
         f"{adapter}",
         *([_exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),
         *result.how_to_run(),
     ]
+
+
+def _edited(plan: BitsPlan) -> str:
+    """Say so where a plan was edited to more than its budget."""
+    return ", and edited above it" if plan.bits_per_weight > plan.budget * (1 + 1e-9) else ""
 
 
 def _exact_line(exact_bytes: int, source_bytes: int) -> str:
