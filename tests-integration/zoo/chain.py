@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as load_stock
 
 from zoo.building import TEXT, build_checkpoint
-from zoo.running import SKIPPED, Outcome, WrongError, command, outcome_of
+from zoo.running import LEFT_OUT, Outcome, WrongError, command, outcome_of
 from zoo.stock import WINDOW, WINDOWS, divergence, run_stock
 
 FEW = ("--window", WINDOW, "--windows", WINDOWS)
@@ -158,7 +158,7 @@ def run_row(
     without_plots = patch.dict(sys.modules, {"matplotlib": None})  # they take longer than a plan
     for name, cell in CELLS.items():
         if name not in cells or (name == "restore" and not (work / "factored").is_dir()):
-            outcomes[name] = Outcome(SKIPPED)
+            outcomes[name] = Outcome(LEFT_OUT)
             continue
         with without_plots:
             outcome = outcome_of(partial(cell, row))

@@ -128,9 +128,6 @@ CONFIGS: dict[str, Config] = {
     },
     "phi": {**LAYER_NORM, "partial_rotary_factor": 0.5},
     "phi3": COMMON,
-    "phi3small": {**COMMON, "dense_attention_every_n_layers": 2, "ff_intermediate_size": 96}
-    | {"gegelu_limit": 20.0, "layer_norm_epsilon": 1e-5, "mup_width_multiplier": 1.0}
-    | {"blocksparse_block_size": 32, "mup_embedding_multiplier": 1.0},
     "plamo": {**COMMON, "n_shared_head": 2},
     "plamo3": {**TIED, "window_size": 8, "sliding_window_pattern": 2},
     "qwen": {**COMMON, "kv_channels": 16, "intermediate_size": 192},
@@ -218,7 +215,6 @@ PUBLISHED: dict[str, Publish] = {
     "mistral": rotary,
     "nanbeige": rotary,
     "olmo2": rotary,
-    "phi3small": rotary,
     "plamo3": form(repeat_head),
     "qwen2": tied,
     "qwen3": form(repeat_head),

@@ -12,7 +12,7 @@ from typing import Any
 
 from plastic_export.cli import main
 
-OK, REFUSED, FAILED, SKIPPED = "ok", "refused", "FAIL", "-"
+OK, REFUSED, FAILED, LEFT_OUT = "ok", "refused", "FAIL", "-"
 BAD_INPUT = 2
 
 

@@ -18,7 +18,7 @@ from transformers import logging
 
 from zoo.building import CONFIGS, forms_of
 from zoo.chain import CELLS, run_row
-from zoo.running import FAILED, REFUSED, Outcome
+from zoo.running import FAILED, LEFT_OUT, REFUSED, Outcome
 from zoo.skipped import SKIPPED
 
 Key = tuple[str, str]
@@ -78,7 +78,8 @@ def run_alone(row: Key, cells: list[str]) -> Outcomes:
         with processes(1) as pool:
             return pool.submit(run, row, cells).result()
     except BrokenProcessPool:
-        return dict.fromkeys(cells, Outcome(FAILED, "the process ended"))
+        ended = Outcome(FAILED, "the process ended")
+        return {name: ended if name in cells else Outcome(LEFT_OUT) for name in CELLS}
 
 
 def processes(jobs: int) -> ProcessPoolExecutor:
