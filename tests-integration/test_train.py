@@ -403,6 +403,74 @@ def test_every_saved_state_since_the_cut_would_be_written_within_the_size(
     assert {e.action for _, e in done.history.events}
 
 
+def test_a_rank_above_the_sides_is_the_full_rank_and_is_told_once(
+    tiny: Any, tmp_path: Path, run: Run
+) -> None:
+    words = ["--data", tiny.data, "--batch", 2, "--steps", 2, "--window", 32]
+    seed = ["--seed", 2**64 - 1]
+    code, _, err = run("train", tiny.base, "--out", tmp_path / "a", *words, "--rank", 512, *seed)
+    assert code == 0, err
+    assert err.count("have no room for rank 512 and get their full rank") == 1
+    full = ["--out", tmp_path / "b", "--max-size", "10MB"]
+    code, _, err = run("train", tiny.base, *words, *full)
+    assert code == 0, err
+    ranks = {layer.path: layer.last for layer in read_ranks(tmp_path / "b")}
+    assert ranks == {layer.path: layer.last for layer in read_ranks(tmp_path / "a")}
+    assert (tmp_path / "b" / "adapters" / "adapters.safetensors").stat().st_size <= 10_000_000
+
+
+def read_ranks(folder: Path) -> Any:
+    return report(folder).history.layers
+
+
+def test_a_run_below_the_default_interval_is_cut_in_time(tiny: Any, tmp_path: Path) -> None:
+    few = TrainingOptions(steps=6, batch=2, window=32, max_bytes=30_000, evaluate_batches=2)
+    done = train(tiny.base, tiny.data, tmp_path / "run", few)
+    assert {step for step, _ in done.history.events} == {3}
+    assert (done.adapter / "adapters.safetensors").stat().st_size <= 30_000
+
+
+@pytest.mark.parametrize("model_type", ["dbrx", "recurrent_gemma", "deepseek_v41"])
+def test_a_type_that_mlx_lm_cannot_train_is_named_before_anything_is_written(
+    tiny: Any, tmp_path: Path, model_type: str, run: Run
+) -> None:
+    base = build_checkpoint(tmp_path / "base", model_type, "mlx")
+    words = ["--data", tiny.data, "--out", tmp_path / "run", "--batch", 2, "--steps", 2]
+    code, _, err = run("train", base, *words, "--window", 32)
+    assert code == 2
+    assert f"mlx-lm's model of type '{model_type}' cannot be trained" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "left"),
+    [("afm7", "qkv_proj"), ("gemma3n", "altup.prediction_coefs")],
+)
+def test_layers_that_no_plastic_part_fits_are_left_alone(
+    tiny: Any, tmp_path: Path, model_type: str, left: str
+) -> None:
+    base = build_checkpoint(tmp_path / "base", model_type, "mlx")
+    training = replace(SHORT, steps=2, evaluate_every=2)
+    done = train(base, tiny.data, tmp_path / "run", training)
+    paths = {layer.path for layer in done.history.layers}
+    assert paths
+    assert not any(left in path for path in paths)
+    mlx_lm.load(str(base), adapter_path=str(done.adapter))
+
+
+def test_a_weight_that_is_not_finite_is_named_before_the_first_step(
+    tiny: Any, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny.base, tmp_path / "base")
+    weights = mx.load(str(base / "model.safetensors"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 5] = float("nan")
+    mx.save_safetensors(str(base / "model.safetensors"), weights, {"format": "mlx"})
+    with pytest.raises(FormatError, match=f"the weight '{name}' is not finite"):
+        train(base, tiny.data, tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_started_again_changes_nothing(tiny: Any, tmp_path: Path) -> None:
     train(tiny.base, tiny.data, tmp_path / "run", SHORT)
     before = snapshot(tmp_path / "run")
@@ -552,7 +620,11 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         ),
         ("must be below the", {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2}),
         ("`max_bytes` must be given", {"--follow": "budget"}),
-        ("`evaluate_every` must be below the 4 `steps`", {"--max-size": "20KB"}),
+        (
+            "`evaluate_every` must be below the 4 `steps`",
+            {"--max-size": "20KB", "--evaluate-every": 4},
+        ),
+        ("`learning_rate` must be a finite number above 0, got inf", {"--learning-rate": "inf"}),
         ("`steps` must be a multiple of `accumulate` = 3", {"--accumulate": 3}),
         ("`seed` must be from 0 to 2^64 - 1", {"--seed": 2**64}),
         ("a size must be a number of bytes", {"--max-size": "much"}),

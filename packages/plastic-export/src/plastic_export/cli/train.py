@@ -64,7 +64,11 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @_number("--learning-rate", click.FloatRange(0, min_open=True))
 @_number("--warmup", click.IntRange(0), "Updates during which the rate rises from 0.")
 @click.option("--decay/--no-decay", default=True, help="Let the rate fall to 0 along a cosine.")
-@_number("--evaluate-every", _COUNT, "Batches between validations, after which ranks may change.")
+@click.option(
+    "--evaluate-every",
+    type=_COUNT,
+    help="Batches between validations, after which ranks may change; 50, or fewer in a short run.",
+)
 @_number("--evaluate-batches", click.IntRange(-1), "Batches of a validation; -1 for all.")
 @click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
 @click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")

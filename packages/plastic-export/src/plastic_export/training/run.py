@@ -24,7 +24,6 @@ import mlx.nn as nn
 from plastic_core import RankLayer, projections
 from plastic_core.files import FormatError, sha256_file, sync_path
 from plastic_core.layer import dense_weight
-from plastic_core.linalg import on_cpu
 from plastic_runtime import (
     ByteCount,
     EventLog,
@@ -33,7 +32,6 @@ from plastic_runtime import (
     PlasticityManager,
     ResumableBatches,
     append_loss,
-    attach,
     find_rank_layers,
     format_bytes,
 )
@@ -41,15 +39,14 @@ from plastic_runtime import (
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.checkpoint.warning import warn_about
-from plastic_export.model.load import load_model
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.history import History, read_history
+from plastic_export.training.plastic_model import load_plastic_model
 from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES, RunFile, claimed
-from plastic_export.training.settings import GAUGE, HEAD, PROBE, RANK, TrainingOptions
+from plastic_export.training.settings import GAUGE, PROBE, RANK, TrainingOptions
 
 DEFAULT = TrainingOptions()
 Say = Callable[[str], None]
@@ -160,9 +157,14 @@ def train(
                 reader.check(each[i][0][: training.window])
         overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
-        model, layers = _plastic_model(checkpoint, training, **patterns)
+        with _quiet():
+            model, layers, notes = load_plastic_model(
+                checkpoint, rows, training, include=include, exclude=exclude
+            )
         count = _adapter_count(layers, training)
         _check_ceiling(layers, count, training)
+        for note in notes:
+            say(note)
         run = RunFile(
             identity=_identity(checkpoint, rows, training, patterns, reader),
             ranks=_ranks(layers),
@@ -256,7 +258,7 @@ class _Run:
     def _batches(self, *args: Any, evaluated: bool, **kwargs: Any) -> Iterator[Any]:
         """Yield the training's batches, with all that has to happen between two steps."""
         for step, batch in enumerate(self._order(*args, **kwargs), start=self.start):
-            if step % self.training.evaluate_every == 0 and not (evaluated and step == self.start):
+            if step % self.training.interval == 0 and not (evaluated and step == self.start):
                 self._evaluate(step)
             yield batch
 
@@ -314,29 +316,6 @@ def _check_source(checkpoint: Checkpoint) -> None:
         warn_about(checkpoint.folder, reason, outcome + remedy)
 
 
-def _plastic_model(
-    checkpoint: Checkpoint,
-    training: TrainingOptions,
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> tuple[nn.Module, dict[str, RankLayer]]:
-    """Return the model with plastic parts on the matrices chosen, and those layers in order."""
-    model = load_model(checkpoint.folder)
-    if on_cpu():
-        model.set_dtype(mx.float32)
-    sizes = _candidates(model)
-    names = list(sizes)
-    chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
-    inside = [path for path in chosen if not _is_head(path)]
-    head = [path for path in chosen if _is_head(path)]
-    times = HEAD if training.by_budget or training.max_bytes is None else 1
-    each = sum(sizes[path] for path in inside) + times * sum(sizes[path] for path in head)
-    rank = training.start_rank(max(1, each))
-    also = dict.fromkeys(head, times * rank)
-    layers = attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
-    return model, layers
-
-
 def _ranks(layers: Mapping[str, RankLayer]) -> dict[str, int]:
     return {path: layer.rank for path, layer in layers.items()}
 
@@ -377,7 +356,8 @@ def _check_ceiling(
             f"`max_bytes` must be at least {each}, one component for each of the {len(layers)} "
             f"layers, got {ceiling}."
         )
-    if training.by_budget and awake <= ceiling:
+    full = all(layer.rank == layer.max_rank for layer in layers.values())
+    if training.by_budget and awake <= ceiling and not full:
         raise ValueError(
             f"`max_bytes` must be below the {awake} bytes that a run which follows the budget "
             f"begins with, got {ceiling}; give a higher `rank`, or follow the loss."

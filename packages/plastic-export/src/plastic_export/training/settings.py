@@ -23,6 +23,7 @@ OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
         learning_rate=rate, relative_step=False, scale_parameter=False
     ),
 }
+EVALUATE_EVERY = 50
 REPORT = 10  # steps between training losses, at most
 GAUGE = Gauge(scale=20 * math.sqrt(8 / 3) / 0.3, length=0.3)  # as tools/bench/train.py found best
 RANK = 8
@@ -57,7 +58,8 @@ class TrainingOptions:
             follow the loss under a ceiling. By default 8, or as many as take four times
             ``max_bytes`` where ranks follow the budget.
         evaluate_every: Batches between two validations. After each of them ranks may change and
-            the state of the run is saved.
+            the state of the run is saved. By default 50, or a multiple of ``accumulate`` just
+            below; fewer where a run that follows the budget is too short for that.
         evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
         mask_prompt: Learn completions alone, not what is asked.
         grad_checkpoint: Compute activations twice rather than keep them.
@@ -80,7 +82,7 @@ class TrainingOptions:
     max_bytes: int | None = None
     follow: Follow | None = None
     rank: int | None = None
-    evaluate_every: int = 50
+    evaluate_every: int | None = None
     evaluate_batches: int = 25
     mask_prompt: bool = False
     grad_checkpoint: bool = False
@@ -95,8 +97,10 @@ class TrainingOptions:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ValueError(f"`seed` must be from 0 to 2^64 - 1, got {self.seed}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"`learning_rate` must be a finite number above 0, got {self.learning_rate}."
+            )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}."
@@ -106,7 +110,7 @@ class TrainingOptions:
                 f"`evaluate_batches` must be positive, or -1 for all, got {self.evaluate_batches}."
             )
         for name in ("steps", "evaluate_every"):
-            if getattr(self, name) % self.accumulate:
+            if (getattr(self, name) or 0) % self.accumulate:
                 raise ValueError(
                     f"`{name}` must be a multiple of `accumulate` = {self.accumulate}, as ranks "
                     f"change between updates only, got {getattr(self, name)}."
@@ -123,9 +127,19 @@ class TrainingOptions:
         return self.steps // self.accumulate
 
     @property
+    def interval(self) -> int:
+        """Batches between two validations: ``evaluate_every``, or what it is by default."""
+        if self.evaluate_every is not None:
+            return self.evaluate_every
+        updates = max(1, EVALUATE_EVERY // self.accumulate)
+        if self.by_budget:
+            updates = min(updates, max(1, self.updates // 2))
+        return updates * self.accumulate
+
+    @property
     def report_every(self) -> int:
-        """Batches between two training losses: a divisor of ``evaluate_every``."""
-        return max(n for n in range(1, REPORT + 1) if self.evaluate_every % n == 0)
+        """Batches between two training losses: a divisor of ``interval``."""
+        return max(n for n in range(1, REPORT + 1) if self.interval % n == 0)
 
     @property
     def by_budget(self) -> bool:
@@ -148,9 +162,9 @@ class TrainingOptions:
         """Return the budget over the steps, if ranks follow one; it falls after a validation."""
         if not self.by_budget or self.max_bytes is None:
             return None
-        cut = self.evaluate_every * max(1, round(FIRST_CUT * self.steps / self.evaluate_every))
+        cut = self.interval * max(1, round(FIRST_CUT * self.steps / self.interval))
         first = max(start_bytes, self.max_bytes)
-        return Schedule(first, self.max_bytes, begin=cut, end=cut, every=self.evaluate_every)
+        return Schedule(first, self.max_bytes, begin=cut, end=cut, every=self.interval)
 
     def build_optimizer(self) -> optim.Optimizer:
         """Return the optimizer with its schedule, which is a function of its step alone."""
@@ -165,10 +179,10 @@ class TrainingOptions:
             raise ValueError(f'`follow` must be "loss" or "budget", got {self.follow!r}.')
         if self.by_budget and self.max_bytes is None:
             raise ValueError('`max_bytes` must be given to `follow` the "budget", got None.')
-        if self.by_budget and self.evaluate_every >= self.steps:
+        if self.by_budget and self.interval >= self.steps:
             raise ValueError(
                 f"`evaluate_every` must be below the {self.steps} `steps` of a run that follows "
-                f"the budget, which falls after a validation, got {self.evaluate_every}."
+                f"the budget, which falls after a validation, got {self.interval}."
             )
 
     def _rate(self) -> Rate:

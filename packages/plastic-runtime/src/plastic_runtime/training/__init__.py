@@ -3,7 +3,8 @@
 Stands on ``manager`` and everything below it.
 """
 
+from plastic_runtime.training.attachment import adaptable_layers
 from plastic_runtime.training.generations import OTHER_RUN_REMEDY
 from plastic_runtime.training.saved_run import read_run
 
-__all__ = ["OTHER_RUN_REMEDY", "read_run"]
+__all__ = ["OTHER_RUN_REMEDY", "adaptable_layers", "read_run"]

@@ -66,13 +66,28 @@ def attach(
     return layers
 
 
-def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
-    """Return the plain linear layers of the blocks that ``keys`` name, by path."""
-    adaptable = {
+def adaptable_layers(model: nn.Module) -> dict[str, Linear]:
+    """Return the linear layers in the blocks of a model that a plastic part fits beside, by path.
+
+    Those are the dense and quantised ones that return what MLX's own return: layers of classes
+    that call themselves differently, such as one that splits its output, are left out.
+
+    Examples:
+        >>> list(adaptable_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
+        ['layers.0']
+    """
+    return {
         p.path: p.module
         for p in projections(model)
-        if p.experts is None and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
+        if p.experts is None
+        and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
+        and type(p.module).__call__ in (nn.Linear.__call__, nn.QuantizedLinear.__call__)
     }
+
+
+def _chosen(model: nn.Module, keys: Sequence[str] | None) -> dict[str, Linear]:
+    """Return the plain linear layers of the blocks that ``keys`` name, by path."""
+    adaptable = adaptable_layers(model)
     if not adaptable:
         raise ValueError(
             "`model` must have a linear layer in a numbered block (nn.Linear or "
