@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from functools import cache
 from pathlib import Path
@@ -98,7 +99,10 @@ def draw(name: str, initial: mx.array) -> mx.array:
     if not mx.issubdtype(initial.dtype, mx.floating):
         return initial
     noise: mx.array = mx.random.normal(initial.shape, key=key)
-    return initial + 0.1 * noise if initial.ndim < 2 else noise * initial.shape[-1] ** -0.5
+    if initial.ndim < 2:
+        return initial + 0.1 * noise
+    inputs = initial.shape[-2] if initial.shape[-1] == 1 else initial.shape[-1]
+    return noise / math.sqrt(inputs)  # a convolution has (channels, kernel, 1)
 
 
 @cache

@@ -96,3 +96,18 @@ def test_layers_outside_the_blocks_are_named_and_may_have_their_own_rank() -> No
         attach(Net(), 2, also=["tail"])
     with pytest.raises(ValueError, match=r"at .layers.0. the model has a Block"):
         attach(Net(), 2, also=["layers.0"])
+
+
+class Unstarted(Net):
+    """A model as mlx-lm's recurrent_gemma: no module before its parts are set."""
+
+    def __init__(self) -> None:
+        self.layers = [Block()]
+        self.head = nn.Linear(DIMS, 5)
+
+
+def test_a_model_that_cannot_be_frozen_is_refused_before_anything_changes() -> None:
+    model = Unstarted()
+    with pytest.raises(ValueError, match=r"does not call `nn.Module.__init__`"):
+        attach(model, 4)
+    assert type(model.layers[0].up_proj) is nn.Linear

@@ -43,8 +43,8 @@ def attach(
         The new layers by path.
 
     Raises:
-        ValueError: If ``rank`` is negative, a key or path names no linear layer, or there is no
-            layer to adapt. Nothing has changed then.
+        ValueError: If ``rank`` is negative, a key or path names no linear layer, there is no
+            layer to adapt, or the model cannot be frozen. Nothing has changed then.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
@@ -58,6 +58,11 @@ def attach(
     for r in (rank, *also.values()):
         if r < 0:
             raise ValueError(f"`rank` must not be negative, got {r}.")
+    if not hasattr(model, "_no_grad"):  # mlx-lm's recurrent_gemma
+        raise ValueError(
+            "`model` must be a module that can be frozen, but its class does not call "
+            "`nn.Module.__init__`; mlx-lm can lay no adapter over it either."
+        )
     chosen = _chosen(model, keys) | _outside(model, also)
     model.freeze()
     pairs = zip(chosen, mx.random.split(mx.random.key(seed), len(chosen)), strict=True)
