@@ -344,6 +344,57 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     assert set(manager.ranks().values()) == {RANK}
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_that_is_zero_in_every_layer_changes_nothing() -> None:
+    run = Run()
+    run.train()
+    manager = run.manage()
+    run.target = run.model(run.x)  # an exact fit
+    (event,) = manager.reallocate(5 * COMPONENT)
+    assert event.action == "keep"
+    assert event.why == (
+        "the probe's gradient is zero in every layer, so nothing has a price: no change"
+    )
+    assert set(manager.ranks().values()) == {RANK}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_that_no_gradient_enters_is_cut_first() -> None:
+    run = Run()
+    run.train()
+    inner, outer = run.model.layers
+    weight = plastic(inner)
+    manager = PlasticityManager(
+        nn.Sequential(inner, outer),  # type: ignore[no-untyped-call]
+        loss=lambda: (0.0 * inner(run.x)).sum() + outer(run.x).mean(),
+        gauge=GAUGE,
+    )
+    manager.reallocate(5 * COMPONENT)
+    assert (inner.rank, outer.rank) == (1, 4)
+    assert np.isfinite(plastic(inner)).all()
+    assert np.linalg.norm(plastic(inner)) <= 1.01 * np.linalg.norm(weight)
+
+
+@pytest.mark.parametrize("value", [1.0, np.float32(1.0), mx.ones(3), mx.ones((1, 1)), None])
+def test_a_loss_that_is_no_scalar_array_is_refused(value: object) -> None:
+    run = Run()
+    for score in ("gradient", "relevance", "descent"):
+        manager = PlasticityManager(
+            run.model,
+            loss=lambda: value,  # type: ignore[arg-type, return-value]
+            score=score,
+            window=1,
+            patience=1,
+            cooldown=0,
+        )
+        manager.step(1.0)
+        with pytest.raises(TypeError, match="`loss` must return a scalar"):
+            manager.step(1.0)
+        with pytest.raises(TypeError, match="`loss` must return a scalar"):
+            manager.reallocate(5 * COMPONENT)
+        assert set(manager.ranks().values()) == {RANK}
+
+
 def test_what_cannot_be_followed_is_refused() -> None:
     run = Run()
     tight = Schedule(8 * COMPONENT, 2 * COMPONENT - 1, begin=1, end=1, every=1)

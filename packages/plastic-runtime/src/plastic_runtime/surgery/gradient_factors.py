@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plastic_core import linalg
 
 from plastic_runtime.measure.intercept import intercepted, tapped
-from plastic_runtime.surgery.scores import Loss, find_rank_layers, set_factors
+from plastic_runtime.surgery.scores import Loss, evaluated, find_rank_layers, set_factors
 
 Float32 = NDArray[np.float32]
 
@@ -53,6 +53,9 @@ def gradient_factors(model: nn.Module, loss: Loss) -> dict[str, GradientFactors]
         By path. A layer that the loss does not reach, or that no gradient passes, is left out;
         one that runs several times has the tokens of all runs.
 
+    Raises:
+        TypeError: If ``loss`` returns anything but a scalar array.
+
     Note:
         One forward and one backward pass, and ``4 tokens (in + out)`` bytes per layer.
 
@@ -73,7 +76,7 @@ def gradient_factors(model: nn.Module, loss: Loss) -> dict[str, GradientFactors]
 
     def value(factors: Mapping[str, list[mx.array]]) -> mx.array:
         set_factors(layers, factors)
-        return loss()
+        return evaluated(loss)
 
     try:
         # Around the backward pass too, as a checkpointed block runs again in it.

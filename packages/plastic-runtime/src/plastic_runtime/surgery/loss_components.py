@@ -13,6 +13,10 @@ DAMPING = 0.03
 """What is added to each Gram, as a fraction of its mean eigenvalue (heuristic): a direction that
 the probe happens to miss must cost something."""
 
+LEAST_ENERGY = 1e-24
+"""What a direction has that nothing passes: so little that it is worth nothing, and its inverse no
+overflow in float32."""
+
 Float64 = NDArray[np.float64]
 
 
@@ -57,5 +61,5 @@ def _root(rows: NDArray[np.float32], basis: Float64, weight: float) -> tuple[Flo
     gram = weight * (inner.T @ inner + DAMPING * mean * basis.T @ basis)
     energies, Q = linalg.eigh(gram)
     # A component with U = 0 has no energy: nothing to pay, and no division by zero.
-    lengths = np.sqrt(np.maximum(energies, 1e-14 * energies.max(initial=0.0) + 1e-300))
+    lengths = np.sqrt(np.maximum(energies, max(1e-14 * energies.max(initial=0.0), LEAST_ENERGY)))
     return (Q * lengths).T, Q / lengths

@@ -67,17 +67,20 @@ def value_components(model: nn.Module, sleep: SleepDict, loss: Loss) -> dict[str
         loss: Evaluates the model on a probe batch, returns a scalar; not compiled.
 
     Raises:
-        ValueError: If what passes a layer is not finite, or nothing passes it; names the layer.
+        TypeError: If ``loss`` returns anything but a scalar array.
+        ValueError: If what passes a layer is not finite, or nothing passes it; names the layer. If
+            the gradient is zero in every layer.
 
     Note:
         One pass forwards and backwards, and products of the order of the ranks. No gradient of a
         dense weight is formed.
     """
     gradients = gradient_factors(model, loss)
-    return {
-        path: _inventory(layer, sleep, path, finite_gradient(path, gradients))
-        for path, layer in find_rank_layers(model).items()
-    }
+    layers = find_rank_layers(model)
+    passing = {path: finite_gradient(path, gradients) for path in layers}
+    if not any(one.gradients.any() for one in passing.values()):
+        raise ValueError("the probe's gradient is zero in every layer, so nothing has a price")
+    return {path: _inventory(layers[path], sleep, path, passing[path]) for path in layers}
 
 
 def finite_gradient(path: str, gradients: dict[str, GradientFactors]) -> GradientFactors:

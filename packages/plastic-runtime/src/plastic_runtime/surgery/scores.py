@@ -1,6 +1,7 @@
 """Scores of layers: how much the loss depends on each."""
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +11,21 @@ from plastic_core import Factors, RankLayer
 from plastic_runtime.measure.intercept import intercepted, modules_by_path
 
 Loss = Callable[[], mx.array]
+
+
+def evaluated(loss: Loss) -> mx.array:
+    """Return what a probe evaluates to.
+
+    Raises:
+        TypeError: If it is not a scalar array, of which alone there is a gradient.
+    """
+    value: Any = loss()
+    if not isinstance(value, mx.array):
+        got = type(value).__name__
+        raise TypeError(f"`loss` must return a scalar mx.array, got {got}: leave out .item().")
+    if value.ndim:
+        raise TypeError(f"`loss` must return a scalar, got shape {value.shape}: take its mean.")
+    return cast(mx.array, value)
 
 
 def find_rank_layers(model: nn.Module) -> dict[str, RankLayer]:
@@ -50,7 +66,7 @@ def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
 
     def value(factors: dict[str, list[mx.array]]) -> mx.array:
         set_factors(layers, factors)
-        return loss()
+        return evaluated(loss)
 
     try:
         gradients = mx.grad(value)({path: list(factors) for path, factors in before.items()})
@@ -94,7 +110,7 @@ def relevance_score(model: nn.Module, loss: Loss) -> dict[str, float]:
             return y * gates[path].astype(y.dtype)
 
         with intercepted(layers, around):
-            return loss()
+            return evaluated(loss)
 
     gates = {path: mx.ones(layer.shape[0]) for path, layer in layers.items()}
     units = mx.grad(value)(gates)
