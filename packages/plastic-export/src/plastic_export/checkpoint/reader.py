@@ -134,7 +134,7 @@ class Checkpoint(Closing):
         if packing is not None:
             values = self._unpacked(module_path(name), packing, index)
         elif info.dtype in FLOATS:
-            values = _as_float32(self.raw(name, index), info.dtype).reshape(info.shape)
+            values = widened(self.raw(name, index), info.dtype).reshape(info.shape)
         else:
             reason = f"it holds {info.dtype}, and a weight is F32, F16, BF16 or packed by MLX"
             raise FormatError.about(info.file, reason, "exclude it", tensor=name)
@@ -312,7 +312,8 @@ def _with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return config
 
 
-def _as_float32(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+def widened(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """Return the exact values of the bytes of a BF16, F16 or F32 tensor, flat."""
     if dtype == "BF16":  # the upper half of a float32
         words: NDArray[np.uint32] = np.left_shift(data.view("<u2"), 16, dtype=np.uint32)
         return words.view(np.float32)

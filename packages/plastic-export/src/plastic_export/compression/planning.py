@@ -17,6 +17,7 @@ from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.loss_grams import measure_loss_grams
 from plastic_export.calibration.text import Calibration
+from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import (
     chosen_names,
@@ -212,6 +213,7 @@ def _priced(
     paths, checkpoint = [module_path(m.name) for m in wanted], source.checkpoint
     with (
         saying_when_interrupted(lambda: _waiting(file)),
+        blaming_weights(checkpoint),
         measure_loss_grams(
             checkpoint,
             calibration,

@@ -13,6 +13,7 @@ from plastic_runtime import Track, untracked
 
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
+from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.evaluation.estimates import Evaluation, Vocabulary, estimate
 from plastic_export.evaluation.measures import Reference, Windows, measure_texts
@@ -125,10 +126,11 @@ def compare(
     if judge is not None:
         room = _HELD if len(sources) > 1 else 0
         held = Reference(load_for_inference(judge.folder), room=room, vocabulary=vocabulary)
-    measured = [
-        _measure(source, each.folder, ids, held, vocabulary, track)
-        for source, each in zip(sources, opened, strict=True)
-    ]
+    with blaming_weights(*named.values()):
+        measured = [
+            _measure(source, each.folder, ids, held, vocabulary, track)
+            for source, each in zip(sources, opened, strict=True)
+        ]
     known = Vocabulary(vocabulary, max(reader.rows for reader in readers.values()) - vocabulary)
     return [
         estimate(

@@ -1,0 +1,40 @@
+"""The weight that is to blame where a computation ends in values that are not finite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plastic_export.checkpoint.reader import Checkpoint, refuse_non_finite, widened
+from plastic_export.checkpoint.tensors import FLOATS
+
+_SYMPTOM = re.compile(r"\b(finite|nan|inf)\b")
+
+
+@contextmanager
+def blaming_weights(*checkpoints: Checkpoint) -> Iterator[None]:
+    """Where the block fails for a value that is not finite, name the tensor that has one.
+
+    Args:
+        checkpoints: What the block computes with, open or closed.
+
+    Raises:
+        FormatError: Naming the first tensor with a value that is NaN or infinite, in place of a
+            ``ValueError`` that says what became of it. Reads the weights, then alone.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _SYMPTOM.search(str(error)):
+            for checkpoint in checkpoints:
+                _check_finite(checkpoint)
+        raise
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    for name, info in checkpoint.tensors.items():
+        if info.dtype in FLOATS:
+            values = widened(checkpoint.raw(name), info.dtype).reshape(info.shape)
+            refuse_non_finite(values, info)
+    checkpoint.close()
