@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from plastic_select import (
     choose_rank,
     choose_ranks,
 )
-from plastic_select.rules import RULES
+from plastic_select.rules import RULES, Energy, Stable, Threshold
 
 Build = Callable[[Sequence[float], int, int, int], NDArray[np.float64]]
 A = np.diag([4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.1, 0.1])
@@ -25,6 +26,25 @@ def test_a_target_out_of_range_is_refused(target: float) -> None:
         budget_rank((3, 3), target)
     with pytest.raises(ValueError, match=message):
         choose_ranks([np.ones(3)], [(3, 3)], target, "stable")
+
+
+@pytest.mark.parametrize("value", ["0.5", b"1", [0.5], np.array([0.5])])
+def test_a_number_that_is_none_is_refused_by_its_name(value: Any) -> None:
+    with pytest.raises(TypeError, match="`target_compression` must be a number, got"):
+        choose_rank(np.eye(4), value)
+    with pytest.raises(TypeError, match="`retained_energy` must be a number, got"):
+        Energy(value)
+    with pytest.raises(TypeError, match="`multiple` must be a number, got"):
+        Stable(value)
+    with pytest.raises(TypeError, match="`noise` must be a number, got"):
+        Threshold(value)
+    with pytest.raises(TypeError, match="`shape` must be a number, got"):
+        budget_rank((4, value), 0.5)
+
+
+def test_records_are_no_numbers() -> None:
+    with pytest.raises(TypeError, match="must hold real numbers that NumPy can read: dtype"):
+        choose_rank(np.zeros((3, 3), [("a", "f4")]), 0.5)
 
 
 @pytest.mark.parametrize("strategy", ["best", "Stable", ""])

@@ -61,6 +61,17 @@ def test_packed_mlx_weights_are_refused_with_a_remedy() -> None:
         singular_values(mx.zeros((4, 4), dtype=mx.uint32))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "bool_"])
+def test_mlx_integers_are_numbers_as_those_of_numpy(dtype: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+    A = np.array([[1, 0], [1, 1]])
+    assert singular_values(mx.array(A).astype(getattr(mx, dtype))).tolist() == (
+        singular_values(A).tolist()
+    )
+    with pytest.raises(TypeError, match="must hold real numbers that NumPy can read: dtype comp"):
+        singular_values(mx.array(A).astype(mx.complex64))
+
+
 def test_a_nan_in_an_mlx_array_is_counted() -> None:
     mx = pytest.importorskip("mlx.core")
     with pytest.raises(ValueError, match=r"1 NaN or infinite of 4 entries, the first at \(0, 1\)"):

@@ -535,3 +535,20 @@ def test_a_mask_is_no_list_of_indices(mask: Any) -> None:
         with pytest.raises(TypeError, match="must hold integers"):
             act(mask)
     assert layer.rank == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("keep_base", [False, True])
+def test_a_weight_that_is_not_finite_is_refused(bad, keep_base):
+    linear = nn.Linear(4, 3)
+    linear.weight[2, 1] = bad
+    with pytest.raises(ValueError, match=r"1 of its 12 entries are not, the first at \(2, 1\)"):
+        RankLayer.from_linear(linear, 1, keep_base=keep_base)
+
+
+def test_only_the_backbone_itself_unfreezes_the_backbone():
+    layer = RankLayer.from_linear(nn.Linear(4, 3), 1, keep_base=True)
+    nn.Sequential(layer).unfreeze()
+    assert not layer.trainable_parameters()["base"]
+    layer.base.unfreeze()
+    assert layer.trainable_parameters()["base"].keys() == {"weight", "bias"}

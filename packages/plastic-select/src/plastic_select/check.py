@@ -16,12 +16,12 @@ def checked_matrix(A: ArrayLike | mx.array, name: str = "A") -> NDArray[np.float
     """Return ``A`` as a finite, non-empty float64 matrix.
 
     Args:
-        A: Anything that NumPy reads as a real matrix, or an MLX array of any floating dtype,
-            bfloat16 included. It is not modified.
+        A: Anything that NumPy reads as a real matrix, or an MLX array of real numbers, bfloat16
+            included. It is not modified.
         name: What error messages call it.
 
     Raises:
-        TypeError: If the entries are not real numbers, or are MLX integers (packed weights).
+        TypeError: If the entries are not real numbers, or are what MLX packs weights in (uint32).
         ValueError: If it is not a matrix, is empty, or holds NaN or infinities.
     """
     array = _as_float64(A, name)
@@ -75,6 +75,8 @@ def as_spectrum(
 
 def as_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return ``shape`` as two integers of at least 1."""
+    for side in shape:
+        check_number("shape", side)
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(
             f"`shape` must be two integers of at least 1 (rows, columns), got {tuple(shape)}."
@@ -83,8 +85,15 @@ def as_shape(shape: Sequence[int]) -> tuple[int, int]:
     return int(m), int(n)
 
 
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is not one real number, such as a string that spells one."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__") or np.ndim(value):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+
+
 def check_target(target_compression: float) -> None:
     """Refuse a ``target_compression`` outside [0, 1)."""
+    check_number("target_compression", target_compression)
     if not 0 <= target_compression < 1:
         raise ValueError(
             "`target_compression` must be at least 0 and below 1 (the fraction of the dense "
@@ -94,6 +103,7 @@ def check_target(target_compression: float) -> None:
 
 def check_retained_energy(retained_energy: float) -> None:
     """Refuse a ``retained_energy`` outside (0, 1]."""
+    check_number("retained_energy", retained_energy)
     if not 0 < retained_energy <= 1:
         raise ValueError(
             "`retained_energy` must be above 0 and at most 1 (a fraction of the sum of the "
@@ -106,7 +116,7 @@ def _as_float64(values: Any, name: str) -> NDArray[np.float64]:
         values = _mlx_to_numpy(values, name)
     try:
         array = np.asarray(values)
-        if array.dtype.kind in "cSUMm":
+        if array.dtype.kind in "cSUMmV":
             raise TypeError(f"dtype {array.dtype}")
         return array.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
@@ -116,10 +126,10 @@ def _as_float64(values: Any, name: str) -> NDArray[np.float64]:
 def _mlx_to_numpy(array: mx.array, name: str) -> NDArray[Any]:
     import mlx.core as mx  # loaded already: the caller has made an array with it
 
-    if not mx.issubdtype(array.dtype, mx.floating):
+    if array.dtype == mx.uint32:
         raise TypeError(
-            f"`{name}` must have a floating dtype, got {array.dtype}. "
-            "Dequantize packed weights first (mx.dequantize)."
+            f"`{name}` must hold numbers, got {array.dtype}. Dequantize packed weights first "
+            "(mx.dequantize)."
         )
     # NumPy has no bfloat16; float32 holds each of its values exactly.
     return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

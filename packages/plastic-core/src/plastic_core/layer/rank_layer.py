@@ -24,7 +24,7 @@ from plastic_core.layer.checks import (
 from plastic_core.layer.mlx_linear import Linear, dense_weight, linear_from, quantized, without_bias
 from plastic_core.layer.module import Module
 from plastic_core.layer.starting_factors import best_factors, empty_factors
-from plastic_core.linalg import Matrix, as_vector
+from plastic_core.linalg import Matrix, as_matrix, as_vector
 
 
 class RankLayer(Module):
@@ -34,8 +34,9 @@ class RankLayer(Module):
 
         y = W_0 x + U \, (S \odot V_h x) + b
 
-    The backbone :math:`W_0` is absent, dense or quantised, and never trainable, not even after
-    ``model.unfreeze()``; ``U``, ``S``, ``Vh`` and ``bias`` are. The dense weight is never formed in
+    The backbone :math:`W_0` is absent, dense or quantised, and not trainable, not even after
+    ``model.unfreeze()``: only ``layer.base.unfreeze()`` makes it so. ``U``, ``S``, ``Vh`` and
+    ``bias`` are trainable. The dense weight is never formed in
     a forward pass, which costs ``r (in + out)`` multiplications per token beside the backbone's.
     The output has the dtype that ``nn.Linear`` would give.
 
@@ -140,6 +141,7 @@ class RankLayer(Module):
             return cls(*best_factors(W, rank, gram), bias=linear.get("bias"))
         if gram is not None:
             raise ValueError("`gram` weighs what replaces a weight: leave it out with `keep_base`.")
+        as_matrix(W, "weight")
         layer = cls(*empty_factors(W), base=linear)
         layer.grow(rank, key=mx.random.key(0) if key is None else key)
         return layer

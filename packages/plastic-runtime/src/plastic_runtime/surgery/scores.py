@@ -1,7 +1,7 @@
 """Scores of layers: how much the loss depends on each."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +25,7 @@ def evaluated(loss: Loss) -> mx.array:
         raise TypeError(f"`loss` must return a scalar mx.array, got {got}: leave out .item().")
     if value.ndim:
         raise TypeError(f"`loss` must return a scalar, got shape {value.shape}: take its mean.")
-    return cast(mx.array, value)
+    return value
 
 
 def find_rank_layers(model: nn.Module) -> dict[str, RankLayer]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from plastic_select.check import check_number
 from plastic_select.rules.rule import CommonNumber, Rule, Spectrum
 from plastic_select.spectrum import stable_rank_of_spectrum
 
@@ -37,6 +38,8 @@ class Stable(Rule):
     multiple: float | None = None
 
     def __post_init__(self) -> None:
+        if self.multiple is not None:
+            check_number("multiple", self.multiple)
         if self.multiple is not None and not 0 < self.multiple < math.inf:
             raise ValueError(f"`multiple` must be positive and finite, got {self.multiple}.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from plastic_select.check import as_shape, as_spectrum
+from plastic_select.check import as_shape, as_spectrum, check_number
 from plastic_select.rules.rule import Rule, Spectrum
 
 POINTS = 1 << 14  # of the grid on which the median of the Marchenko-Pastur law is found
@@ -99,7 +99,10 @@ def optimal_threshold_rank(
 
 
 def _check_noise(noise: float | None) -> None:
-    if noise is not None and not 0 <= noise < np.inf:
+    if noise is None:
+        return
+    check_number("noise", noise)
+    if not 0 <= noise < np.inf:
         raise ValueError(f"`noise` must be a finite standard deviation of at least 0, got {noise}.")
 
 
