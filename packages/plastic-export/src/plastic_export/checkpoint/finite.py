@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from plastic_export.checkpoint.reader import Checkpoint, refuse_non_finite, widened
 from plastic_export.checkpoint.tensors import FLOATS
@@ -33,8 +33,8 @@ def blaming_weights(*checkpoints: Checkpoint) -> Iterator[None]:
 
 
 def _check_finite(checkpoint: Checkpoint) -> None:
-    for name, info in checkpoint.tensors.items():
-        if info.dtype in FLOATS:
-            values = widened(checkpoint.raw(name), info.dtype).reshape(info.shape)
-            refuse_non_finite(values, info)
-    checkpoint.close()
+    with closing(checkpoint):
+        for name, info in checkpoint.tensors.items():
+            if info.dtype in FLOATS:
+                values = widened(checkpoint.raw(name), info.dtype).reshape(info.shape)
+                refuse_non_finite(values, info)
