@@ -4,6 +4,6 @@ Stands on ``exact`` and below.
 """
 
 from plastic_export.compression.plan_file import write_plan
-from plastic_export.compression.planning import plannable
+from plastic_export.compression.planning import Remainder, plannable
 
-__all__ = ["plannable", "write_plan"]
+__all__ = ["Remainder", "plannable", "write_plan"]

@@ -138,14 +138,14 @@ def plan_checkpoint(
         traced = Source.of(checkpoint)
         wanted = plannable(traced, include, exclude, embeddings=embeddings)
         undivided = _undivided(traced, include, exclude, embeddings)
-        _check_budgets(Left.of(traced, wanted), wanted, stated, choices, target)
+        _check_budgets(Remainder.of(traced, wanted), wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
         _check_room(_grams(file), wanted, widest)
         identity = source_identity(checkpoint)
         measured = _priced(
             traced, identity, wanted, choices, calibration, file, widest, force, track
         )
-        left = Left.of(traced, [m.matrix for m in measured.offered])
+        left = Remainder.of(traced, [m.matrix for m in measured.offered])
         plan = LossPlan(
             source=identity,
             calibration=calibration.record()
@@ -273,7 +273,7 @@ def _waiting(file: Path) -> list[str]:
     return [f"{place}: the same command goes on with it" for place in places if place.exists()]
 
 
-class Left(NamedTuple):
+class Remainder(NamedTuple):
     """What is left beside the planned matrices in an output.
 
     Attributes:
@@ -281,6 +281,14 @@ class Left(NamedTuple):
         nbytes: Bytes of its tensors.
         header_bytes: What it takes in the headers of the files, and these themselves.
         model_bytes: Bytes of all tensors if nothing were stored anew.
+
+    Examples:
+        >>> from plastic_export.source import Source
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     source = Source.of(checkpoint)
+        ...     left = Remainder.of(source, plannable(source, exclude=["lm_head"]))
+        >>> left.weights, left.nbytes
+        (('lm_head.weight',), 10880)
     """
 
     weights: tuple[str, ...]
@@ -289,7 +297,7 @@ class Left(NamedTuple):
     model_bytes: int
 
     @classmethod
-    def of(cls, source: Source, planned: Sequence[Candidate]) -> Left:
+    def of(cls, source: Source, planned: Sequence[Candidate]) -> Remainder:
         """Find the arrangement of an output with all of the matrices stored anew.
 
         Raises:
@@ -305,7 +313,7 @@ class Left(NamedTuple):
 
 
 def _spent(
-    left: Left, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
+    left: Remainder, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
 ) -> tuple[BitsPlan, ...]:
     """Return the plan of every budget."""
     return plan_bits(
@@ -317,7 +325,7 @@ def _spent(
     )
 
 
-def _overhead(left: Left, format: Format) -> Overhead:
+def _overhead(left: Remainder, format: Format) -> Overhead:
     """Return what an offer adds to the headers of a format."""
     return lambda m, offer: format.header_bytes(m, offer, left.model_bytes)
 
@@ -417,7 +425,7 @@ def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:
 
 
 def _check_budgets(
-    left: Left,
+    left: Remainder,
     candidates: Sequence[Candidate],
     budgets: Sequence[Budget],
     choices: Choices,

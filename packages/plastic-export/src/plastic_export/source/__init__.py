@@ -6,5 +6,6 @@ Stands on ``checkpoint``, ``folder`` and ``model``.
 from plastic_export.source.graph import Origin, origins
 from plastic_export.source.layers import Layer
 from plastic_export.source.source import Source
+from plastic_export.source.trace import write_holes
 
-__all__ = ["Layer", "Origin", "Source", "origins"]
+__all__ = ["Layer", "Origin", "Source", "origins", "write_holes"]

@@ -105,13 +105,24 @@ def trace_of_specs(specs: Iterable[TensorSpec], config: Mapping[str, Any]) -> Tr
         write_json(folder / "config.json", config)
         if config.get("model_file") == MODEL_FILE.name:
             shutil.copyfile(MODEL_FILE, folder / MODEL_FILE.name)
-        _write_holes(folder / "model.safetensors", specs)
+        write_holes(folder / "model.safetensors", specs)
         warnings.simplefilter("ignore", CheckpointWarning)  # the source was warned of
         return trace_loading(folder, foreign=False)._replace(parameters={})
 
 
-def _write_holes(file: Path, specs: Iterable[TensorSpec]) -> None:
-    """Write a safetensors file whose tensors take no room on the disk."""
+def write_holes(file: Path, specs: Iterable[TensorSpec]) -> None:
+    """Write a safetensors file of zeros that take no room on the disk.
+
+    Args:
+        file: The file.
+        specs: Its tensors, in order.
+
+    Examples:
+        >>> from plastic_core.files import TensorSpec
+        >>> write_holes(Path("holes.safetensors"), [TensorSpec("w", "F32", (2, 3))])
+        >>> mx.load("holes.safetensors")["w"].shape
+        (2, 3)
+    """
     entries, stop = dict[str, Any](), 0
     for spec in specs:
         start, stop = stop, stop + spec.nbytes
