@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +39,9 @@ def test_a_value_that_is_not_finite_is_named_by_its_tensor(
     few, said = Calibration(text, window=8, windows=8), rf"tensor '{name}': 1 of .* NaN or infinite"
     with pytest.raises(FormatError, match=said):
         plan_checkpoint(source, tmp_path / "p.json", calibration=few, budgets=[8])
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(FormatError, match="are not finite") as caught:
         compare([source], [text], window=8, windows=2)
+    assert re.search(said, caught.value.__notes__[0])
 
 
 def test_other_errors_stay_what_they_are(checkpoint_folder: Path) -> None:

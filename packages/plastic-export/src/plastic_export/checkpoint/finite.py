@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+
+from plastic_core.files import FormatError
 
 from plastic_export.checkpoint.reader import Checkpoint, refuse_non_finite, widened
 from plastic_export.checkpoint.tensors import FLOATS
@@ -21,15 +23,28 @@ def blaming_weights(*checkpoints: Checkpoint) -> Iterator[None]:
 
     Raises:
         FormatError: Naming the first tensor with a value that is NaN or infinite, in place of a
-            ``ValueError`` that says what became of it. Reads the weights, then alone.
+            ``ValueError`` that says what became of it. Reads the weights, then alone. An error
+            that names a file by itself is raised with that as a note.
     """
     try:
         yield
     except ValueError as error:
-        if _SYMPTOM.search(str(error)):
-            for checkpoint in checkpoints:
-                _check_finite(checkpoint)
+        blamed = _blamed(checkpoints) if _SYMPTOM.search(str(error)) else None
+        if blamed is None:
+            raise
+        if not isinstance(error, FormatError):
+            raise blamed from error
+        error.add_note(str(blamed))
         raise
+
+
+def _blamed(checkpoints: Iterable[Checkpoint]) -> FormatError | None:
+    for checkpoint in checkpoints:
+        try:
+            _check_finite(checkpoint)
+        except FormatError as error:
+            return error
+    return None
 
 
 def _check_finite(checkpoint: Checkpoint) -> None:
