@@ -403,6 +403,34 @@ def test_every_saved_state_since_the_cut_would_be_written_within_the_size(
     assert {e.action for _, e in done.history.events}
 
 
+@pytest.mark.parametrize("at", [2, 6])
+def test_a_run_cut_around_its_reallocation_ends_with_the_same_bits(
+    tiny: Any, tmp_path: Path, at: int
+) -> None:
+    training = replace(SHORT, steps=12, rank=None, max_bytes=24_000, evaluate_every=2)
+    whole = train(tiny.base, tiny.data, tmp_path / "whole", training)
+    assert {step for step, _ in whole.history.events} == {2}
+
+    def stop(line: str) -> None:
+        if f"step {at:>2}/12" in line:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.base, tiny.data, out, training, say=stop)
+    before = snapshot(out)
+    with pytest.raises(FormatError, match=r"had option learning_rate 0.0003, this one has 0.001"):
+        train(tiny.base, tiny.data, out, replace(training, learning_rate=1e-3))
+    with pytest.raises(FormatError, match="had option max_bytes 24000, this one has 30000"):
+        train(tiny.base, tiny.data, out, replace(training, max_bytes=30_000))
+    assert snapshot(out) == before
+    assert train(tiny.base, tiny.data, out, training).resumed == at
+    ours, theirs = snapshot(out), snapshot(tmp_path / "whole")
+    for name in ("adapters/adapters.safetensors", "peft/adapter_model.safetensors"):
+        assert ours[name] == theirs[name]
+    assert ours["losses.jsonl"] == theirs["losses.jsonl"]
+
+
 def test_a_rank_above_the_sides_is_the_full_rank_and_is_told_once(
     tiny: Any, tmp_path: Path, run: Run
 ) -> None:

@@ -67,7 +67,9 @@ class HealingOptions:
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+            raise ValueError(
+                f"`learning_rate` must be a finite number above 0, got {self.learning_rate}."
+            )
 
 
 class HealTask(Protocol):

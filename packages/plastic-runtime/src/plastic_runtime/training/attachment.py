@@ -74,8 +74,7 @@ def attach(
 def adaptable_layers(model: nn.Module) -> dict[str, Linear]:
     """Return the linear layers in the blocks of a model that a plastic part fits beside, by path.
 
-    Those are the dense and quantised ones that return what MLX's own return: layers of classes
-    that call themselves differently, such as one that splits its output, are left out.
+    Those are the ``projections``, dense or quantised, that are no stacks of experts.
 
     Examples:
         >>> list(adaptable_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
@@ -84,9 +83,7 @@ def adaptable_layers(model: nn.Module) -> dict[str, Linear]:
     return {
         p.path: p.module
         for p in projections(model)
-        if p.experts is None
-        and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
-        and type(p.module).__call__ in (nn.Linear.__call__, nn.QuantizedLinear.__call__)
+        if p.experts is None and isinstance(p.module, nn.Linear | nn.QuantizedLinear)
     }
 
 
