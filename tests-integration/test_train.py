@@ -466,7 +466,8 @@ def test_a_type_that_mlx_lm_cannot_train_is_named_before_anything_is_written(
     words = ["--data", tiny.data, "--out", tmp_path / "run", "--batch", 2, "--steps", 2]
     code, _, err = run("train", base, *words, "--window", 32)
     assert code == 2
-    assert f"mlx-lm's model of type '{model_type}' cannot be trained" in err
+    assert err.startswith(f"error: {base}: mlx-lm's model of type '{model_type}' cannot be trained")
+    assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -6,6 +6,8 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+from plastic_core.files import FormatError
+
 METAL_IS_MISSING = "No Metal back-end"  # what MLX says of a kernel that it has for Metal alone
 NO_GRADIENT = ("[Primitive::vjp] Not implemented", "Cannot calculate VJP")
 MESSAGE = 200  # characters of a foreign error that are worth repeating
@@ -40,6 +42,8 @@ def model_failure(error: BaseException) -> str | None:
     """
     if METAL_IS_MISSING in str(error):
         return "mlx-lm runs this model in a kernel for Metal alone; use a Mac for it"
+    if isinstance(error, FormatError):
+        return None
     if any(said in str(error) for said in NO_GRADIENT):
         return (
             f"the model cannot be differentiated, {brief(error).rstrip('.')}; compress it by rank"
