@@ -39,6 +39,8 @@ SELECTED = {  # a row for each way in which mlx-lm rewrites what is published
     ("nemotron-nas", "mlx"): ("corrected",),  # blocks of several kinds
     ("deepseek_v3", "published"): EXACTLY,  # a matrix that is split in two, a block that is dropped
     ("gpt_oss", "published"): EXACTLY,  # packed and interleaved
+    ("prism_hadamard_qwen35", "mlx"): ("dense",),  # has codes of its own
+    ("seed_oss", "mlx"): ("mixed",),  # multiplies by the embedding past its layer
     ("bitnet", "mlx"): ("mixed", "train"),  # what does not run here
 }
 

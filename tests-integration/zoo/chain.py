@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as load_stock
 
 from zoo.building import TEXT, build_checkpoint
-from zoo.running import LEFT_OUT, Outcome, WrongError, command, outcome_of
+from zoo.running import LEFT_OUT, Outcome, RefusedError, WrongError, command, outcome_of
 from zoo.stock import WINDOW, WINDOWS, divergence, run_stock
 
 FEW = ("--window", WINDOW, "--windows", WINDOWS)
@@ -93,8 +93,13 @@ class Row:
 
     def evaluate(self, *outs: Path, own: bool) -> list[float]:
         """Measure outputs against it, by this project and by stock mlx-lm, which must agree."""
-        words = ("--reference", self.source, "--text", self.text, *FEW)
-        measured = [float(one["kl"]) for one in command("evaluate", *outs, *words)]
+        words = ("--text", self.text, *FEW)
+        command("evaluate", self.source, *words)  # what is refused of it is refused of outputs
+        try:
+            found = command("evaluate", *outs, "--reference", self.source, *words)
+        except RefusedError as error:
+            raise WrongError(f"an output cannot be evaluated: {error}") from error
+        measured = [float(one["kl"]) for one in found]
         for out, kl in zip(outs, measured, strict=True):
             adapter = out / "adapters" if (out / "adapters").is_dir() else None
             stock = divergence(self.predicted, run_stock(out, adapter=adapter, own=own))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PART = "a part of models, none of its own"
+PART = "no models, but parts of them"
 METAL = "runs in a kernel that MLX has for Metal alone"
 SKIPPED: dict[str, str] = {
     "activations": PART,

@@ -122,7 +122,8 @@ def show_notes(refusals: dict[str, int], failures: list[str]) -> None:
     click.echo()
     for line, number in refusals.items():
         click.echo(f"({number}) {line}")
-    for name, reason in SKIPPED.items():
-        click.echo(f"{name}: {reason}")
+    for reason in dict.fromkeys(SKIPPED.values()):
+        names = [name for name, its in SKIPPED.items() if its == reason]
+        click.echo(f"no row for {', '.join(names)}: {reason}")
     for line in failures:
         click.echo(line)

@@ -132,6 +132,25 @@ def test_a_text_is_measured_once_and_a_cut_run_goes_on(
     assert steps == ["calibrating", *["calibrating, block by block"] * 2]
 
 
+def test_a_layer_whose_weight_the_model_reads_by_itself_is_not_measured(
+    readable: Path, text: Path, tmp_path: Path
+) -> None:
+    config = json.loads((readable / "config.json").read_text())
+    weights = dict(mx.load(str(readable / "model.safetensors")))
+    del weights["lm_head.weight"]
+    mx.save_safetensors(str(readable / "model.safetensors"), weights)
+    tied = config | {"model_type": "seed_oss", "tie_word_embeddings": True}
+    (readable / "config.json").write_text(json.dumps(tied))
+    paths = ["model.embed_tokens", "model.layers.0.mlp.up_proj"]
+    with (
+        open_checkpoint(readable) as checkpoint,
+        measure_loss_grams(
+            checkpoint, Calibration(text, window=16, windows=2), paths, tmp_path / "grams.npz"
+        ) as grams,
+    ):
+        assert list(grams) == paths[1:]
+
+
 @pytest.mark.parametrize(("key", "value"), [("rope_theta", 2.0), ("rms_norm_eps", 0.1)])
 def test_grams_of_another_configuration_are_refused_by_what_differs(
     readable: Path, text: Path, tmp_path: Path, key: str, value: float

@@ -47,7 +47,9 @@ def measure_loss_grams(
         track: Wraps the loops over the batches of windows and over the blocks.
 
     Returns:
-        The Grams of every layer that was run, by module path: the open file, to be closed.
+        The Grams of every layer that was run, by module path: the open file, to be closed. There
+        are none of layers whose weights the model's own code reads past the layer, since packed
+        they would be taken for other numbers.
 
     Raises:
         FormatError: If the model or the text cannot be read.
@@ -59,8 +61,9 @@ def measure_loss_grams(
     overflows(checkpoint.folder, tokens)
     model = load_model(checkpoint.folder)
     use_float32(model)
-    sides = _sides(model, checkpoint.config, paths)
-    batches = in_batches(tokens, max([_vocabulary(model, tokens), *sides]))
+    vocabulary, read = _first_pass(model, paths, tokens)
+    paths = [path for path in paths if path not in read]
+    batches = in_batches(tokens, max([vocabulary, *_sides(model, checkpoint.config, paths)]))
     return measure_grams(
         model,
         batches,
@@ -126,6 +129,30 @@ def _is_float(value: object) -> bool:
     return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
 
 
-def _vocabulary(model: nn.Module, tokens: mx.array) -> int:
-    size: int = model(tokens[:1, :1]).shape[-1]
-    return size
+def _first_pass(model: nn.Module, paths: Sequence[str], tokens: mx.array) -> tuple[int, set[str]]:
+    """Run one token; return the size of the vocabulary, and the layers whose weights were read.
+
+    Layers read their own as ``self["weight"]``. The model reads ``layer.weight`` where it computes
+    with it by itself, as mlx-lm's Seed-OSS does with tied embeddings.
+    """
+    modules, read = modules_by_path(model), set[str]()
+    kinds = {path: type(modules[path]) for path in paths}
+    try:
+        for path, kind in kinds.items():
+            modules[path].__class__ = _watched(kind, path, read)
+        size: int = model(tokens[:1, :1]).shape[-1]
+    finally:
+        for path, kind in kinds.items():
+            modules[path].__class__ = kind
+    return size, read
+
+
+def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
+    """Return a subclass that notes where its weight is asked for as an attribute."""
+
+    def __getattr__(self: nn.Module, name: str) -> Any:
+        if name == "weight":
+            read.add(path)
+        return kind.__getattr__(self, name)
+
+    return type(kind.__name__, (kind,), {"__getattr__": __getattr__, "__module__": kind.__module__})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from plastic_core.files import Journal
+from plastic_core.files import FormatError, Journal
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import Gram, LossGrams, Track, untracked
 from plastic_select.rules import NEED_GRAM, as_rule
@@ -31,6 +32,7 @@ from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import RANK_FORMATS, format_named
+from plastic_export.model.stock import stock_model
 from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.source.source import Source
 
@@ -151,6 +153,15 @@ def _offer(p: MatrixPlan) -> Offer:
     return Offer(None, p.awake_bytes, 0.0, p.rank, UNPACKED)
 
 
+def _kept_as_codes(config: dict[str, Any]) -> set[str]:
+    """Return the layers that mlx-lm's model has as codes whatever is stored; none can be dense."""
+    try:
+        model: Any = stock_model(config).module
+    except (FormatError, ModuleNotFoundError):  # what it is not known for, it has none of
+        return set()
+    return {path for path, m in model.named_modules() if hasattr(m, "bits") and "scales" in m}
+
+
 def _carried_out(record: MatrixRecord) -> MatrixPlan:
     """Return the plan that a record says was carried out."""
     same = {f.name: getattr(record, f.name) for f in fields(MatrixPlan) if hasattr(record, f.name)}
@@ -165,7 +176,9 @@ def _chosen_names(
     """Return the matrices to compress, as far as the format can hold them."""
     if not format.linears_only:
         source.checkpoint.check_plain()
-        return compressible(source.checkpoint.tensors, include=include, exclude=exclude)
+        names = compressible(source.checkpoint.tensors, include=include, exclude=exclude)
+        codes = _kept_as_codes(source.checkpoint.config) if names else set()
+        return [name for name in names if module_path(name) not in codes]
     linears = [m.name for m in source.layers.values() if m.kind == "linear" and min(m.shape) > 1]
     _check_factorable(source, linears, include)
     default = [name for name in linears if is_inside(name)]
