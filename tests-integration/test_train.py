@@ -644,18 +644,18 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         ("no matrix is left; name some", {"--exclude": "*"}),
         ("one component for each of the", {"--max-size": "100", "--evaluate-every": 2}),
         (
-            "`rank` must be lower to begin below",
+            "--rank must be lower to begin below",
             {"--max-size": "20KB", "--follow": "loss", "--rank": 32},
         ),
         ("must be below the", {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2}),
-        ("`max_bytes` must be given", {"--follow": "budget"}),
+        ("--max-size must be given", {"--follow": "budget"}),
         (
-            "`evaluate_every` must be below the 4 `steps`",
+            "--evaluate-every must be below the 4 --steps",
             {"--max-size": "20KB", "--evaluate-every": 4},
         ),
-        ("`learning_rate` must be a finite number above 0, got inf", {"--learning-rate": "inf"}),
-        ("`steps` must be a multiple of `accumulate` = 3", {"--accumulate": 3}),
-        ("`seed` must be from 0 to 2^64 - 1", {"--seed": 2**64}),
+        ("--learning-rate must be a finite number above 0, got inf", {"--learning-rate": "inf"}),
+        ("--steps must be a multiple of --accumulate = 3", {"--accumulate": 3}),
+        ("--seed must be from 0 to 2^64 - 1", {"--seed": 2**64}),
         ("a size must be a number of bytes", {"--max-size": "much"}),
     ]
     for reason, changed in cases:

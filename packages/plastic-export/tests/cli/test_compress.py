@@ -67,3 +67,20 @@ def test_a_plan_is_asked_for_one_budget(tmp_path: Path, capsys: pytest.CaptureFi
     code, _, errors = run(capsys, "SRC", tmp_path / "out", *words)
     assert code == 2
     assert errors.endswith("each name a budget; give one\n")
+
+
+@pytest.mark.parametrize("option", ["--window", "--windows"])
+def test_an_option_about_a_text_needs_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    code, _, errors = run(capsys, "SRC", tmp_path / "out", "--keep", "0.5", option, "4")
+    expected = f"error: {option} is about a text; name one with --calibration\n"
+    assert (code, errors) == (2, expected)
+
+
+def test_what_the_library_calls_an_argument_is_an_option_here(
+    checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = run(capsys, checkpoint_folder, tmp_path / "out", "--keep", "2")
+    assert code == 2
+    assert errors.startswith("error: --keep must be in (0, 1], got 2.0")

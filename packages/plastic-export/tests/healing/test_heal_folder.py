@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from plastic_core.files import FormatError, array_bytes
 from plastic_core.linalg import on_cpu
 from plastic_core.testing import EPS
+from plastic_export.calibration.text import Calibration
 from plastic_export.healing.distillation import Distillation, Split, Teacher
+from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import Arrays, HealingOptions, HealState, batch_rows, heal_values
 from plastic_export.healing.state import StateFile
 from plastic_export.healing.trainable import TrainedTensor, trainable, use_trainable_host_layers
@@ -527,3 +529,11 @@ def test_every_eighth_window_is_held_out_and_seven_are_too_few() -> None:
     assert sorted([*split.training, *split.held_out]) == list(range(17))
     with pytest.raises(ValueError, match=r"needs 8 windows.*there are 7.*longer text"):
         Split.of(7)
+
+
+def test_a_folder_that_is_not_of_this_package_is_not_replaced(
+    checkpoint_folder: Path, text: Path
+) -> None:
+    said = r"it holds no plastic\.json, so .*; name a folder to write with --out"
+    with pytest.raises(FormatError, match=said):
+        heal(checkpoint_folder, checkpoint_folder, calibration=Calibration(text))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
+from collections.abc import Sequence
 
 import click
 from plastic_core.files import BusyError
@@ -34,6 +36,10 @@ EXPECTED = (
     click.Abort,
     KeyboardInterrupt,
 )
+
+
+ARGUMENTS = {"max_bytes": "--max-size", "length": "--window", "limit": "--windows"}
+"""Options whose argument in the library has another name."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (KeyboardInterrupt, Exception) as error:
             if "--debug" in words[:1] or not _is_expected(error):
                 raise
-            code = _report(error)
+            code = _report(error, words)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -100,8 +106,8 @@ def _is_interruption(error: BaseException) -> bool:
     return isinstance(error, click.Abort | KeyboardInterrupt) or is_interrupted()
 
 
-def _report(error: BaseException) -> int:
-    for line in _message(error).splitlines():
+def _report(error: BaseException, words: Sequence[str]) -> int:
+    for line in _with_options(_message(error), words).splitlines():
         click.echo(f"error: {line}", err=True)
     if _is_interruption(error):
         return INTERRUPTED
@@ -110,6 +116,20 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BusyError):
         return BUSY
     return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
+
+
+def _with_options(message: str, words: Sequence[str]) -> str:
+    """Call what the library names as an argument by the option of the command that sets it."""
+    command = next(
+        (plastic_command.commands[w] for w in words if w in plastic_command.commands), None
+    )
+    options = {p.name: p.opts[0] for p in command.params if p.opts[0][:1] == "-"} if command else {}
+    known = {**ARGUMENTS, **options}
+
+    def named(match: re.Match[str]) -> str:
+        return known.get(match[1]) or match[0]
+
+    return re.sub(r"`(\w+)`", named, message) if command else message
 
 
 def _message(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from plastic_select import STRATEGIES
 from plastic_select.rules import NEED_GRAM
 
@@ -107,6 +108,8 @@ def compress_command(
     _check_form("rank", "{} names a budget of a plan; give the --plan, too")
     if keep is None:
         raise click.UsageError("give --keep, or a --plan and perhaps which of its budgets")
+    if calibration is None:
+        _check_text_options()
     result = compress(
         src,
         out,
@@ -119,6 +122,14 @@ def compress_command(
         **writing,
     )
     output.show(present_by_rank(result))
+
+
+def _check_text_options() -> None:
+    """Refuse options about a text where there is none."""
+    context = click.get_current_context()
+    for name in ("window", "windows", "tokenizer"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is about a text; name one with --calibration")
 
 
 def _check_form(form: str, message: str) -> None:

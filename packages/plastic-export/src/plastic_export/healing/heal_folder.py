@@ -20,7 +20,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.writer import check_room
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
-from plastic_export.folder.manifest import SLEEP
+from plastic_export.folder.manifest import MANIFEST, SLEEP
 from plastic_export.folder.output import OutputFolder
 from plastic_export.healing.distillation import Distillation, Split, Teacher
 from plastic_export.healing.loop import HealingOptions, HealState, heal_values
@@ -161,6 +161,9 @@ def _place(
     checkpoint: Checkpoint, original: Checkpoint, out: str | Path | None, force: bool
 ) -> OutputFolder:
     """Return where the result goes; refuse it now if it would be refused in the end."""
+    if out is None and not (checkpoint.folder / MANIFEST).is_file():
+        reason = f"it holds no {MANIFEST}, so it is not this package's to replace"
+        raise FormatError.about(checkpoint.folder, reason, "name a folder to write with --out")
     read = [original.folder, *([] if out is None else [checkpoint.folder])]
     for source in read:
         target = checkpoint.folder if out is None else out
