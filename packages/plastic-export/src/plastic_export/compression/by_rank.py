@@ -113,9 +113,10 @@ def compress(
         "exact": exact,
     }
     with open_checkpoint(source, revision=revision) as checkpoint:
-        # Without a model of its own, a format holds any matrix, whatever becomes of it.
-        traced = Source.of(checkpoint) if target.linears_only else Source.as_it_is(checkpoint)
-        names = _chosen_names(traced, target, include, exclude)
+        # Without a model of its own, a format holds any plain matrix, whatever becomes of it.
+        loads = target.linears_only or checkpoint.holds_codes
+        traced = Source.of(checkpoint) if loads else Source.as_it_is(checkpoint)
+        names = _chosen_names(traced, include, exclude, loads=loads)
 
         def decide(journal: Journal) -> Recipe:
             grams = measured_grams(checkpoint, calibration, journal, track)
@@ -171,11 +172,10 @@ def _carried_out(record: MatrixRecord) -> MatrixPlan:
 
 
 def _chosen_names(
-    source: Source, format: Format, include: Sequence[str], exclude: Sequence[str]
+    source: Source, include: Sequence[str], exclude: Sequence[str], *, loads: bool
 ) -> list[str]:
-    """Return the matrices to compress, as far as the format can hold them."""
-    if not format.linears_only:
-        source.checkpoint.check_plain()
+    """Return the matrices to compress, those of the model that mlx-lm loads if it is loaded."""
+    if not loads:
         names = compressible(source.checkpoint.tensors, include=include, exclude=exclude)
         codes = _kept_as_codes(source.checkpoint.config) if names else set()
         return [name for name in names if module_path(name) not in codes]

@@ -14,7 +14,7 @@ from plastic_export.checkpoint.packing import (
     without_other_tools,
     without_quantization,
 )
-from plastic_export.checkpoint.reader import CONFIG, Checkpoint
+from plastic_export.checkpoint.reader import CONFIG, QUANTIZATION, Checkpoint
 from plastic_export.checkpoint.tensors import is_packed, module_path
 from plastic_export.format.layout import Contents, Layout, stored_anew
 from plastic_export.model.load import MODEL_FILE
@@ -60,6 +60,8 @@ def quantized_config(source: Source, layout: Layout) -> dict[str, Any]:
     config = source.checkpoint.config
     if layout.arrangement.is_whole and source.checkpoint.quantization is None:
         config = without_other_tools(config)
+        if (source.checkpoint.folder / QUANTIZATION).exists():  # which mlx-lm reads else
+            config |= {"quantization_config": None}
     config = without_quantization(config, anew)
     packed = [entry for entry in entries.values() if entry]
     if not packed:
