@@ -160,6 +160,14 @@ def without_quantization(config: dict[str, Any], paths: Container[str]) -> dict[
 
 
 def without_other_tools(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration without what another tool than MLX says of its quantisation."""
-    rest = {key: value for key, value in config.items() if key != "quantization_config"}
-    return {k: without_other_tools(v) if k == "text_config" else v for k, v in rest.items()}
+    """Return the configuration without what another tool than MLX says of its quantisation.
+
+    An empty entry stays, or mlx-lm would look for one in `hf_quant_config.json`.
+    """
+    said: dict[str, Any] = {}
+    if config.get("quantization_config"):
+        said["quantization_config"] = {}
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        said["text_config"] = {k: v for k, v in text.items() if k != "quantization_config"}
+    return {**config, **said}
