@@ -60,7 +60,7 @@ REFUSED = {
     "3e38": (tensor(np.full((40, 30), np.float32(3e38))), "overflows float32. Scale the matrix"),
     "65504 in float16": (
         tensor(np.full((40, 30), np.float16(65504))),
-        "does not fit F16; store it in a wider type",
+        "does not fit F16; leave it out with --exclude, or take a copy in bfloat16",
     ),
 }
 COPIED = {

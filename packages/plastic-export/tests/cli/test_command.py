@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from plastic_export.cli.command import main
 
@@ -121,3 +122,66 @@ def test_a_signal_lost_in_a_loss_ends_the_training_and_it_goes_on(
     assert run(*words, out)[0] == 0
     file = Path("adapters", "adapters.safetensors")
     assert (out / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compress", "SRC", "OUT", "--keep", "0.0001"], "error: --keep must be at least 0.0"),
+        (
+            [
+                "heal",
+                "SRC",
+                "--reference",
+                "SRC",
+                "--calibration",
+                "TEXT",
+                "--learning-rate",
+                "inf",
+            ],
+            "error: --learning-rate must be a finite number above 0, got inf",
+        ),
+        (
+            [
+                "train",
+                "SRC",
+                "--data",
+                "DATA",
+                "--out",
+                "RUN",
+                "--max-size",
+                "10",
+                "--window",
+                "32",
+            ],
+            "error: --max-size must be at least ",
+        ),
+    ],
+)
+def test_a_refusal_names_the_option(
+    run: Run, source: Path, text: Path, words: list[str], said: str
+) -> None:
+    data = text.with_name("data")
+    data.mkdir()
+    rows = [json.dumps({"text": text.read_text()[i : i + 40]}) for i in range(0, 480, 40)]
+    (data / "train.jsonl").write_text("\n".join(rows[:8]))
+    (data / "valid.jsonl").write_text("\n".join(rows[8:]))
+    places = {"SRC": source, "TEXT": text, "DATA": data, "OUT": data / "out", "RUN": data / "run"}
+    code, _, error = run(*(places.get(word, word) for word in words))
+    assert code == 2
+    assert error.splitlines()[-1].startswith(said)
+
+
+@pytest.mark.parametrize("form", [["--keep", 0.6], ["--keep", 0.6, "--format", "dense"]])
+def test_a_value_that_does_not_fit_float16_has_a_remedy_that_exists(
+    run: Run, make_readable: Any, tiny_weights: dict[str, mx.array], text: Path, form: list[Any]
+) -> None:
+    weights = {name: w.astype(mx.float16) for name, w in tiny_weights.items()}
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = mx.full(weights[name].shape, 60_000.0, mx.float16)
+    source = make_readable("large", weights=weights)
+    code, _, error = run("compress", source, text.with_name("out"), *form)
+    assert code == 2
+    assert name in error
+    assert "leave it out with --exclude, or take a copy in bfloat16" in error
+    assert run("compress", source, text.with_name("out"), *form, "--exclude", "*1.mlp.up*")[0] == 0

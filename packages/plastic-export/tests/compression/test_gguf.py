@@ -252,3 +252,11 @@ def test_a_damaged_manifest_is_an_error_of_the_file(tmp_path: Path) -> None:
     (folder / "plastic.json").write_text("{}")
     with pytest.raises(FormatError, match=r"plastic\.json"):
         guide(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"heal": {"step": 3}}])
+def test_a_healed_factored_checkpoint_is_said_to_lose_its_healing(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    folder = make_factored(tmp_path / "small", options, HUB)
+    assert any("HEALED" in line for line in guide(folder)) is bool(options)

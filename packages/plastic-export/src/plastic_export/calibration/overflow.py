@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 from plastic_runtime.measure import linear_layers, using_numpy
 
@@ -45,5 +46,5 @@ def overflows(folder: Path, tokens: mx.array) -> bool:
 
 def _is_finite(model: nn.Module, tokens: mx.array) -> bool:
     linears, _ = linear_layers(model, None)
-    with using_numpy(linears):
+    with using_numpy(linears), np.errstate(invalid="ignore", over="ignore"):
         return bool(mx.isfinite(model(tokens[:1])).all().item())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import click
-from plastic_core.files import BusyError
+from plastic_core.files import BusyError, FormatError
 
 from plastic_export.cli.compress import compress_command
 from plastic_export.cli.console import escape_what_cannot_be_encoded, printed_warnings
@@ -21,11 +21,13 @@ from plastic_export.cli.report import report_command
 from plastic_export.cli.restore import restore_command
 from plastic_export.cli.train import train_command
 from plastic_export.cli.verify import verify_command
+from plastic_export.folder.shards import WIDER_TYPE
 from plastic_export.model.library import model_failure
 from plastic_export.process.interruption import interruptible, is_interrupted
 from plastic_export.process.worker import WorkerError
 
 DEFECT, BAD_INPUT, IO_ERROR, BUSY, INTERRUPTED = 1, 2, 3, 4, 5
+CHOOSE_WIDER = re.compile(r"Choose a wider `dtype`[^.]*\.")  # for which there is no option
 
 EXPECTED = (
     click.ClickException,
@@ -107,7 +109,10 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 def _report(error: BaseException, words: Sequence[str]) -> int:
-    for line in _with_options(_message(error), words).splitlines():
+    message = _message(error)
+    if not isinstance(error, FormatError):  # which is about the content of a file
+        message = _with_options(message, words)
+    for line in message.splitlines():
         click.echo(f"error: {line}", err=True)
     if _is_interruption(error):
         return INTERRUPTED
@@ -129,7 +134,8 @@ def _with_options(message: str, words: Sequence[str]) -> str:
     def named(match: re.Match[str]) -> str:
         return known.get(match[1]) or match[0]
 
-    return re.sub(r"`(\w+)`", named, message) if command else message
+    said = CHOOSE_WIDER.sub(f"{WIDER_TYPE[0].upper()}{WIDER_TYPE[1:]}.", message)
+    return re.sub(r"`(\w+)`", named, said) if command else said
 
 
 def _message(error: BaseException) -> str:

@@ -100,11 +100,22 @@ def _is_by_rank(checkpoint: Checkpoint) -> bool:
 
 def _from_factored(checkpoint: Checkpoint, dense: str) -> list[str]:
     return [
+        *_healing(checkpoint.folder),
         "# factored: the converter knows no such tensors, so write the same ranks as dense",
         "# matrices first (SOURCE is what was compressed)",
         _compress_command(checkpoint.folder, dense),
         "# or, with every component awake, the original:",
         f"#   {_line('plastic', 'restore', checkpoint.folder, dense)}",
+    ]
+
+
+def _healing(folder: Path) -> list[str]:
+    """Say of a healed checkpoint that what follows is without the healing."""
+    if not (folder / MANIFEST).exists() or "heal" not in read_manifest(folder).options:
+        return []
+    return [
+        "# HEALED: no dense copy has what `plastic heal` changed; the commands below make the GGUF",
+        "# of the checkpoint before it was healed",
     ]
 
 

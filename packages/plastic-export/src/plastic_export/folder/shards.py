@@ -22,6 +22,10 @@ from plastic_core.files import (
     write_json,
 )
 
+WIDER_TYPE = (
+    "leave it out with --exclude, or take a copy in bfloat16 (`mlx_lm.convert --dtype bfloat16`)"
+)
+"""What to do about a matrix whose numbers are too large for its type."""
 SHARD_BYTES = 5_000_000_000  # what mlx-lm writes
 
 
@@ -149,7 +153,7 @@ def as_stored(array: NDArray[np.float32], dtype: str) -> mx.array:
     stored = mx.array(array).astype(MLX_DTYPES[dtype])
     if not mx.isfinite(stored).all().item():
         largest = float(np.abs(array).max())
-        raise ValueError(f"a value of {largest:.3g} does not fit {dtype}; store it in a wider type")
+        raise ValueError(f"a value of {largest:.3g} does not fit {dtype}; {WIDER_TYPE}")
     return stored
 
 

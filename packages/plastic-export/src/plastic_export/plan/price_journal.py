@@ -62,6 +62,12 @@ class PriceJournal(Closing):
         """Close the file; it stays."""
         self._journal.close()
 
+    def leave(self, error: BaseException | None) -> None:
+        """Close the file; remove it after bad input, which nothing goes on from."""
+        self.close()
+        if isinstance(error, ValueError):
+            self._journal.path.unlink(missing_ok=True)
+
 
 def check_price_journal(file: Path) -> None:
     """Refuse a file that stands where prices are to be noted down, and is no such journal."""

@@ -131,8 +131,8 @@ def _publish(
         discard_parts(file)
         _publish(file, made_for, measurement, replace=replace)
         return
-    except BaseException:
-        if not parts.finished:
+    except BaseException as error:
+        if not parts.finished or isinstance(error, ValueError):  # which would come again
             discard_parts(file)
         raise
     parts.publish()

@@ -1,5 +1,6 @@
 """Modules by path; and what they compute, watched or altered, forwards and backwards."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -127,8 +128,10 @@ def tapped(
 def _watching(kind: type[nn.Module], path: str, around: Interceptor) -> type[nn.Module]:
     """Return a subclass of ``kind`` that computes through ``around``."""
 
-    def __call__(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return around(path, BoundCall(kind.__call__, self, args, kwargs), x)
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
+        if not args:  # a model may give even its hidden states by name
+            args = (kwargs.pop(_first_parameter(kind)),)
+        return around(path, BoundCall(kind.__call__, self, args[1:], kwargs), args[0])
 
     def as_linear(self: nn.Module, x: mx.array) -> mx.array:
         return around(f"{path}.{AS_LINEAR}", BoundCall(getattr(kind, AS_LINEAR), self, (), {}), x)
@@ -137,6 +140,12 @@ def _watching(kind: type[nn.Module], path: str, around: Interceptor) -> type[nn.
     if hasattr(kind, AS_LINEAR):
         members[AS_LINEAR] = as_linear
     return type(kind.__name__, (kind,), members)
+
+
+def _first_parameter(kind: type[nn.Module]) -> str:
+    """Return the name of what a module takes first."""
+    _, name, *_ = inspect.signature(kind.__call__).parameters
+    return name
 
 
 def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
