@@ -50,12 +50,20 @@ def check_layers(config: Mapping[str, Any], tensors: int, file: Path) -> None:
 
 def suspects(config: Mapping[str, Any], arguments: type) -> str:
     """Return the settings that may be why a model cannot be built or run, in words to be added."""
-    odd = [
-        f"{name!r} is {'null' if value is None else value}"
+    odd = {
+        name: value
         for name, value, kinds in _numbers(config, arguments)
         if _is_odd(value, kinds, getattr(arguments, name, ...))
-    ]
-    return f" ({', '.join(odd)})" if odd else ""
+    }
+    odd |= {
+        name: value
+        for name, value, kinds in _declared(config, arguments)
+        if kinds == {dict} and not isinstance(value, dict | None)
+    }
+    named = (
+        f"{name!r} is {'null' if value is None else value!r:.60}" for name, value in odd.items()
+    )
+    return f" ({', '.join(named)})" if odd else ""
 
 
 def _is_odd(value: Any, kinds: set[Any], default: Any) -> bool:
@@ -69,11 +77,18 @@ def _is_odd(value: Any, kinds: set[Any], default: Any) -> bool:
 
 def _numbers(config: Mapping[str, Any], arguments: type) -> Iterator[tuple[str, Any, set[Any]]]:
     """Yield the settings for which numbers are declared: name, value, and the declared types."""
+    for name, value, kinds in _declared(config, arguments):
+        if kinds <= {int, float}:
+            yield name, value, kinds
+
+
+def _declared(config: Mapping[str, Any], arguments: type) -> Iterator[tuple[str, Any, set[Any]]]:
+    """Yield the settings that are declared: name, value, and types but that of null."""
     for name, hint in get_type_hints(arguments).items():
         is_union = get_origin(hint) in (Union, UnionType)
-        kinds = {*(get_args(hint) if is_union else (hint,))} - {type(None)}
-        if kinds <= {int, float} and name in config:
-            yield name, config[name], kinds
+        hints = get_args(hint) if is_union else (hint,)
+        if name in config:
+            yield name, config[name], {get_origin(h) or h for h in hints} - {type(None)}
 
 
 def _wrong(file: str | Path, name: str, value: Any, reason: str) -> FormatError:
