@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +48,26 @@ def test_a_signal_that_is_ignored_does_not_end_the_imports() -> None:
     done = stopped("mlx.core", signal.SIGINT, before)
     assert (done.returncode, done.stderr) == (0, "")
     assert "version" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "SRC"], ["inspect", "SRC", "--json"]])
+def test_an_output_without_a_reader_ends_in_a_line(
+    words: list[str], write_readable: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    source = write_readable(tmp_path / "source")
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from plastic_command import start; start()"
+    named = [str(source) if word == "SRC" else word for word in words]
+    with open(writer, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *named],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: the reader of the output was gone before all of it was written (EPIPE)\n"
+    )

@@ -28,6 +28,7 @@ from plastic_export.process.worker import WorkerError
 
 DEFECT, BAD_INPUT, IO_ERROR, BUSY, INTERRUPTED = 1, 2, 3, 4, 5
 CHOOSE_WIDER = re.compile(r"Choose a wider `dtype`[^.]*\.")  # for which there is no option
+PIPE_CLOSED = "the reader of the output was gone before all of it was written (EPIPE)"
 
 EXPECTED = (
     click.ClickException,
@@ -94,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
             if "--debug" in words[:1] or not _is_expected(error):
                 raise
             code = _report(error, words)
+        except SystemExit:  # the way in which click and rich end where the reader of a pipe is gone
+            code = _report(OSError(PIPE_CLOSED), words)
     sys.exit(code if isinstance(code, int) else 0)
 
 
