@@ -72,5 +72,5 @@ class Calibration:
     def cut(self, reader: TokenReader) -> mx.array:
         """Return the windows that are used, as `tokens` does, from a reader at hand."""
         windows = reader.windows(self.text, length=self.window, limit=self.windows)
-        note_what_is_missing(self.text, windows, reader)
+        note_what_is_missing(self.text, windows, reader, is_all=self.windows > len(windows))
         return windows

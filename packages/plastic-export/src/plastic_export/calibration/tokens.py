@@ -44,6 +44,7 @@ class TokenReader:
         config: The configuration of the checkpoint.
         rows: How many tokens the model has an embedding for.
         size: How many tokens the tokenizer has; that of the model while none was needed.
+        counts: How often each token came in the text that was read last, windows or not.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> None:
@@ -51,6 +52,7 @@ class TokenReader:
         self.config = checkpoint.config
         self.rows = embedding_rows(checkpoint.config)
         self.size = self.rows
+        self.counts = np.zeros(0, np.int64)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -77,11 +79,13 @@ class TokenReader:
             given = read_token_ids(file)
             if given is not None:
                 check_tokens(given.ravel(), self.rows, self._checkpoint.folder)
+                self.counts = np.bincount(given.ravel())
                 return self._given(given, length, limit)
             text, tokenizer = read_text(file), self.tokenizer
             prefix = prefix_tokens(tokenizer)
             ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
             self.check([*prefix, *ids])
+            self.counts = np.bincount(np.asarray(ids, np.int64))
             return cut_windows(ids, prefix, length=length, limit=limit)
 
     def check(self, ids: ArrayLike) -> None:
