@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +13,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx_lm.convert import convert
+from plastic_core.files import sha256_file
 from plastic_core.testing import assert_one_error
 from plastic_export import (
     BitsPlan,
@@ -147,6 +151,26 @@ def test_another_plan_finds_the_calibration_complete(
     assert file.with_suffix(".grams.npz").stat().st_mtime_ns == grams[0]
     assert run("plan", checkpoint, *words, *other, "--force")[0] == 0
     assert file.with_suffix(".grams.npz").stat().st_mtime_ns > grams[0]
+
+
+def test_a_plan_is_the_same_bytes_whatever_the_hashes_and_the_threads(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    words = ["plan", checkpoint, "--calibration", calibration, "--windows", 4, "--window", 64]
+    words += ["--include", "*.3.mlp.*", "--include", "lm_head", "--bits", "2,4", "--keep", 0.2]
+    digests = []
+    for seed, threads in (("1", "1"), ("2", "2")):
+        file = tmp_path / seed / "plan.json"
+        environment = {"PYTHONHASHSEED": seed, "OPENBLAS_NUM_THREADS": threads}
+        command = [sys.executable, "-c", "from plastic_export.cli import main; main()"]
+        subprocess.run(
+            [*command, *map(str, words), "--out", str(file)],
+            env=os.environ | environment,
+            check=True,
+            capture_output=True,
+        )
+        digests.append({f.suffix: sha256_file(f) for f in (file, file.with_suffix(".grams.npz"))})
+    assert digests[0] == digests[1]
 
 
 def test_a_plan_that_could_not_be_written_is_refused_before_the_work(

@@ -56,6 +56,8 @@ CORRECTION_BITS_PER_WEIGHT = 1.5
 """Most bits per weight of a correction beside a backbone (heuristic)."""
 OFFERED_RANKS = 24
 """How many ranks are offered, about."""
+SETTLED_DIGITS = 9
+"""Significant digits of a price: sums of one and of two threads differ in the last two of 17."""
 PROBED_BITS = 3
 """Bits of the change that is measured, or the nearest ones on offer (heuristic)."""
 
@@ -215,10 +217,15 @@ def _offered(
             cost = before.cost + offer.cost
             totals[offer.choice] = offer._replace(nbytes=before.nbytes + offer.nbytes, cost=cost)
     smaller = [offer for offer in totals.values() if offer.nbytes < m.source_bytes]
+    smaller = [offer._replace(cost=_settled(factor * offer.cost)) for offer in smaller]
     if not choices.ranks:  # of which only one will be allowed
         smaller = pareto(smaller)
-    measured = [offer._replace(cost=factor * offer.cost) for offer in smaller]
-    return Offered(m, (*measured, Offer.unchanged(m)), factor)
+    return Offered(m, (*smaller, Offer.unchanged(m)), _settled(factor))
+
+
+def _settled(price: float) -> float:
+    """Return a price without the digits that depend on how many threads BLAS summed with."""
+    return float(f"{price:.{SETTLED_DIGITS}g}")
 
 
 class Priced(NamedTuple):
