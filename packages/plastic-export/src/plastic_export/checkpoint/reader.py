@@ -168,16 +168,6 @@ class Checkpoint(Closing):
         codes = (t for t in self.tensors.values() if t.dtype not in FLOATS and len(t.shape) > 1)
         return self.quantizer.method is not None and any(codes)
 
-    def check_plain(self) -> None:
-        """Refuse a checkpoint whose weights are codes of another tool than MLX.
-
-        Raises:
-            FormatError: If it is one.
-        """
-        if self.holds_codes:
-            reason = f"its weights are codes of {self.quantizer.method!r:.60}, not plain matrices"
-            raise FormatError.about(self.folder, reason, self.quantizer.remedy(self.folder))
-
     def side_files(self) -> dict[str, Path]:
         """Return what is to be carried along unchanged: tokenizer, templates, licence.
 

@@ -22,11 +22,16 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import (
     COMPANIONS,
     compressible,
+    is_inside,
     is_packed,
     module_path,
     stored_parts,
 )
 from plastic_export.process.in_worker import in_worker
+from plastic_export.source.source import Source
+
+Sizes = dict[tuple[str, tuple[int, int]], list[int]]
+"""The bytes of matrices of one short name and shape."""
 
 
 @dataclass(frozen=True)
@@ -132,22 +137,65 @@ def summarize(
         True
     """
     with open_checkpoint(source, revision=revision) as checkpoint:
-        checkpoint.check_plain()
-        tensors = checkpoint.tensors
-        names = compressible(tensors)
-        return Summary(
-            name=checkpoint.name,
-            model_type=str(checkpoint.config.get("model_type", "unknown")),
-            tensors=len(tensors),
-            parameters=sum(_entries(checkpoint, name) for name in tensors),
-            nbytes=sum(t.nbytes for t in tensors.values()),
-            dtypes=dict(Counter(t.dtype for t in tensors.values())),
-            groups=_groups(checkpoint, names),
-            spectra={
-                module_path(name): _spectrum(checkpoint, name)
-                for name in track(names if spectra else [], "reading spectra")
-            },
-        )
+        return (_of_codes if checkpoint.holds_codes else _of_files)(checkpoint, spectra, track)
+
+
+def _of_files(checkpoint: Checkpoint, spectra: bool, track: Track) -> Summary:
+    """Summarise the matrices of the files."""
+    names = compressible(checkpoint.tensors)
+    sizes: Sizes = defaultdict(list)
+    for name in names:
+        out, in_ = checkpoint.shape(name)
+        nbytes = sum(t.nbytes for t in stored_parts(name, checkpoint.tensors))
+        sizes[_short(name), (out, in_)].append(nbytes)
+    chosen = track(names if spectra else [], "reading spectra")
+    found = {module_path(name): _spectrum(checkpoint.matrix(name), name) for name in chosen}
+    return _summary(
+        checkpoint, sum(_entries(checkpoint, n) for n in checkpoint.tensors), sizes, found
+    )
+
+
+def _of_codes(checkpoint: Checkpoint, spectra: bool, track: Track) -> Summary:
+    """Summarise the matrices that are loaded from the codes of another tool."""
+    source = Source.of(checkpoint)
+    layers = [m for m in source.layers.values() if m.kind == "linear" and is_inside(m.name)]
+    sizes: Sizes = defaultdict(list)
+    for m in layers:
+        nbytes = sum(checkpoint.tensors[part].nbytes for part in m.tensors)
+        sizes[_short(m.name), m.shape].append(nbytes)
+    chosen = track(layers if spectra else [], "reading spectra")
+    found = {}
+    for m in chosen:
+        (weight,) = source.matrices(m)
+        found[module_path(m.name)] = _spectrum(weight, m.name)
+    return _summary(checkpoint, _loaded_entries(source), sizes, found)
+
+
+def _summary(
+    checkpoint: Checkpoint, parameters: int, sizes: Sizes, spectra: dict[str, Spectrum]
+) -> Summary:
+    tensors = checkpoint.tensors
+    return Summary(
+        name=checkpoint.name,
+        model_type=str(checkpoint.config.get("model_type", "unknown")),
+        tensors=len(tensors),
+        parameters=parameters,
+        nbytes=sum(t.nbytes for t in tensors.values()),
+        dtypes=dict(Counter(t.dtype for t in tensors.values())),
+        groups=tuple(
+            Group(name, shape, len(nbytes), sum(nbytes), break_even_rank(shape))
+            for (name, shape), nbytes in sizes.items()
+        ),
+        spectra=spectra,
+    )
+
+
+def _loaded_entries(source: Source) -> int:
+    """Entries of the weights of the loaded model, packed ones counted as dense."""
+    beside = {f"{path}.{leaf}" for path in source.packings for leaf in COMPANIONS}
+    others = source.specs.keys() - source.layers.keys() - beside
+    layers = sum(math.prod(m.shape) * max(1, m.experts) for m in source.layers.values())
+    return layers + sum(math.prod(source.specs[name].shape) for name in others)
 
 
 def _entries(checkpoint: Checkpoint, name: str) -> int:
@@ -160,22 +208,12 @@ def _entries(checkpoint: Checkpoint, name: str) -> int:
     return math.prod(checkpoint.shape(name))
 
 
-def _spectrum(checkpoint: Checkpoint, name: str) -> Spectrum:
-    weight = checkpoint.matrix(name)
+def _spectrum(weight: NDArray[np.float32], name: str) -> Spectrum:
     return Spectrum.of(
         in_worker(weighted_spectrum, weight, name=name, shape=weight.shape),
         (weight.shape[0], weight.shape[1]),
     )
 
 
-def _groups(checkpoint: Checkpoint, names: list[str]) -> tuple[Group, ...]:
-    sizes: dict[tuple[str, tuple[int, int]], list[int]] = defaultdict(list)
-    for name in names:
-        out, in_ = checkpoint.shape(name)
-        short = ".".join(module_path(name).split(".")[-2:])
-        nbytes = sum(t.nbytes for t in stored_parts(name, checkpoint.tensors))
-        sizes[short, (out, in_)].append(nbytes)
-    return tuple(
-        Group(name, shape, len(nbytes), sum(nbytes), break_even_rank(shape))
-        for (name, shape), nbytes in sizes.items()
-    )
+def _short(name: str) -> str:
+    return ".".join(module_path(name).split(".")[-2:])

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as stock_load
 from plastic_core.testing import same_bits
-from plastic_export import compress
+from plastic_export import compress, summarize
 
 Make = Callable[..., Path]
 SETTINGS = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
@@ -44,3 +44,12 @@ def test_what_is_compressed_by_rank_is_that_of_the_plain_twin(
     codes, plain = outputs
     assert codes.keys() == plain.keys()
     assert all(same_bits(codes[name], array) for name, array in plain.items())
+
+
+def test_what_is_inspected_are_the_matrices_that_are_loaded(twins: tuple[Path, Path]) -> None:
+    codes, plain = (summarize(str(source), spectra=True) for source in twins)
+    assert codes.parameters == plain.parameters
+    assert codes.spectra == plain.spectra
+    shapes = [{(g.name, g.shape, g.count) for g in s.groups} for s in (codes, plain)]
+    assert shapes[0] == shapes[1]
+    assert sum(g.nbytes for g in codes.groups) < sum(g.nbytes for g in plain.groups)
