@@ -53,8 +53,8 @@ def arrangements(source: Source, anew: Collection[str]) -> Iterator[Arrangement]
     """Yield the ways of arranging an output, the most like its source first.
 
     The layers that are stored anew have the names of the loaded model in all of them. The other
-    tensors stay as they are in the files; or they are written as the loaded model holds them, what
-    it drops beside them; or without that.
+    tensors stay as they are in the files, unless these are codes of another tool than MLX; or they
+    are written as the loaded model holds them, what it drops beside them; or without that.
 
     Args:
         source: The source.
@@ -63,7 +63,8 @@ def arrangements(source: Source, anew: Collection[str]) -> Iterator[Arrangement]
     if source.trace is None:
         yield plain_arrangement(source, anew)
         return
-    yield stored_arrangement(source, anew)
+    if source.checkpoint.quantizer.method is None:
+        yield stored_arrangement(source, anew)
     yield loaded_arrangement(source, anew, dropped=True)
     yield loaded_arrangement(source, anew, dropped=False)
 
