@@ -350,7 +350,7 @@ def test_a_run_that_follows_a_budget_ends_in_its_bytes(tiny: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("size", [14_000, 30_000, 90_000])
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mixtral"])
 def test_what_is_written_is_no_larger_than_the_size(
     tiny: Any, tmp_path: Path, model_type: str, size: int
 ) -> None:

@@ -354,7 +354,7 @@ def _check_ceiling(
     if ceiling < each:
         raise ValueError(
             f"`max_bytes` must be at least {each}, one component for each of the {len(layers)} "
-            f"layers, got {ceiling}."
+            f"layers, got {ceiling}; raise it, or adapt fewer layers."
         )
     full = all(layer.rank == layer.max_rank for layer in layers.values())
     if training.by_budget and awake <= ceiling and not full:
