@@ -661,8 +661,8 @@ def test_an_interruption_after_the_calibration_says_what_goes_on(
         patch.setattr("plastic_export.compression.planning.price", interrupted)
         with pytest.raises(KeyboardInterrupt) as stopped:
             planned(tied, text, budgets=[4.0])
-    grams = text.with_name("plan.grams.npz")
-    assert stopped.value.__notes__ == [f"{grams}: the same command goes on with it"]
+    waiting = grams, _ = [text.with_name(n) for n in ("plan.grams.npz", "plan.prices")]
+    assert stopped.value.__notes__ == [f"{w}: the same command goes on with it" for w in waiting]
     before = grams.stat().st_mtime_ns
     assert planned(tied, text, budgets=[4.0]).budgets
     assert grams.stat().st_mtime_ns == before

@@ -42,11 +42,11 @@ def cut_at(patch: pytest.MonkeyPatch, number: int) -> list[str]:
     priced: list[str] = []
     original = pricing._offered
 
-    def offered(checkpoint: Any, layer: Any, m: Candidate, *args: Any) -> Offered:
+    def offered(source: Any, m: Candidate, *args: Any) -> Offered:
         if len(priced) + 1 == number:
             raise KeyboardInterrupt
         priced.append(m.name)
-        return original(checkpoint, layer, m, *args)
+        return original(source, m, *args)
 
     patch.setattr(pricing, "_offered", offered)
     return priced
