@@ -68,7 +68,7 @@ def moe_specs(layers: int) -> list[TensorSpec]:
     return [TensorSpec(name, "BF16", shape) for name, shape in shapes.items()]
 
 
-def write_checkpoint(folder: Path, layers: int, shards: int) -> int:
+def write_experts(folder: Path, layers: int, shards: int) -> int:
     """Write the checkpoint, and return the number of its tensors."""
     tensors = moe_specs(layers)
     each = -(-len(tensors) // shards)
@@ -79,7 +79,7 @@ def write_checkpoint(folder: Path, layers: int, shards: int) -> int:
     return len(tensors)
 
 
-def peak() -> float:
+def peak_mebibytes() -> float:
     """Return the peak of the resident memory in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -93,12 +93,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        count = write_checkpoint(folder, options.layers, options.shards)
+        count = write_experts(folder, options.layers, options.shards)
         print(f"{count} tensors in {options.shards} shards")
-        start, before = time.perf_counter(), peak()
+        start, before = time.perf_counter(), peak_mebibytes()
 
         def row(what: str) -> None:
-            print(f"{what:44}{time.perf_counter() - start:6.1f} s {peak() - before:6.0f} MiB")
+            print(
+                f"{what:44}{time.perf_counter() - start:6.1f} s {peak_mebibytes() - before:6.0f} MiB"
+            )
 
         load_model(folder, lazy=True)
         row("mlx-lm loads it lazily")
