@@ -87,7 +87,7 @@ def test_a_text_with_a_token_that_the_model_does_not_know_is_refused_in_a_line(
     def too_late(*words: object, **options: object) -> None:
         pytest.fail("a model was run first")
 
-    for room in ("calibration.loss_grams", "training.run", "healing.heal_folder"):
+    for room in ("calibration.loss_grams", "training.plastic_model", "healing.heal_folder"):
         monkeypatch.setattr(f"plastic_export.{room}.load_model", too_late)
     for room in ("calibration.input_grams", "evaluation.evaluation"):
         monkeypatch.setattr(f"plastic_export.{room}.load_for_inference", too_late)
