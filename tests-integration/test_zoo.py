@@ -80,3 +80,17 @@ def test_a_model_that_needs_metal_is_refused_in_one_line(tmp_path, monkeypatch) 
     few = ("--window", 16, "--windows", 2)
     with pytest.raises(RefusedError, match="kernel for Metal alone"):
         command("evaluate", source, "--text", text, *few)
+
+
+def test_a_head_that_is_normalised_on_loading_is_refused_by_name_and_can_be_left(tmp_path) -> None:
+    source = build_checkpoint(tmp_path / "SRC", "bailing_moe", "published")
+    text, file, out = tmp_path / "text.txt", tmp_path / "plan.json", tmp_path / "OUT"
+    text.write_text(TEXT)
+    asked = ("--bits", 4, "--bits-per-weight", 5, "--window", 16, "--windows", 4, "--out", file)
+    words = ("plan", source, "--calibration", text, *asked)
+    with pytest.raises(RefusedError, match=r"'lm_head.weight' would be changed .* exclude it"):
+        command(*words)
+    assert not file.exists()
+    command(*words, "--exclude", "*lm_head*")
+    command("compress", source, out, "--plan", file, "--bits-per-weight", 5)
+    command("verify", out)

@@ -45,8 +45,9 @@ def arranged(source: Source, contents: Contents) -> Layout:
         f"what mlx-lm's {model_type!r} model makes of its tensors while it loads them cannot be "
         f"kept in an output: {faults[0]}"
     )
+    is_chosen = any(repr(name) in faults[0] for name in contents.anew)
     remedy = f"convert it first: mlx_lm.convert --hf-path {folder} --mlx-path COPY"
-    raise FormatError.about(folder, reason, remedy)
+    raise FormatError.about(folder, reason, f"exclude it, or {remedy}" if is_chosen else remedy)
 
 
 def _faults(source: Source, layout: Layout) -> Iterator[str]:
