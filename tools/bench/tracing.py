@@ -98,9 +98,8 @@ def main() -> None:
         start, before = time.perf_counter(), peak_mebibytes()
 
         def row(what: str) -> None:
-            print(
-                f"{what:44}{time.perf_counter() - start:6.1f} s {peak_mebibytes() - before:6.0f} MiB"
-            )
+            seconds, memory = time.perf_counter() - start, peak_mebibytes() - before
+            print(f"{what:44}{seconds:6.1f} s {memory:6.0f} MiB")
 
         load_model(folder, lazy=True)
         row("mlx-lm loads it lazily")
