@@ -181,3 +181,14 @@ def test_a_short_text_says_how_many_tokens_are_needed_and_found(
         measure_loss_grams(checkpoint, Calibration(short, window=16), [], tmp_path / "grams.npz")
     assert caught.value.__notes__ == [f"in {short}"]
     assert not list(tmp_path.glob("grams*"))
+
+
+def test_embeddings_that_mlx_reads_are_measured(readable: Path, text: Path, tmp_path: Path) -> None:
+    paths = ["lm_head", "model.embed_tokens"]
+    with (
+        open_checkpoint(readable) as checkpoint,
+        measure_loss_grams(
+            checkpoint, Calibration(text, window=16, windows=2), paths, tmp_path / "grams.npz"
+        ) as grams,
+    ):
+        assert list(grams) == paths

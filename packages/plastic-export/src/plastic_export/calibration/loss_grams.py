@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,11 @@ def _first_pass(model: nn.Module, paths: Sequence[str], tokens: mx.array) -> tup
 
 
 def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
-    """Return a subclass that notes where its weight is asked for as an attribute."""
+    """Return a subclass that notes where its weight is asked for by code other than MLX's."""
 
     def __getattr__(self: nn.Module, name: str) -> Any:
-        if name == "weight":
+        reader = str(sys._getframe(1).f_globals.get("__name__"))
+        if name == "weight" and not reader.startswith("mlx."):  # MLX's embeddings read their own
             read.add(path)
         return kind.__getattr__(self, name)
 
