@@ -19,8 +19,13 @@ from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.plan_file import LossPlan
+from plastic_export.compression.planning import Remainder, plannable
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.verification import verify
+from plastic_export.format.arranging import unkept_layers
+from plastic_export.format.layout import Contents
+from plastic_export.format.mixed import MixedFormat
+from plastic_export.plan.offers import Offer
 from plastic_export.source.source import Source
 
 Make = Callable[..., Path]
@@ -179,6 +184,20 @@ def test_a_source_that_no_output_can_be_loaded_like_is_refused_before_the_work(
     with pytest.raises(FormatError, match=r"cannot be kept in an output: .*q_proj.*convert it"):
         execute_plan(source, out, file)
     assert not out.exists()
+
+
+def test_a_layer_that_is_changed_whenever_it_is_loaded_can_stay_as_it_is(
+    make_checkpoint: Make, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_checkpoint("always", weights=tiny_weights | EXTRA)
+    monkeypatch.setattr(llama.Model, "sanitize", always)
+    with open_checkpoint(source) as checkpoint:
+        traced = Source.of(checkpoint)
+        planned = plannable(traced)
+        offers = {m.name: Offer(8, 0, 0.0) for m in planned}
+        assert unkept_layers(traced, Contents.of(MixedFormat(), planned, offers)) == {Q}
+        rest = [m for m in planned if m.name != Q]
+        assert {*Remainder.of(traced, rest).weights} == {Q, TOWER}
 
 
 @pytest.mark.parametrize("by_rank", [False, True])

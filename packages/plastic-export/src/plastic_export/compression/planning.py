@@ -33,7 +33,7 @@ from plastic_export.compression.plan_file import (
 )
 from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.folder.manifest import versions
-from plastic_export.format.arranging import arranged
+from plastic_export.format.arranging import arranged, unkept_layers
 from plastic_export.format.layout import Contents
 from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.protocol import Format
@@ -57,6 +57,7 @@ from plastic_export.process.interruption import saying_when_interrupted
 from plastic_export.source.layers import Layer
 from plastic_export.source.source import Source
 
+CHANGED = "mlx-lm changes whatever is stored of it while it loads it"
 UNMEASURED = "nothing was measured there"
 LEAST_GROUP = min(GROUP_SIZES)
 
@@ -136,7 +137,9 @@ def plan_checkpoint(
     stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
     with open_checkpoint(source, revision=revision) as checkpoint:
         traced = Source.of(checkpoint)
-        wanted = plannable(traced, include, exclude, embeddings=embeddings)
+        wanted, changed = _keepable(
+            traced, plannable(traced, include, exclude, embeddings=embeddings)
+        )
         undivided = _undivided(traced, include, exclude, embeddings)
         _check_budgets(Remainder.of(traced, wanted), wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +159,7 @@ def plan_checkpoint(
             left_bytes=left.nbytes,
             budgets=_spent(left, measured.offered, stated, target),
             format=format,
-            skipped=(*undivided, *measured.skipped),
+            skipped=(*undivided, *changed, *measured.skipped),
         )
         checkpoint.check_unchanged()
     write_plan(file, plan)
@@ -303,13 +306,27 @@ class Remainder(NamedTuple):
         Raises:
             FormatError: If there is none that mlx-lm loads as it loads the source.
         """
-        eight = {m.name: Offer(8, 0, 0.0) for m in planned}
-        layout = arranged(source, Contents.of(MixedFormat(), planned, eight))
-        left = [spec for spec in layout.as_they_are if spec.name not in eight]
+        layout = arranged(source, _all_anew(planned))
+        names = {m.name for m in planned}
+        left = [spec for spec in layout.as_they_are if spec.name not in names]
         weights = (s.name for s in left if s.name.endswith(".weight") and len(s.shape) > 1)
         nbytes = sum(spec.nbytes for spec in left)
         model_bytes = nbytes + sum(m.source_bytes for m in planned)
         return cls(tuple(weights), nbytes, fixed_bytes(left, model_bytes), model_bytes)
+
+
+def _all_anew(planned: Sequence[Candidate]) -> Contents:
+    """Return what becomes of the matrices if every one is stored anew."""
+    return Contents.of(MixedFormat(), planned, {m.name: Offer(8, 0, 0.0) for m in planned})
+
+
+def _keepable(source: Source, wanted: Sequence[Candidate]) -> tuple[list[Candidate], list[Skipped]]:
+    """Tell the matrices that can be stored anew from those that mlx-lm would change once more."""
+    unkept = unkept_layers(source, _all_anew(wanted))
+    if len(unkept) == len(wanted):
+        return [*wanted], []  # which is refused with its reason
+    skipped = [Skipped(m.name, m.source_bytes, CHANGED) for m in wanted if m.name in unkept]
+    return [m for m in wanted if m.name not in unkept], skipped
 
 
 def _spent(
