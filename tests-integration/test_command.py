@@ -42,6 +42,7 @@ def index(folder: Path, shard: str) -> None:
 
 
 def damage_missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
     index(folder, "model-00001-of-00002.safetensors")
 
 

@@ -206,7 +206,7 @@ def test_a_layer_that_is_not_finite_is_named(
     words = ["--calibration", calibration, "--windows", 1, "--out", tmp_path / "plan.json"]
     code, _, err = run("plan", copy, *words)
     assert code == 2
-    assert_one_error(err, "model.layers.1.self_attn.q_proj")
+    assert_one_error(err, "model.layers.1.input_layernorm.weight")
     assert list(tmp_path.iterdir()) == [copy]
 
 

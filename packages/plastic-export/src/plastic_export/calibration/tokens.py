@@ -19,7 +19,7 @@ from plastic_export.calibration.vocabulary import (
     embedding_rows,
     tokenizer_size,
 )
-from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.checkpoint.reader import CONFIG, Checkpoint
 from plastic_export.model.text import cut_windows, evenly_spread, prefix_tokens, read_text
 from plastic_export.model.tokenizer import (
     digests_in,
@@ -50,7 +50,7 @@ class TokenReader:
     def __init__(self, checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> None:
         self._checkpoint, self._place = checkpoint, tokenizer
         self.config = checkpoint.config
-        self.rows = embedding_rows(checkpoint.config)
+        self.rows = embedding_rows(checkpoint.config, checkpoint.folder / CONFIG)
         self.size = self.rows
         self.counts = np.zeros(0, np.int64)
 

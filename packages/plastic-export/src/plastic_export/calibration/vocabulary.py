@@ -12,19 +12,27 @@ from numpy.typing import ArrayLike
 from plastic_core.files import FormatError
 
 from plastic_export.checkpoint.warning import warn_about
+from plastic_export.model.load import is_factored_format
 from plastic_export.model.stock import stock_model
 
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "wpos")
 _REMEDY = "take the tokenizer that belongs to the weights, here or with --tokenizer"
 
 
-def embedding_rows(config: Mapping[str, Any]) -> int:
+def embedding_rows(config: Mapping[str, Any], file: str | Path = "config.json") -> int:
     """Return how many tokens mlx-lm's model of a configuration has an embedding for.
 
+    Args:
+        config: Content of config.json.
+        file: Its place, for the message.
+
     Raises:
-        FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
+        FormatError: If mlx-lm has no such model, cannot build one from the configuration, or would
+            run code of the folder.
     """
-    modules = stock_model(dict(config)).module.named_modules()  # type: ignore[no-untyped-call]
+    is_factored_format(config, Path(file))  # or its own code is refused
+    model = stock_model(dict(config), file).module
+    modules = model.named_modules()  # type: ignore[no-untyped-call]
     rows = {path: m.weight.shape[0] for path, m in modules if isinstance(m, nn.Embedding)}
     tables = [n for path, n in rows.items() if path.rpartition(".")[2] not in _POSITIONS]
     return next((n for n in _declared(config) if n in tables), max(tables, default=2**31))

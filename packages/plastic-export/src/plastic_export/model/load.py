@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def load_watched(
     folder, utils = Path(folder), mlx_lm_utils()
     file = folder / "config.json"
     config = read_json(file)
-    is_factored = _is_factored(config, file)
+    is_factored = is_factored_format(config, file)
     if is_factored:
         _check_model_file(folder)
     classes = _factored_classes() if is_factored else stock_classes(config, file)
@@ -173,8 +173,12 @@ def load_for_inference(folder: str | Path) -> nn.Module:
     return model
 
 
-def _is_factored(config: dict[str, Any], file: Path) -> bool:
-    """Tell whether it is of our own format; any other model file is refused here."""
+def is_factored_format(config: Mapping[str, Any], file: Path) -> bool:
+    """Tell whether a configuration is of our own format.
+
+    Raises:
+        FormatError: If it names any other model file, which is code.
+    """
     model_file = config.get("model_file")
     if model_file is not None and (model_file != MODEL_FILE.name or "plastic" not in config):
         reason = f"'model_file' names {model_file!r}, code of the folder, which is never run"

@@ -26,23 +26,24 @@ class StockModel(NamedTuple):
     kinds: list[tuple[str, Kind, int]]
 
 
-def stock_model(config: dict[str, Any]) -> StockModel:
+def stock_model(config: dict[str, Any], file: str | Path = "config.json") -> StockModel:
     """Build mlx-lm's model of a configuration and find the layers that can be quantised.
 
     Args:
         config: Content of config.json.
+        file: Its place, for the message.
 
     Raises:
         FormatError: If mlx-lm has no such model, or cannot build one from the configuration.
         ModuleNotFoundError: If mlx-lm is not installed.
     """
-    _, arguments = stock_classes(config, "config.json")
+    _, arguments = stock_classes(config, file)
     try:
         model = built(config)
     except Exception as error:  # mlx-lm's own code, which raises what it likes
         reason = f"mlx-lm's {config['model_type']!r} model cannot be built: {brief(error)}"
         reason += suspects(config, arguments)
-        raise FormatError.about("config.json", reason, "correct the configuration") from error
+        raise FormatError.about(file, reason, "correct the configuration") from error
     stock = StockModel(model, [])
     for path, module in model.named_modules():
         if type(module) is nn.Linear:
