@@ -19,6 +19,7 @@ from plastic_export.compression.verification import verify
 from plastic_export.compression.writer import Compressed
 from plastic_export.evaluation.estimates import Comparison, Evaluation
 from plastic_export.evaluation.evaluation import compare, evaluate
+from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.healing.heal_folder import Healed, heal
 from plastic_export.healing.loop import HealingOptions
@@ -46,6 +47,7 @@ __all__ = [
     "Compressed",
     "DivergedError",
     "Evaluation",
+    "FailedCheckError",
     "FormatError",
     "Healed",
     "HealingOptions",
@@ -55,6 +57,7 @@ __all__ = [
     "MatrixRecord",
     "Offer",
     "Offered",
+    "OutputCheck",
     "Plan",
     "Report",
     "Restored",

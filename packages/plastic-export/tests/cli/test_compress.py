@@ -31,7 +31,14 @@ def test_the_help_lists_the_options_of_each_form_apart(capsys: pytest.CaptureFix
     listed = sections(run(capsys, "--help")[1])
     assert listed["By a plan"] == ["--plan", "--bits-per-weight", "--size", "--keep"]
     assert {"--keep", "--strategy", "--format", "--calibration"} <= {*listed["By rank"]}
-    assert listed["Always"] == ["--exact", "--force", "--revision", "--json", "--help"]
+    assert listed["Always"] == [
+        "--exact",
+        "--no-check",
+        "--force",
+        "--revision",
+        "--json",
+        "--help",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from plastic_export.cli.report import report_command
 from plastic_export.cli.restore import restore_command
 from plastic_export.cli.train import train_command
 from plastic_export.cli.verify import verify_command
+from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.folder.shards import WIDER_TYPE
 from plastic_export.model.library import model_failure
 from plastic_export.process.interruption import interruptible, is_interrupted
@@ -36,6 +37,7 @@ EXPECTED = (
     OSError,
     ModuleNotFoundError,  # an extra is missing
     WorkerError,
+    FailedCheckError,
     click.Abort,
     KeyboardInterrupt,
 )
@@ -74,8 +76,9 @@ for _command in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake is one line on standard error and an exit status.
 
-    Exit status: 0 done, 1 a defect of this program (with its traceback), 2 bad input, 3 input or
-    output failed, 4 another process is writing there, 5 interrupted.
+    Exit status: 0 done, 1 a defect of this program (with its traceback) or an output that does not
+    run as it should, 2 bad input, 3 input or output failed, 4 another process is writing there, 5
+    interrupted.
 
     Examples:
         >>> try:
@@ -119,7 +122,7 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
         click.echo(f"error: {line}", err=True)
     if _is_interruption(error):
         return INTERRUPTED
-    if isinstance(error, WorkerError):
+    if isinstance(error, WorkerError | FailedCheckError):
         return DEFECT
     if isinstance(error, BusyError):
         return BUSY

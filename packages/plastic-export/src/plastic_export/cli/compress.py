@@ -18,6 +18,7 @@ from plastic_export.cli.options import (
     TEXT,
     budget_option,
     calibration_option,
+    check_option,
     exclude_option,
     force_option,
     format_option,
@@ -70,6 +71,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
 @include_option(**RANK)
 @exclude_option(**RANK)
 @click.option("--exact", is_flag=True, help="Keep what `plastic restore` needs for every bit.")
+@check_option()
 @force_option("OUT if it is an earlier output, and what other options left unfinished")
 @revision_option()
 @json_option()
@@ -95,7 +97,8 @@ def compress_command(
 
     By rank, every matrix becomes the factors of a lower rank; what is left out sleeps in OUT. By a
     plan of `plastic plan`, every matrix gets the bits and the rank that are worth their bytes.
-    A run that was cut goes on when it is started again, to the same bytes.
+    Before OUT is published, one window of text runs through it and through SRC. A run that was cut
+    goes on when it is started again, to the same bytes.
     """
     output = Output(as_json)
     writing["track"] = output.track

@@ -133,6 +133,12 @@ def force_option(what: str) -> Callable[[FC], FC]:
     return click.option("--force", is_flag=True, help=f"Replace {what}.")
 
 
+def check_option() -> Callable[[FC], FC]:
+    """Declare ``--no-check``, as ``check``."""
+    text = "Do not run what was written before it is published."
+    return click.option("--no-check", "check", flag_value=False, default=True, help=text)
+
+
 def revision_option() -> Callable[[FC], FC]:
     """Declare ``--revision``."""
     return click.option("--revision", help="Commit, tag or branch of a Hub id.")

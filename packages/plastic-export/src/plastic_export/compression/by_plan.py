@@ -12,6 +12,7 @@ from plastic_runtime import GramFile, LossGrams, Track, untracked
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.plan_file import LossPlan, check_source, grams_file, read_plan
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
+from plastic_export.evaluation.output_check import OutputChecker
 from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
 from plastic_export.format.table import format_named
@@ -30,6 +31,7 @@ def execute_plan(
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
+    check: bool = True,
     track: Track = untracked,
 ) -> Compressed[BitsPlan]:
     """Write the checkpoint that a plan describes, in a format that stock mlx-lm loads.
@@ -50,6 +52,8 @@ def execute_plan(
         force: Replace ``out`` where it is an earlier output, and what a run with other arguments
             left; see `compress`.
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
+        check: Run one window of text through the source and through the output before it is
+            published; see `compress`.
         track: Wraps the loop over the tensors.
 
     Raises:
@@ -57,6 +61,8 @@ def execute_plan(
             Grams are missing or others, a file of the source is damaged, or an adapter cannot
             hold the plan's corrections.
             Also if a run of other options, versions or another source was cut, unless ``force``.
+        FailedCheckError: If the output cannot be run, or its divergence is far beyond what was
+            predicted.
         ValueError: If the plan does not hold the budget.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
@@ -78,17 +84,17 @@ def execute_plan(
             matrices = [m.matrix for m in plans.matrices]
             contents = Contents.of(format_named(plans.format), matrices, plan.chosen)
             recipe = Recipe(traced, arranged(traced, contents), _combined(grams))
-            options = _options(plans, plan, file, exact=exact)
-            done = write_compressed(
+            done, checked = write_compressed(
                 checkpoint,
                 out,
-                options,
+                _options(plans, plan, file, exact=exact),
                 lambda journal: recipe,
+                checker=OutputChecker(checkpoint, predicted=plan.cost) if check else None,
                 force=force,
                 track=track,
                 nbytes=recipe.layout.nbytes,
             )
-        return compressed(done, out, plan, checkpoint)
+        return compressed(done, out, plan, checkpoint, checked)
 
 
 def _options(plans: LossPlan, plan: BitsPlan, file: Path, *, exact: bool) -> dict[str, Any]:

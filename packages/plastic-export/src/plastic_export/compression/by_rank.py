@@ -27,6 +27,7 @@ from plastic_export.checkpoint.tensors import (
 from plastic_export.compression.ranks import MatrixPlan, Plan, check_keep, plan_ranks
 from plastic_export.compression.spectra import measured_grams, read_spectra
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
+from plastic_export.evaluation.output_check import OutputChecker
 from plastic_export.folder.manifest import MatrixRecord, read_manifest
 from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
@@ -50,6 +51,7 @@ def compress(
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
+    check: bool = True,
     track: Track = untracked,
 ) -> Compressed[Plan]:
     """Write a compressed copy of a checkpoint that stock mlx-lm loads.
@@ -85,11 +87,17 @@ def compress(
         force: Replace ``out`` where it is an earlier output of this function, and what a run with
             other arguments left.
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
+        check: Before the output is published, run one window of text (of ``calibration``, if there
+            is one) through it as mlx-lm loads it, block by block, and compare it with the source:
+            see `OutputCheck`. Needs mlx-lm. An output that fails is not published; what was
+            written waits, and the next run checks it again.
         track: Wraps every long loop, to show progress.
 
     Raises:
         FormatError: If a file of the source is damaged, or a weight is not finite; if the run that
             was cut had other options, versions or another source (the difference is named).
+        FailedCheckError: If the output cannot be run, or predicts no better than a model that
+            knows nothing.
         ValueError: If an argument is out of range, or the strategy lacks its calibration.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
@@ -123,9 +131,13 @@ def compress(
             surveyed = read_spectra(traced, names, grams, journal, track)
             return _recipe(traced, plan_ranks(surveyed, keep, strategy), target, grams)
 
-        done = write_compressed(checkpoint, out, options, decide, force=force, track=track)
+        checker = OutputChecker(checkpoint, calibration=calibration) if check else None
+        done, checked = write_compressed(
+            checkpoint, out, options, decide, checker=checker, force=force, track=track
+        )
         matrices = map(_carried_out, read_manifest(done).matrices.values())
-        return compressed(done, out, Plan(keep, strategy, tuple(matrices)), checkpoint)
+        plan = Plan(keep, strategy, tuple(matrices))
+        return compressed(done, out, plan, checkpoint, checked)
 
 
 def _recipe(source: Source, plan: Plan, format: Format, grams: Grams) -> Recipe:

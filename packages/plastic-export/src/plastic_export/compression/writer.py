@@ -18,9 +18,11 @@ from plastic_core.files import Journal
 from plastic_runtime import LossGrams, Track
 
 from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck, OutputChecker
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import FILE, FOLDER
 from plastic_export.folder.manifest import (
+    MANIFEST,
     SLEEP,
     MatrixRecord,
     read_manifest,
@@ -58,6 +60,7 @@ class Compressed(Generic[P]):
         adapter_bytes: Bytes of the adapter's tensors; 0 where there is none.
         sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
         exact_bytes: Bytes of ``exact.safetensors``; 0 without ``exact``.
+        checked: What running it showed; None without ``check``.
 
     Examples:
         >>> result = compress("SRC", "OUT", keep=0.5)
@@ -74,6 +77,7 @@ class Compressed(Generic[P]):
     adapter_bytes: int = 0
     sleep_bytes: int = 0
     exact_bytes: int = 0
+    checked: OutputCheck | None = None
 
     @property
     def needs_model_file(self) -> bool:
@@ -107,10 +111,11 @@ def write_compressed(
     options: Mapping[str, Any],
     decide: Callable[[Journal], Recipe],
     *,
+    checker: OutputChecker | None,
     force: bool,
     track: Track,
     nbytes: int | None = None,
-) -> Path:
+) -> tuple[Path, OutputCheck | None]:
     """Write the folder of a compressed checkpoint, or go on with one that was cut.
 
     Args:
@@ -118,13 +123,14 @@ def write_compressed(
         out: The folder; nothing appears there before everything is written and synced.
         options: All that the output depends on besides the source; ``"exact"`` is one of them.
         decide: What is to be written, decided once the journal is open.
+        checker: Judges the folder before it is published, one that was finished earlier as well.
         force: Replace ``out`` where it is an earlier output, and what a run with other arguments
             left.
         track: Wraps the long loops.
         nbytes: Bytes of all tensors, if they are known before the journal is open.
 
     Returns:
-        The finished folder, which is ``out``.
+        The finished folder, which is ``out``, and what the checker says of it.
     """
     exact = bool(options["exact"])
     output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
@@ -132,6 +138,8 @@ def write_compressed(
     output.check_names(FORMATS[options["format"]].beside, checkpoint.side_files())
     with output as folder, no_cache():
         identity = run_identity(checkpoint, options)
+        if checker is not None:
+            checker.run_source()  # what cannot be run is refused before the work
         if output.begin(identity):
             recipe = decide(output.started)
             contents = recipe.layout.contents
@@ -144,10 +152,26 @@ def write_compressed(
                 digests |= write_exact(checkpoint, folder, contents, names, track=track)
             checkpoint.check_unchanged()
             write_manifest(folder, identity | _arranged(recipe), records, digests)
-    return output.path
+        return output.path, _checked(output, checker)
 
 
-def compressed(done: Path, out: str | Path, plan: P, checkpoint: Checkpoint) -> Compressed[P]:
+def _checked(output: OutputFolder, checker: OutputChecker | None) -> OutputCheck | None:
+    """Run what was written; without its manifest, what fails does not look finished."""
+    if checker is None:
+        return None
+    try:
+        return checker.check(output.folder, output.path)
+    except FailedCheckError as error:
+        if output.folder == output.path:
+            error.add_note("it was written by an earlier run, and stays")
+        else:
+            (output.folder / MANIFEST).unlink()
+        raise
+
+
+def compressed(
+    done: Path, out: str | Path, plan: P, checkpoint: Checkpoint, checked: OutputCheck | None
+) -> Compressed[P]:
     """Return what was done, from the manifest of the finished folder ``done``."""
 
     def nbytes(pattern: str) -> int:
@@ -164,6 +188,7 @@ def compressed(done: Path, out: str | Path, plan: P, checkpoint: Checkpoint) -> 
         adapter_bytes=nbytes(f"{FOLDER}/{FILE}"),
         sleep_bytes=nbytes(SLEEP),
         exact_bytes=nbytes(EXACT),
+        checked=checked,
     )
 
 

@@ -46,9 +46,9 @@ def is_interrupted() -> bool:
 def between(items: Iterable[T]) -> Iterator[T]:
     """Yield the items; raise ``KeyboardInterrupt`` before the next one if a signal was lost."""
     for item in items:
-        _check()
+        notice_interruption()
         yield item
-    _check()
+    notice_interruption()
 
 
 @contextmanager
@@ -71,11 +71,12 @@ def saying_when_interrupted(waits: Callable[[], Iterable[str]]) -> Iterator[None
         raise interrupt from error
 
 
+def notice_interruption() -> None:
+    """Raise ``KeyboardInterrupt`` if a signal was lost."""
+    if is_interrupted():
+        raise KeyboardInterrupt
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     _arrived.append(number)
     raise KeyboardInterrupt
-
-
-def _check() -> None:
-    if is_interrupted():
-        raise KeyboardInterrupt

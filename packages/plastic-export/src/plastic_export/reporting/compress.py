@@ -11,6 +11,7 @@ from rich.table import Table
 from plastic_export.compression.ranks import Plan
 from plastic_export.compression.writer import Compressed
 from plastic_export.plan.offers import BitsPlan
+from plastic_export.reporting.output_check import check_line
 from plastic_export.reporting.plan import budget_record
 from plastic_export.reporting.tables import Presented, figures
 
@@ -36,6 +37,7 @@ def _rank_record(result: Compressed[Plan]) -> dict[str, Any]:
         "model_bytes": result.model_bytes,
         "sleep_bytes": result.sleep_bytes,
         "exact_bytes": result.exact_bytes,
+        "checked": None if result.checked is None else asdict(result.checked),
         "matrices": [asdict(r) for r in result.matrices],
     }
 
@@ -65,7 +67,7 @@ def _rank_lines(result: Compressed[Plan]) -> list[Table | str]:
     ]
     if result.exact_bytes:
         lines.append(_exact_line(result.exact_bytes, result.source_bytes))
-    return [*lines, *result.how_to_run()]
+    return [*lines, check_line(result.checked), *result.how_to_run()]
 
 
 def _plan_record(result: Compressed[BitsPlan]) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def _plan_record(result: Compressed[BitsPlan]) -> dict[str, Any]:
         "model_bytes": result.model_bytes,
         "adapter_bytes": result.adapter_bytes,
         "exact_bytes": result.exact_bytes,
+        "checked": None if result.checked is None else asdict(result.checked),
         "budget": budget_record(result.plan),
         "matrices": [asdict(r) for r in result.matrices],
     }
@@ -108,6 +111,7 @@ def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
         f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
         f"{adapter}",
         *([_exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),
+        check_line(result.checked),
         *result.how_to_run(),
     ]
 
