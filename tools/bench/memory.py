@@ -32,7 +32,7 @@ def print_peak():
 
 atexit.register(print_peak)  # before the import, and so after that process has been closed
 from plastic_export import compress
-compress(sys.argv[1], sys.argv[2], keep=float(sys.argv[3]), strategy=sys.argv[4])
+compress(sys.argv[1], sys.argv[2], keep=float(sys.argv[3]), strategy=sys.argv[4], check=False)
 """
 
 

@@ -11,6 +11,7 @@ from plastic_export.cli.console import Output
 from plastic_export.cli.options import (
     FOLDER,
     calibration_option,
+    check_option,
     force_option,
     json_option,
     tokenizer_option,
@@ -46,6 +47,7 @@ _DEFAULT = HealingOptions()
 )
 @click.option("--seed", type=click.IntRange(0), default=_DEFAULT.seed, show_default=True)
 @click.option("--out", type=FOLDER, metavar="NEW", help="Folder to write; else FOLDER is replaced.")
+@check_option()
 @force_option("NEW if it is an earlier output")
 @json_option()
 def heal_command(
@@ -61,6 +63,7 @@ def heal_command(
     seed: int,
     out: Path | None,
     force: bool,
+    check: bool,
     as_json: bool,
 ) -> None:
     """Train what the compressed FOLDER stores in floating point towards the original.
@@ -78,6 +81,7 @@ def heal_command(
         calibration=Calibration(calibration, window, windows, tokenizer),
         options=HealingOptions(steps, batch, learning_rate, seed),
         force=force,
+        check=check,
         track=output.track,
     )
     output.show(present_healed(result))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.compression.writer import check_room
+from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
 from plastic_export.folder.manifest import MANIFEST, SLEEP
@@ -48,6 +49,8 @@ class Healed:
         measured: ``(step, kl)`` of every measurement.
         vocabulary: How many tokens took part, those that the tokenizer and both models have.
         padding: How many rows of the wider vocabulary took no part.
+        kl_loaded: ``kl_after`` once more, of the files that were written, as mlx-lm loads them;
+            None without ``check``.
 
     Examples:
         >>> few, options = Calibration("text.txt", window=24, windows=8), HealingOptions(steps=2)
@@ -67,6 +70,7 @@ class Healed:
     measured: tuple[tuple[int, float], ...]
     vocabulary: int = 0
     padding: int = 0
+    kl_loaded: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
@@ -86,6 +90,7 @@ def heal(
     calibration: Calibration,
     options: HealingOptions | None = None,
     force: bool = False,
+    check: bool = True,
     track: Track = untracked,
 ) -> Healed:
     """Train what is stored in floating point of a compressed checkpoint, and write the result.
@@ -110,9 +115,13 @@ def heal(
         calibration: The text, and how many windows of it are used, at least eight.
         options: How long and how fast.
         force: Replace ``out`` where it is an earlier output, but for files that are not its own.
+        check: Load what was written as mlx-lm does and measure it on the held-out windows before
+            it gets its name.
         track: Wraps the long loops.
 
     Raises:
+        FailedCheckError: If what was written is further from the reference than ``folder`` was;
+            nothing is replaced.
         FormatError: If a checkpoint or a text cannot be read, there is nothing to train, the
             reference is no source of ``folder``, a state is there of another healing, or a file
             that this package did not write has the name of one to be written.
@@ -153,8 +162,34 @@ def heal(
         with place as target:
             write_healed(checkpoint, original, best, record, target, track=track)
             checkpoint.check_unchanged()
+            if check:
+                kl = _loaded_divergence(target, result, original, text, split)
+                result = replace(result, kl_loaded=kl)
         state.remove()
     return result
+
+
+def _loaded_divergence(
+    written: Path, result: Healed, original: Checkpoint, text: _Text, split: Split
+) -> float:
+    """Return the divergence of the files that were written on the held-out windows.
+
+    Raises:
+        FailedCheckError: If they cannot be loaded, or are further from the reference than at the
+            start, by more than the rounding of its log-probabilities accounts for.
+    """
+    judge, size = load_for_inference(original.folder), text.vocabulary
+    teacher = Teacher(judge, text.tokens, vocabulary=size, uses=0, folder=written)
+    try:
+        kl = Distillation(load_model(written), [], teacher, text.tokens, split).divergence({})
+    except FormatError as error:
+        raise FailedCheckError(f"{result.out}: what was healed cannot be run: {error}") from error
+    if not kl <= 1.01 * result.kl_before + 1e-4:
+        raise FailedCheckError(
+            f"{result.out}: loaded again, what was healed is {kl:.4g} nats per token from its "
+            f"reference, and was {result.kl_before:.4g} before: nothing was replaced"
+        )
+    return kl
 
 
 def _place(

@@ -24,7 +24,15 @@ def present_healed(result: Healed) -> Presented:
             f"{result.padding} rows of padding take no part"
         )
     written = f"written    {result.out}"
-    return Presented(asdict(result), [table, "", _verdict(result), trained, written])
+    lines = [_verdict(result), trained, _loaded(result), written]
+    return Presented(asdict(result), [table, "", *lines])
+
+
+def _loaded(result: Healed) -> str:
+    if result.kl_loaded is None:
+        return "unchecked  --no-check: what was written was not loaded again"
+    kl = 1e3 * result.kl_loaded
+    return f"checked    loaded again, KL {kl:.4f} millinats per token on the held-out windows"
 
 
 def _verdict(result: Healed) -> str:
