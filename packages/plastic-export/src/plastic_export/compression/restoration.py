@@ -11,6 +11,7 @@ from plastic_runtime import Track, untracked
 
 from plastic_export.checkpoint.tensors import COMPANIONS
 from plastic_export.compression.verification import verify
+from plastic_export.evaluation.output_check import run_alone
 from plastic_export.exact.exactness import EXACT, Exact
 from plastic_export.folder.manifest import Manifest, read_manifest
 from plastic_export.folder.output import OutputFolder
@@ -31,6 +32,8 @@ class Restored:
         exact: Names of the tensors whose bits are those of the source.
         bounds: Relative Frobenius error of every other tensor, by name.
         proved: Whether every tensor was compared with the SHA-256 that it had in the source.
+        checked: How many tokens of text ran through it, with finite predictions, before it was
+            published; 0 where nothing was run.
 
     Examples:
         >>> result = restore("FACTORED", "DENSE")
@@ -42,9 +45,12 @@ class Restored:
     exact: tuple[str, ...]
     bounds: dict[str, float]
     proved: bool = False
+    checked: int = 0
 
 
-def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> Restored:
+def restore(
+    out: str | Path, dest: str | Path, *, check: bool = True, track: Track = untracked
+) -> Restored:
     """Write the dense checkpoint that ``out`` was made from, with every component awake.
 
     If ``out`` was compressed with ``exact``, every tensor comes back with the bits it had, of a
@@ -57,11 +63,14 @@ def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> R
     Args:
         out: Folder written by ``compress``. It is verified first.
         dest: Folder to write; must not exist, or be empty.
+        check: Run one window of text through what is written before it is published, unless its
+            digests prove it. Needs mlx-lm.
         track: Wraps the long loops.
 
     Raises:
         FormatError: If ``out`` is damaged, or was written by a plan without ``exact``, so that
             nothing of it sleeps.
+        FailedCheckError: If what was written cannot be run. It is not published.
         OSError: If writing fails. Nothing is left behind.
 
     Examples:
@@ -82,11 +91,11 @@ def restore(out: str | Path, dest: str | Path, *, track: Track = untracked) -> R
         raise FormatError(defects[0])
     if exactly:
         return _restore_exactly(folder, Path(dest), track)
-    return _restore_parked(folder, Path(dest), manifest, contents, track)
+    return _restore_parked(folder, Path(dest), manifest, contents, check, track)
 
 
 def _restore_parked(
-    folder: Path, dest: Path, manifest: Manifest, contents: Contents, track: Track
+    folder: Path, dest: Path, manifest: Manifest, contents: Contents, check: bool, track: Track
 ) -> Restored:
     """Write every tensor of the source, with what sleeps of it awake."""
     stored_anew = {n: p for n, p in contents.parts.items() if p.present}
@@ -104,9 +113,10 @@ def _restore_parked(
             copy_file(MODEL_FILE, target / MODEL_FILE.name)
         write_json(target / "config.json", config)
         stored.model.copy_side_files(target)
+        tokens = run_alone(target, dest) if check else 0
     exact = tuple(spec.name for spec in specs if spec.name not in stored_anew)
     bounds = {name: manifest.matrices[name].restored_error for name in stored_anew}
-    return Restored(dest, exact, bounds)
+    return Restored(dest, exact, bounds, checked=tokens)
 
 
 def _restore_exactly(folder: Path, dest: Path, track: Track) -> Restored:

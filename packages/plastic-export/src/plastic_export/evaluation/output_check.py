@@ -13,7 +13,7 @@ from plastic_core.files import FormatError, noting
 from plastic_core.linalg import to_numpy
 
 from plastic_export.calibration.text import Calibration
-from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.evaluation.by_blocks import logits_by_blocks
 from plastic_export.evaluation.check_window import check_window
 from plastic_export.model.divergence import divergence_in, log_softmax_in
@@ -182,6 +182,35 @@ class OutputChecker:
             f"what was written is {kl:.4g} nats per token from its source on "
             f"{self._window.text}{asked}, top-1 agreement {top1:.1%}; at most {limit:.4g} may be"
         )
+
+
+def run_alone(folder: Path, name: str | Path) -> int:
+    """Run one window of text through a checkpoint that is compared with nothing.
+
+    Args:
+        folder: Where its files are at the moment.
+        name: What it is called in errors.
+
+    Returns:
+        How many tokens ran through it.
+
+    Raises:
+        FailedCheckError: If mlx-lm cannot load or run it, or its predictions are not finite.
+        OSError: If a file cannot be read.
+    """
+    try:
+        with open_checkpoint(folder) as checkpoint:
+            window = check_window(checkpoint, None)
+        log_p = _predictions(folder, window.tokens)
+        if not np.isfinite(_mean_divergence(log_p, log_p)):
+            raise ValueError(f"its predictions for {window.text} are not finite")
+    except (OSError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # mlx-lm's own code, which raises what it likes
+        reason = str(error) if isinstance(error, FormatError) else brief(error)
+        reason = f"what was written cannot be run: {reason}"
+        raise FailedCheckError(f"{name}: {reason}; {UNCHECKED}") from error
+    return len(log_p)
 
 
 def _predictions(folder: Path, tokens: mx.array) -> Predictions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from plastic_export.compression.restoration import Restored
+from plastic_export.reporting.output_check import check_line
 from plastic_export.reporting.tables import Presented
 
 
@@ -13,7 +14,16 @@ def present_restored(result: Restored) -> Presented:
     exact = f"{result.dest}: {len(result.exact)} tensors bit for bit as in the source"
     if result.proved:
         exact += ", all of them: each has the SHA-256 it had there"
-    return Presented(asdict(result), [exact, *_woken(result)])
+    return Presented(asdict(result), [exact, *_woken(result), *_checked(result)])
+
+
+def _checked(result: Restored) -> list[str]:
+    """Say what ran through it, unless digests prove more."""
+    if result.proved:
+        return []
+    if not result.checked:
+        return [check_line(None)]
+    return [f"checked    {result.checked} tokens ran through it, every prediction finite"]
 
 
 def _woken(result: Restored) -> list[str]:
