@@ -507,6 +507,26 @@ def test_a_finished_run_started_again_changes_nothing(tiny: Any, tmp_path: Path)
     assert snapshot(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("name", ["adapters.safetensors", "adapter_config.json"])
+def test_an_adapter_that_was_trained_further_is_never_replaced(
+    tiny: Any, tmp_path: Path, name: str
+) -> None:
+    out = train(tiny.base, tiny.data, tmp_path / "run", replace(SHORT, steps=4)).out
+    mine = out / "adapters" / name
+    if name.endswith(".json"):
+        mine.write_text(json.dumps(json.loads(mine.read_text()) | {"num_layers": 1}))
+    else:
+        tensors = {name: 2 * array for name, array in load_safetensors(mine).items()}
+        mx.save_safetensors(str(mine), tensors, {"format": "mlx"})
+    before = snapshot(out)
+    with pytest.raises(FormatError, match=rf"{name}.*not what this run wrote.*move it elsewhere"):
+        train(tiny.base, tiny.data, out, replace(SHORT, steps=4))
+    assert snapshot(out) == before
+    mine.unlink()
+    train(tiny.base, tiny.data, out, replace(SHORT, steps=4))
+    assert mine.exists()
+
+
 def test_a_folder_that_was_just_begun_is_ours(tiny: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()

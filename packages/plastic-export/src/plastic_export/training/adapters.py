@@ -9,7 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 from plastic_core import RankLayer
-from plastic_core.files import dtype_name, export_safetensors, write_json
+from plastic_core.files import (
+    FormatError,
+    array_bytes,
+    dtype_name,
+    export_safetensors,
+    read_arrays,
+    read_json,
+    write_json,
+)
 from plastic_runtime import ByteCount
 
 from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
@@ -149,6 +157,37 @@ def _write(
     folder: Path, file: str, tensors: dict[str, mx.array], config: dict[str, Any], format: str
 ) -> Path:
     folder.mkdir(exist_ok=True)
+    _check_own(folder / file, _is_adapter(folder / file, tensors))
+    _check_own(folder / CONFIG, _is_config(folder / CONFIG, config))
     export_safetensors(folder / file, tensors, metadata={"format": format})
     write_json(folder / CONFIG, config)
     return folder
+
+
+def _check_own(file: Path, is_own: bool) -> None:
+    """Refuse to replace what was changed since, as by mlx-lm's own trainer."""
+    if file.exists() and not is_own:
+        reason = "it is not what this run wrote, and in the way of its adapter"
+        raise FormatError.about(file, reason, "move it elsewhere, then start the same command")
+
+
+def _is_adapter(file: Path, tensors: Mapping[str, mx.array]) -> bool:
+    """Tell whether a file holds exactly these tensors."""
+    try:
+        there, _ = read_arrays(file)
+    except (FormatError, FileNotFoundError):
+        return False
+    return there.keys() == tensors.keys() and all(
+        array.dtype == tensors[name].dtype
+        and array.shape == tensors[name].shape
+        and array_bytes(array).tobytes() == array_bytes(tensors[name]).tobytes()
+        for name, array in there.items()
+    )
+
+
+def _is_config(file: Path, config: dict[str, Any]) -> bool:
+    """Tell whether a file holds exactly this configuration."""
+    try:
+        return bool(read_json(file) == config)
+    except (FormatError, FileNotFoundError):
+        return False
