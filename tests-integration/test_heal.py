@@ -29,6 +29,8 @@ from plastic_export import (
     verify,
 )
 from plastic_export.format import PLAN_FORMATS
+from zoo.building import build_checkpoint
+from zoo.running import command
 
 T = TypeVar("T")
 Run = Callable[..., tuple[int, str, str]]
@@ -283,3 +285,45 @@ def test_a_text_that_is_too_short_is_refused(
     few = Calibration(calibration, window=64, windows=7)
     with pytest.raises(ValueError, match=r"needs 8 windows.*there are 7"):
         heal(rounded, checkpoint, tmp_path / "out", calibration=few, options=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "form"),
+    [
+        ("qwen3_5", "mixed"),
+        ("qwen3_5", "factored"),
+        ("qwen3_next", "mixed"),
+        ("falcon_h1", "factored"),
+    ],
+)
+def test_weights_that_mlx_lm_changes_on_loading_are_healed_as_they_are_loaded(
+    model_type: str, form: str, tmp_path: Path
+) -> None:
+    source = build_checkpoint(tmp_path / "SRC", model_type, "published")
+    rows = np.random.default_rng(0).integers(3, 500, (8, 17))
+    learned, held = tmp_path / "learned.npy", tmp_path / "held.npy"
+    np.save(learned, rows[:, :-1])
+    np.save(held, rows[-1:])  # with the token after them, all that they predict is measured
+    few = ("--calibration", learned, "--window", 16, "--windows", 8)
+    out, plan = tmp_path / "out", tmp_path / "plan.json"
+    if form == "mixed":
+        asked = ("--bits", 4, "--bits-per-weight", 5, "--out", plan)
+        command("plan", source, *few, *asked, "--exclude", "*.[023].*")
+        command("compress", source, out, "--plan", plan)
+    else:
+        command("compress", source, out, "--keep", 0.6, "--strategy", "stable")
+
+    def measured() -> float:
+        words = ("--text", held, "--window", 17, "--windows", 1)
+        (found,) = command("evaluate", out, "--reference", source, *words)
+        return float(found["kl"])
+
+    before = measured()
+    printed = command("heal", out, "--reference", source, *few, "--steps", 4)
+    after = measured()
+    assert printed["tensors"] > 0
+    assert printed["kl_before"] == pytest.approx(before, rel=1e-3, abs=1e-4)
+    assert printed["kl_after"] == pytest.approx(after, rel=1e-3, abs=1e-4)
+    assert printed["kl_loaded"] == pytest.approx(after, rel=1e-3, abs=1e-4)
+    assert after <= before + 1e-6
+    command("verify", out)
