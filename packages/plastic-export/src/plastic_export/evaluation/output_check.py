@@ -13,6 +13,7 @@ from plastic_core.files import FormatError, noting
 from plastic_core.linalg import to_numpy
 
 from plastic_export.calibration.text import Calibration
+from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.evaluation.by_blocks import logits_by_blocks
 from plastic_export.evaluation.check_window import check_window
@@ -117,12 +118,14 @@ class OutputChecker:
         """Run the source over the window.
 
         Raises:
-            FormatError: If mlx-lm cannot load or run it, or its predictions are not finite.
+            FormatError: If mlx-lm cannot load or run it, or its predictions are not finite (the
+                weight to blame is named).
             ModuleNotFoundError: If mlx-lm is not installed.
             OSError: If a file cannot be read.
         """
         folder = self._checkpoint.folder
-        with noting(f"an output is compared with it; {UNCHECKED}"):
+        compared = noting(f"an output is compared with it; {UNCHECKED}")
+        with compared, blaming_weights(self._checkpoint):
             try:
                 self._window = check_window(self._checkpoint, self._calibration)
                 self._log_q = _predictions(folder, self._window.tokens)
