@@ -104,9 +104,10 @@ def test_a_block_for_further_tokens_is_named_counted_and_carried_along(
         name for name in beyond if source[name].ndim > 1
     }
     assert left["left_bytes"] >= sum(source[name].nbytes for name in left["left"])
-    outs = row.work / "planned", row.work / "by_rank"
+    outs = [row.work / name for name in ("planned", "factored", "dense")]
     row.compress(outs[0], "--plan", row.work / "plan.json", "--bits-per-weight", 6)
-    row.compress(outs[1], "--keep", 0.8)
+    for out in outs[1:]:
+        row.compress(out, "--keep", 0.8, "--format", out.name)
     for out in outs:
         stored = tensors(out)
         assert all(same_bits(source[name], stored[name]) for name in beyond)

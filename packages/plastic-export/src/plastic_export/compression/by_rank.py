@@ -15,7 +15,7 @@ from plastic_select.rules import NEED_GRAM, as_rule
 
 from plastic_export.calibration.input_grams import Grams
 from plastic_export.calibration.text import Calibration
-from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import (
     chosen_names,
     compressible,
@@ -36,6 +36,7 @@ from plastic_export.format.table import RANK_FORMATS, format_named
 from plastic_export.model.stock import stock_model
 from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.source.source import Source
+from plastic_export.source.trace import trace_loading
 
 
 def compress(
@@ -175,6 +176,18 @@ def _kept_as_codes(config: dict[str, Any]) -> set[str]:
     return {path for path, m in model.named_modules() if hasattr(m, "bits") and "scales" in m}
 
 
+def _dropped(checkpoint: Checkpoint) -> set[str]:
+    """Return the tensors that mlx-lm drops on loading (towers, MTP): nothing shows their errors."""
+    try:
+        found = trace_loading(checkpoint.folder)
+    except (FormatError, ModuleNotFoundError):  # what it cannot load, it drops nothing of
+        return set()
+    if not all(found.origins[f"{path}.weight"].tensors for path, _, _ in found.kinds):
+        return set()  # some weights cannot be traced, so what is dropped cannot be told
+    used = {name for origin in found.origins.values() for name in origin.tensors}
+    return checkpoint.tensors.keys() - used
+
+
 def _carried_out(record: MatrixRecord) -> MatrixPlan:
     """Return the plan that a record says was carried out."""
     same = {f.name: getattr(record, f.name) for f in fields(MatrixPlan) if hasattr(record, f.name)}
@@ -190,7 +203,8 @@ def _chosen_names(
     if not loads:
         names = compressible(source.checkpoint.tensors, include=include, exclude=exclude)
         codes = _kept_as_codes(source.checkpoint.config) if names else set()
-        return [name for name in names if module_path(name) not in codes]
+        dropped = set[str]() if include else _dropped(source.checkpoint)
+        return [n for n in names if module_path(n) not in codes and n not in dropped]
     linears = [m.name for m in source.layers.values() if m.kind == "linear" and min(m.shape) > 1]
     _check_factorable(source, linears, include)
     default = [name for name in linears if is_inside(name)]
