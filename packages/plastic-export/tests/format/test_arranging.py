@@ -241,3 +241,31 @@ def test_config_of_an_output_says_how_what_stays_packed_is_packed(
     assert (layers[path].bits, layers[path].group_size) == (8, 32)
     stated = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
     assert stated[Q.removesuffix(".weight")]["bits"] == 4
+
+
+@pytest.mark.parametrize("format", ["dense", "factored"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        {"quant_method": "torchao"},
+    ],
+    ids=lambda said: said["quant_method"],
+)
+def test_what_another_tool_says_of_plain_weights_is_not_said_of_an_output(
+    make_checkpoint: Make, tmp_path: Path, said: dict[str, Any], format: str
+) -> None:
+    source = make_checkpoint("plain", quantization_config=said)
+    compress(source, tmp_path / "out", keep=0.6, strategy="energy", format=format)
+    stock_load(tmp_path / "out", trust_remote_code=True)
+
+
+def test_code_of_a_tokenizer_that_is_not_copied_is_told(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    source = make_checkpoint("coded")
+    named = {"auto_map": {"AutoTokenizer": [None, "tokenization_x.T"]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.warns(UserWarning, match="'auto_map' names code .* which is not copied"):
+        compress(source, tmp_path / "out", keep=0.6, strategy="energy")

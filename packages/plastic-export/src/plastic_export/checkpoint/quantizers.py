@@ -123,16 +123,22 @@ class Quantizer:
             FormatError: If it is such a tool, or a variant of a known one.
         """
         fault = self._fault()
-        if fault is None:
+        is_rotated = any(map(self.settings.get, _ROTATIONS))
+        is_idle = quantised == 0 and not self._is_known and not is_rotated
+        if fault is None or is_idle:  # mlx-lm does not look at what such a tool says
             return
         share = f", {quantised / total:.0%} of its bytes" if total else ""
         reason = f"the checkpoint is quantised by {self.method!r:.60}{share}, and {fault}"
         raise FormatError.about(file, reason, self.remedy(file.parent))
 
+    @property
+    def _is_known(self) -> bool:
+        return self.method in _BY_MLX_LM | _MADE_PLAIN
+
     def _fault(self) -> str | None:
         if self.method == "bitnet" and not mx.metal.is_available():
             return "mlx-lm's layers for it run on Metal alone"
-        if self.method is not None and self.method not in _BY_MLX_LM | _MADE_PLAIN:
+        if self.method is not None and not self._is_known:
             return "neither mlx-lm nor this package reads that"
         if self.method in _LAYOUTS and self.layout is None:
             return f"its layout {self._stated_layout!r:.60} is not read here"

@@ -38,6 +38,7 @@ from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents, Layout, offer_of
 from plastic_export.format.parts import Pieces
 from plastic_export.format.table import FORMATS
+from plastic_export.model.tokenizer import warn_of_tokenizer_code
 from plastic_export.plan.offers import Candidate
 from plastic_export.process.in_worker import in_worker
 from plastic_export.source.arrangement import Item
@@ -146,6 +147,7 @@ def write_compressed(
             records, digests = write_tensors(recipe, folder, output.started, track)
             write_config(folder, recipe.source, recipe.layout)
             contents.format.write_beside(folder, contents.chosen)
+            warn_of_tokenizer_code(checkpoint.folder)
             checkpoint.copy_side_files(folder)
             if exact:
                 names = recipe.layout.renamed

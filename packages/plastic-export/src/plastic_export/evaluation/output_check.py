@@ -19,6 +19,7 @@ from plastic_export.evaluation.by_blocks import logits_by_blocks
 from plastic_export.evaluation.check_window import check_window
 from plastic_export.model.divergence import divergence_in, log_softmax_in
 from plastic_export.model.library import brief
+from plastic_export.model.load import load_watched
 
 _FACTOR, _SHARE, _FLOOR, _MOST = 10.0, 0.1, 0.01, 1.5
 UNCHECKED = "give --no-check to write it without running it"
@@ -164,6 +165,7 @@ class OutputChecker:
     def _run_output(self, folder: Path, name: str | Path) -> Predictions:
         """Return its predictions, whatever goes wrong as one kind of error."""
         try:
+            load_watched(folder, lambda weights: weights, foreign=False)  # as mlx-lm itself does
             log_p = _predictions(folder, self._window.tokens)
             if log_p.shape != self._log_q.shape:
                 raise ValueError(

@@ -58,7 +58,8 @@ def quantized_config(source: Source, layout: Layout) -> dict[str, Any]:
     anew = stored_anew(contents)
     entries |= _kept_packings(source, anew)
     config = source.checkpoint.config
-    if layout.arrangement.is_whole and source.checkpoint.quantization is None:
+    is_plain = layout.arrangement.is_whole or not source.checkpoint.holds_codes
+    if is_plain and source.checkpoint.quantization is None:
         config = without_other_tools(config)
         if (source.checkpoint.folder / QUANTIZATION).exists():  # which mlx-lm reads else
             config |= {"quantization_config": None}

@@ -12,6 +12,7 @@ from plastic_core.files import FormatError, read_json, sha256_file
 from plastic_export.checkpoint.hub import fetch, is_repository
 from plastic_export.checkpoint.plain_path import plain_path
 from plastic_export.checkpoint.reader import Checkpoint, side_files_in
+from plastic_export.checkpoint.warning import warn_about
 from plastic_export.model.library import brief, mlx_lm_utils
 
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
@@ -101,6 +102,14 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise FormatError.about(folder, reason, _REMEDY) from error
     _check_vocabulary(tokenizer, folder)
     return tokenizer
+
+
+def warn_of_tokenizer_code(folder: Path) -> None:
+    """Warn that code which a tokenizer names is not carried along with its other files."""
+    if _needs_code(folder):
+        reason = "'auto_map' names code of the folder, which is not copied"
+        outcome = "put its file beside the output before you run that with --trust-remote-code"
+        warn_about(folder / _TOKENIZER_CONFIG, reason, outcome)
 
 
 def _needs_code(folder: Path) -> bool:
