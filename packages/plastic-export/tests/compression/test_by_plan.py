@@ -452,3 +452,24 @@ def test_a_packed_folder_is_inspected_as_the_dense_one_it_stands_for(
     }
     inside = [r for r in result.matrices if "layers" in r.name]
     assert sum(g.nbytes for g in packed.groups) == sum(r.stored_bytes for r in inside)
+
+
+@pytest.mark.parametrize(
+    ("bits", "needed"), [({4, 8}, None), ({3, 4}, ">=0.21"), ({2, 5, 6}, ">=0.26")]
+)
+def test_the_engines_that_an_output_needs_are_told(
+    checkpoint_folder: Path,
+    make_plan: Callable[..., LossPlan],
+    tmp_path: Path,
+    bits: set[int],
+    needed: str | None,
+) -> None:
+    names = [f"model.layers.0.self_attn.{n}_proj.weight" for n in "qkv"]
+    choices = {name: (width, 0, 0) for name, width in zip(names, sorted(bits), strict=False)}
+    make_plan(checkpoint_folder, tmp_path / "plan.json", choices, "mixed")
+    result = execute_plan(checkpoint_folder, tmp_path / "out", tmp_path / "plan.json")
+    manifest = json.loads((tmp_path / "out" / "plastic.json").read_text())
+    assert manifest.get("needs", {}).get("mlx") == needed
+    told = [line for line in map(str, present_by_plan(result).lines) if "or newer" in line]
+    assert len(told) == (needed is not None)
+    assert verify(tmp_path / "out") == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,3 +171,11 @@ def without_other_tools(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(text, dict):
         said["text_config"] = {k: v for k, v in text.items() if k != "quantization_config"}
     return {**config, **said}
+
+
+_SINCE = {3: "0.21", 6: "0.21", 5: "0.26"}
+
+
+def least_mlx(widths: Iterable[int]) -> str | None:
+    """Return the least version of MLX that packs in these bits; None where any has them."""
+    return max((_SINCE[bits] for bits in widths if bits in _SINCE), default=None)

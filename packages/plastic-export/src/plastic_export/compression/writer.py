@@ -17,6 +17,7 @@ import mlx.core as mx
 from plastic_core.files import Journal
 from plastic_runtime import LossGrams, Track
 
+from plastic_export.checkpoint.packing import least_mlx
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck, OutputChecker
 from plastic_export.exact.exactness import EXACT, write_exact
@@ -153,7 +154,8 @@ def write_compressed(
                 names = recipe.layout.renamed
                 digests |= write_exact(checkpoint, folder, contents, names, track=track)
             checkpoint.check_unchanged()
-            write_manifest(folder, identity | _arranged(recipe), records, digests)
+            beside = _arranged(recipe) | _needs(records)
+            write_manifest(folder, identity | beside, records, digests)
         return output.path, _checked(output, checker)
 
 
@@ -192,6 +194,17 @@ def compressed(
         exact_bytes=nbytes(EXACT),
         checked=checked,
     )
+
+
+def _needs(records: Iterable[MatrixRecord]) -> dict[str, Any]:
+    """Return what the manifest says of the engines that an output needs, if not any will do."""
+    least = least_mlx(widths_of(records))
+    return {} if least is None else {"needs": {"mlx": f">={least}"}}
+
+
+def widths_of(records: Iterable[MatrixRecord]) -> set[int]:
+    """Return the bits in which anything of these matrices is packed."""
+    return {bits for r in records for bits in (r.bits, r.factor_bits) if bits}
 
 
 def _arranged(recipe: Recipe) -> dict[str, Any]:

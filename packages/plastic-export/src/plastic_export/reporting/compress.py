@@ -8,8 +8,9 @@ from typing import Any
 from plastic_runtime import format_bytes
 from rich.table import Table
 
+from plastic_export.checkpoint.packing import least_mlx
 from plastic_export.compression.ranks import Plan
-from plastic_export.compression.writer import Compressed
+from plastic_export.compression.writer import Compressed, widths_of
 from plastic_export.plan.offers import BitsPlan
 from plastic_export.reporting.output_check import check_line
 from plastic_export.reporting.plan import budget_record
@@ -112,8 +113,17 @@ def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
         f"{adapter}",
         *([_exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),
         check_line(result.checked),
+        *_engine_lines(result),
         *result.how_to_run(),
     ]
+
+
+def _engine_lines(result: Compressed[BitsPlan]) -> list[str]:
+    """Say which engines are too old for the bits of an output."""
+    least = least_mlx(widths_of(result.matrices))
+    if least is None:
+        return []
+    return [f"needs      MLX {least} or newer for its bits; plan with --bits 4,8 for any"]
 
 
 def _edited(plan: BitsPlan) -> str:
