@@ -214,3 +214,9 @@ def test_a_gram_that_does_not_fit_is_refused(decompose: Callable[..., Any]) -> N
 def test_a_matrix_with_nan_is_refused(decompose: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"`A` must be finite"):
         decompose(np.array([[1.0, np.nan]]))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_an_empty_matrix_has_an_empty_basis(shape: tuple[int, int]) -> None:
+    basis = output_basis(np.zeros(shape, np.float32))
+    assert (basis.U.shape, basis.singular_values.shape) == ((shape[0], 0), (0,))
