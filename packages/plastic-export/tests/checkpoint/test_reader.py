@@ -158,11 +158,13 @@ def test_template_of_a_snapshot_is_a_link_to_its_blobs(hub_cache: Any, tmp_path:
 
 @pytest.mark.parametrize("place", ["hf_quant_config.json", "text_config"])
 def test_quantisation_that_mlx_lm_finds_elsewhere_counts(
-    make_checkpoint: MakeCheckpoint, place: str
+    make_checkpoint: MakeCheckpoint, tiny_weights: dict[str, mx.array], place: str
 ) -> None:
+    weights = tiny_weights | {"codes": mx.zeros((4, 4), mx.int8)}
     quantization = {"quant_method": "unheard of", "quantization": {"quant_algo": "FP8"}}
     is_nested = place == "text_config"
-    folder = make_checkpoint(text_config={"quantization_config": quantization} if is_nested else {})
+    text = {"quantization_config": quantization} if is_nested else {}
+    folder = make_checkpoint(weights=weights, text_config=text)
     if not is_nested:
         (folder / place).write_text(json.dumps(quantization))
     with pytest.raises(FormatError, match="quantised by 'unheard of'"):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from plastic_core.files import FormatError
 
@@ -21,6 +23,14 @@ class CheckpointWarning(UserWarning):
         ...     warnings.simplefilter("error", CheckpointWarning)  # refuse such checkpoints
         ...     open_checkpoint("SRC").close()
     """
+
+
+@contextmanager
+def told_before() -> Iterator[None]:
+    """Let nothing be told within the block that was told of its source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        yield
 
 
 def warn_about(

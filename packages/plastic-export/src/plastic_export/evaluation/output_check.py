@@ -15,6 +15,7 @@ from plastic_core.linalg import to_numpy
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.warning import told_before
 from plastic_export.evaluation.by_blocks import logits_by_blocks
 from plastic_export.evaluation.check_window import check_window
 from plastic_export.model.divergence import divergence_in, log_softmax_in
@@ -165,8 +166,9 @@ class OutputChecker:
     def _run_output(self, folder: Path, name: str | Path) -> Predictions:
         """Return its predictions, whatever goes wrong as one kind of error."""
         try:
-            load_watched(folder, lambda weights: weights, foreign=False)  # as mlx-lm itself does
-            log_p = _predictions(folder, self._window.tokens)
+            with told_before():
+                load_watched(folder, lambda weights: weights, foreign=False)  # as mlx-lm itself
+                log_p = _predictions(folder, self._window.tokens)
             if log_p.shape != self._log_q.shape:
                 raise ValueError(
                     f"it predicts {log_p.shape[1]} tokens, its source {self._log_q.shape[1]}"
@@ -204,9 +206,9 @@ def run_alone(folder: Path, name: str | Path) -> int:
         OSError: If a file cannot be read.
     """
     try:
-        with open_checkpoint(folder) as checkpoint:
+        with told_before(), open_checkpoint(folder) as checkpoint:
             window = check_window(checkpoint, None)
-        log_p = _predictions(folder, window.tokens)
+            log_p = _predictions(folder, window.tokens)
         if not np.isfinite(_mean_divergence(log_p, log_p)):
             raise ValueError(f"its predictions for {window.text} are not finite")
     except (OSError, MemoryError, ImportError):

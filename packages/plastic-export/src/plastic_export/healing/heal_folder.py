@@ -17,6 +17,7 @@ from plastic_runtime import Track, untracked
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.warning import told_before
 from plastic_export.compression.writer import check_room
 from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.exact.exactness import EXACT
@@ -181,7 +182,9 @@ def _loaded_divergence(
     judge, size = load_for_inference(original.folder), text.vocabulary
     teacher = Teacher(judge, text.tokens, vocabulary=size, uses=0, folder=written)
     try:
-        kl = Distillation(load_model(written), [], teacher, text.tokens, split).divergence({})
+        with told_before():
+            loaded = load_model(written)
+        kl = Distillation(loaded, [], teacher, text.tokens, split).divergence({})
     except FormatError as error:
         raise FailedCheckError(f"{result.out}: what was healed cannot be run: {error}") from error
     if not kl <= 1.01 * result.kl_before + 1e-4:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -71,11 +70,10 @@ def origins(leaves: Mapping[str, mx.array], arrays: Mapping[str, mx.array]) -> d
 
 def _exported(arrays: Sequence[mx.array]) -> Iterator[str]:
     """Yield the lines of the graph of these arrays as MLX writes it for Graphviz."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.dot"
-        mx.export_to_dot(str(path), *arrays)
-        with path.open() as lines:
-            yield from lines
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    text.seek(0)
+    yield from text
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from plastic_core.layer import is_stack
 
 from plastic_export.checkpoint.packing import Packing
 from plastic_export.checkpoint.tensors import Kind
-from plastic_export.checkpoint.warning import CheckpointWarning
+from plastic_export.checkpoint.warning import told_before
 from plastic_export.model.load import MODEL_FILE, load_watched
 from plastic_export.source.graph import Origin, origins
 
@@ -100,13 +99,12 @@ def trace_of_specs(specs: Iterable[TensorSpec], config: Mapping[str, Any]) -> Tr
         >>> all(origin.is_copy for origin in trace_of_specs(specs, config).origins.values())
         True
     """
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as name, told_before():
         folder = Path(name)
         write_json(folder / "config.json", config)
         if config.get("model_file") == MODEL_FILE.name:
             shutil.copyfile(MODEL_FILE, folder / MODEL_FILE.name)
         write_holes(folder / "model.safetensors", specs)
-        warnings.simplefilter("ignore", CheckpointWarning)  # the source was warned of
         return trace_loading(folder, foreign=False)._replace(parameters={})
 
 
