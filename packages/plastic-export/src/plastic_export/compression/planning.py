@@ -141,14 +141,16 @@ def plan_checkpoint(
             traced, plannable(traced, include, exclude, embeddings=embeddings)
         )
         undivided = _undivided(traced, include, exclude, embeddings)
-        _check_budgets(Remainder.of(traced, wanted), wanted, stated, choices, target)
+        left = Remainder.of(traced, wanted)
+        _check_budgets(left, wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
         _check_room(_grams(file), wanted, widest)
         identity = source_identity(checkpoint)
         measured = _priced(
             traced, identity, wanted, choices, calibration, file, widest, force, track
         )
-        left = Remainder.of(traced, [m.matrix for m in measured.offered])
+        if measured.skipped:
+            left = Remainder.of(traced, [m.matrix for m in measured.offered])
         plan = LossPlan(
             source=identity,
             calibration=calibration.record()
