@@ -24,6 +24,7 @@ from plastic_core.linalg.norms import (
 )
 from plastic_core.linalg.products import gram
 from plastic_core.linalg.thin import qr, thin_singular_values, thin_svd
+from plastic_core.linalg.threads import in_threads, one_blas_thread, product, using_workers, workers
 
 __all__ = [
     "Float32",
@@ -37,9 +38,12 @@ __all__ = [
     "eigh",
     "frobenius_norm",
     "gram",
+    "in_threads",
     "on_cpu",
     "on_gpu",
+    "one_blas_thread",
     "place",
+    "product",
     "qr",
     "solve_transposed",
     "spectral_norm",
@@ -47,4 +51,6 @@ __all__ = [
     "thin_singular_values",
     "thin_svd",
     "to_numpy",
+    "using_workers",
+    "workers",
 ]

@@ -16,12 +16,12 @@ from plastic_core.layer import Module
 
 
 @mx.custom_function
-def product(x: mx.array, W: mx.array) -> mx.array:
+def times_transposed(x: mx.array, W: mx.array) -> mx.array:
     """Multiply ``x W^T`` in NumPy, differentiable in both: ``(..., in)`` and ``(out, in)``."""
     return _shaped(_rows(x) @ _rows(W).T, (*x.shape[:-1], len(W)))
 
 
-@product.vjp
+@times_transposed.vjp
 def _backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
     x, W = primals
     G = _rows(gradient)
@@ -57,7 +57,7 @@ class PackedLinear(PackedWeight):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map ``(..., in)`` to ``(..., out)``."""
-        return _plus_bias(product(x, self.rows()), self)
+        return _plus_bias(times_transposed(x, self.rows()), self)
 
 
 class PackedEmbedding(PackedWeight):
@@ -69,7 +69,7 @@ class PackedEmbedding(PackedWeight):
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Map ``(..., size)`` to ``(..., vocabulary)``."""
-        return cast(mx.array, product(x, self.rows()))
+        return cast(mx.array, times_transposed(x, self.rows()))
 
 
 class DenseLinear(Module):
@@ -83,7 +83,7 @@ class DenseLinear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map ``(..., in)`` to ``(..., out)``."""
-        return _plus_bias(product(x, self.weight), self)
+        return _plus_bias(times_transposed(x, self.weight), self)
 
 
 class PackedRows(PackedWeight):
@@ -91,7 +91,7 @@ class PackedRows(PackedWeight):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map ``(..., r)`` to ``(..., out)``."""
-        return cast(mx.array, product(x, self.rows().T))
+        return cast(mx.array, times_transposed(x, self.rows().T))
 
 
 class DenseRows(Module):
@@ -103,7 +103,7 @@ class DenseRows(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map ``(..., r)`` to ``(..., out)``."""
-        return cast(mx.array, product(x, self.weight.T))
+        return cast(mx.array, times_transposed(x, self.weight.T))
 
 
 class AdaptedLinear(Module):
@@ -116,7 +116,7 @@ class AdaptedLinear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map ``(..., in)`` to ``(..., out)``."""
-        correction = product(product(x, self.lora_a.T), self.lora_b.T)
+        correction = times_transposed(times_transposed(x, self.lora_a.T), self.lora_b.T)
         return cast(mx.array, self.linear(x) + self.scale * correction)
 
 
