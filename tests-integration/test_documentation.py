@@ -27,7 +27,7 @@ WITH_PYTHON = [page for page in PAGES if "```python\n" in page.read_text()]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 LONGEST_README = 130
 LONGEST_PARAGRAPH = 400
-RUNNERS = ("uv run ", "uv run --with scikit-learn --with torch ", "")
+RUNNERS = ("uv run ", "uv run --with scikit-learn --with torch ", "uv run --with gguf ", "")
 
 
 def name_of(page: Path) -> str:
