@@ -34,6 +34,7 @@ from plastic_export.checkpoint import Kind
 from plastic_export.format import FORMATS, PLAN_FORMATS
 from plastic_export.plan import (
     CORRECTED_BITS,
+    backbones_of,
     choices_for,
     factor_bytes,
     offered_ranks,
@@ -76,16 +77,23 @@ def offered(m: Candidate, number: int, choices: Choices) -> Offered:
     s = np.arange(1.0, min(m.shape) + 1) ** -rng.uniform(0.3, 1.2)
     left = np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0) / (s @ s)
     scale, offers = 1e-2 * np.exp(rng.normal()), list[Offer]()
-    bases = [Offer(b, packed_bytes(m.shape, b, 64, m.dtype), scale * 4.0**-b) for b in own.bits]
+    bases = [backbone(m, *packing, scale) for packing in backbones_of(m, own)]
     offers += bases
     for base in [b for b in bases if (b.bits or 0) <= CORRECTED_BITS] + [Offer(None, 0, scale)]:
         for bits in own.factor_bits if base.bits or own.bare else ():
             for rank in offered_ranks(m, base, bits, own):
                 nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)
                 cost = base.cost * (left[rank] + 4.0**-bits)
-                offers.append(Offer(base.bits, nbytes, cost, rank, bits))
+                offers.append(base._replace(nbytes=nbytes, cost=cost, rank=rank, factor_bits=bits))
     kept = offers if own.ranks else pareto(offers)
     return Offered(m, (*kept, Offer.unchanged(m)))
+
+
+def backbone(m: Candidate, bits: int, group_size: int, scale: float) -> Offer:
+    """A backbone whose cost falls by four with every bit, and a little with smaller groups."""
+    cost = scale * 4.0**-bits * (group_size / 64) ** 0.3
+    nbytes = packed_bytes(m.shape, bits, group_size, m.dtype)
+    return Offer(bits, nbytes, cost, group_size=group_size)
 
 
 def choices_of(format: str) -> Choices:

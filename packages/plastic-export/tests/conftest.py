@@ -234,8 +234,8 @@ def random_grams(file: Path, matrices: list[Candidate]) -> None:
 def make_plan() -> Callable[..., LossPlan]:
     """``make_plan(source, file, choices, format)``: a plan of one budget, with its Grams.
 
-    ``choices`` gives the bits, rank and bits of factors of a matrix, by its tensor name; matrices
-    that it leaves out stay as they are.
+    ``choices`` gives what a matrix takes, by its tensor name; matrices that it leaves out stay as
+    they are.
     """
     return plan_of
 
@@ -247,8 +247,8 @@ def plan_of(
     with open_checkpoint(source) as checkpoint:
         matrices = linear_candidates(checkpoint)
         random_grams(grams, matrices)
-        offered = tuple(_offered(m, choices.get(m.name, (None, 0, 0))) for m in matrices)
-        chosen = {m.name: m.offer(*choices.get(m.name, (None, 0, 0))) for m in offered}
+        offered = tuple(_offered(m, choices.get(m.name, Choice(None))) for m in matrices)
+        chosen = {m.name: m.offer(*choices.get(m.name, Choice(None))) for m in offered}
         weights = sum(m.weights for m in matrices)
         budget = 8 * sum(o.nbytes for o in chosen.values()) / weights
         plan = LossPlan(
@@ -267,11 +267,12 @@ def plan_of(
 
 def _offered(m: Candidate, choice: Choice) -> Offered:
     """The matrix with one offer beside that of leaving it as it is."""
-    bits, rank, factor_bits = choice
-    nbytes = 0 if bits is None else packed_bytes(m.shape, bits, m.group_size, m.dtype)
+    bits, rank, factor_bits, size = choice
+    size = 0 if bits is None else size or m.group_size
+    nbytes = 0 if bits is None else packed_bytes(m.shape, bits, size, m.dtype)
     nbytes += factor_bytes(m.shape, rank, factor_bits, m.dtype) if rank else 0
     dense = Offer.unchanged(m)
-    own = () if choice == dense.choice else (Offer(bits, nbytes, 1e-4, rank, factor_bits),)
+    own = () if choice == dense.choice else (Offer(bits, nbytes, 1e-4, rank, factor_bits, size),)
     return Offered(m, (*own, dense))
 
 

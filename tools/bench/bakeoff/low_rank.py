@@ -72,8 +72,8 @@ class Study:
         """The matrix in so many bits with error feedback; without bits, nothing."""
         if bits is None:
             return np.zeros(m.shape, np.float32)
-        grams = self.grams[module_path(m.name)]
-        return rounded(self.checkpoint.matrix(m.name), bits, gram_roots(grams), m).dequantized()
+        W, roots = self.checkpoint.matrix(m.name), gram_roots(self.grams[module_path(m.name)])
+        return rounded(W, bits, roots, m, group_size=m.group_size).dequantized()
 
 
 def svd_llm(study: Study, out: Path, keep: float) -> Written:

@@ -25,7 +25,7 @@ from plastic_export.compression.verification import verify
 from plastic_export.folder.manifest import read_manifest
 from plastic_export.folder.shards import as_float32
 from plastic_export.plan.gram_uses import gram_roots
-from plastic_export.plan.offers import Candidate, plan_bits
+from plastic_export.plan.offers import Candidate, Choice, plan_bits
 from plastic_export.plan.pricing import price, rounded
 from plastic_export.reporting.compress import present_by_plan
 from plastic_export.source.source import Source
@@ -108,7 +108,8 @@ def test_every_tensor_is_what_the_plan_says_and_stock_mlx_lm_loads_it(
         path, bits = module_path(m.name), chosen[m.name].bits
         assert bits is not None
         W = as_float32(before[m.name])
-        expected = rounded(W, bits, gram_roots(grams[path]), m.matrix)
+        size = chosen[m.name].group_size
+        expected = rounded(W, bits, gram_roots(grams[path]), m.matrix, group_size=size)
         arrays = {leaf: after.pop(f"{path}.{leaf}") for leaf in expected.arrays()}
         assert all(same_bits(a, arrays[leaf]) for leaf, a in expected.arrays().items())
         assert sum(a.nbytes for a in arrays.values()) == chosen[m.name].nbytes
@@ -168,11 +169,11 @@ def test_a_plan_may_be_edited_to_anything_that_is_offered(
     def all_but_one_as_they_are(raw: Any) -> None:
         for choice in raw["budgets"][0]["matrices"].values():
             choice["bits"] = None
-        raw["budgets"][0]["matrices"][name]["bits"] = 8
+        raw["budgets"][0]["matrices"][name] |= {"bits": 8, "group_size": 32}
 
     edit(file, all_but_one_as_they_are)
     result = execute_plan(checkpoint_folder, out, file, budget=3.5)
-    assert result.plan.mix == {"8 bits": 1, "source": len(plan.matrices) - 1}
+    assert result.plan.mix == {"8 bits, groups of 32": 1, "source": len(plan.matrices) - 1}
     before, after = stored(checkpoint_folder), stored(out)
     assert all(same_bits(before[n], after[n]) for n in before if n != name)
     modules = dict(stock_load(out)[0].named_modules())
@@ -199,7 +200,8 @@ def test_a_quantised_source_keeps_what_is_kept_and_packs_the_rest_anew(
     modules = dict(stock_load(out)[0].named_modules())
     for m in plan.matrices:
         found = modules[module_path(m.name)]
-        expected = (8, 32) if m.name == kept else (chosen[m.name].bits, m.matrix.group_size)
+        offer = chosen[m.name]
+        expected = (8, 32) if m.name == kept else (offer.bits, offer.group_size)
         assert (found.bits, found.group_size) == expected
     with open_checkpoint(out) as checkpoint:
         assert checkpoint.shape(f"{DOWN}.weight") == (64, 96)
@@ -465,7 +467,7 @@ def test_the_engines_that_an_output_needs_are_told(
     needed: str | None,
 ) -> None:
     names = [f"model.layers.0.self_attn.{n}_proj.weight" for n in "qkv"]
-    choices = {name: (width, 0, 0) for name, width in zip(names, sorted(bits), strict=False)}
+    choices = {name: Choice(width) for name, width in zip(names, sorted(bits), strict=False)}
     make_plan(checkpoint_folder, tmp_path / "plan.json", choices, "mixed")
     result = execute_plan(checkpoint_folder, tmp_path / "out", tmp_path / "plan.json")
     manifest = json.loads((tmp_path / "out" / "plastic.json").read_text())

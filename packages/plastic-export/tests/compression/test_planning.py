@@ -85,13 +85,14 @@ def test_an_embedding_is_packed_in_every_format_and_stock_mlx_lm_loads_it(
     plan = planned(source, text, format, budgets=[3.0])
     offers = {m.name: m.offers for m in plan.matrices}[f"{EMBEDDING}.weight"]
     assert {o.rank for o in offers} == {0}
-    bits = plan.budgets[0].chosen[f"{EMBEDDING}.weight"].bits
-    assert bits is not None
+    offer = plan.budgets[0].chosen[f"{EMBEDDING}.weight"]
+    assert offer.bits is not None
     result = written(source, text)
     assert verify(result.out) == []
     assert result.plan.bits_per_weight <= 3.0
     model, config = stock_load(result.out, trust_remote_code=result.needs_model_file)
-    assert config["quantization"][EMBEDDING] == {"bits": bits, "group_size": 64}
+    packing = {"bits": offer.bits, "group_size": offer.group_size}
+    assert config["quantization"][EMBEDDING] == packing
     assert isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
     if result.adapter_bytes:
         load_adapters(model, str(result.out / "adapters"))
@@ -115,7 +116,8 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
         assert counts.sum() == TOKENS
         for offer in offered.offers[:-1]:
             assert offer.bits is not None
-            D = E - rounded(E, offer.bits, gram_roots(combined_grams(uses)), m).dequantized()
+            shared, size = gram_roots(combined_grams(uses)), offer.group_size
+            D = E - rounded(E, offer.bits, shared, m, group_size=size).dequantized()
             cost = half_trace(lookup.output.matrix, D, np.diag(smoothed(counts)))
             if kind == "tied":
                 R, C = (g.matrix for g in grams[f"{EMBEDDING}.as_linear"])
@@ -340,7 +342,8 @@ def test_every_expert_is_rounded_under_its_own_grams_and_stock_mlx_lm_loads_them
             if offer.bits is None:
                 continue
             for e, W in enumerate(traced.matrices(traced.layers[m.name])):
-                expected = rounded(W, offer.bits, gram_roots(Uses(m, grams).of(e)[0]), m)
+                roots, size = gram_roots(Uses(m, grams).of(e)[0]), offer.group_size
+                expected = rounded(W, offer.bits, roots, m, group_size=size)
                 for leaf, array in expected.arrays().items():
                     there = after[f"{m.name.removesuffix('weight')}{leaf}"][e]
                     assert mx.array_equal(there, array).item()

@@ -29,13 +29,13 @@ CORRECTED = "model.layers.1.mlp.up_proj"
 @pytest.fixture
 def run(readable: Path, tmp_path: Path, make_plan: Callable[..., LossPlan]) -> Run:
     """``run(format, **options)``: a compression in this format to ``out``."""
-    choices: dict[str, Choice] = {f"{path}.weight": (8, 0, 0) for path in PACKED}
+    choices: dict[str, Choice] = {f"{path}.weight": Choice(8) for path in PACKED}
 
     def compressed(format: str, **options: Any) -> Any:
         out = tmp_path / "out"
         if format in RANK_FORMATS:
             return compress(readable, out, keep=0.9, format=format, **options)
-        file, last = tmp_path / "plan.json", (8, 0, 0) if format == "mixed" else (8, 4, 16)
+        file, last = tmp_path / "plan.json", Choice(8) if format == "mixed" else Choice(8, 4, 16)
         make_plan(readable, file, choices | {f"{CORRECTED}.weight": last}, format)
         return execute_plan(readable, out, file, **options)
 

@@ -31,14 +31,15 @@ from plastic_export.exact.byte_planes import (
 from plastic_export.exact.exactness import EXACT, Exact
 from plastic_export.exact.prediction import Guess, exact_product
 from plastic_export.folder.manifest import read_manifest
+from plastic_export.plan.offers import Choice
 
 Make = Callable[..., Path]
 MLX = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 UP = "model.layers.1.mlp.up_proj"
 PLAN = {
-    "model.layers.0.self_attn.q_proj.weight": (4, 8, 8),
-    "model.layers.0.mlp.up_proj.weight": (None, 8, 16),
-    "model.layers.1.mlp.down_proj.weight": (3, 0, 0),
+    "model.layers.0.self_attn.q_proj.weight": Choice(4, 8, 8),
+    "model.layers.0.mlp.up_proj.weight": Choice(None, 8, 16),
+    "model.layers.1.mlp.down_proj.weight": Choice(3),
 }
 
 
@@ -103,7 +104,7 @@ def test_a_plan_comes_back_bit_for_bit(
 ) -> None:
     choices: Mapping[str, Any] = PLAN
     if format == "mixed":
-        choices = {name: (bits or 2, 0, 0) for name, (bits, _, _) in PLAN.items()}
+        choices = {name: Choice(bits or 2) for name, (bits, *_) in PLAN.items()}
     make_plan(checkpoint_folder, tmp_path / "plan.json", choices, format)
     out = tmp_path / "out"
     result = execute_plan(checkpoint_folder, out, tmp_path / "plan.json", exact=True)
@@ -171,9 +172,9 @@ def test_a_plan_of_a_packed_source_comes_back_whatever_its_groups(
         num_key_value_heads=4,
         vocab_size=160,
     )
-    choices: dict[str, Any] = {f"{path}.weight": (3, 0, 0) for path in paths if "embed" not in path}
+    choices: dict[str, Any] = {f"{path}.weight": Choice(3) for path in paths if "embed" not in path}
     if format == "corrected":
-        choices[f"{UP}.weight"] = (2, 8, 8)
+        choices[f"{UP}.weight"] = Choice(2, 8, 8)
     make_plan(source, tmp_path / "plan.json", choices, format)
     execute_plan(source, tmp_path / "out", tmp_path / "plan.json", exact=True)
     check_restored(source, tmp_path / "out", tmp_path / "dest")

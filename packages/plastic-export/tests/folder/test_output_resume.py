@@ -24,9 +24,9 @@ from plastic_export.plan.offers import Choice
 
 MATRIX = "model.layers.0.mlp.down_proj.weight"
 CHOICES: dict[str, Choice] = {
-    MATRIX: (4, 4, 8),
-    "model.layers.1.self_attn.q_proj.weight": (None, 8, 16),
-    "model.layers.1.mlp.up_proj.weight": (3, 0, 0),
+    MATRIX: Choice(4, 4, 8),
+    "model.layers.1.self_attn.q_proj.weight": Choice(None, 8, 16),
+    "model.layers.1.mlp.up_proj.weight": Choice(3),
 }
 
 Run = Any

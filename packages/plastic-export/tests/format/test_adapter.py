@@ -41,11 +41,11 @@ Q, K, DOWN, UP = (
 )
 HEAD = "lm_head.weight"
 CHOICES: dict[str, Choice] = {
-    Q: (3, 6, 16),
-    K: (2, 6, 16),
-    DOWN: (4, 6, 16),
-    UP: (4, 0, 0),
-    HEAD: (6, 6, 16),
+    Q: Choice(3, 6, 16),
+    K: Choice(2, 6, 16),
+    DOWN: Choice(4, 6, 16),
+    UP: Choice(4),
+    HEAD: Choice(6, 6, 16),
 }
 
 
@@ -166,7 +166,7 @@ def test_without_a_correction_there_is_no_adapter(
     checkpoint_folder: Path, make_plan: MakePlan, tmp_path: Path
 ) -> None:
     file, out = tmp_path / "plan.json", tmp_path / "out"
-    make_plan(checkpoint_folder, file, {UP: (4, 0, 0)}, "adapter")
+    make_plan(checkpoint_folder, file, {UP: Choice(4)}, "adapter")
     result = execute_plan(checkpoint_folder, out, file)
     assert result.adapter_bytes == 0
     assert not (out / "adapters").exists()
@@ -188,9 +188,9 @@ def test_what_is_printed_says_how_to_run_it_and_what_would_lose_it(
 
 
 REFUSED: list[tuple[Choice, str]] = [
-    ((None, 6, 16), r"takes no backbone and factors in 16 bits"),
-    ((4, 6, 8), r"takes a backbone and factors in 8 bits"),
-    ((4, 5, 16), r"one rank"),
+    (Choice(None, 6, 16), r"takes no backbone and factors in 16 bits"),
+    (Choice(4, 6, 8), r"takes a backbone and factors in 8 bits"),
+    (Choice(4, 5, 16), r"one rank"),
 ]
 
 

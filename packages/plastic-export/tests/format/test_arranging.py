@@ -25,7 +25,7 @@ from plastic_export.compression.verification import verify
 from plastic_export.format.arranging import unkept_layers
 from plastic_export.format.layout import Contents
 from plastic_export.format.mixed import MixedFormat
-from plastic_export.plan.offers import Offer
+from plastic_export.plan.offers import Choice, Offer
 from plastic_export.source.source import Source
 
 Make = Callable[..., Path]
@@ -128,7 +128,7 @@ def test_a_plan_is_written_so_that_mlx_lm_loads_it_as_its_source(
 ) -> None:
     source, _, kept = case
     file, out = tmp_path / "plan.json", tmp_path / "out"
-    make_plan(source, file, {Q: (8, 0, 0), UP: (8, 0, 0)}, "mixed")
+    make_plan(source, file, {Q: Choice(8), UP: Choice(8)}, "mixed")
     execute_plan(source, out, file, exact=exact)
     check_loaded(source, out, {Q, UP}, kept)
     loaded = stock_load(out)[0]
@@ -180,7 +180,7 @@ def test_a_source_that_no_output_can_be_loaded_like_is_refused_before_the_work(
     source = make_checkpoint("always", weights=tiny_weights | EXTRA)
     monkeypatch.setattr(llama.Model, "sanitize", always)
     file, out = tmp_path / "plan.json", tmp_path / "out"
-    make_plan(source, file, {Q: (8, 0, 0)}, "mixed")
+    make_plan(source, file, {Q: Choice(8)}, "mixed")
     with pytest.raises(FormatError, match=r"cannot be kept in an output: .*q_proj.*convert it"):
         execute_plan(source, out, file)
     assert not out.exists()
@@ -194,7 +194,7 @@ def test_a_layer_that_is_changed_whenever_it_is_loaded_can_stay_as_it_is(
     with open_checkpoint(source) as checkpoint:
         traced = Source.of(checkpoint)
         planned = plannable(traced)
-        offers = {m.name: Offer(8, 0, 0.0) for m in planned}
+        offers = {m.name: Offer(8, 0, 0.0, group_size=m.group_size) for m in planned}
         assert unkept_layers(traced, Contents.of(MixedFormat(), planned, offers)) == {Q}
         rest = [m for m in planned if m.name != Q]
         assert {*Remainder.of(traced, rest).weights} == {Q, TOWER}
@@ -217,7 +217,7 @@ def test_a_copy_of_the_tied_embedding_is_not_carried_along_but_comes_back_exactl
         if by_rank:
             compress(source, out, keep=0.6, strategy="energy", exact=True)
         else:
-            make_plan(source, file, {Q: (4, 0, 0)}, "mixed")
+            make_plan(source, file, {Q: Choice(4)}, "mixed")
             execute_plan(source, out, file, exact=True)
     assert any("it is not copied" in str(warning.message) for warning in said)
     assert HEAD not in load_safetensors(out / "model.safetensors")
@@ -235,7 +235,7 @@ def test_config_of_an_output_says_how_what_stays_packed_is_packed(
     parts = {f"{path}.{leaf}": a for leaf, a in zip(leaves, packed, strict=True)}
     packing = {"group_size": 32, "bits": 8}
     source = make_checkpoint("packed", weights=tiny_weights | parts, quantization=packing)
-    make_plan(source, tmp_path / "plan.json", {Q: (4, 0, 0)}, "mixed")
+    make_plan(source, tmp_path / "plan.json", {Q: Choice(4)}, "mixed")
     execute_plan(source, tmp_path / "out", tmp_path / "plan.json")
     layers = dict(stock_load(tmp_path / "out")[0].named_modules())
     assert (layers[path].bits, layers[path].group_size) == (8, 32)

@@ -47,23 +47,23 @@ LINEARS = [
 ]
 NAMES = [block + linear for block in BLOCKS for linear in LINEARS]
 FORMS: list[Choice] = [
-    (bits, 3 + i % 5, factor_bits)
+    Choice(bits, 3 + i % 5, factor_bits)
     for i, (bits, factor_bits) in enumerate(product((None, *BITS), (4, 8, UNPACKED)))
 ]
 MIXED: dict[str, Choice] = {  # one of each kind, the others as they are
-    NAMES[0]: (3, 5, 8),
-    NAMES[1]: (None, 7, 4),
-    NAMES[4]: (2, 3, UNPACKED),
-    NAMES[6]: (None, 9, UNPACKED),
-    NAMES[7]: (5, 0, 0),
-    HEAD: (4, 2, UNPACKED),
+    NAMES[0]: Choice(3, 5, 8),
+    NAMES[1]: Choice(None, 7, 4),
+    NAMES[4]: Choice(2, 3, UNPACKED),
+    NAMES[6]: Choice(None, 9, UNPACKED),
+    NAMES[7]: Choice(5),
+    HEAD: Choice(4, 2, UNPACKED),
 }
 
 
 def every_form(first: int) -> dict[str, Choice]:
     """Fourteen forms from ``first`` on for the layers of the blocks, and one for the head."""
     forms = {name: FORMS[(first + i) % len(FORMS)] for i, name in enumerate(NAMES)}
-    return forms | {HEAD: (4, 5, UNPACKED)}
+    return forms | {HEAD: Choice(4, 5, UNPACKED)}
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_stock_mlx_lm_loads_what_was_priced_bit_for_bit_and_applies_the_sum(
     found, before = parameters(model), load_safetensors(source / "model.safetensors")
     modules: dict[str, Any] = dict(model.named_modules())
     for path, (backbone, correction) in priced(source, plan, file).items():
-        bits, _, factor_bits = choice = choices[f"{path}.weight"]
+        bits, _, factor_bits, _ = choice = choices[f"{path}.weight"]
         bare = bits is None and factor_bits == UNPACKED
         own = tensors(path, backbone, correction, bare=bare)
         assert all(same_bits(found.pop(name), array) for name, array in own.items()), choice
@@ -209,7 +209,9 @@ def test_the_manifest_says_what_is_stored_and_how_far_it_is_from_the_source(
     parts = priced(checkpoint_folder, plan, file)
     with open_checkpoint(checkpoint_folder) as checkpoint:
         for name, record in manifest.matrices.items():
-            assert (record.bits, record.rank, record.factor_bits) == MIXED.get(name, (None, 0, 0))
+            choice = MIXED.get(name, Choice(None))
+            assert (record.bits, record.rank, record.factor_bits) == choice[:3]
+            assert record.group_size == (0 if choice.bits is None else 64)
             W = checkpoint.matrix(name).astype(np.float64)
             backbone, correction = parts[module_path(name)]
             if backbone is None and correction is None:
@@ -309,7 +311,7 @@ def test_without_a_correction_no_model_file_is_needed(
     checkpoint_folder: Path, make_plan: MakePlan, tmp_path: Path
 ) -> None:
     file, out = tmp_path / "plan.json", tmp_path / "out"
-    make_plan(checkpoint_folder, file, {NAMES[0]: (4, 0, 0)})
+    make_plan(checkpoint_folder, file, {NAMES[0]: Choice(4)})
     result = execute_plan(checkpoint_folder, out, file)
     assert not result.needs_model_file
     assert not (out / "plastic_model.py").exists()
@@ -350,7 +352,7 @@ def test_a_source_with_factored_layers_keeps_them(
         "plastic": {"version": 2, "ranks": {path: 4}, "corrected": {}},
     }
     source = make_checkpoint("factored", weights=weights, **own)
-    for number, choices in enumerate([{NAMES[0]: (4, 0, 0)}, MIXED]):
+    for number, choices in enumerate([{NAMES[0]: Choice(4)}, MIXED]):
         file, out = tmp_path / f"{number}.json", tmp_path / f"out-{number}"
         make_plan(source, file, choices)
         execute_plan(source, out, file)
@@ -363,7 +365,7 @@ def test_a_corrected_model_survives_quantisation_and_saving(
     checkpoint_folder: Path, make_plan: MakePlan, tmp_path: Path
 ) -> None:
     file, out, again = (tmp_path / name for name in ("plan.json", "out", "again"))
-    make_plan(checkpoint_folder, file, {NAMES[0]: (4, 5, UNPACKED)})
+    make_plan(checkpoint_folder, file, {NAMES[0]: Choice(4, 5, UNPACKED)})
     execute_plan(checkpoint_folder, out, file)
     model, config = quantize_model(*stock_load(out, trust_remote_code=True), 32, 8)
     save_model(again, model)
@@ -413,7 +415,7 @@ TAKEN_FOR_TIED: dict[str, dict[str, Any]] = {
 """Types whose ``sanitize`` takes a head that is stored otherwise for one that is missing."""
 
 
-@pytest.mark.parametrize("choice", [(4, 2, UNPACKED), (None, 9, UNPACKED)])
+@pytest.mark.parametrize("choice", [Choice(4, 2, UNPACKED), Choice(None, 9, UNPACKED)])
 @pytest.mark.parametrize("model_type", TAKEN_FOR_TIED)
 def test_a_head_that_is_stored_otherwise_is_not_taken_for_a_tied_one(
     make_checkpoint: Make, make_plan: MakePlan, tmp_path: Path, model_type: str, choice: Choice
@@ -425,7 +427,7 @@ def test_a_head_that_is_stored_otherwise_is_not_taken_for_a_tied_one(
     weights = {n: 0.1 * mx.random.normal(shape, key=keys[n]) for n, shape in shapes.items()}
     source = make_checkpoint("untied", weights=weights, **config)
     file, out = tmp_path / "plan.json", tmp_path / "out"
-    make_plan(source, file, {HEAD: choice, NAMES[0]: (4, 0, 0)})
+    make_plan(source, file, {HEAD: choice, NAMES[0]: Choice(4)})
     execute_plan(source, out, file)
     stock = stock_load(out, trust_remote_code=True)[0]
     head = dict(stock.named_modules())["lm_head"]

@@ -21,7 +21,7 @@ FEW = HealingOptions(steps=2, batch=2)
 def packed(readable: Path, tmp_path: Path, make_plan: Callable[..., Any]) -> Path:
     """The checkpoint with three matrices in four bits."""
     paths = ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj")
-    choices: dict[str, Choice] = {f"model.layers.0.{path}.weight": (4, 0, 0) for path in paths}
+    choices: dict[str, Choice] = {f"model.layers.0.{path}.weight": Choice(4) for path in paths}
     make_plan(readable, tmp_path / "plan.json", choices, "mixed")
     return execute_plan(readable, tmp_path / "out", tmp_path / "plan.json").out
 

@@ -37,7 +37,9 @@ def offers(draw: st.DrawFn) -> list[Offered]:
         scale = draw(st.floats(1e-6, 1.0))
         noise = [draw(st.floats(0.5, 2.0)) for _ in BITS]
         packed = [
-            Offer(bits, packed_bytes(shape, bits, 64, "BF16"), scale * factor / 4**bits)
+            Offer(
+                bits, packed_bytes(shape, bits, 64, "BF16"), scale * factor / 4**bits, group_size=64
+            )
             for bits, factor in zip(BITS, noise, strict=True)
         ]
         dense = 2 * math.prod(shape)
@@ -150,9 +152,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def corrected(name: str, gains: dict[int, float]) -> Offered:
     """A matrix at 8 bytes and a cost of 8, which corrections of these ranks lower."""
-    ranks = [Offer(2, 8 + rank, 8.0 - gain, rank, 16) for rank, gain in gains.items()]
+    ranks = [Offer(2, 8 + rank, 8.0 - gain, rank, 16, 64) for rank, gain in gains.items()]
     m = Candidate(name, (8, 8), "BF16", 64, 128)
-    return Offered(m, (Offer(2, 8, 8.0), *ranks, Offer.unchanged(m)))
+    return Offered(m, (Offer(2, 8, 8.0, group_size=64), *ranks, Offer.unchanged(m)))
 
 
 def test_an_adapter_has_the_one_rank_that_is_best_over_all_matrices() -> None:
@@ -185,9 +187,15 @@ def test_no_matrix_at_all_is_refused() -> None:
 
 def test_bits_that_are_not_offered_are_refused_by_name() -> None:
     matrix = Candidate("a.weight", (4, 8), "BF16", 64, 64)
-    m = Offered(matrix, (Offer(2, 10, 1.0), Offer.unchanged(matrix)))
+    fine, coarse = Offer(2, 12, 1.0, group_size=32), Offer(2, 10, 2.0, group_size=128)
+    m = Offered(matrix, (coarse, fine, Offer.unchanged(matrix)))
     with pytest.raises(ValueError, match=r"'a\.weight' must be one of 2, null, .* got 7"):
         m.offer(7)
+    assert [m.offer(2, group_size=size) for size in (32, 128)] == [fine, coarse]
+    with pytest.raises(
+        ValueError, match=r"`group_size` .* in 2 bits must be one of 32, 128, got 64"
+    ):
+        m.offer(2)
     m = corrected("a.weight", {1: 1.0, 4: 2.0})
     assert m.offer(2, 4, 16).nbytes == 12
     with pytest.raises(ValueError, match=r"`rank` of 'a\.weight' must be one of 1, 4, got 3"):

@@ -18,7 +18,7 @@ from plastic_export.plan.offers import Candidate, Offer, Offered
 from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.pricing import Choices
 
-FEW = Choices(bits=(2, 4))
+FEW = Choices(bits=(2, 4), group_sizes=(64,))
 MADE_FOR = {"seed": 1, "bits": [2, 4]}
 MATRIX = Candidate("w", (64, 32), "BF16", 32, 4096)
 OFFERED = Offered(MATRIX, (Offer(2, 100, 1 / 3), Offer(None, 4096, 0.0)), 0.1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from plastic_core.factors import BITS
+from plastic_core.factors import BITS, GROUP_SIZES
 from plastic_core.files import FormatError
 from plastic_core.rounding import UNPACKED
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
@@ -40,10 +40,13 @@ from plastic_export.reporting.plots.replacing import check_replaceable
 DEFAULT = (3.0, 3.5, 4.5)  # bits per weight
 
 
-def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    offered = (*BITS, UNPACKED) if param.name == "factor_bits" else BITS
+_OFFERED = {"bits": BITS, "group_sizes": GROUP_SIZES, "factor_bits": (*BITS, UNPACKED)}
+
+
+def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    offered = _OFFERED[str(param.name)]
     words = [word.strip() for word in (value or "").split(",") if value is not None]
-    if not {*words} <= {str(bits) for bits in offered}:
+    if not {*words} <= {*map(str, offered)}:
         raise click.BadParameter(f"{value!r} must be some of {', '.join(map(str, offered))}")
     return tuple(sorted(map(int, words))) if words else None
 
@@ -55,8 +58,14 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @budget_option("size", several=True, help="Budgets: ")
 @budget_option("keep", several=True, help="Budgets: ")
 @format_option(PLAN_FORMATS, "mixed")
-@click.option("--bits", callback=_bits, help="Bits to choose from, such as 4,8; by default all.")
-@click.option("--factor-bits", callback=_bits, help="Bits of the entries of corrections.")
+@click.option("--bits", callback=_some, help="Bits to choose from, such as 4,8; by default all.")
+@click.option(
+    "--group-size",
+    "group_sizes",
+    callback=_some,
+    help="Weights per scale to choose from, such as 32,64; by default 32, 64 and 128.",
+)
+@click.option("--factor-bits", callback=_some, help="Bits of the entries of corrections.")
 @click.option(
     "--out", "file", type=FOLDER, default="plan.json", show_default=True, help="Plan to write."
 )
@@ -86,6 +95,7 @@ def plan_command(
     keep: list[Budget] | None,
     format_: Any,
     bits: tuple[int, ...] | None,
+    group_sizes: tuple[int, ...] | None,
     factor_bits: tuple[int, ...] | None,
     file: Path,
     window: int,
@@ -112,7 +122,7 @@ def plan_command(
         calibration=Calibration(calibration, window, windows, tokenizer),
         budgets=budgets or DEFAULT,
         format=format_,
-        choices=_choices(format_, bits, factor_bits),
+        choices=_choices(format_, bits, group_sizes, factor_bits),
         track=output.track,
         **selection,
     )
@@ -138,7 +148,10 @@ def _check_plot(file: Path, plot: Path) -> None:
 
 
 def _choices(
-    format: str, bits: tuple[int, ...] | None, factor_bits: tuple[int, ...] | None
+    format: str,
+    bits: tuple[int, ...] | None,
+    group_sizes: tuple[int, ...] | None,
+    factor_bits: tuple[int, ...] | None,
 ) -> Choices:
     """What the format offers, narrowed down."""
     choices = FORMATS[format].choices or Choices()
@@ -149,5 +162,8 @@ def _choices(
         offered = ", ".join(map(str, choices.bits))
         raise click.UsageError(f"--bits of --format {format} are some of {offered}")
     return replace(
-        choices, bits=bits or choices.bits, factor_bits=factor_bits or choices.factor_bits
+        choices,
+        bits=bits or choices.bits,
+        group_sizes=group_sizes or choices.group_sizes,
+        factor_bits=factor_bits or choices.factor_bits,
     )

@@ -19,7 +19,7 @@ from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered
 
-SCHEMA = 3
+SCHEMA = 4
 _PLAN = (
     "schema", "format", "source", "calibration", "grams", "left", "left_bytes", "skipped",
     "budgets", "matrices",
@@ -28,7 +28,7 @@ _BUDGET = ("asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "
 _MATRIX = (
     "shape", "dtype", "group_size", "source_bytes", "price_factor", "kind", "experts", "offers",
 )  # fmt: skip
-_OFFER = ("bits", "rank", "factor_bits", "bytes", "predicted_kl")
+_OFFER = ("bits", "group_size", "rank", "factor_bits", "bytes", "predicted_kl")
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
 
 
@@ -156,8 +156,9 @@ def grams_file(plan: LossPlan, file: Path) -> Path:
 def write_plan(file: Path, plan: LossPlan) -> None:
     """Write a plan.
 
-    Its choices may be edited: ``bits``, ``rank`` and ``factor_bits`` of a matrix to any that it
-    offers; without a rank the last two may be left out.
+    Its choices may be edited: ``bits``, ``group_size``, ``rank`` and ``factor_bits`` of a matrix to
+    any that it offers together. Without a rank the last two may be left out; without a group size
+    it is that of the matrix.
 
     Raises:
         ValueError: If ``file`` is a link or a folder.
@@ -211,8 +212,9 @@ def _budget_record(b: BitsPlan) -> dict[str, Any]:
 
 
 def _offer_record(o: Offer) -> dict[str, Any]:
+    groups = {"group_size": o.group_size} if o.group_size else {}
     part = {"rank": o.rank, "factor_bits": o.factor_bits} if o.rank else {}
-    return {"bits": o.bits, **part, "bytes": o.nbytes, "predicted_kl": o.cost}
+    return {"bits": o.bits, **groups, **part, "bytes": o.nbytes, "predicted_kl": o.cost}
 
 
 def is_plan(file: Path) -> bool:
@@ -303,14 +305,13 @@ def _check_entries(raw: Any, known: Sequence[str]) -> None:
 
 
 def _offer(raw: Mapping[str, Any]) -> Offer:
-    bits, rank, factor_bits = _choice(raw)
-    return Offer(bits, int(raw["bytes"]), float(raw["predicted_kl"]), rank, factor_bits)
+    return Offer(raw["bits"], int(raw["bytes"]), float(raw["predicted_kl"]), *_choice(raw)[1:])
 
 
 def _choice(raw: Mapping[str, Any]) -> Choice:
     _check_entries(raw, _OFFER)
-    rank = raw.get("rank", 0)
-    return raw["bits"], rank, raw.get("factor_bits", 0) if rank else 0
+    rank, size = raw.get("rank", 0), raw.get("group_size", 0)
+    return Choice(raw["bits"], rank, raw.get("factor_bits", 0) if rank else 0, size)
 
 
 def _named_choice(name: str, raw: Mapping[str, Any]) -> Choice:

@@ -319,7 +319,8 @@ class Remainder(NamedTuple):
 
 def _all_anew(planned: Sequence[Candidate]) -> Contents:
     """Return what becomes of the matrices if every one is stored anew."""
-    return Contents.of(MixedFormat(), planned, {m.name: Offer(8, 0, 0.0) for m in planned})
+    offers = {m.name: Offer(8, 0, 0.0, group_size=m.group_size) for m in planned}
+    return Contents.of(MixedFormat(), planned, offers)
 
 
 def _keepable(source: Source, wanted: Sequence[Candidate]) -> tuple[list[Candidate], list[Skipped]]:

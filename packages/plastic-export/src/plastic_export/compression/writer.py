@@ -298,7 +298,7 @@ def _record(name: str, contents: Contents, errors: Errors) -> MatrixRecord:
         spectral_error=errors.spectral,
         restored_error=errors.restored,
         bits=offer.bits,
-        group_size=m.group_size,
+        group_size=offer.group_size,
         rank=offer.rank,
         parked=parts.parked,
         factor_bits=offer.factor_bits,

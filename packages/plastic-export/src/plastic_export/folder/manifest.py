@@ -38,7 +38,7 @@ class MatrixRecord:
         restored_error: Relative Frobenius error with everything awake, after the cast to the
             storage type; 0 means bit-exact. Where nothing sleeps, ``relative_error``.
         bits: Bits of a code of its backbone; None where it has none.
-        group_size: Neighbouring inputs that share a scale of the backbone.
+        group_size: Neighbouring inputs that share a scale of the backbone; 0 where it has none.
         rank: Components awake: of a correction, or of the matrix where it has no backbone.
         parked: Components asleep.
         factor_bits: Bits of an entry of the factors; 16: in ``dtype``.

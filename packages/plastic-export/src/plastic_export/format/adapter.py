@@ -31,10 +31,10 @@ class AdapterFormat(PlanFormat):
 
     def check(self, choices: Mapping[str, Choice]) -> None:
         """Refuse corrections that mlx-lm could not lay over a quantised checkpoint."""
-        ranks = {rank for _, rank, _ in choices.values() if rank}
+        ranks = {choice.rank for choice in choices.values() if choice.rank}
         if len(ranks) > 1:
             raise ValueError(f"an adapter has one rank, but the matrices have {sorted(ranks)}")
-        for name, (bits, rank, factor_bits) in choices.items():
+        for name, (bits, rank, factor_bits, _) in choices.items():
             if rank and (bits is None or factor_bits != UNPACKED):
                 backbone = "no backbone" if bits is None else "a backbone"
                 raise ValueError(

@@ -30,11 +30,11 @@ class CorrectedFormat(PlanFormat):
         """Name it with the backbone, or with the second factor where that is a linear layer."""
         if offer.rank and offer.bits is not None:
             return f"{path}.base.bias"
-        return f"{path}.u.bias" if is_bare(*offer.choice) else f"{path}.bias"
+        return f"{path}.u.bias" if is_bare(offer) else f"{path}.bias"
 
     def own_layers(self, offer: Offer, parts: Parts) -> dict[str, Any]:
         """Return the rank and the packing: groups along the outputs, then along the inputs."""
-        if is_bare(*offer.choice):
+        if is_bare(offer):
             return {"ranks": offer.rank}
         if not offer.rank:
             return {}

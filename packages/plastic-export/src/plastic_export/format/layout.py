@@ -77,8 +77,14 @@ def candidate_of(record: MatrixRecord) -> Candidate:
 
 def offer_of(record: MatrixRecord) -> Offer:
     """Return the offer that a record says was taken."""
-    bits, rank, factor_bits = record.bits, record.rank, record.factor_bits
-    return Offer(bits, record.stored_bytes, record.predicted_kl, rank, factor_bits)
+    return Offer(
+        bits=record.bits,
+        nbytes=record.stored_bytes,
+        cost=record.predicted_kl,
+        rank=record.rank,
+        factor_bits=record.factor_bits,
+        group_size=record.group_size,
+    )
 
 
 @dataclass

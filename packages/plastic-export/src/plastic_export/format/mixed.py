@@ -20,7 +20,7 @@ class MixedFormat(PlanFormat):
 
     def check(self, choices: Mapping[str, Choice]) -> None:
         """Refuse corrections."""
-        if ranks := {rank for _, rank, _ in choices.values() if rank}:
+        if ranks := {choice.rank for choice in choices.values() if choice.rank}:
             raise ValueError(f"a plan of mixed bits has no corrections, but ranks {sorted(ranks)}")
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:

@@ -134,9 +134,9 @@ class Parts(NamedTuple):
         return [(p, stored) for p, stored in pairs if p is not None and stored is not None]
 
 
-def is_bare(bits: int | None, rank: int, factor_bits: int) -> bool:
+def is_bare(offer: Offer) -> bool:
     """Tell whether an offer is two plain factors and nothing else, as ``"factored"`` has them."""
-    return rank > 0 and bits is None and factor_bits == UNPACKED
+    return offer.rank > 0 and offer.bits is None and offer.factor_bits == UNPACKED
 
 
 def packed_backbone(m: Candidate, offer: Offer, path: str) -> Part | None:
@@ -144,13 +144,13 @@ def packed_backbone(m: Candidate, offer: Offer, path: str) -> Part | None:
     if offer.bits is None:
         return None
     name = f"{path}.weight"
-    return Part(name, m.shape, m.dtype, offer.bits, m.group_size, experts=m.experts)
+    return Part(name, m.shape, m.dtype, offer.bits, offer.group_size, experts=m.experts)
 
 
 def factor_parts(m: Candidate, offer: Offer) -> tuple[Part, Part]:
     """Return ``P.v.weight`` (rank, in) and ``P.u.weight``, (out, rank) if there is nothing else."""
     path, (out, in_) = module_path(m.name), m.shape
-    bare = is_bare(*offer.choice)
+    bare = is_bare(offer)
     return (
         _factor(f"{path}.v", (offer.rank, in_), m.dtype, offer),
         _factor(f"{path}.u", (offer.rank, out), m.dtype, offer, transposed=bare),

@@ -45,7 +45,7 @@ class Format:
     Examples:
         >>> from plastic_export.format import FORMATS
         >>> m = Candidate("p.weight", (64, 64), "BF16", group_size=64, source_bytes=8192)
-        >>> parts = FORMATS["mixed"].parts(m, Offer(4, 2304, 0.0))
+        >>> parts = FORMATS["mixed"].parts(m, Offer(4, 2304, 0.0, group_size=64))
         >>> [spec.name for spec in parts.backbone.specs]
         ['p.weight', 'p.scales', 'p.biases']
     """
@@ -67,7 +67,7 @@ class Format:
         """Refuse what this format cannot hold of a plan that may have been edited.
 
         Args:
-            choices: Bits, rank and bits of the factors by tensor name.
+            choices: What each matrix takes, by tensor name.
 
         Raises:
             ValueError: Naming what it cannot hold.

@@ -7,6 +7,7 @@ from plastic_export.plan.gram_uses import DAMPING, gram_roots
 from plastic_export.plan.offers import factor_bytes, packed_bytes
 from plastic_export.plan.pricing import (
     CORRECTED_BITS,
+    backbones_of,
     choices_for,
     offered_ranks,
     offers_of,
@@ -17,6 +18,7 @@ from plastic_export.plan.pricing import (
 __all__ = [
     "CORRECTED_BITS",
     "DAMPING",
+    "backbones_of",
     "choices_for",
     "factor_bytes",
     "gram_roots",

@@ -20,6 +20,15 @@ Overhead = Callable[["Candidate", "Offer"], int]
 """Bytes that an offer takes in the headers of the files, beside its own."""
 
 
+class Choice(NamedTuple):
+    """What tells the offers of a matrix apart; see `Offer`. A group size of 0 is the usual one."""
+
+    bits: int | None
+    rank: int = 0
+    factor_bits: int = 0
+    group_size: int = 0
+
+
 class Offer(NamedTuple):
     """One way of storing a matrix: a backbone, a correction, both, or as it is.
 
@@ -30,10 +39,11 @@ class Offer(NamedTuple):
         rank: The correction's rank; 0 for none. Without bits and rank the matrix stays as it
             is in the source.
         factor_bits: The bits of an entry of the correction; 16: in the matrix's own type.
+        group_size: Neighbouring inputs that share a scale of the backbone; 0 without one.
 
     Examples:
-        >>> Offer(4, nbytes=2560, cost=1e-3, rank=8, factor_bits=8).kind
-        '4 bits + rank'
+        >>> Offer(4, nbytes=2560, cost=1e-3, rank=8, factor_bits=8, group_size=64).kind
+        '4 bits, groups of 64 + rank'
         >>> Offer(None, nbytes=8192, cost=0.0).kind
         'source'
     """
@@ -43,6 +53,7 @@ class Offer(NamedTuple):
     cost: float
     rank: int = 0
     factor_bits: int = 0
+    group_size: int = 0
 
     @classmethod
     def nothing(cls) -> Offer:
@@ -57,17 +68,14 @@ class Offer(NamedTuple):
     @property
     def choice(self) -> Choice:
         """Return what tells it from the other offers of the matrix."""
-        return self.bits, self.rank, self.factor_bits
+        return Choice(self.bits, self.rank, self.factor_bits, self.group_size)
 
     @property
     def kind(self) -> str:
-        """``"source"``, ``"4 bits"``, ``"4 bits + rank"`` or ``"rank"``."""
+        """``"source"``, ``"4 bits, groups of 64"``, the same with ``" + rank"``, or ``"rank"``."""
         if self.bits is None:
             return "rank" if self.rank else "source"
-        return f"{self.bits} bits{' + rank' if self.rank else ''}"
-
-
-Choice = tuple[int | None, int, int]
+        return f"{self.bits} bits, groups of {self.group_size}{' + rank' if self.rank else ''}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Candidate:
         name: Tensor name; of a stack, that of the tensor that mlx-lm makes of it.
         shape: ``(out, in)`` of the dense weight, ``(tokens, width)`` of an embedding.
         dtype: Storage type of the scales: the weight's own, or its scales' where it is packed.
-        group_size: Neighbouring inputs that share a scale.
+        group_size: Neighbouring inputs that share a scale, where no other number is chosen.
         source_bytes: Bytes in the source, scales and offsets counted.
         kind: What layer it is the weight of.
         experts: How many matrices are stacked; 0 for a single one.
@@ -132,24 +140,44 @@ class Offered:
         """Name of the matrix."""
         return self.matrix.name
 
-    def offer(self, bits: int | None, rank: int = 0, factor_bits: int = 0) -> Offer:
-        """Return the offer of these bits, rank and bits of the factors.
+    def offer(
+        self, bits: int | None, rank: int = 0, factor_bits: int = 0, group_size: int = 0
+    ) -> Offer:
+        """Return the offer of these bits, rank, bits of the factors and group size.
+
+        Args:
+            bits: The bits of the backbone; None for no backbone.
+            rank: The rank of the correction.
+            factor_bits: The bits of its entries.
+            group_size: That of the backbone; 0 for the matrix's usual one (`Candidate`).
 
         Raises:
             ValueError: If there is none.
         """
-        for offer in self.offers:
-            if offer.choice == (bits, rank, factor_bits):
-                return offer
+        size = 0 if bits is None else group_size or self.matrix.group_size
         same = [o for o in self.offers if (o.bits, o.factor_bits) == (bits, factor_bits)]
-        if same:
-            known = ", ".join(str(o.rank) for o in same)
+        if not same:
+            known = ", ".join(sorted({_written(o.bits) for o in self.offers}))
+            known += f", `factor_bits` one of {sorted({o.factor_bits for o in self.offers})}"
+            raise ValueError(
+                f"`bits` of {self.name!r} must be one of {known}, got {bits!r} and {factor_bits!r}"
+            )
+        sizes = sorted({o.group_size for o in same})
+        if size not in sizes:
+            known = ", ".join(map(str, sizes))
+            raise ValueError(
+                f"`group_size` of {self.name!r} in {bits} bits must be one of {known}, got {size!r}"
+            )
+        ranks = {o.rank: o for o in same if o.group_size == size}
+        if rank not in ranks:
+            known = ", ".join(map(str, ranks))
             raise ValueError(f"`rank` of {self.name!r} must be one of {known}, got {rank!r}")
-        known = ", ".join(sorted({"null" if o.bits is None else str(o.bits) for o in self.offers}))
-        known += f", `factor_bits` one of {sorted({o.factor_bits for o in self.offers})}"
-        raise ValueError(
-            f"`bits` of {self.name!r} must be one of {known}, got {bits!r} and {factor_bits!r}"
-        )
+        return ranks[rank]
+
+
+def _written(bits: int | None) -> str:
+    """Return bits as a plan in JSON has them."""
+    return "null" if bits is None else str(bits)
 
 
 @dataclass(frozen=True)
@@ -201,13 +229,19 @@ class BitsPlan:
     @property
     def mix(self) -> dict[str, int]:
         """How many matrices are stored in which way (`Offer.kind`), fewest bits first."""
-        counts = Counter(offer.kind for offer in self.chosen.values())
-        return dict(sorted(counts.items(), key=lambda item: (item[0] == "source", item[0])))
+        ordered = sorted(self.chosen.values(), key=_by_bits)
+        return dict(Counter(offer.kind for offer in ordered))
 
     @property
     def rank(self) -> int:
         """The greatest rank of a correction, 0 where there is none."""
         return max((offer.rank for offer in self.chosen.values()), default=0)
+
+
+def _by_bits(offer: Offer) -> tuple[bool, float, int, bool]:
+    """Order offers by the bits of their backbones, then by what their scales take."""
+    is_source = offer.kind == "source"
+    return is_source, offer.bits or math.inf, -offer.group_size, offer.rank > 0
 
 
 def packed_bytes(shape: tuple[int, int], bits: int, group_size: int, dtype: str) -> int:

@@ -20,7 +20,7 @@ from plastic_core import (
     predicted_cost,
     priced_corrections,
 )
-from plastic_core.factors import BITS, best_group
+from plastic_core.factors import BITS, GROUP_SIZES, best_group
 from plastic_core.files import MLX_DTYPES, noting
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams, Track, untracked
@@ -47,7 +47,7 @@ from plastic_export.source.layers import Layer
 from plastic_export.source.source import Source
 
 LARGEST_GROUP = 64
-"""Neighbouring inputs of a backbone that share a scale, at most."""
+"""Neighbouring inputs of a backbone that share a scale where there is no choice, at most."""
 SWEPT_BITS = 4
 """Most bits for which coordinate descent is worth its time (heuristic)."""
 CORRECTED_BITS = 4
@@ -68,6 +68,8 @@ class Choices:
 
     Attributes:
         bits: The bits of backbones.
+        group_sizes: Neighbouring inputs that share a scale of a backbone: those that divide the
+            inputs of a matrix are offered, see `backbones_of`.
         factor_bits: The bits of corrections; empty for none.
         bare: Whether a correction may do without a backbone.
         ranks: The ranks of corrections; by default about `OFFERED_RANKS` up to what pays.
@@ -81,6 +83,7 @@ class Choices:
     factor_bits: tuple[int, ...] = ()
     bare: bool = False
     ranks: tuple[int, ...] = ()
+    group_sizes: tuple[int, ...] = GROUP_SIZES
 
 
 def candidate(layer: Layer) -> Candidate | None:
@@ -105,12 +108,40 @@ def choices_for(m: Candidate, choices: Choices) -> Choices:
     Examples:
         >>> table = Candidate("w", (80, 64), "BF16", 64, 10240, kind="embedding")
         >>> choices_for(table, Choices(bits=(4, 8), factor_bits=(8,)))
-        Choices(bits=(4, 8), factor_bits=(), bare=False, ranks=())
+        Choices(bits=(4, 8), factor_bits=(), bare=False, ranks=(), group_sizes=(32, 64, 128))
     """
-    return choices if m.kind == "linear" else Choices(bits=choices.bits)
+    if m.kind == "linear":
+        return choices
+    return Choices(bits=choices.bits, group_sizes=choices.group_sizes)
 
 
-def rounded(weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candidate) -> Backbone:
+def backbones_of(m: Candidate, choices: Choices) -> list[tuple[int, int]]:
+    """Return the bits and group size of every backbone that is offered for a matrix.
+
+    Where corrections are offered too, backbones have one group size: three would triple what is to
+    be priced. Where none of the chosen sizes divides the inputs, they have the usual one.
+
+    Examples:
+        >>> m = Candidate("w", (80, 64), "BF16", 64, 10240)
+        >>> backbones_of(m, Choices(bits=(4,)))
+        [(4, 32), (4, 64)]
+        >>> backbones_of(m, Choices(bits=(4, 8), factor_bits=(8,)))
+        [(4, 64), (8, 64)]
+    """
+    sizes = [size for size in choices.group_sizes if m.shape[1] % size == 0] or [m.group_size]
+    if choices.factor_bits:
+        sizes = [_usual(m, sizes)]
+    return [(bits, size) for bits in choices.bits for size in sizes]
+
+
+def _usual(m: Candidate, sizes: Sequence[int]) -> int:
+    """Return the group size that a matrix has where there is no choice, or the nearest one."""
+    return min(sizes, key=lambda size: abs(size - m.group_size))
+
+
+def rounded(
+    weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candidate, *, group_size: int
+) -> Backbone:
     """Return the weight in ``bits`` bits, as both a price and a written file mean it.
 
     Examples:
@@ -118,7 +149,8 @@ def rounded(weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candida
         >>> m = read_plan("plan.json").matrices[0].matrix
         >>> with GramFile("plan.grams.npz") as grams, open_checkpoint("SRC") as checkpoint:
         ...     roots = gram_roots(grams["lm_head"])
-        ...     backbone = rounded(checkpoint.matrix("lm_head.weight"), 4, roots, m)
+        ...     W = checkpoint.matrix("lm_head.weight")
+        >>> backbone = rounded(W, 4, roots, m, group_size=32)
         >>> backbone.dequantized().shape
         (80, 64)
     """
@@ -127,7 +159,7 @@ def rounded(weight: NDArray[np.float32], bits: int, roots: GramRoots, m: Candida
         bits,
         inputs=roots.inputs,
         outputs=roots.outputs,
-        group_size=m.group_size,
+        group_size=group_size,
         dtype=MLX_DTYPES[m.dtype],
         sweeps=2 if bits <= SWEPT_BITS else 0,
     )
@@ -138,8 +170,9 @@ def stored(
 ) -> tuple[Backbone | None, Correction | None]:
     """The backbone and the correction of an offer of one matrix; None for what it does without."""
     with noting(f"at {m.name!r}"):
-        roots = gram_roots(grams)
-        backbone = None if offer.bits is None else rounded(weight, offer.bits, roots, m)
+        roots, backbone = gram_roots(grams), None
+        if offer.bits is not None:
+            backbone = rounded(weight, offer.bits, roots, m, group_size=offer.group_size)
         if not offer.rank:
             return backbone, None
         R, C = roots
@@ -270,13 +303,14 @@ def offers_of(
     # A correction is for weights of one use.
     shared = roots[0] if len(uses) == 1 else gram_roots(combined_grams(uses))
     costly = [pair for pair, use in zip(roots, uses, strict=True) if not is_free(use)]
-    probed = min(choices.bits, key=lambda bits: abs(bits - PROBED_BITS))
-    for bits in choices.bits:
-        E = difference(weight, rounded(weight, bits, shared, m))
+    backbones = backbones_of(m, choices)
+    probed = min(backbones, key=lambda b: (abs(b[0] - PROBED_BITS), abs(b[1] - m.group_size)))
+    for bits, size in backbones:
+        E = difference(weight, rounded(weight, bits, shared, m, group_size=size))
         cost = sum((predicted_cost(E, inputs=R, outputs=C) for R, C in costly), 0.0)
-        base = Offer(bits, packed_bytes(m.shape, bits, m.group_size, m.dtype), cost)
+        base = _backbone(m, bits, size, cost)
         offers.append(base)
-        if probe is not None and bits == probed:
+        if probe is not None and (bits, size) == probed:
             factor = probe(-E.rows(slice(None)), cost)
         if bits <= CORRECTED_BITS:
             offers += _corrections(E, base, m, shared, choices)
@@ -289,13 +323,19 @@ def smallest_offers(m: Candidate, choices: Choices) -> list[Offer]:
     """Return the ways of storing a matrix among which the smallest one is, their costs unknown."""
     choices = choices_for(m, choices)
     found, nothing = [Offer.unchanged(m)], Offer.nothing()
-    for bits in choices.bits:
-        nbytes = m.matrices * packed_bytes(m.shape, bits, m.group_size, m.dtype)
-        found.append(Offer(bits, nbytes, 0.0))
+    for bits, size in backbones_of(m, choices):
+        backbone = _backbone(m, bits, size, 0.0)
+        found.append(backbone._replace(nbytes=m.matrices * backbone.nbytes))
     for bits in choices.factor_bits if choices.bare else ():
         ranks = offered_ranks(m, nothing, bits, choices)
         found += [_with_rank(nothing, m, rank, bits, 0.0) for rank in ranks[:1]]
     return found
+
+
+def _backbone(m: Candidate, bits: int, group_size: int, cost: float) -> Offer:
+    """Return the offer of a backbone alone, of one matrix."""
+    nbytes = packed_bytes(m.shape, bits, group_size, m.dtype)
+    return Offer(bits, nbytes, cost, group_size=group_size)
 
 
 def _corrections(
@@ -336,7 +376,7 @@ def offered_ranks(m: Candidate, base: Offer, bits: int, choices: Choices) -> lis
 
 def _with_rank(base: Offer, m: Candidate, rank: int, bits: int, cost: float) -> Offer:
     nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)
-    return Offer(base.bits, nbytes, cost, rank, bits)
+    return Offer(base.bits, nbytes, cost, rank, bits, base.group_size)
 
 
 def pareto(offers: Sequence[Offer]) -> list[Offer]:

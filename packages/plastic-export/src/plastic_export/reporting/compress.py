@@ -86,13 +86,14 @@ def _plan_record(result: Compressed[BitsPlan]) -> dict[str, Any]:
 
 
 def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
-    numbers = ("shape", "bits", "rank", "bytes", "of source", "predicted KL", "rel. error")
+    numbers = ("shape", "bits", "group", "rank", "bytes", "of source", "predicted KL", "rel. error")
     table = figures("matrix", *numbers)
     for r in result.matrices:
         table.add_row(
             r.name.removesuffix(".weight"),
             (f"{r.experts} x " if r.experts else "") + "{} x {}".format(*r.shape),
             "-" if r.bits is None else str(r.bits),
+            str(r.group_size or "-"),
             f"{r.rank} ({r.factor_bits} bits)" if r.rank else "-",
             format_bytes(r.stored_bytes),
             f"{r.stored_bytes / r.source_bytes:.1%}",

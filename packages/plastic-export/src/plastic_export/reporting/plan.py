@@ -59,7 +59,7 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
             format_bytes(b.nbytes + plan.left_bytes),
             f"{1e3 * b.cost:.3f} mnat",
             f"{b.gap:.2%}",
-            ", ".join(f"{count} x {kind}" for kind, count in b.mix.items()),
+            "; ".join(f"{count} x {kind}" for kind, count in b.mix.items()),
         )
     names = f": {', '.join(plan.left)}" if plan.left else ""
     untouched = f"{len(plan.left)} left as they are{names}"
