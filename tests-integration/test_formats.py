@@ -46,7 +46,7 @@ def test_the_bytes_on_disk_are_those_that_were_planned(
 def test_each_format_holds_what_is_its_own(in_every_format: Outputs) -> None:
     corrected = in_every_format["corrected"]
     assert corrected.needs_model_file
-    assert {"2 bits + rank", "rank"} <= corrected.plan.mix.keys()
+    assert {"2 bits, groups of 64 + rank", "rank"} <= corrected.plan.mix.keys()
     assert {r.rank for r in in_every_format["adapter"].matrices} == {0, 4}
     assert in_every_format["adapter"].adapter_bytes > 0
     assert in_every_format["mixed"].plan.rank == 0

@@ -211,7 +211,7 @@ def test_a_layer_that_is_not_finite_is_named(
 
 
 REFUSED = [
-    (["--bits-per-weight", "2"], ["at least 2.5", "got 2"]),
+    (["--bits-per-weight", "2"], ["at least 2.25", "got 2"]),
     (["--bits-per-weight", "3,17"], ["at most 16", "got 17", "dense"]),
     (["--bits-per-weight", "three"], ["three", "3,3.5,4.5"]),
     (["--bits-per-weight", ","], ["','", "3,3.5,4.5"]),

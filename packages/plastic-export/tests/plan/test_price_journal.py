@@ -147,7 +147,7 @@ def write_all(descriptor, line):
 
 journal.write_all = write_all
 few = Calibration(sys.argv[2], window=24, windows=8)
-file, choices = Path(sys.argv[3]), Choices(bits=(2, 4))
+file, choices = Path(sys.argv[3]), Choices(bits=(2, 4), group_sizes=(64,))
 plan_checkpoint(sys.argv[1], file, calibration=few, budgets=[5.0], choices=choices)
 """
 
