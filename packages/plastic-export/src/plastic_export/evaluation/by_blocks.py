@@ -51,13 +51,13 @@ def logits_by_blocks(folder: str | Path, tokens: mx.array) -> mx.array:
     Raises:
         FormatError, ModuleNotFoundError, OSError: As `load_model` does.
     """
-    with _many_files():
+    with many_files():
         return _run(_loaded(folder), modules_by_path(_loaded(folder)), tokens)
 
 
 def _run(model: nn.Module, unread: Mapping[str, nn.Module], tokens: mx.array) -> mx.array:
     """Run a model whose blocks take back what ``unread`` has when they have returned."""
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
 
     def around(path: str, call: BoundCall, x: mx.array) -> Any:
         """Let go of what a block has read."""
@@ -82,7 +82,7 @@ def _loaded(folder: str | Path) -> nn.Module:
     return model
 
 
-def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the items of ``model.layers`` by path; none where there is no such list."""
     items = getattr(model, "layers", None)
     wanted = {id(item) for item in items} if isinstance(items, list | tuple) else set()
@@ -90,7 +90,7 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _many_files() -> Iterator[None]:
+def many_files() -> Iterator[None]:
     """Raise the limit of open files within the block: every weight file is open, twice."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from plastic_core.files import FormatError
+from plastic_core.files import FormatError, sha256_file
 from plastic_core.linalg import on_cpu
 from plastic_runtime import Track, untracked
 
@@ -16,14 +19,10 @@ from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.evaluation.estimates import Evaluation, Vocabulary, estimate
-from plastic_export.evaluation.measures import Reference, Windows, measure_texts
-from plastic_export.model.load import load_for_inference
-
-_HELD = 2**30  # bytes of the reference's log-probabilities that are held between checkpoints
-
-_NOT_FINITE = (
-    "look for NaN and infinities in the weights; a model stored in float16 may need bfloat16"
-)
+from plastic_export.evaluation.measures import Windows
+from plastic_export.evaluation.reading import Reading
+from plastic_export.evaluation.saved_reference import SavedReference
+from plastic_export.folder.manifest import source_record
 
 
 def evaluate(
@@ -31,6 +30,7 @@ def evaluate(
     texts: Sequence[str | Path],
     *,
     reference: str | Path | None = None,
+    save_reference: str | Path | None = None,
     window: int = 256,
     windows: int = 24,
     tokenizer: str | Path | None = None,
@@ -50,6 +50,7 @@ def evaluate(
         [source],
         texts,
         reference=reference,
+        save_reference=save_reference,
         window=window,
         windows=windows,
         tokenizer=tokenizer,
@@ -62,6 +63,7 @@ def compare(
     texts: Sequence[str | Path],
     *,
     reference: str | Path | None = None,
+    save_reference: str | Path | None = None,
     window: int = 256,
     windows: int = 24,
     tokenizer: str | Path | None = None,
@@ -77,15 +79,18 @@ def compare(
     The tokens of the tokenizer are compared: rows with which a vocabulary is padded take no part
     in any softmax, so that models padded differently are compared as well.
 
-    Cost: the reference and one checkpoint in memory at a time, and of several checkpoints up to
-    1 GiB of the reference's log-probabilities. Where these do not fit, the reference runs again
-    for each checkpoint.
+    Cost: one block of one checkpoint in memory at a time, with what is outside its blocks; the
+    reference runs once, and its log-probabilities wait in a file, two bytes per token of the text
+    and of the vocabulary (`encode_log_probabilities`). Where nobody saves that, it is a temporary
+    one.
 
     Args:
         sources: Folders or Hub ids, in any format that this package writes or mlx-lm reads, all
             of one tokenizer. Each is compared with the first.
         texts: UTF-8 files, or files of token ids as in `Calibration`; each is measured by itself.
-        reference: Checkpoint to compare with, of the same tokenizer.
+        reference: Checkpoint to compare with, of the same tokenizer; or the file of an earlier
+            ``save_reference``, for the same texts, windows, tokenizer and kind of device.
+        save_reference: File to write the log-probabilities of ``reference`` to.
         window: Tokens per window; each is run from an empty context.
         windows: How many windows at most, spread evenly over each text.
         tokenizer: Folder or Hub id of the tokenizer of all; by default each has its own.
@@ -96,9 +101,10 @@ def compare(
         given, then all on the next.
 
     Raises:
-        ValueError: If there is no source, a text is shorter than one window, or two tokenizers
-            cut it differently.
-        FormatError: If a checkpoint or a text cannot be read, or predictions are not finite.
+        ValueError: If there is no source, a text is shorter than one window, two tokenizers
+            cut it differently, or there is no checkpoint whose log-probabilities were to be saved.
+        FormatError: If a checkpoint or a text cannot be read, predictions are not finite, a file
+            of log-probabilities is of something else, or ``save_reference`` exists.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If a file is missing or cannot be read.
 
@@ -115,23 +121,31 @@ def compare(
         raise ValueError("`sources` must name at least one checkpoint, got none")
     opened = [_opened(source) for source in sources]
     named = {repr(str(source)): each for source, each in zip(sources, opened, strict=True)}
+    is_saved = reference is not None and Path(reference).is_file()
+    _check_saving(reference, save_reference, is_saved=is_saved)
     judge = None
-    if reference is not None:
+    if reference is not None and not is_saved:
         judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
     readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
     ids = _same_windows(readers, texts, window, windows)
     exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
+    settings = _settings(texts, ids, window, windows)
+    rows = max(reader.rows for reader in readers.values())
     vocabulary = min(reader.size for reader in readers.values())
-    held = None
-    if judge is not None:
-        room = _HELD if len(sources) > 1 else 0
-        held = Reference(load_for_inference(judge.folder), room=room, vocabulary=vocabulary)
-    with blaming_weights(*named.values()):
+    with blaming_weights(*named.values()), ExitStack() as stack:
+        held = None
+        if is_saved:
+            held = stack.enter_context(SavedReference(Path(str(reference))))
+            held.check(settings, windows=sum(len(tokens) for _, tokens in ids))
+            vocabulary = min(vocabulary, held.vocabulary)
+        reading = Reading(ids, vocabulary, rows, track)
+        if judge is not None:
+            held = stack.enter_context(_run(reading, judge, reference, settings, save_reference))
         measured = [
-            _measure(source, each.folder, ids, held, vocabulary, track)
+            reading.measure(source, each.folder, held)
             for source, each in zip(sources, opened, strict=True)
         ]
-    known = Vocabulary(vocabulary, max(reader.rows for reader in readers.values()) - vocabulary)
+    known = Vocabulary(vocabulary, rows - vocabulary)
     return [
         estimate(
             str(source),
@@ -184,19 +198,44 @@ def _all_windows(
     ]
 
 
-def _measure(
-    source: str | Path,
-    folder: Path,
-    texts: Sequence[Windows],
-    reference: Reference | None,
-    vocabulary: int,
-    track: Track,
-) -> list[NDArray[np.float64]]:
-    """Measure a checkpoint on the texts; the model is gone when this returns."""
-    model = load_for_inference(folder)
-    measured = measure_texts(model, texts, reference, track, vocabulary=vocabulary)
-    for (text, _), values in zip(texts, measured, strict=True):
-        if not np.isfinite(values).all():
-            reason = f"its predictions of {text}, or the reference's, are not finite"
-            raise FormatError.about(source, reason, _NOT_FINITE)
-    return measured
+def _check_saving(reference: str | Path | None, file: str | Path | None, *, is_saved: bool) -> None:
+    """Refuse before the work what cannot be saved."""
+    if file is None:
+        return
+    if reference is None or is_saved:
+        raise ValueError("`save_reference` needs a `reference` that is a checkpoint, to be run")
+    if Path(file).exists():
+        raise FormatError.about(file, "it exists", "choose another file, or remove it")
+
+
+def _settings(
+    texts: Sequence[str | Path], ids: Sequence[Windows], window: int, windows: int
+) -> dict[str, Any]:
+    """Return what log-probabilities depend on beside the model, by the names for messages."""
+    return {
+        "window length": window,
+        "number of windows": windows,
+        "text": [sha256_file(text) for text in texts],
+        "tokenizer": [hashlib.sha256(np.asarray(t).tobytes()).hexdigest() for _, t in ids],
+        "device": "cpu" if on_cpu() else "gpu",
+        "precision": "float32" if on_cpu() else "as stored",
+    }
+
+
+@contextmanager
+def _run(
+    reading: Reading,
+    checkpoint: Checkpoint,
+    name: str | Path | None,
+    settings: Mapping[str, Any],
+    file: str | Path | None,
+) -> Iterator[SavedReference]:
+    """Run the reference once; its log-probabilities are in the file, or in one for the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        if file is None:
+            place = Path(folder) / "reference"
+        else:
+            place, settings = Path(file), {**settings, "reference": source_record(checkpoint)}
+        reading.write(place, str(name), checkpoint.folder, settings)
+        with SavedReference(place) as saved:
+            yield saved

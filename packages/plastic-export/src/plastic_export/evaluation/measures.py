@@ -94,7 +94,7 @@ def measure_texts(
     width = model(mx.zeros((1, 1), mx.int32)).shape[-1]
     measured = []
     for number, (text, tokens) in enumerate(texts):
-        rows = min(ROWS, max(1, LOGITS // (tokens.shape[1] * width)))
+        rows = rows_at_once(tokens.shape[1], width)
         starts = track(range(0, len(tokens), rows), f"reading {text}")
         parts = [
             _measure_batch(
@@ -104,6 +104,11 @@ def measure_texts(
         ]
         measured.append(np.hstack(parts))
     return measured
+
+
+def rows_at_once(length: int, width: int) -> int:
+    """Return how many windows of ``length`` tokens, with ``width`` logits each, run at a time."""
+    return min(ROWS, max(1, LOGITS // (length * width)))
 
 
 def log_probabilities(
@@ -117,13 +122,17 @@ def log_probabilities(
         vocabulary: How many tokens may follow; by default all that the model has logits for.
     """
     with use_numpy_attention():
-        logits: mx.array = model(tokens)[..., :vocabulary].astype(mx.float32)
-        mx.eval(logits)
+        return log_probabilities_of(model(tokens), vocabulary)
+
+
+def log_probabilities_of(logits: mx.array, vocabulary: int | None = None) -> LogProbabilities:
+    """Return the log-probabilities that logits mean; see `log_probabilities`."""
+    logits = logits[..., :vocabulary].astype(mx.float32)
+    mx.eval(logits)
     xp = library()
     return [log_softmax_in(xp, in_library(window, xp)) for window in logits]
 
 
-@np.errstate(invalid="ignore")  # what is not finite shows in the measures
 def _measure_batch(
     model: nn.Module,
     reference: Reference | None,
@@ -131,14 +140,28 @@ def _measure_batch(
     tokens: mx.array,
     vocabulary: int | None,
 ) -> NDArray[np.float64]:
-    xp = library()
     log_p = log_probabilities(model, tokens[:, :-1], vocabulary)
+    log_q = None if reference is None else reference(batch, tokens[:, :-1])
+    return measures_of(tokens, log_p, log_q)
+
+
+@np.errstate(invalid="ignore")  # what is not finite shows in the measures
+def measures_of(
+    tokens: mx.array, log_p: LogProbabilities, log_q: LogProbabilities | None
+) -> NDArray[np.float64]:
+    """Return the means within each window, shape (measures, windows); see `measure_texts`.
+
+    Args:
+        tokens: The windows, shape (windows, tokens).
+        log_p: What the model holds of all tokens but the first of each window.
+        log_q: What the reference holds of them, if there is one.
+    """
+    xp = library()
     targets = [xp.array(window)[1:, None] for window in tokens]
     measures = [
         [-xp.take_along_axis(p, t, axis=-1) for p, t in zip(log_p, targets, strict=True)],
     ]
-    if reference is not None:
-        log_q = reference(batch, tokens[:, :-1])
+    if log_q is not None:
         _check_vocabulary(log_p[0].shape[-1], log_q[0].shape[-1])
         pairs: list[tuple[Any, Any]] = list(zip(log_q, log_p, strict=True))
         measures.append([divergence_in(xp, xp.exp(q), q, p) for q, p in pairs])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple, cast
 
 import mlx.core as mx
@@ -75,7 +76,7 @@ class BlockChain:
     def entry(self, batch: mx.array) -> tuple[mx.array, list[Call]]:
         """Return what enters the first block, and the call of every block as the model makes it.
 
-        A call binds the other arguments, such as a mask. No block is run.
+        A call binds the other arguments, such as a mask. No block is run, nor what follows them.
         """
         entered: list[mx.array] = []
         calls: list[Call] = []
@@ -83,9 +84,11 @@ class BlockChain:
         def passing(path: str, call: Call, x: mx.array) -> mx.array:
             entered.append(x)
             calls.append(call)
+            if len(calls) == len(self.blocks):
+                raise _Entered
             return x
 
-        with intercepted(self.blocks, passing):
+        with suppress(_Entered), intercepted(self.blocks, passing):
             self.model(batch)
         return entered[0], calls
 
@@ -132,6 +135,10 @@ class BlockChain:
         with intercepted(self.blocks, step), intercepted(outside, elsewhere):
             logits = self.model(batch)
         return steps, logits, early, late
+
+
+class _Entered(Exception):  # it is no error
+    """All blocks were called; what follows them is not wanted."""
 
 
 class _Step(NamedTuple):

@@ -1,0 +1,71 @@
+"""Predictions block by block, to the bits of the model that is held as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from plastic_export.evaluation import streaming
+from plastic_export.evaluation.measures import log_probabilities
+from plastic_export.evaluation.streaming import Spool, log_probabilities_by_blocks
+from plastic_export.model.load import load_for_inference
+from plastic_runtime import untracked
+
+T = TypeVar("T")
+Windows = list[NDArray[Any]]
+
+
+def tokens_of() -> list[mx.array]:
+    rng = np.random.default_rng(0)
+    return [mx.array(rng.integers(0, 60, (rows, 9)), mx.int32) for rows in (2, 2, 1)]
+
+
+def both(folder: Path) -> tuple[Windows, Windows]:
+    batches = tokens_of()
+    model = load_for_inference(folder)
+    whole = [np.asarray(w) for b in batches for w in log_probabilities(model, b, 50)]
+    parts = log_probabilities_by_blocks(folder, batches, 50, untracked)
+    return whole, [np.asarray(window) for batch in parts for window in batch]
+
+
+def test_block_by_block_gives_the_same_bits(checkpoint_folder: Path) -> None:
+    for whole, parts in zip(*both(checkpoint_folder), strict=True):
+        np.testing.assert_array_equal(whole, parts)
+
+
+def test_a_model_that_is_no_chain_is_run_as_a_whole(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming.BlockChain, "of", lambda *_: None)
+    for whole, parts in zip(*both(checkpoint_folder), strict=True):
+        np.testing.assert_array_equal(whole, parts)
+
+
+def test_no_block_is_held_after_its_turn(checkpoint_folder: Path) -> None:
+    held: list[int] = []
+
+    def track(items: Sequence[T], description: str) -> Iterable[T]:
+        for item in items:
+            yield item
+            mx.clear_cache()
+            held.append(mx.get_active_memory())
+
+    for _ in log_probabilities_by_blocks(checkpoint_folder, tokens_of(), 50, track):
+        pass
+    assert len(held) > 1
+    assert max(held) - min(held) < 64 * 64 * 4  # bytes of one matrix
+
+
+def test_a_spool_returns_types_and_bits() -> None:
+    arrays = [mx.array([1.5, -0.0], mx.bfloat16), mx.array([[2**-24]], mx.float16)]
+    with Spool() as spool:
+        for array in arrays:
+            spool.write(array)
+        for array in arrays:
+            found = spool.read()
+            assert (found.dtype, found.tolist()) == (array.dtype, array.tolist())
