@@ -41,6 +41,15 @@ settings.register_profile("thorough", max_examples=1000, deadline=None, derandom
 settings.load_profile("fast")  # the other: pytest --hypothesis-profile=thorough
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the rounding before processes start side by side, which would each do it."""
+    if find_spec("plastic_core") is not None and not hasattr(config, "workerinput"):
+        from numpy import ones
+        from plastic_core.rounding import nearest_errors
+
+        nearest_errors(ones((1, 32)), 2, group_size=32)
+
+
 def pytest_report_header() -> list[str]:
     """Name what is left out, and why."""
     if not MISSING:

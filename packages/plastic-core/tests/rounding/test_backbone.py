@@ -15,8 +15,9 @@ from plastic_core.loss.feedback import feedback_of
 from plastic_core.loss.gram_root import GramRoot
 from plastic_core.loss.loss import predicted_cost
 from plastic_core.rounding.backbone import Backbone, error_feedback, round_to_nearest
-from plastic_core.rounding.grid import Grid, fitted_grid
+from plastic_core.rounding.levels import nearest_errors
 from plastic_core.rounding.one_sided import descend, round_with_feedback
+from plastic_core.rounding.rounded import Grid, Rounded
 from plastic_core.testing import EPS, repeatable, tolerance
 from plastic_core.testing import bits as bytes_of
 
@@ -165,31 +166,31 @@ def test_under_a_multiple_of_the_identity_every_entry_gets_the_nearest_level(
 
 def test_feedback_gives_the_codes_of_the_published_algorithm() -> None:
     W, H, size = weight(8, 96), damped(correlated(96)), 32
-    found = round_with_feedback(W.T.copy(), feedback_of(H), 3, size, mx.float32)
+    found = Rounded.empty(W, Grid(3, size, mx.float32))
+    round_with_feedback(found, feedback_of(H))
     upper = np.linalg.cholesky(np.linalg.inv(H)).T
     left = W.T.astype(np.float64)
     for j in range(96):
-        grid = found.grids[j // size]
-        codes = grid.codes(left[j].astype(np.float32))
-        assert codes.tolist() == found.codes[j].tolist()
-        error = (left[j] - grid.values(codes)) / upper[j, j]
+        step, start = found.levels[:, :, j // size]
+        codes = np.clip(np.rint((left[j].astype(np.float32) - start) / step), 0, 7)
+        assert codes.tolist() == found.codes[:, j].tolist()
+        error = (left[j] - (step * codes + start)) / upper[j, j]
         left[j:] -= np.outer(upper[j, j:], error)
 
 
 @repeatable
 @given(any_bits, seeds)
 def test_a_sweep_of_descent_never_raises_the_error(bits: int, seed: int) -> None:
-    W, H = weight(6, 64, seed=seed).T.copy(), damped(correlated(64, seed=seed))
+    W, H = weight(6, 64, seed=seed), damped(correlated(64, seed=seed))
     H /= np.trace(H) / 64
-    found = round_with_feedback(W, feedback_of(H), bits, 32, mx.bfloat16)
+    found = Rounded.empty(W, Grid(bits, 32, mx.bfloat16))
+    round_with_feedback(found, feedback_of(H))
 
     def error() -> float:
-        values = [
-            g.values(found.codes[r]) for g, r in zip(found.grids, found.groups(), strict=True)
-        ]
-        assert np.abs(found.E - (W - np.concatenate(values))).max() <= 4 * EPS
+        step, start = np.repeat(found.levels, 32, axis=2)
+        assert np.abs(found.E - (W - (step * found.codes + start))).max() <= 4 * EPS
         E = found.E.astype(np.float64)
-        return float(np.sum(E * (H @ E)))
+        return float(np.sum((E @ H) * E))
 
     before = error()
     for _ in range(3):
@@ -205,18 +206,16 @@ def test_fitted_levels_err_no_more_than_levels_from_least_to_largest(
     bits: int, seed: int, dtype: mx.Dtype, offset: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    T = (rng.standard_normal((32, 5)) + offset).astype(np.float32)
+    W = (rng.standard_normal((5, 32)) + offset).astype(np.float32)
     weights = rng.uniform(0.01, 1, 32).astype(np.float32)
-    low, step = T.min(axis=0), np.ptp(T, axis=0) / np.float32(2**bits - 1)
-    low, step = (np.asarray(mx.array(a).astype(dtype).astype(mx.float32)) for a in (low, step))
-
-    def error(grid: Grid) -> Float64:
-        E = T - grid.values(grid.codes(T)).astype(np.float64)
-        total: Float64 = weights.astype(np.float64) @ E**2
-        return total
-
-    even = error(Grid(step, low, bits))
-    assert (error(fitted_grid(T, weights, bits, dtype)) <= even * (1 + 1e-5)).all()
+    low, step = W.min(axis=1), np.ptp(W, axis=1) / np.float32(2**bits - 1)
+    low, step = (
+        np.asarray(mx.array(a).astype(dtype).astype(mx.float32))[:, None] for a in (low, step)
+    )
+    even = W - (step * np.clip(np.rint((W - low) / step), 0, 2**bits - 1) + low)
+    fitted = nearest_errors(W, bits, weights=weights, group_size=32, dtype=dtype)
+    errors = [E.astype(np.float64) ** 2 @ weights for E in (fitted, even)]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
 
 
 def test_the_identity_needs_no_gram() -> None:

@@ -9,8 +9,14 @@ from plastic_core import Backbone, GramRoot, difference, error_feedback, linalg,
 from plastic_core.factors.quantize import BITS
 from plastic_core.linalg import Float32, Float64
 from plastic_core.loss.feedback import feedback_of
-from plastic_core.rounding.one_sided import Rounded, descend, round_with_feedback
-from plastic_core.rounding.two_sided import TILE_OUTPUTS, descend_both_ways, round_both_ways
+from plastic_core.rounding.one_sided import round_one_sided
+from plastic_core.rounding.rounded import Grid, Rounded
+from plastic_core.rounding.two_sided import (
+    TILE,
+    descend_both_ways,
+    round_both_ways,
+    round_two_sided,
+)
 from plastic_core.testing import EPS, repeatable
 from plastic_core.testing import bits as bytes_of
 
@@ -44,12 +50,13 @@ def feedback(
 
 def cost(found: Rounded, R: Float64, C: Float64) -> float:
     E = found.E.astype(np.float64)
-    return float(np.sum((R @ E) * (E @ C)))
+    return float(np.sum((C @ E) * (E @ R)))
 
 
 def values(found: Rounded) -> Float32:
-    parts = zip(found.grids, found.groups(), strict=True)
-    return np.concatenate([grid.values(found.codes[rows]) for grid, rows in parts])
+    step, start = np.repeat(found.levels, found.grid.group_size, axis=2)
+    result: Float32 = step * found.codes + start
+    return result
 
 
 @repeatable
@@ -57,28 +64,27 @@ def values(found: Rounded) -> Float32:
 def test_the_identity_in_place_of_an_output_gram_changes_no_code(
     bits: int, seed: int, shape: tuple[int, int]
 ) -> None:
-    W, R = weight(*shape, seed).T.copy(), correlated(shape[1], seed)
-    one = round_with_feedback(W, feedback_of(R), bits, 32, mx.float32)
-    C = np.eye(shape[0])
-    both = round_both_ways(W, feedback_of(R), feedback_of(C), bits, 32, mx.float32)
+    W, R, C = weight(*shape, seed), correlated(shape[1], seed), np.eye(shape[0])
+    grid = Grid(bits, 32, mx.float32)
+    one = round_one_sided(W, feedback_of(R), grid, 0)
+    both = round_two_sided(W, feedback_of(R), feedback_of(C), grid, 0)
     # A sum in another order may move an entry that lies half way between two levels.
     assert np.mean(one.codes != both.codes) <= 0.01
-    assert cost(both, R, np.eye(shape[0])) == pytest.approx(
-        cost(one, R, np.eye(shape[0])), rel=0.02
-    )
+    assert cost(both, R, C) == pytest.approx(cost(one, R, C), rel=0.02)
 
 
-def test_every_code_is_the_nearest_to_what_the_formula_says() -> None:
+@pytest.mark.parametrize("outputs", [73, TILE + 9])
+def test_every_code_is_the_nearest_to_what_the_formula_says(outputs: int) -> None:
     """An entry after the other, in float64, as the docstring has it."""
-    W, R, C = weight(TILE_OUTPUTS + 9, 64).T.copy(), correlated(64), correlated(TILE_OUTPUTS + 9, 1)
-    found = round_both_ways(W, feedback_of(R), feedback_of(C), 3, 32, mx.float32)
+    W, R, C = weight(outputs, 64), correlated(64), correlated(outputs, 1)
+    found = Rounded.empty(W, Grid(3, 32, mx.float32))
+    round_both_ways(found, feedback_of(R), feedback_of(C))
     F, K = feedback_of(R).F, feedback_of(C).F
-    error = W.T.astype(np.float64) - values(found).T
+    error = W.astype(np.float64) - values(found)
     above = K.T @ error
-    target = W.T + above + (error + above) @ F
-    moved = np.abs(target - values(found).T)
-    step = np.repeat(np.array([grid.step for grid in found.grids]).T, 32, axis=1)
-    low = np.repeat(np.array([grid.start for grid in found.grids]).T, 32, axis=1)
+    target = W + above + (error + above) @ F
+    moved = np.abs(target - values(found))
+    step, low = np.repeat(found.levels, 32, axis=2)
     inside = (target >= low - step / 2) & (target <= low + 7.5 * step)
     assert inside.mean() > 0.9
     assert (moved <= step * (0.5 + 1e-4))[inside].all()
@@ -87,12 +93,9 @@ def test_every_code_is_the_nearest_to_what_the_formula_says() -> None:
 @repeatable
 @given(any_bits, seeds)
 def test_a_sweep_never_raises_the_cost_and_keeps_track_of_the_error(bits: int, seed: int) -> None:
-    W, R, C = (
-        weight(TILE_OUTPUTS + 6, 64, seed).T.copy(),
-        correlated(64, seed),
-        correlated(70, seed + 1),
-    )
-    found = round_both_ways(W, feedback_of(R), feedback_of(C), bits, 32, mx.bfloat16)
+    W, R, C = weight(70, 64, seed), correlated(64, seed), correlated(70, seed + 1)
+    found = Rounded.empty(W, Grid(bits, 32, mx.bfloat16))
+    round_both_ways(found, feedback_of(R), feedback_of(C))
     before = cost(found, R, C)
     for _ in range(2):
         descend_both_ways(found, R.astype(np.float32), C.astype(np.float32))
@@ -104,14 +107,10 @@ def test_a_sweep_never_raises_the_cost_and_keeps_track_of_the_error(bits: int, s
 
 @pytest.mark.parametrize("bits", BITS)
 def test_both_ways_cost_less_than_one_way_on_correlated_outputs(bits: int) -> None:
-    W, R, C = weight(96, 128).T.copy(), correlated(128), correlated(96, 1)
-    one, both = (
-        round_with_feedback(W, feedback_of(R), bits, 64, mx.float32),
-        round_both_ways(W, feedback_of(R), feedback_of(C), bits, 64, mx.float32),
-    )
-    for _ in range(2):
-        descend(one, R.astype(np.float32))
-        descend_both_ways(both, R.astype(np.float32), C.astype(np.float32))
+    W, R, C = weight(96, 128), correlated(128), correlated(96, 1)
+    grid = Grid(bits, 64, mx.float32)
+    one = round_one_sided(W, feedback_of(R), grid, 2)
+    both = round_two_sided(W, feedback_of(R), feedback_of(C), grid, 2)
     assert cost(both, R, C) < 0.7 * cost(one, R, C)
 
 

@@ -34,6 +34,12 @@ class Feedback(NamedTuple):
     pivots: Float32
     places: NDArray[np.intp]
 
+    def weights(self, part: slice) -> Float32:
+        """Return what the errors of some neighbours count, their sum being one."""
+        pivots = self.pivots[part]
+        weights: Float32 = pivots / pivots.sum()
+        return weights
+
 
 def feedback_of(G: Float64, places: NDArray[np.intp] | None = None) -> Feedback:
     """Factor a positive definite Gram as it stands; ``places`` are its own rows by default."""

@@ -3,6 +3,8 @@
 Stands on ``linalg``, ``factors`` and ``loss``.
 """
 
+from plastic_core.rounding.compiling import CompilingWarning
 from plastic_core.rounding.correction import UNPACKED
+from plastic_core.rounding.levels import nearest_errors
 
-__all__ = ["UNPACKED"]
+__all__ = ["UNPACKED", "CompilingWarning", "nearest_errors"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
@@ -11,12 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from plastic_core.factors.operators import Operator
 from plastic_core.factors.quantize import BITS, GROUP_SIZES
-from plastic_core.linalg import Float32, Matrix, as_matrix, blocks
+from plastic_core.linalg import Float32, Matrix, as_matrix, blocks, in_threads
 from plastic_core.loss.feedback import Feedback
 from plastic_core.loss.gram_root import IDENTITY, GramRoot
 from plastic_core.loss.loss import check_fit
-from plastic_core.rounding.one_sided import Rounded, round_one_sided
-from plastic_core.rounding.two_sided import round_two_sided
+from plastic_core.rounding.rounded import Grid, Rounded
 
 DTYPES = (mx.bfloat16, mx.float16, mx.float32)
 """What scales and biases may be stored in."""
@@ -102,7 +102,7 @@ def round_to_nearest(
         >>> round_to_nearest(W, 2, group_size=32).dequantized()[0, :4].tolist()
         [0.0, 1.0, 2.0, 3.0]
     """
-    A = _checked(W, bits, group_size, dtype)
+    A = checked_weight(W, bits, group_size, dtype)
     cast = mx.array(A).astype(dtype, stream=mx.cpu)
     as_matrix(cast, "W")  # `mx.quantize` would hide what is not finite
     packed = mx.quantize(cast, group_size, bits, stream=mx.cpu)
@@ -170,35 +170,43 @@ def error_feedback(
         arXiv 2309.01885, algorithm 2. Both Grams: Tseng, Sun and De Sa, *Model-preserving adaptive
         rounding*, arXiv 2505.22988.
     """
-    A = _checked(W, bits, group_size, dtype)
+    A = checked_weight(W, bits, group_size, dtype)
     _check_feedback(A, inputs, outputs, group_size, sweeps)
     if inputs.gram is None:
         inputs = GramRoot.of(np.ones((A.shape[1], 1, 1)), damping=0.0)
-    packed = Codes.empty(A.shape[0], A.shape[1], group_size)
-    for R in inputs.feedback(group_size) or ():
-        for C in outputs.feedback(least_damping=LEAST_OUTPUT_DAMPING) or (None,):
-            packed.put(_round_part(A, R, C, bits, group_size, dtype, sweeps))
-    return packed.backbone(bits, group_size, dtype)
+    grid, packed = Grid(bits, group_size, dtype), Codes.empty(A.shape[0], A.shape[1], group_size)
+
+    def round_part(part: tuple[Feedback, Feedback | None]) -> None:
+        packed.put(_round_part(A, *part, grid, sweeps))
+
+    in_threads(round_part, product(*_factors(inputs, outputs, group_size)))
+    return packed.backbone(grid)
 
 
-def _round_part(
-    A: Float32,
-    R: Feedback,
-    C: Feedback | None,
-    bits: int,
-    group_size: int,
-    dtype: mx.Dtype,
-    sweeps: int,
-) -> Placed:
+def _factors(
+    inputs: GramRoot, outputs: GramRoot, group_size: int
+) -> tuple[tuple[Feedback, ...], tuple[Feedback | None, ...]]:
+    """The blocks of both Grams, factored side by side; None where no output minds another."""
+    options = (inputs, group_size, 0.0), (outputs, 1, LEAST_OUTPUT_DAMPING)
+    R, C = in_threads(lambda gram: gram[0].feedback(gram[1], least_damping=gram[2]), options)
+    return R or (), C or (None,)
+
+
+def _round_part(A: Float32, R: Feedback, C: Feedback | None, grid: Grid, sweeps: int) -> Placed:
     """Round a part of a weight whose Grams couple it with no other; without C all its outputs."""
+    # Numba takes half a second to load, for those who round alone.
+    from plastic_core.rounding.one_sided import round_one_sided
+    from plastic_core.rounding.two_sided import round_two_sided
+
     outputs = np.arange(len(A)) if C is None else C.places
-    W = np.ascontiguousarray(A.T[np.ix_(R.places, outputs)])  # (n, m) from here on
-    options = bits, group_size, dtype, sweeps
-    result = round_one_sided(W, R, *options) if C is None else round_two_sided(W, R, C, *options)
-    return Placed(result, R.places, outputs)
+    W = A[np.ix_(outputs, R.places)]
+    if C is None:
+        return Placed(round_one_sided(W, R, grid, sweeps), R.places, outputs)
+    return Placed(round_two_sided(W, R, C, grid, sweeps), R.places, outputs)
 
 
-def _checked(W: Matrix, bits: int, group_size: int, dtype: mx.Dtype) -> Float32:
+def checked_weight(W: Matrix, bits: int, group_size: int, dtype: mx.Dtype) -> Float32:
+    """Return a weight as a matrix; raise unless it can be rounded like this."""
     for name, value, offered in (
         ("bits", bits, BITS),
         ("group_size", group_size, GROUP_SIZES),
@@ -226,9 +234,15 @@ def _check_feedback(
         )
     if sweeps < 0:
         raise ValueError(f"`sweeps` must not be negative, got {sweeps}.")
-    if not np.abs(A).max() <= LARGEST_WEIGHT:
+    check_magnitude(A)
+
+
+def check_magnitude(A: Float32) -> None:
+    """Refuse a weight whose squares are not far within float32."""
+    largest = max(A.max(), -A.min())
+    if not largest <= LARGEST_WEIGHT:
         raise ValueError(
-            f"`W` must not exceed {LARGEST_WEIGHT:g} in magnitude, got {np.abs(A).max():.3g}. "
+            f"`W` must not exceed {LARGEST_WEIGHT:g} in magnitude, got {largest:.3g}. "
             "Scale it down first."
         )
 
@@ -262,14 +276,13 @@ class Codes(NamedTuple):
     def put(self, part: Placed) -> None:
         """Fill in a part."""
         result, inputs, outputs = part
-        self.codes[np.ix_(outputs, inputs)] = result.codes.T
-        size = result.group_size
-        for group, grid in zip(inputs[::size] // size, result.grids, strict=True):
-            self.levels[:, outputs, group] = grid.step, grid.start
+        size = result.grid.group_size
+        self.codes[np.ix_(outputs, inputs)] = result.codes
+        self.levels[:, outputs[:, None], inputs[::size] // size] = result.levels
 
-    def backbone(self, bits: int, group_size: int, dtype: mx.Dtype) -> Backbone:
+    def backbone(self, grid: Grid) -> Backbone:
         """Return them as MLX stores them."""
-        codes = self.codes
+        codes, (bits, group_size, dtype) = self.codes, grid
         scales, biases = (mx.array(a).astype(dtype, stream=mx.cpu) for a in self.levels)
         packed = np.concatenate([_pack(codes[part], bits) for part in blocks(*codes.shape)])
         shape = codes.shape[0], codes.shape[1]

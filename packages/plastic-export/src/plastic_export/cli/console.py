@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from plastic_core.rounding import CompilingWarning
 from rich.console import Console
 
 from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.cli.bar import ProgressBar
 from plastic_export.reporting.tables import Presented
 
+PRINTED = (CheckpointWarning, CompilingWarning)
+"""What a line of its own tells."""
 DONE = "the work was complete, only its report is cut"
 
 
@@ -52,13 +55,14 @@ def escape_what_cannot_be_encoded() -> None:
 
 @contextmanager
 def printed_warnings() -> Iterator[None]:
-    """Print every warning about a checkpoint once, as one line on standard error."""
+    """Print every warning that is meant for people once, as one line on standard error."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
+        for kind in PRINTED:
+            warnings.simplefilter("always", kind)
         others, printed = warnings.showwarning, set[str]()
 
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, CheckpointWarning):
+            if not issubclass(category, PRINTED):
                 others(message, category, *place, **more)
             elif str(message) not in printed:
                 printed.add(str(message))
