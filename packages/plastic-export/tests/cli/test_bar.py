@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from plastic_export.cli import bar
-from plastic_export.cli.bar import ProgressBar
+from plastic_export.cli.bar import Pace, ProgressBar
+from plastic_runtime import Weighted
 from rich.console import Console
 
 
@@ -30,3 +35,63 @@ def test_long_work_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     target, stream = console(False)
     list(ProgressBar(target)([1, 2, 3], "counting"))
     assert stream.getvalue() == ""
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def shown_left(
+    monkeypatch: pytest.MonkeyPatch, items: Sequence[float], seconds: Sequence[float]
+) -> list[tuple[float, float]]:
+    """What a bar says is left after every item, and what is."""
+    clock, target = Clock(), console(True)[0]
+    monkeypatch.setattr(bar, "time", clock)
+    seen: list[tuple[float, float]] = []
+    paces: list[Pace] = []
+    original = Pace.advance
+
+    def advance(self: Pace, weight: float, seconds: float) -> None:
+        original(self, weight, seconds)
+        paces.append(self)
+
+    monkeypatch.setattr(Pace, "advance", advance)
+    for i, _ in enumerate(ProgressBar(target)(items, "working")):
+        if i:
+            seen.append((paces[-1].seconds_left or 0.0, sum(seconds[i:])))
+        clock.now += seconds[i]
+    return seen
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=20, max_size=60), st.randoms())
+def test_the_time_left_is_right_after_a_tenth_of_unlike_items(
+    sizes: list[float], random: Random
+) -> None:
+    """Seconds go with the weights, give or take a tenth."""
+    seconds = [3 * size * random.uniform(0.9, 1.1) for size in sizes]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        seen = shown_left(monkeypatch, Weighted(sizes, sizes), seconds)
+    late = [(said, left) for said, left in seen if left <= 0.9 * sum(seconds)]
+    assert all(0.7 * left <= said <= 1.3 * left for said, left in late)
+
+
+def test_without_weights_unlike_items_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [1.0] * 10 + [10.0] * 10
+    said, left = shown_left(monkeypatch, sizes, sizes)[9]
+    assert said < 0.2 * left
+
+
+def test_items_of_an_earlier_run_say_nothing_about_the_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = [1e-5] * 50 + [4.0] * 50
+    seen = shown_left(monkeypatch, Weighted(range(100), [1.0] * 100), seconds)
+    assert all(said == 0 for said, _ in seen[:49])  # nothing is known
+    assert seen[-1][0] == pytest.approx(4.0)
+    assert seen[60][0] == pytest.approx(seen[60][1])

@@ -14,7 +14,7 @@ from plastic_export.evaluation import streaming
 from plastic_export.evaluation.measures import log_probabilities
 from plastic_export.evaluation.streaming import Spool, log_probabilities_by_blocks
 from plastic_export.model.load import load_for_inference
-from plastic_runtime import untracked
+from plastic_runtime import Weighted, untracked
 
 T = TypeVar("T")
 Windows = list[NDArray[Any]]
@@ -69,3 +69,20 @@ def test_a_spool_returns_types_and_bits() -> None:
         for array in arrays:
             found = spool.read()
             assert (found.dtype, found.tolist()) == (array.dtype, array.tolist())
+
+
+def test_steps_weigh_what_they_multiply(checkpoint_folder: Path) -> None:
+    seen: list[Weighted[Any]] = []
+
+    def track(items: Sequence[T], description: str) -> Iterable[T]:
+        assert isinstance(items, Weighted)
+        seen.append(items)
+        return items
+
+    assert len(list(log_probabilities_by_blocks(checkpoint_folder, tokens_of(), 50, track))) == 3
+    (steps,) = seen
+    assert [*steps] == ["model.layers.0", "model.layers.1", 0, 1, 2]
+    head, tokens = 4 * 80 * 64, [18, 18, 9]
+    assert steps.weights[2:] == [head * n for n in tokens]
+    block = 4 * (2 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96)
+    assert steps.weights[:2] == 2 * [block * sum(tokens)]

@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+from plastic_runtime import Weighted
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from plastic_export.process.interruption import between
 
 T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds before a bar appears
+PASSED_OVER = 1e-3  # seconds below which an item was there already, as where a run goes on
+
+
+@dataclass
+class Pace:
+    """How fast the work of a loop is done.
+
+    Attributes:
+        left: Work that is left.
+        done: Work that took its time.
+        seconds: That time.
+
+    Examples:
+        >>> pace = Pace(left=9.0)
+        >>> pace.advance(3.0, seconds=2.0)
+        >>> pace.seconds_left
+        4.0
+    """
+
+    left: float
+    done: float = 0.0
+    seconds: float = 0.0
+
+    def advance(self, weight: float, seconds: float) -> None:
+        """Count an item; one that was passed over says nothing about the others."""
+        self.left -= weight
+        if seconds >= PASSED_OVER:
+            self.done += weight
+            self.seconds += seconds
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest will take at the mean pace; None while that is not known."""
+        return self.seconds * max(self.left, 0.0) / self.done if self.done else None
 
 
 class ProgressBar:
@@ -29,26 +66,46 @@ class ProgressBar:
     def __call__(self, items: Sequence[T], description: str) -> Iterator[T]:
         """Yield the items, and show how many are done once ``PATIENCE`` is over.
 
-        An interruption that was lost while an item was worked on is raised after it.
+        The bar and the time left go by the weights of items that are `Weighted`. An interruption
+        that was lost while an item was worked on is raised after it.
         """
         if not self.console.is_terminal:
             yield from between(items)
             return
+        weights = items.weights if isinstance(items, Weighted) else [1.0] * len(items)
+        pace = Pace(sum(weights))
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[count]}/{task.fields[items]}"),
+            _TimeLeft(),
             console=self.console,
             transient=True,
         )
-        task = bar.add_task(description, total=len(items))
-        started = time.monotonic()
+        task = bar.add_task(description, total=pace.left, count=0, items=len(items), pace=pace)
+        started = before = time.monotonic()
         try:
-            for item in between(items):
+            for count, (weight, item) in enumerate(zip(weights, between(items), strict=True), 1):
                 yield item
-                bar.advance(task)
-                if not bar.live.is_started and time.monotonic() - started > PATIENCE:
+                now = time.monotonic()
+                pace.advance(weight, now - before)
+                before = now
+                bar.update(task, advance=weight, count=count)
+                if not bar.live.is_started and now - started > PATIENCE:
                     bar.start()
         finally:
             bar.stop()
+
+
+class _TimeLeft(ProgressColumn):
+    """The time that a `Pace` says is left; rich's own takes all items to be alike."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["pace"].seconds_left
+        if left is None:
+            return Text("-:--:--", style="progress.remaining")
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02}:{seconds:02}", style="progress.remaining")

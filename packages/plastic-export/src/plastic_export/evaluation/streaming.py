@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from plastic_core.files import Closing
 from plastic_core.linalg import to_numpy
-from plastic_runtime import Track
+from plastic_runtime import Track, Weighted
 from plastic_runtime.measure import BlockChain, BoundCall, intercepted
 
 from plastic_export.evaluation.by_blocks import blocks_of, many_files
@@ -58,25 +58,30 @@ def log_probabilities_by_blocks(
         if chain is None:
             yield from (log_probabilities(model.module, each, vocabulary) for each in batches)
             return
-        calls = list[list[Any]]()
+        calls = list[dict[str, Any]]()
         hidden = stack.enter_context(Spool())
         for tokens in batches:
             x, of_blocks = chain.entry(tokens)
             hidden.write(x)
-            calls.append(of_blocks)
-        for number, path in enumerate(track(list(chain.blocks), f"running {folder.name}")):
-            following = stack.enter_context(Spool())
-            for of_blocks in calls:
-                with use_numpy_attention():
-                    following.write(of_blocks[number](hidden.read()))
-            model.let_go(path)
-            hidden.close()
-            hidden = following
-        for tokens in batches:
+            calls.append(dict(zip(chain.blocks, of_blocks, strict=True)))
+        for step in track(model.steps(batches), f"running {folder.name}"):
+            if isinstance(step, str):
+                hidden = stack.enter_context(_through(step, model, calls, hidden))
+                continue
             with use_numpy_attention():
-                logits = chain.logits_from(tokens, hidden.read())
+                logits = chain.logits_from(batches[step], hidden.read())
                 log_p = log_probabilities_of(logits, vocabulary)
             yield log_p
+
+
+def _through(path: str, model: _Streamed, calls: Sequence[dict[str, Any]], hidden: Spool) -> Spool:
+    """Run one block over all batches, each with its own call of it, and let the block go."""
+    following = Spool()
+    with hidden, use_numpy_attention():
+        for of_blocks in calls:
+            following.write(of_blocks[path](hidden.read()))
+    model.let_go(path)
+    return following
 
 
 class _Streamed:
@@ -104,12 +109,32 @@ class _Streamed:
         with intercepted(self._blocks, around), use_numpy_attention():
             return BlockChain.of(self.module, {}, [], tokens)
 
+    def steps(self, batches: Sequence[mx.array]) -> Weighted[str | int]:
+        """Return the path of every block, which takes all batches, then the number of every batch.
+
+        The weights are bytes of weights times tokens. What follows the blocks takes the largest
+        array outside of them: the head or, where it is tied, the embedding.
+        """
+        sizes = {path: sum(_sizes(block).values()) for path, block in self._blocks.items()}
+        own = tuple(f"{path}." for path in self._blocks)
+        outside = [n for name, n in _sizes(self.module).items() if not name.startswith(own)]
+        tokens = [batch.size for batch in batches]
+        steps: list[str | int] = [*sizes, *range(len(batches))]
+        weights = [size * sum(tokens) for size in sizes.values()]
+        return Weighted(steps, [*weights, *(max(outside, default=0) * n for n in tokens)])
+
     def let_go(self, path: str) -> None:
         """Give back what a block has read; after its last run it cannot run again."""
         block, spare = self._blocks[path], self._unread[path]
         rest = spare.pop() if spare else tree_map(_emptied, _read_by(block))
         block.update(rest)
         mx.clear_cache()
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """Return the bytes of every parameter by name."""
+    arrays: dict[str, mx.array] = dict(tree_flatten(_read_by(module)))
+    return {name: array.nbytes for name, array in arrays.items()}
 
 
 def _read_by(block: nn.Module) -> dict[str, Any]:

@@ -8,8 +8,27 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 
 
+class Weighted(list[T]):
+    """Items of a loop that take unlike time, with how much work each of them is.
+
+    Args:
+        items: The items.
+        weights: One non-negative number per item, in any unit.
+
+    Examples:
+        >>> Weighted(["small", "large"], [1.0, 8.0]).weights
+        [1.0, 8.0]
+    """
+
+    def __init__(self, items: Iterable[T], weights: Iterable[float]) -> None:
+        super().__init__(items)
+        self.weights = list(weights)
+
+
 class Track(Protocol):
     """``track(items, description)`` yields the items and may show how far it is.
+
+    Items that take unlike time are `Weighted`.
 
     Examples:
         >>> def announced(items, description):
