@@ -215,6 +215,7 @@ REFUSED = [
     (["--bits-per-weight", "3,17"], ["at most 16", "got 17", "dense"]),
     (["--bits-per-weight", "three"], ["three", "3,3.5,4.5"]),
     (["--bits-per-weight", ","], ["','", "3,3.5,4.5"]),
+    (["--group-size", "32,48"], ["'32,48' must be some of 32, 64, 128"]),
     (["--exclude", "*"], ["no matrix is left"]),
     (["--include", "*layernorm"], ["matches no matrix"]),
     (["--include", "model.embed_tokens", "--no-embeddings"], ["no layer is left"]),

@@ -51,7 +51,7 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     return tuple(sorted(map(int, words))) if words else None
 
 
-@click.command("plan", short_help="Choose bits and ranks for a size in bytes.")
+@click.command("plan", short_help="Choose bits, group sizes and ranks for a size in bytes.")
 @click.argument("src")
 @calibration_option(required=True, help="Text to measure the loss on.")
 @budget_option("bits_per_weight", several=True, help="Budgets, by default 3,3.5,4.5: ")
@@ -104,7 +104,7 @@ def plan_command(
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """Choose bits and ranks for every matrix of SRC by their predicted effect on the loss.
+    """Choose bits, group sizes and ranks for all matrices of SRC by their effect on the loss.
 
     One calibration serves all budgets; `plastic compress --plan` carries out one of them. The plan
     may be edited. A plot of predicted KL over size is saved beside it, if matplotlib (the extra

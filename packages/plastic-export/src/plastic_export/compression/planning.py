@@ -81,10 +81,12 @@ def plan_checkpoint(
     """Choose how to store every linear layer and embedding by the predicted effect on the loss.
 
     The rise of the KL divergence to the source is predicted for every matrix and every way of
-    storing it from the Grams of its inputs and output gradients: bits of a backbone under GPTQ's
-    error feedback (``predicted_cost``), and ranks and bits of a correction beside it or alone
-    (``correction_costs``). Embeddings, whose inputs are tokens, and stacks of experts, of one width
-    each, are offered bits alone; of tied weights the costs of both uses are added. One measurement
+    storing it from the Grams of its inputs and output gradients: bits and group size of a backbone
+    under GPTQ's error feedback (``predicted_cost``), and ranks and bits of a correction beside it
+    or alone (``correction_costs``). Embeddings, whose inputs are tokens, and stacks of experts, of
+    one width each, are offered backbones alone; of tied weights the costs of both uses are added. A
+    matrix may also stay as it is, which costs nothing: a source in 4 bits, groups of 64, that is
+    asked for 4.5 bits per weight is left unchanged. One measurement
     per matrix corrects its prices (``PriceProbe``), and one allocation per budget does the rest.
     The Grams stay beside the plan, under its name with ``.grams.npz``: a run that was cut goes on
     from there, one for other budgets or formats finds them complete, and ``execute_plan`` needs
@@ -97,7 +99,7 @@ def plan_checkpoint(
         calibration: Text and amount.
         budgets: Plain numbers are bits on disk per entry of the planned matrices, embeddings and
             experts among them, scales and factors counted.
-        format: What is to be written: ``"mixed"``, bits per matrix, which everything built on
+        format: What is to be written: ``"mixed"``, bits and groups per matrix, which everything built on
             mlx-lm loads; ``"corrected"``, bits and ranks, with a model file beside the weights;
             ``"adapter"``, bits and a stock adapter of one rank.
         choices: What to offer for each matrix; by default all that the format allows.

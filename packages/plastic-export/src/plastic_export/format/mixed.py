@@ -1,4 +1,4 @@
-"""``"mixed"``: bits per matrix, which everything built on mlx-lm loads."""
+"""``"mixed"``: bits and groups per matrix, which everything built on mlx-lm loads."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from plastic_export.checkpoint.tensors import module_path
 from plastic_export.folder.places import Place
 from plastic_export.plan.offers import Candidate, Offer
 
+_FINEST_GROUP = 16  # that MLX packs: no scales have longer shapes
 Stored = Backbone | list[Backbone] | mx.array
 """What is written for a part: packed, packed expert by expert, or plain."""
 
@@ -170,10 +171,10 @@ def asleep_parts(m: Candidate, rank: int) -> tuple[Part | None, Part | None]:
 
 
 def whole_specs(m: Candidate) -> list[TensorSpec]:
-    """Return the tensors of a matrix that stays as it is: one, or three where it is packed."""
+    """Return the tensors of a matrix that stays as it is: one, or at most three of a packed one."""
     if m.source_bytes == m.weights * ITEM_BYTES[m.dtype]:
         return Part(m.name, m.shape, m.dtype, experts=m.experts).specs
-    return Part(m.name, m.shape, m.dtype, 8, m.group_size, experts=m.experts).specs
+    return Part(m.name, m.shape, m.dtype, 8, _FINEST_GROUP, experts=m.experts).specs
 
 
 def _factor(

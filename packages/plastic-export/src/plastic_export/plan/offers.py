@@ -1,4 +1,4 @@
-"""From what every matrix offers to the bits and rank that each gets, for budgets. Pure."""
+"""From what every matrix offers to the bits, group size and rank of each, for budgets. Pure."""
 
 from __future__ import annotations
 
