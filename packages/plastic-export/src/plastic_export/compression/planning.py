@@ -99,9 +99,9 @@ def plan_checkpoint(
         calibration: Text and amount.
         budgets: Plain numbers are bits on disk per entry of the planned matrices, embeddings and
             experts among them, scales and factors counted.
-        format: What is to be written: ``"mixed"``, bits and groups per matrix, which everything built on
-            mlx-lm loads; ``"corrected"``, bits and ranks, with a model file beside the weights;
-            ``"adapter"``, bits and a stock adapter of one rank.
+        format: What is to be written: ``"mixed"``, bits and group size per matrix, which everything
+            built on mlx-lm loads; ``"corrected"``, bits and ranks, with a model file beside the
+            weights; ``"adapter"``, bits and a stock adapter of one rank.
         choices: What to offer for each matrix; by default all that the format allows.
         include: Glob patterns of the matrices to take; by default every linear layer, the output
             head included, every embedding and stack of experts, but no router.
