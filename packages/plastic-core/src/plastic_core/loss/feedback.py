@@ -77,13 +77,13 @@ def feedback_by_power(G: Float64, group_size: int) -> tuple[Feedback, ...] | Non
 
 def _ordered(G: Float64, start: int, group_size: int) -> Feedback:
     """Return the block of a Gram that begins at the entry ``start``."""
-    order = _by_power(np.diagonal(G), group_size)
+    order = power_order(np.diagonal(G), group_size)
     ordered: Float64 = G[np.ix_(order, order)]
     ordered *= len(G) / np.trace(G)
     return feedback_of(ordered, start + order)
 
 
-def _by_power(power: Float64, group_size: int) -> NDArray[np.intp]:
+def power_order(power: Float64, group_size: int) -> NDArray[np.intp]:
     """Return the groups in descending order of their power, and so the entries of each."""
     groups = np.arange(len(power)).reshape(-1, group_size)
     groups = groups[np.argsort(-power[groups].sum(axis=1), kind="stable")]
