@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -19,21 +18,9 @@ PANEL = 256
 """Outputs whose errors are summed at a time."""
 
 
-class Packing(NamedTuple):
-    """The bits of a code, and how many neighbouring inputs share a scale and a bias.
-
-    Examples:
-        >>> Packing(4, 64).group_size
-        64
-    """
-
-    bits: int
-    group_size: int
-
-
 def expected_costs(
     W: Matrix,
-    packings: Sequence[Packing],
+    packings: Sequence[tuple[int, int]],
     *,
     inputs: GramRoot,
     outputs: GramRoot = IDENTITY,
@@ -55,7 +42,7 @@ def expected_costs(
 
     Args:
         W: Weight of shape ``(out, in)``, NumPy or MLX, any floating dtype.
-        packings: Bits and group sizes, which must divide ``in``.
+        packings: Bits and group size of each; the sizes divide ``in``.
         inputs: R, damped, of size ``in``.
         outputs: C, of size ``out``; damped by a tenth at least, as `error_feedback` has it.
         dtype: The dtype of the scales and biases.
@@ -78,11 +65,11 @@ def expected_costs(
     Examples:
         >>> W = np.tile(np.float32([0, 1, 2, 3]), (2, 16))
         >>> R = GramRoot.of(np.ones((64, 64)), damping=1e-2)
-        >>> expected_costs(W, [Packing(2, 64), Packing(2, 32)], inputs=R).tolist()
+        >>> expected_costs(W, [(2, 64), (2, 32)], inputs=R).tolist()
         [0.0, 0.0]
     """
     A = as_matrix(W, "W")
-    largest = max(packing.group_size for packing in packings)
+    largest = max(size for _, size in packings)
     check_fit((A.shape[0], A.shape[1]), inputs, outputs, "W")
     delta = pivots_of(inputs, largest)
     gamma = pivots_of(outputs, least_damping=LEAST_OUTPUT_DAMPING)
