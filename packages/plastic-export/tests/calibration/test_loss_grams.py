@@ -129,7 +129,8 @@ def test_a_text_is_measured_once_and_a_cut_run_goes_on(
             with measure_loss_grams(checkpoint, calibration, paths, file, track=count) as grams:
                 assert sorted(grams) == paths
                 assert grams.tokens == 4 * 16
-    assert steps == ["calibrating", *["calibrating, block by block"] * 2]
+    forwards = ["calibrating, forwards"] * 2 + ["calibrating, logits"]
+    assert steps == [*forwards, *["calibrating, block by block"] * 2]
 
 
 def test_a_layer_whose_weight_the_model_reads_by_itself_is_not_measured(

@@ -17,9 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from plastic_core.testing import bits, tolerance
 from plastic_runtime import GramFile, LossGrams, loss_grams, measure_grams
+from plastic_runtime.measure import blockwise
 from plastic_runtime.measure.block_chain import BlockChain
 from plastic_runtime.measure.gram_file import GramSum, Mark, append_grams
 from plastic_runtime.measure.grams import Site
@@ -350,6 +351,13 @@ class Tied(Model):
         return y
 
 
+class Mixing(Model):
+    """Positions are mixed after the last block."""
+
+    def through(self, h: mx.array, tokens: mx.array) -> mx.array:
+        return mx.cumsum(super().through(h, tokens), axis=1)
+
+
 class Skipped(Model):
     """The head sees the embedding itself."""
 
@@ -375,7 +383,37 @@ def test_embeddings_are_measured_last(kind: type[Model], is_chain: bool, tmp_pat
     assert picture(model) == before
 
 
-def test_wide_sides_are_kept_in_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Model, Tied, Plain, Mixing])
+@pytest.mark.parametrize("positions", [1, 5, 9])
+def test_a_few_logits_at_a_time_give_the_grams_of_all(
+    kind: type[nn.Module], positions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockwise, "LOGITS", positions * VOCABULARY)
+    chain = chain_of(kind())
+    assert (chain is not None and chain.is_pointwise) == (kind in (Model, Tied))
+    with measure_grams(kind(), BATCHES, tmp_path / "grams") as grams:
+        assert_close(grams, loss_grams(kind(), BATCHES))
+
+
+def test_a_block_is_released_when_it_was_read_and_whenever_it_was_run(tmp_path: Path) -> None:
+    released: list[str] = []
+    measured(tmp_path / "grams", release=released.append)
+    up = [f"layers.{i}" for i in range(BLOCKS)]
+    assert released == [*4 * up, *reversed(up)]
+
+
+def test_what_is_released_may_be_read_anew(tmp_path: Path) -> None:
+    model, whole = Model(), measured(tmp_path / "grams")
+    spare = modules_by_path(Model())
+
+    def release(path: str) -> None:
+        modules_by_path(model)[path].update(tree_map(mx.array, spare[path].parameters()))
+
+    (tmp_path / "grams").unlink()
+    assert measured(tmp_path / "grams", model, release=release) == whole
+
+
+def test_wide_sides_are_kept_in_blocks_and_those_of_gradients_as_diagonals(tmp_path: Path) -> None:
     with measure_grams(Model(), BATCHES, tmp_path / "grams", widest=WIDTH) as grams:
         assert_close(grams, loss_grams(Model(), BATCHES, widest=WIDTH))
         assert grams["layers.0.q"].input.matrix.shape == (WIDTH, WIDTH)
@@ -402,8 +440,10 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
             yield item
 
     measured(file, track=track)
-    assert written[:3] == [set()] * 3
-    blocks = [{path.partition(".q")[0] for path in sites if ".q" in path} for sites in written[3:]]
+    forwards = BLOCKS + len(BATCHES)
+    assert written[:forwards] == [set()] * forwards
+    later = written[forwards:]
+    blocks = [{path.partition(".q")[0] for path in sites if ".q" in path} for sites in later]
     assert blocks == [set(), {"layers.2"}, {"layers.2", "layers.1"}]
 
 
@@ -458,6 +498,17 @@ def test_equal_runs_give_equal_bytes_and_a_finished_one_is_not_repeated(tmp_path
     Block.calls = 0
     assert measured(tmp_path / "a" / "grams") == first
     assert Block.calls == 0
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_bytes_are_the_same_for_any_number_of_threads(threads: int, tmp_path: Path) -> None:
+    for count in (1, threads):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": str(count)}
+        file = tmp_path / f"of {count}"
+        subprocess.run(
+            [sys.executable, __file__, str(file), "0", "wide"], check=True, env=environment
+        )
+    assert file.read_bytes() == (tmp_path / "of 1").read_bytes()
 
 
 @pytest.mark.parametrize("call", [10, 18, 24])
@@ -683,4 +734,7 @@ def test_no_batches_and_no_such_layer_are_refused(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     Block.fatal = int(sys.argv[2])
+    if sys.argv[3:] == ["wide"]:  # enough for several panels, which BLAS would share out
+        WIDTH, HIDDEN, VOCABULARY = 128, 640, 1100
+        BATCHES = [tokens(2, 400), tokens(1, 300, seed=1)]
     measure_grams(Model(), BATCHES, sys.argv[1])

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -76,10 +77,10 @@ def cut(count: int) -> Iterator[mx.array]:
 
 def drawn(logits: mx.array, batch: int = 0, seed: int = 0) -> NDArray[np.intp]:
     """The labels that a batch draws, by the documented rule."""
-    key = mx.random.key(seed)
-    for _ in range(batch + 1):
-        key, own = mx.random.split(key)
-    return np.asarray(mx.random.categorical(logits, key=own)).astype(np.intp)
+    p = softmax(float64(logits))
+    uniform = np.random.Generator(np.random.Philox(key=(seed, batch))).random(p.shape[:-1])
+    labels: NDArray[np.intp] = (np.cumsum(p, axis=-1) <= uniform[..., None]).sum(axis=-1)
+    return labels
 
 
 def softmax(z: Float64) -> Float64:
@@ -312,17 +313,40 @@ def test_a_sum_wider_than_a_panel_is_that_of_all_its_rows(monkeypatch: pytest.Mo
     rng = np.random.default_rng(0)
     first, second = gaussian(rng, 2, 5, 7), gaussian(rng, 3, 7)
     rows = np.concatenate([float64(first).reshape(-1, 7), float64(second)])
-    for panel, chunk in ((512, 2**23), (3, 14), (1, 1), (7, 7)):
+    sizes = ((512, 2**23, 4096), (3, 14, 4096), (1, 1, 4096), (7, 7, 4096), (3, 2**23, 2))
+    for (panel, chunk, many), dtype in product(sizes, (np.float32, np.float64)):
         monkeypatch.setattr(grams_module, "PANEL", panel)
         monkeypatch.setattr(grams_module, "CHUNK", chunk)
-        site = Site(7)
+        monkeypatch.setattr(grams_module, "ROWS", many)
+        site = Site(7, dtype=dtype)
         site.add(first)
         site.add(second)
         wanted = rows.T @ rows / 13
         for gram in (site.gram(), site.gram(), site.mean(13)):
             assert gram.tokens == 13
+            assert gram.matrix.dtype == np.float64
             assert bits(gram.matrix) == bits(gram.matrix.T)
             assert np.abs(gram.matrix - wanted).max() <= tolerance(wanted, (13, 7))
+
+
+def test_sums_in_float32_are_within_their_bound() -> None:
+    rows = np.random.default_rng(0).standard_normal((9000, 20), np.float32) + np.float32(0.5)
+    single, double = Site(20, dtype=np.float32), Site(20)
+    for site in (single, double):
+        site.add_rows(rows)
+    one, two = single.gram().matrix, double.gram().matrix
+    scale = np.sqrt(np.outer(np.diagonal(two), np.diagonal(two)))
+    assert 0 < np.abs((one - two) / scale).max() <= (4096 + 3) * 2.0**-24
+
+
+def test_a_wide_side_is_kept_in_blocks_of_the_side_asked_for() -> None:
+    rows = np.random.default_rng(0).standard_normal((9, 6), np.float32)
+    whole = rows.astype(np.float64).T @ rows / 9
+    for side in (1, 2, 3):
+        site = Site(6, 5, side=side)
+        site.add_rows(rows)
+        blocks = [whole[i : i + side, i : i + side] for i in range(0, 6, side)]
+        assert np.allclose(site.gram().matrix, np.stack(blocks))
 
 
 class OneHot(Model):

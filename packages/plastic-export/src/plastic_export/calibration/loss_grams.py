@@ -11,12 +11,19 @@ import mlx.core as mx
 import mlx.nn as nn
 from plastic_core.layer import is_stack, linear_shape
 from plastic_runtime import GramFile, Track, measure_grams, untracked
-from plastic_runtime.measure import LONGEST_DENSE_SIDE, modules_by_path
+from plastic_runtime.measure import (
+    LONGEST_DENSE_SIDE,
+    block_of,
+    model_blocks,
+    modules_by_path,
+)
 
 from plastic_export.calibration.overflow import overflows
+from plastic_export.calibration.reloading import Reloading
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.load import load_model
+from plastic_export.model.numpy_functions import use_numpy_functions
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
 _VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
@@ -34,11 +41,11 @@ def measure_loss_grams(
 ) -> GramFile:
     """Run the text through the model, forwards and backwards, and keep the Grams in a file.
 
-    Memory: the model as it is stored, and the Grams of one of its blocks (``measure_grams``).
+    Memory: what is outside the blocks of the model, one block, and its Grams (``measure_grams``).
 
     Args:
-        checkpoint: The open source. Its whole model is loaded for this step; all activations are
-            float32.
+        checkpoint: The open source. Its blocks are read one at a time, about five times; all
+            activations are float32.
         calibration: The text and how much of it.
         paths: Module paths of the linear layers, embeddings and stacks of experts to measure.
         file: File for the Grams: a run that was cut goes on from what is in its folder
@@ -60,28 +67,38 @@ def measure_loss_grams(
     """
     tokens = calibration.tokens(checkpoint)
     overflows(checkpoint.folder, tokens)
-    model = load_model(checkpoint.folder)
-    use_float32(model)
-    vocabulary, read = _first_pass(model, paths, tokens)
+    model = _float32_model(checkpoint.folder)
+    read = _read_weights(model, paths, tokens)
     paths = [path for path in paths if path not in read]
-    batches = in_batches(tokens, max([vocabulary, *_sides(model, checkpoint.config, paths)]))
-    return measure_grams(
-        model,
-        batches,
-        file,
-        paths=paths,
-        widest=widest,
-        configuration=checkpoint.config,
-        replace=replace,
-        needed=False,
-        track=track,
-    )
+    batches = in_batches(tokens, max([1, *_sides(model, checkpoint.config, paths)]))
+    with use_numpy_functions():
+        return measure_grams(
+            model,
+            batches,
+            file,
+            paths=paths,
+            widest=widest,
+            configuration=checkpoint.config,
+            replace=replace,
+            needed=False,
+            release=Reloading(model, lambda: _float32_model(checkpoint.folder)),
+            track=track,
+        )
+
+
+def _float32_model(folder: Path) -> nn.Module:
+    """Load a model whose activations are float32; none of its weights are read yet."""
+    model = load_model(folder)
+    use_float32(model)
+    return model
 
 
 def _sides(model: nn.Module, config: Mapping[str, Any], paths: Sequence[str]) -> list[int]:
-    """Entries per token of what enters and leaves the layers."""
-    modules, sides = modules_by_path(model), list[int]()
+    """Entries per token of what enters and leaves the layers in blocks, or all where none are."""
+    modules, sides, blocks = modules_by_path(model), list[int](), model_blocks(model)
     for path in paths:
+        if blocks and block_of(path, blocks) is None:
+            continue
         module = modules[path]
         if is_stack(module):
             widest = max(module.input_dims, module.output_dims)
@@ -96,7 +113,7 @@ def in_batches(tokens: mx.array, widest: int) -> list[mx.array]:
 
     Args:
         tokens: The windows.
-        widest: Entries per token of the widest activation, logits included.
+        widest: Entries per token of the widest activation.
 
     Examples:
         >>> windows = mx.zeros((6, 1024), mx.int32)
@@ -130,8 +147,8 @@ def _is_float(value: object) -> bool:
     return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
 
 
-def _first_pass(model: nn.Module, paths: Sequence[str], tokens: mx.array) -> tuple[int, set[str]]:
-    """Run one token; return the size of the vocabulary, and the layers whose weights were read.
+def _read_weights(model: nn.Module, paths: Sequence[str], tokens: mx.array) -> set[str]:
+    """Build a pass of one token; return the layers whose weights were read.
 
     Layers read their own as ``self["weight"]``. The model reads ``layer.weight`` where it computes
     with it by itself, as mlx-lm's Seed-OSS does with tied embeddings.
@@ -141,11 +158,11 @@ def _first_pass(model: nn.Module, paths: Sequence[str], tokens: mx.array) -> tup
     try:
         for path, kind in kinds.items():
             modules[path].__class__ = _watched(kind, path, read)
-        size: int = model(tokens[:1, :1]).shape[-1]
+        model(tokens[:1, :1])
     finally:
         for path, kind in kinds.items():
             modules[path].__class__ = kind
-    return size, read
+    return read
 
 
 def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:

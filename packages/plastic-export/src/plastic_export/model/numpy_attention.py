@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -66,42 +66,81 @@ def attend(
 
     @mx.custom_function
     def product(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        scores = _grouped(q, k.shape[1]) @ _numpy(k).swapaxes(-1, -2)
-        scores *= np.float32(scale)
-        _mask(scores.reshape(*q.shape[:3], k.shape[2]), mask)
-        kept.append(P := _softmax(scores))
-        return _like(P @ _numpy(v), (*q.shape[:3], v.shape[3]), q)
+        Q, K, V = _grouped(q, k.shape[1]), _numpy(k), _numpy(v)
+        P = np.empty((*Q.shape[:3], k.shape[2]), np.float32)
+        Y = np.empty((*Q.shape[:3], v.shape[3]), np.float32)
+        hidden = _hidden(mask, q.shape[:3], P)
+
+        def fill(at: tuple[int, ...]) -> None:
+            np.matmul(Q[at], K[at].T, out=P[at])
+            P[at] *= np.float32(scale)
+            hidden(at)
+            _softmax(P[at])
+            np.matmul(P[at], V[at], out=Y[at])
+
+        linalg.in_threads(fill, np.ndindex(P.shape[:2]))
+        kept.append(P)
+        return _like(Y, (*q.shape[:3], v.shape[3]), q)
 
     @product.vjp
     def backward(primals: Any, gradient: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         q, k, v = primals
         P, G = kept.pop(), _grouped(gradient, k.shape[1])
         Q, K, V = _grouped(q, k.shape[1]), _numpy(k), _numpy(v)
-        dP = G @ V.swapaxes(-1, -2)
-        dS = P * (dP - np.einsum("...ij,...ij->...i", dP, P)[..., None]) * np.float32(scale)
-        parts = (dS @ K, dS.swapaxes(-1, -2) @ Q, P.swapaxes(-1, -2) @ G)
-        return tuple(_like(d, x.shape, x) for d, x in zip(parts, primals, strict=True))
+        dQ, dK, dV = (np.empty(X.shape, np.float32) for X in (Q, K, V))
+
+        def fill(at: tuple[int, ...]) -> None:
+            dS = G[at] @ V[at].T
+            dS -= np.einsum("ij,ij->i", dS, P[at])[:, None]
+            dS *= P[at]
+            dS *= np.float32(scale)
+            np.matmul(dS, K[at], out=dQ[at])
+            np.matmul(dS.T, Q[at], out=dK[at])
+            np.matmul(P[at].T, G[at], out=dV[at])
+
+        linalg.in_threads(fill, np.ndindex(P.shape[:2]))
+        return tuple(_like(d, x.shape, x) for d, x in zip((dQ, dK, dV), primals, strict=True))
 
     return cast(mx.array, product(q, k, v))
 
 
-def _mask(scores: F32, mask: mx.array | str | None) -> None:
-    """Add the mask in place; like MLX, what is not seen gets the least number, not infinity."""
-    length, keys = scores.shape[-2:]
-    if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-        scores += _numpy(mask)
-    elif isinstance(mask, mx.array):
-        np.putmask(scores, ~np.broadcast_to(linalg.to_numpy(mask), scores.shape), _LEAST)
-    elif mask is not None:
-        scores[..., np.triu(np.ones((length, keys), bool), 1 + keys - length)] = _LEAST
+def _hidden(
+    mask: mx.array | str | None, shape: tuple[int, ...], scores: F32
+) -> Callable[[tuple[int, ...]], None]:
+    """Return what lays the mask, in place, on the scores ``(heads length, keys)`` of one group.
+
+    Like in MLX, what is not seen gets the least number, not infinity.
+
+    Args:
+        mask: See `attend`.
+        shape: Batch, heads and length.
+        scores: Of all groups, shape ``(batch, groups, heads length, keys)``.
+    """
+    (batch, heads, length), groups, keys = shape, scores.shape[1], scores.shape[-1]
+    if mask is None:
+        return lambda at: None
+    if isinstance(mask, str):
+        M = np.tri(length, keys, keys - length, dtype=bool)
+    else:
+        M = linalg.to_numpy(mask if mask.dtype == mx.bool_ else mask.astype(mx.float32))
+    M = np.broadcast_to(M, (batch, heads, length, keys))
+    M = M.reshape(batch, groups, heads // groups, length, keys)  # a view
+
+    def lay(at: tuple[int, ...]) -> None:
+        part = scores[at].reshape(-1, length, keys)
+        if M.dtype == bool:
+            np.copyto(part, _LEAST, where=~M[at])
+        else:
+            part += M[at]
+
+    return lay
 
 
-def _softmax(scores: F32) -> F32:
+def _softmax(scores: F32) -> None:
     """Along the last axis, in place."""
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
 
 
 def _grouped(x: mx.array, groups: int) -> F32:

@@ -3,7 +3,7 @@
 Stands on no other room; ``surgery`` and ``manager`` use it.
 """
 
-from plastic_runtime.measure.block_chain import BlockChain
+from plastic_runtime.measure.block_chain import BlockChain, block_of, model_blocks
 from plastic_runtime.measure.gram_file import GRAM_FILE_VERSION, GramSum, append_grams
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, is_dense
 from plastic_runtime.measure.intercept import (
@@ -25,10 +25,12 @@ __all__ = [
     "GramSum",
     "Interceptor",
     "append_grams",
+    "block_of",
     "chosen_experts",
     "intercepted",
     "is_dense",
     "linear_layers",
+    "model_blocks",
     "modules_by_path",
     "numpy_product",
     "using_numpy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple, cast
 
@@ -12,6 +12,14 @@ import mlx.nn as nn
 from plastic_runtime.measure.intercept import intercepted, modules_by_path
 from plastic_runtime.measure.probes import LINEARS
 from plastic_runtime.measure.recorder import Call, Modules, using_numpy
+
+Release = Callable[[str], None]
+"""Is told the path of a block whose weights are not needed for now."""
+
+
+def keep(path: str) -> None:
+    """Let go of nothing: the `Release` of a model that is in memory."""
+
 
 CLOSE = 1e-3
 """Largest relative difference of two equal computations, half precision included (heuristic)."""
@@ -26,6 +34,8 @@ class BlockChain:
 
     Attributes:
         early: The wanted paths of what runs before the blocks.
+        vocabulary: How many logits there are.
+        is_pointwise: Whether they depend on the last block's output at their position alone.
 
     Examples:
         >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)))
@@ -34,14 +44,22 @@ class BlockChain:
         'layers.1'
     """
 
-    def __init__(self, model: nn.Module, blocks: Modules) -> None:
+    def __init__(self, model: nn.Module, blocks: Modules, release: Release = keep) -> None:
         self.model = model
         self.blocks = blocks
+        self.release = release
         self.early: list[str] = []
+        self.vocabulary = 0
+        self.is_pointwise = False
 
     @classmethod
     def of(
-        cls, model: nn.Module, linears: Modules, wanted: Collection[str], batch: mx.array
+        cls,
+        model: nn.Module,
+        linears: Modules,
+        wanted: Collection[str],
+        batch: mx.array,
+        release: Release = keep,
     ) -> BlockChain | None:
         """Return the chain that a model is, or None if it cannot be told to be one.
 
@@ -57,11 +75,12 @@ class BlockChain:
             linears: Its linear layers by path.
             wanted: Those to be measured.
             batch: A few of its inputs; run three or four times through the blocks.
+            release: Called with the path of a block that has been run, whose weights may go.
         """
-        blocks = _blocks(model)
+        blocks = model_blocks(model)
         if not blocks or _entangled(linears, blocks):
             return None
-        chain = cls(model, blocks)
+        chain = cls(model, blocks, release)
         outside = {p: m for p, m in linears.items() if p in wanted and chain.block_of(p) is None}
         try:
             with using_numpy(linears):
@@ -71,7 +90,7 @@ class BlockChain:
 
     def block_of(self, path: str) -> str | None:
         """Return the block that a module is in."""
-        return _block_of(path, self.blocks)
+        return block_of(path, self.blocks)
 
     def entry(self, batch: mx.array) -> tuple[mx.array, list[Call]]:
         """Return what enters the first block, and the call of every block as the model makes it.
@@ -103,15 +122,26 @@ class BlockChain:
         if early & late or not _linked(steps, list(self.blocks)):
             return False
         self.early = [path for path in wanted if path in early]
+        self.vocabulary = logits.shape[-1]
         x, calls = self.entry(batch)
         if self.early:  # with other results of theirs, the rest must be the same
             with intercepted(outside, self._halved):
                 calls = self.entry(batch)[1]
                 if not _close(self.logits_from(batch, steps[-1].output), logits):
                     return False
-        for call in calls:
-            x = call(x)
+        for path, call in zip(self.blocks, calls, strict=True):
+            x = self._run(path, call, x)
+        if x.shape[:-1] == batch.shape:
+            last = self.logits_from(batch[:, -1:], x[:, -1:])
+            self.is_pointwise = _close(last, logits[:, -1:])
         return _close(x, steps[-1].output) and _close(self.logits_from(batch, x), logits)
+
+    def _run(self, path: str, call: Call, x: mx.array) -> mx.array:
+        """Run a block and let go of its weights."""
+        y = call(x)
+        mx.eval(y)
+        self.release(path)
+        return y
 
     def _halved(self, path: str, call: Call, x: mx.array) -> mx.array:
         return 0.5 * call(x) if path in self.early else call(x)
@@ -124,7 +154,7 @@ class BlockChain:
         early, late = set[str](), set[str]()
 
         def step(path: str, call: Call, x: mx.array) -> mx.array:
-            y = call(x)
+            y = self._run(path, call, x)
             steps.append(_Step(path, x, y))
             return y
 
@@ -147,8 +177,13 @@ class _Step(NamedTuple):
     output: mx.array
 
 
-def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the items of ``model.layers``, the blocks of mlx-lm's models; none if they are odd."""
+def model_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the items of ``model.layers``, the blocks of mlx-lm's models; none if they are odd.
+
+    Examples:
+        >>> list(model_blocks(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Sequential())))
+        ['layers.0', 'layers.1']
+    """
     items = getattr(model, "layers", None)
     if not isinstance(items, list) or not all(isinstance(m, nn.Module) for m in items):
         return {}
@@ -161,13 +196,20 @@ def _entangled(linears: Modules, blocks: Modules) -> bool:
     """Tell whether a linear layer is in two blocks, or in one and outside."""
     owners: dict[int, str | None] = {}
     for path, linear in linears.items():
-        owner = _block_of(path, blocks)
+        owner = block_of(path, blocks)
         if owners.setdefault(id(linear), owner) != owner:
             return True
     return False
 
 
-def _block_of(path: str, blocks: Modules) -> str | None:
+def block_of(path: str, blocks: Modules) -> str | None:
+    """Return the block that a path lies in, None outside.
+
+    Examples:
+        >>> blocks = {"layers.1": nn.Sequential(), "layers.10": nn.Sequential()}
+        >>> block_of("layers.10.up", blocks), block_of("head", blocks)
+        ('layers.10', None)
+    """
     return next((block for block in blocks if path.startswith(f"{block}.")), None)
 
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from plastic_core.files import FormatError
 
-from plastic_runtime.measure.block_chain import BlockChain
+from plastic_runtime.measure.block_chain import BlockChain, Release, keep
 from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.gram_identity import calibration_identity, check_measurement
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, GramRecorder
 from plastic_runtime.measure.intercept import intercepted
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers, using_numpy
-from plastic_runtime.measure.sampled_loss import keys
+from plastic_runtime.measure.sampled_loss import draws
 from plastic_runtime.measure.spool import opened, read_array, write_array, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
+
+LOGITS = 2**24
+"""Logits in memory at a time: 64 MiB, and their probabilities and gradients beside them."""
+TRIAL = 32  # tokens that show whether a model is a chain
 
 
 def measure_grams(
@@ -37,15 +40,17 @@ def measure_grams(
     configuration: Mapping[str, Any] | None = None,
     replace: bool = False,
     needed: bool = True,
+    release: Release = keep,
     track: Track = untracked,
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
 
-    The blocks are the items of ``model.layers``. One pass runs them forwards, keeps what enters
-    each of them on disk and takes the gradient at the output of the last one. Then, from the last
-    block to the first, each is run once more, forwards and backwards, on what was kept: its Grams
-    are complete and are written; last come layers before the blocks, such as embeddings. Labels are
-    those of ``loss_grams`` and so are the Grams, up to the rounding of float32. A model whose
+    The blocks are the items of ``model.layers``. Each in turn is run forwards on all batches, and
+    what leaves it is kept on disk; then the gradient at the output of the last one is taken, for a
+    few logits at a time. Then, from the last block to the first, each is run once more, forwards
+    and backwards, on what was kept: its Grams are complete and are written; last come layers before
+    the blocks, such as embeddings. Labels are those of ``loss_grams`` and so are the Grams, up to
+    the rounding of float32, and the bytes are the same for any number of threads. A model whose
     ``layers`` do not feed one another, or are given something else by a wanted layer before them,
     is one block: its Grams are all in memory, and a cut run begins again.
 
@@ -66,7 +71,9 @@ def measure_grams(
             replaced and not refused. The old file stays until the new one is complete.
         needed: Whether a layer that no gradient reaches is refused; else it is left out, like one
             that is not run: what chooses among tokens or experts has none.
-        track: Wraps the loops over the batches and over the blocks, with what they do.
+        release: Called with the path of a block that has been run, which may then forget what it
+            has read and read it anew when it runs again.
+        track: Wraps the loops over the blocks and over the logits, with what they do.
 
     Returns:
         The file, open.
@@ -79,10 +86,11 @@ def measure_grams(
         OSError: If a file cannot be read or written.
 
     Note:
-        In memory: the model, ``8 (in^2 + out^2)`` bytes for every layer of one block, the
-        activations of one batch. On disk: ``2 (in^2 + out^2)`` bytes per layer for good, and
+        In memory: what is not released of the model, the weights of one block once more in float32,
+        ``4 (in^2 + out^2)`` bytes for every layer of it, the activations of one batch, and three
+        times `LOGITS` numbers. On disk: ``2 (in^2 + out^2)`` bytes per layer for good, and
         meanwhile the activations that enter every block, in float32. Time: two forward passes, one
-        backward pass, and ``in^2 + out^2`` operations in float64 per token and layer.
+        backward pass, and ``in^2 + out^2`` operations in float32 per token and layer.
 
     Examples:
         >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
@@ -94,12 +102,14 @@ def measure_grams(
     if not batches:
         raise ValueError("`batches` must hold at least one batch.")
     linears, wanted = linear_layers(model, paths)
-    made_for = calibration_identity(model, batches, seed, wanted, widest, configuration)
+    made_for = calibration_identity(
+        model, batches, seed, wanted, widest, configuration, release=release
+    )
     if not file.exists() or (replace and not _is_intact(file, made_for)):
 
         def measurement(parts: GramParts) -> _Measurement:
             whole = (model, linears, wanted, widest, batches, seed, needed)
-            return _Measurement(*whole, parts, track)
+            return _Measurement(*whole, parts, release, track)
 
         _publish(file, made_for, measurement, replace=replace)
     grams = GramFile(file)
@@ -164,11 +174,13 @@ class _Measurement:
     seed: int
     needed: bool
     parts: GramParts
+    release: Release
     track: Track
 
     def measure(self) -> None:
         """Finish all parts: through the blocks to the end, then back from the last to the first."""
-        chain = BlockChain.of(self.model, self.linears, self.wanted, self.batches[0][:1])
+        few = self.batches[0][:1, :TRIAL]
+        chain = BlockChain.of(self.model, self.linears, self.wanted, few, self.release)
         if chain is None:
             if not self.parts.finished:
                 self._at_once()
@@ -183,58 +195,98 @@ class _Measurement:
             else:
                 self._backwards(chain, number)
 
-    def _draws(self) -> Iterable[tuple[mx.array, mx.array]]:
-        """Return the batches, each with its key."""
-        return zip(self.track(self.batches, "calibrating"), keys(self.seed), strict=False)
+    def _draws(self, description: str) -> Iterable[tuple[mx.array, np.random.Generator]]:
+        """Return the batches, each with what draws its labels."""
+        return zip(self.track(self.batches, description), draws(self.seed), strict=False)
 
     def _at_once(self) -> None:
         """The whole model as one part."""
         recorder = self._recording(self.linears, self.wanted)
-        recorder.pull_back_model(self.model, self._draws())
+        vocabulary = self.model(self.batches[0][:1, :1]).shape[-1]
+        for batch, draw in self._draws("calibrating"):
+            rows = max(1, LOGITS // (batch.shape[1] * vocabulary))
+            parts = (batch[i : i + rows] for i in range(0, len(batch), rows))
+            recorder.pull_back_model(self.model, ((part, draw) for part in parts))
         self.parts.finish(recorder, recorder.tokens)
 
     def _recorder(self, chain: BlockChain, block: str | None) -> LossRecorder:
         """Return a recorder for the layers of one block, or for those after the blocks."""
-        linears = {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
+        linears = self._inside(chain, block)
         wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
         return self._recording(linears, wanted)
+
+    def _inside(self, chain: BlockChain, block: str | None) -> dict[str, nn.Module]:
+        """Return the layers of one block, or those outside."""
+        return {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
 
     def _recording(self, linears: Modules, wanted: Sequence[str]) -> LossRecorder:
         return LossRecorder(linears, wanted, widest=self.widest, needed=self.needed)
 
     def _forwards(self, chain: BlockChain) -> None:
         """Keep the input of every block and the gradient at the output of the last one."""
+        with written(self._input(0)) as inputs:
+            for batch in self.batches:
+                what = f"input of '{next(iter(chain.blocks))}'"
+                write_array(inputs, chain.entry(batch)[0], what)
+        for number in self.track(range(len(chain.blocks)), "calibrating, forwards"):
+            self._through(chain, number)
         recorder, last = self._recorder(chain, None), len(chain.blocks)
-        with ExitStack() as stack:
-            files = [*map(self._input, range(last)), self._gradient(last)]
-            *inputs, gradients = (stack.enter_context(written(file)) for file in files)
-            for batch, key in self._draws():
-                y = self._through(chain, batch, inputs)
-                gradient = recorder.pull_back_loss(partial(chain.logits_from, batch), y, key)
+        with opened(self._input(last)) as inputs, written(self._gradient(last)) as gradients:
+            for batch, draw in self._draws("calibrating, logits"):
+                y = read_array(inputs, chain.entry(batch)[0])
+                gradient = self._after(chain, recorder, batch, y, draw)
                 write_array(gradients, gradient, "gradient of the logits")
         self.parts.finish(recorder, recorder.tokens)
+        self._input(last).unlink()
 
-    def _through(self, chain: BlockChain, batch: mx.array, inputs: Sequence[BinaryIO]) -> mx.array:
-        """Return the output of the last block, every input kept."""
-        x, calls = chain.entry(batch)
-        with using_numpy(self.linears):
-            for stream, path, call in zip(inputs, chain.blocks, calls, strict=True):
-                write_array(stream, x, f"input of '{path}'")
-                y = call(x)
-                self._check_finite(path, call, x, y)
-                x = y
-        return x
+    def _through(self, chain: BlockChain, number: int) -> None:
+        """Keep the output of a block."""
+        path = list(chain.blocks)[number]
+        with (
+            using_numpy(self._inside(chain, path), keep=True),
+            opened(self._input(number)) as inputs,
+            written(self._input(number + 1)) as outputs,
+        ):
+            for batch in self.batches:
+                like, calls = chain.entry(batch)
+                x = read_array(inputs, like)
+                y = calls[number](x)
+                try:
+                    write_array(outputs, y, "y")
+                except ValueError:
+                    raise self._not_finite(path, calls[number], x) from None
+        self.release(path)
 
-    def _check_finite(self, path: str, call: Call, x: mx.array, y: mx.array) -> None:
+    def _not_finite(self, path: str, call: Call, x: mx.array) -> ValueError:
         """Name the layer whose inputs are the first that are not finite, else the block."""
-        if mx.isfinite(y).all().item():
-            return
         with intercepted(self.linears, GramRecorder().around):
             mx.eval(call(x))
-        raise ValueError(
+        return ValueError(
             f"the output of '{path}' must be finite, but is not, though what enters its linear "
             "layers is: look at its other weights."
         )
+
+    def _after(
+        self,
+        chain: BlockChain,
+        recorder: LossRecorder,
+        batch: mx.array,
+        y: mx.array,
+        draw: np.random.Generator,
+    ) -> mx.array:
+        """Return the gradient at the output of the last block, from a few logits at a time."""
+        shape, few = y.shape, max(1, LOGITS // chain.vocabulary)
+        if chain.is_pointwise:
+            batch, y = batch.reshape(1, -1), y.reshape(1, -1, *shape[2:])
+            parts = [(slice(None), slice(i, i + few)) for i in range(0, batch.size, few)]
+        else:
+            rows = max(1, few // shape[1])
+            parts = [(slice(i, i + rows), slice(None)) for i in range(0, len(batch), rows)]
+        pulled = []
+        for part in parts:
+            logits = partial(chain.logits_from, batch[part])
+            pulled.append(recorder.pull_back_loss(logits, y[part], draw))
+        return mx.concatenate(pulled, axis=1 if chain.is_pointwise else 0).reshape(shape)
 
     def _backwards(self, chain: BlockChain, number: int) -> None:
         """The Grams of one block, and the gradient at its input."""
@@ -250,6 +302,7 @@ class _Measurement:
                 x, gradient = read_array(inputs, like), read_array(gradients, like)
                 gradient = recorder.pull_back(calls[number], x, gradient)
                 write_array(pulled, gradient, f"gradient of '{path}'")
+        self.release(path)
         self.parts.finish(recorder, self.parts.tokens)
         self._input(number).unlink()
         self._gradient(number + 1).unlink()

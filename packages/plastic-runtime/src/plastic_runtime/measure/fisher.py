@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, LossGrams
 from plastic_runtime.measure.recorder import LossRecorder, linear_layers
-from plastic_runtime.measure.sampled_loss import keys
+from plastic_runtime.measure.sampled_loss import draws
 
 
 def loss_grams(
@@ -23,7 +23,7 @@ def loss_grams(
     The gradient of a layer is :math:`g = \partial L / \partial y` at its output y, for every
     token, where L is the negative log-likelihood, summed over all positions, of labels drawn
     from the model's own distribution: the Fisher information, not the empirical one. Batch i
-    draws with the i-th key split off ``mx.random.key(seed)``. No gradient of a weight is made.
+    draws with Philox, keyed by ``seed`` and i. No gradient of a weight is made.
 
     The model is run as it is, in its own types: pass one in float32, after ``model.eval()``. It
     is put back exactly, also when a pass fails.
@@ -34,8 +34,9 @@ def loss_grams(
         seed: Decides the labels.
         paths: Paths of the layers wanted: ``nn.Linear``, ``nn.QuantizedLinear`` and ``RankLayer``,
             by default all of these; embeddings and stacks of experts.
-        widest: The longest side of a dense Gram. Of a wider one only the blocks along the diagonal
-            are measured (``plastic_core.block_side``).
+        widest: The longest side of a dense Gram. Of a wider one of inputs only the blocks along the
+            diagonal are measured (``plastic_core.block_side``), of a wider one of gradients, such
+            as those of logits, the diagonal alone.
 
     Returns:
         Both Grams, float64, of every layer that was run, by path. Layers that one and the same
@@ -56,11 +57,10 @@ def loss_grams(
         of the empirical Fisher approximation*, 2019, arXiv 1905.12558, section 2.
 
     Note:
-        About three forward passes, and ``in^2 + out^2`` operations in float64 per token and
-        layer. The sums take ``8 (in^2 + out^2)`` bytes per layer, of all layers at once, where
-        ``measure_grams`` holds those of one block: leave a head with a large vocabulary out of
-        ``paths``. Where MLX computes on the CPU, products of unsubclassed ``nn.Linear`` and
-        ``nn.QuantizedLinear`` run in NumPy, forwards and backwards.
+        About three forward passes, and ``in^2 + out^2`` operations in float32 per token and
+        layer. The sums take ``4 (in^2 + out^2)`` bytes per layer, of all layers at once, where
+        ``measure_grams`` holds those of one block. Where MLX computes on the CPU, products of
+        unsubclassed ``nn.Linear`` and ``nn.QuantizedLinear`` run in NumPy, forwards and backwards.
 
     Examples:
         >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
@@ -70,7 +70,7 @@ def loss_grams(
     """
     linears, wanted = linear_layers(model, paths)
     recorder = LossRecorder(linears, wanted, widest=widest)
-    recorder.pull_back_model(model, zip(batches, keys(seed), strict=False))
+    recorder.pull_back_model(model, zip(batches, draws(seed), strict=False))
     if not recorder.tokens:
         raise ValueError("`batches` must hold at least one batch.")
     return recorder.grams()

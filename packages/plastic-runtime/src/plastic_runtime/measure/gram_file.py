@@ -23,6 +23,7 @@ from plastic_core.files import (
 from plastic_runtime.measure.grams import Gram, LossGrams, mirror
 
 GRAM_FILE_VERSION = 3
+ROWS = 64  # of a triangle, written at a time
 HEADER = "header"
 _REMEDY = "delete it or name another file"
 
@@ -244,8 +245,10 @@ def _write(stream: IO[bytes], entry: GramSum | bytes) -> None:
         return
     kind = {"descr": "<f4", "fortran_order": False, "shape": (size * (size + 1) // 2,)}
     np.lib.format.write_array_header_1_0(stream, kind)
-    for i, row in enumerate(entry.total):
-        stream.write((row[: i + 1] / tokens).astype("<f4").tobytes())
+    for start in range(0, size, ROWS):
+        rows = (entry.total[start : start + ROWS] / tokens).astype("<f4")
+        lower = np.tri(len(rows), size, start, dtype=bool)
+        stream.write(rows[lower].data)
 
 
 def _square(triangles: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """The identity of a file of Grams: what it was measured of."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 from plastic_core.files import check_same
 
+from plastic_runtime.measure.block_chain import Release, block_of, keep, model_blocks
+
 
 def calibration_identity(
     model: nn.Module,
@@ -19,17 +22,17 @@ def calibration_identity(
     layers: Sequence[str],
     widest: int,
     configuration: Mapping[str, Any] | None = None,
+    release: Release = keep,
 ) -> dict[str, Any]:
     """Return what the Grams depend on, in JSON's types: parameters with their types and shapes.
 
     A model computes with more than its parameters, such as the base of its rotations: the
-    configuration that it was built from tells these, entry by entry.
+    configuration that it was built from tells these, entry by entry. Blocks are released as they
+    are read.
     """
-    parameters = model.parameters()  # type: ignore[no-untyped-call]
-    named = sorted(dict(tree_flatten(parameters)).items())
     text = (("batch", batch) for batch in batches)
     return {
-        "model": _digest(named),
+        "model": _digest(_parameters(model, release)),
         "seed": seed,
         "layers": list(layers),
         "text": _digest(text),
@@ -51,6 +54,17 @@ def check_measurement(where: Path, there: Mapping[str, Any], here: Mapping[str, 
     """
     remedy = "delete it or name another file"
     check_same(where, there, here, remedy=remedy, what="the measurement in it")
+
+
+def _parameters(model: nn.Module, release: Release) -> Iterator[tuple[str, mx.array]]:
+    """Yield all parameters in the order of their names, and release blocks that are through."""
+    parameters = dict(tree_flatten(model.parameters()))  # type: ignore[no-untyped-call]
+    blocks = model_blocks(model)
+    for block, names in groupby(sorted(parameters), key=lambda name: block_of(name, blocks)):
+        for name in names:
+            yield name, parameters.pop(name)
+        if block is not None:
+            release(block)
 
 
 def _digest(arrays: Iterable[tuple[str, mx.array]]) -> str:

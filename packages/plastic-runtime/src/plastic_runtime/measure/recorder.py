@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from plastic_core.layer import Linear, is_stack, linear_from
 from plastic_core.linalg import on_cpu
 
@@ -28,7 +29,7 @@ from plastic_runtime.measure.intercept import (
     modules_by_path,
     tapped,
 )
-from plastic_runtime.measure.numpy_products import numpy_product
+from plastic_runtime.measure.numpy_products import NumpyProduct, numpy_product
 from plastic_runtime.measure.probes import LINEARS
 from plastic_runtime.measure.sampled_loss import sampled_loss
 
@@ -70,7 +71,7 @@ class LossRecorder:
         self._awaited: set[str] = set()
         self._linears = linears
         self._wanted = frozenset(wanted)
-        self._in_numpy = numpy_linears(linears)
+        self._in_numpy = {p: NumpyProduct(m) for p, m in numpy_linears(linears).items()}
 
     def pull_back(self, f: Call, x: mx.array, gradient: mx.array) -> mx.array:
         """Run one pass: ``f`` at ``x`` forwards, then backwards from the gradient at its output.
@@ -99,20 +100,22 @@ class LossRecorder:
             )
         return pulled
 
-    def pull_back_loss(self, logits: Call, x: mx.array, key: mx.array) -> mx.array:
+    def pull_back_loss(self, logits: Call, x: mx.array, draw: np.random.Generator) -> mx.array:
         """Run the same for the loss of labels drawn from ``logits(x)``; see `sampled_loss`."""
 
         def loss(x: mx.array) -> mx.array:
             z = logits(x)
             self.tokens += z.size // z.shape[-1]
-            return sampled_loss(z, key)
+            return sampled_loss(z, draw)
 
         return self.pull_back(loss, x, mx.array(1.0))
 
-    def pull_back_model(self, model: nn.Module, draws: Iterable[tuple[mx.array, mx.array]]) -> None:
-        """The same for a whole model, on each of its inputs with the key of its labels."""
-        for batch, key in draws:
-            self.pull_back_loss(partial(_logits, model, batch), mx.array(0.0), key)
+    def pull_back_model(
+        self, model: nn.Module, batches: Iterable[tuple[mx.array, np.random.Generator]]
+    ) -> None:
+        """The same for a whole model, on each of its inputs with what draws the labels."""
+        for batch, draw in batches:
+            self.pull_back_loss(partial(_logits, model, batch), mx.array(0.0), draw)
 
     def grams(self) -> dict[str, LossGrams]:
         """Return the means; the sums are used up."""
@@ -133,7 +136,7 @@ class LossRecorder:
     def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
         call: Call = bound
         if path in self._in_numpy:
-            call = partial(numpy_product, linear=self._in_numpy[path])
+            call = self._in_numpy[path]
         if path not in self._wanted:
             return call(x)
         self._awaited.add(path)
@@ -143,7 +146,7 @@ class LossRecorder:
             size = len(module.weight)
             self.inputs.record(path, f"of {size} tokens", partial(TokenSite, size), x)
         else:
-            make = partial(self._site, x.shape[-1], experts)
+            make = partial(self._site, x.shape[-1], experts, side=None)
             self.inputs.record(path, f"for {experts} experts", make, x, *indices)
         y = call(x)
         return cast(mx.array, tapped(y, probe, partial(self._record, path, indices)))
@@ -156,14 +159,14 @@ class LossRecorder:
         side, count = max(module.input_dims, module.output_dims), module.num_experts
         return count if is_dense(side, self.inputs.widest, count=count) else 1
 
-    def _site(self, size: int, experts: int) -> AnySite:
-        """Return a new site for vectors of a layer, or of so many experts."""
-        widest = self.inputs.widest
-        return RoutedSite(size, experts, widest) if experts else Site(size, widest)
+    def _site(self, size: int, experts: int, *, side: int | None) -> AnySite:
+        """Return a new site for vectors of a layer, or of so many experts; see `Site`."""
+        options: Any = {"widest": self.inputs.widest, "side": side, "dtype": np.float32}
+        return RoutedSite(size, experts, **options) if experts else Site(size, **options)
 
     def _record(self, path: str, indices: list[mx.array], _: mx.array, gradient: mx.array) -> None:
         if path not in self.gradients:
-            self.gradients[path] = self._site(gradient.shape[-1], self._experts(path))
+            self.gradients[path] = self._site(gradient.shape[-1], self._experts(path), side=1)
         site: Any = self.gradients[path]
         try:
             site.add(gradient, *indices)
@@ -231,8 +234,12 @@ def numpy_linears(linears: Modules) -> dict[str, Linear]:
     return in_numpy
 
 
-def using_numpy(linears: Modules) -> AbstractContextManager[None]:
+def using_numpy(linears: Modules, *, keep: bool = False) -> AbstractContextManager[None]:
     """Let products of the layers run in NumPy within a block, where that is quicker.
+
+    Args:
+        linears: The layers by path; see `linear_layers`.
+        keep: Whether weights, once widened to float32, are kept until the end of the block.
 
     Examples:
         >>> linear, x = nn.Linear(4, 4), mx.ones((2, 4))
@@ -242,8 +249,11 @@ def using_numpy(linears: Modules) -> AbstractContextManager[None]:
         True
     """
     layers = numpy_linears(linears)
+    kept = {path: NumpyProduct(layer) for path, layer in layers.items()} if keep else {}
 
     def around(path: str, call: Call, x: mx.array) -> mx.array:
+        if path in kept:
+            return kept[path](x)
         return numpy_product(x, layers[path]) if path in layers else call(x)
 
     owners = {path.removesuffix(f".{AS_LINEAR}") for path in layers}
