@@ -61,14 +61,20 @@ def wide(make_llama: Make) -> Path:
 
 
 @pytest.fixture
-def quantised(make_llama: Make, tmp_path: Path) -> Path:
-    """A Llama that mlx-lm packed in 4 bits, groups of 64: 4.5 bits per weight in all."""
-    model, config = quantize_model(*stock_load(make_llama("even", **EVEN)), 64, 4)
-    save_model(tmp_path / "q4", model)
-    save_config(config, tmp_path / "q4" / "config.json")
-    for file in (tmp_path / "even").glob("tokenizer*"):
-        (tmp_path / "q4" / file.name).write_bytes(file.read_bytes())
-    return tmp_path / "q4"
+def packed_by_mlx(make_llama: Make) -> Make:
+    """``packed_by_mlx(bits, group_size, mode)``: a Llama that mlx-lm packed, the head included."""
+
+    def make(bits: int, group_size: int, mode: str = "affine") -> Path:
+        plain = make_llama("even", **EVEN)
+        folder = plain.with_name("packed")
+        model, config = quantize_model(*stock_load(plain), group_size, bits, mode=mode)
+        save_model(folder, model)
+        save_config(config, folder / "config.json")
+        for file in plain.glob("tokenizer*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+    return make
 
 
 def test_every_group_size_that_divides_the_inputs_is_on_offer(wide: Path, text: Path) -> None:
@@ -209,23 +215,45 @@ def test_healing_keeps_every_group_size(mixture: Path, wide: Path, text: Path) -
     )
 
 
-def test_a_source_that_fits_already_stays_as_it_is(quantised: Path, text: Path) -> None:
-    budgets: list[float | Budget] = [4.5, Budget("keep", 1.0), 4.25]
-    plan = planned(quantised, text, budgets=budgets, choices=Choices((2, 3, 4)))
-    for whole in plan.budgets[:2]:
-        assert whole.mix == {"source": len(plan.matrices)}
-        assert (whole.cost, whole.lower_bound, whole.bits_per_weight) == (0.0, 0.0, 4.5)
-    tight = plan.budgets[2]
-    kept = sum(m.matrix.weights for m in plan.matrices if tight.chosen[m.name].bits is None)
-    assert tight.weights / 2 < kept < tight.weights
-    assert tight.bits_per_weight <= 4.25
-    out = execute_plan(
-        quantised, text.with_name("out"), text.with_name("plan.json"), budget=4.5
-    ).out
-    before, after = tensors_of(quantised), tensors_of(out)
+PACKED: list[tuple[int, int, str, float]] = [
+    (4, 64, "affine", 4.5),
+    (4, 32, "mxfp4", 4.25),
+    (4, 16, "nvfp4", 4.5),
+    (8, 32, "mxfp8", 8.25),
+]
+
+
+@pytest.mark.parametrize(("bits", "group_size", "mode", "whole"), PACKED)
+def test_a_source_that_fits_already_stays_as_it_is(
+    packed_by_mlx: Make, text: Path, bits: int, group_size: int, mode: str, whole: float
+) -> None:
+    source, out = packed_by_mlx(bits, group_size, mode), text.with_name("out")
+    budgets, few = [whole, Budget("keep", 1.0)], Choices((2,), group_sizes=(64,))
+    plan = planned(source, text, budgets=budgets, choices=few)
+    for budget in plan.budgets:
+        assert budget.mix == {"source": len(plan.matrices)}
+        assert (budget.cost, budget.lower_bound, budget.bits_per_weight) == (0.0, 0.0, whole)
+    execute_plan(source, out, text.with_name("plan.json"), budget=whole)
+    before, after = tensors_of(source), tensors_of(out)
     assert before.keys() == after.keys()
     assert all(same_bits(before[name], after[name]) for name in before)
     assert verify(out) == []
-    models = (stock_load(folder)[0] for folder in (quantised, out))
-    first, second = (model(TOKENS) for model in models)
+    first, second = (stock_load(folder)[0](TOKENS) for folder in (source, out))
     assert mx.array_equal(first, second).item()
+
+
+def test_of_a_source_that_nearly_fits_most_stays_as_it_is(packed_by_mlx: Make, text: Path) -> None:
+    source, out = packed_by_mlx(4, 64), text.with_name("out")
+    plan = planned(source, text, budgets=[4.25], choices=Choices((2, 3, 4)))
+    (tight,) = plan.budgets
+    kept = [m.matrix for m in plan.matrices if tight.chosen[m.name].bits is None]
+    assert tight.weights / 2 < sum(m.weights for m in kept) < tight.weights
+    assert tight.bits_per_weight <= 4.25
+    execute_plan(source, out, text.with_name("plan.json"))
+    before, after = tensors_of(source), tensors_of(out)
+    assert all(same_bits(before[m.name], after[m.name]) for m in kept)
+    modules = dict(stock_load(out)[0].named_modules())
+    for name, offer in tight.chosen.items():
+        layer = modules[module_path(name)]
+        expected = (offer.bits or 4, offer.group_size or 64)
+        assert (layer.bits, layer.group_size) == expected
