@@ -20,6 +20,7 @@ from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.compression.restoration import restore
+from plastic_export.compression.summary import summarize
 from plastic_export.compression.verification import verify
 from plastic_export.folder.header_bytes import entry_bytes
 from plastic_export.folder.manifest import read_manifest
@@ -115,12 +116,15 @@ def test_what_was_planned_is_what_stock_mlx_lm_loads(wide: Path, text: Path) -> 
         assert config["quantization"][path] == packing
         record = read_manifest(out).matrices[name]
         assert (record.bits, record.group_size) == (offer.bits, offer.group_size)
-    after = tensors_of(out)
+    tensors = tensors_of(out)
     for name, offer in chosen.items():
         own = (f"{module_path(name)}.{leaf}" for leaf in ("weight", "scales", "biases"))
-        assert sum(after[tensor].nbytes for tensor in own) == offer.nbytes
+        assert sum(tensors[tensor].nbytes for tensor in own) == offer.nbytes
     assert mx.array_equal(model(TOKENS), load_model(out)(TOKENS)).item()
     assert verify(out) == []
+    before, after = (summarize(str(folder)) for folder in (wide, out))
+    assert before.parameters == after.parameters
+    assert [group.shape for group in before.groups] == [group.shape for group in after.groups]
     rows = {row for table in present_by_plan(result).lines[:1] for row in table.columns[3].cells}
     assert {*map(str, {offer.group_size for offer in chosen.values()})} == rows
 
