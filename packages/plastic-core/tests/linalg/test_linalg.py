@@ -244,3 +244,33 @@ def test_a_vector_is_asked_for_by_name() -> None:
     assert linalg.as_vector(mx.array([1.0, 2.0])).tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match=r"`S` must be a vector, got an array of shape \(2, 2\)"):
         linalg.as_vector(np.ones((2, 2)), "S")
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
+def test_cholesky_factors_are_those_of_lapack_and_need_no_other_memory(n: int) -> None:
+    X = np.random.default_rng(n).standard_normal((2 * n, n))
+    A = X.T @ X + n * np.eye(n)
+    before, expected = A.copy(), np.linalg.cholesky(A)
+    L = linalg.cholesky(A)
+    assert (before == A).all()
+    limit = 10 * n * np.finfo(np.float64).eps * np.abs(expected).max()
+    assert np.abs(L - expected).max() <= limit
+    assert not np.triu(L, 1).any()
+    backwards = A[::-1, ::-1]
+    reversed_too = linalg.cholesky(backwards, overwrite=True)
+    assert np.shares_memory(reversed_too, A)
+    product = reversed_too @ reversed_too.T
+    assert np.abs(product - before[::-1, ::-1]).max() <= limit * np.abs(expected).max()
+
+
+def test_cholesky_is_the_same_for_any_number_of_threads_and_says_which_rows_are_not() -> None:
+    X = np.random.default_rng(0).standard_normal((900, 900))
+    A = X @ X.T + 900 * np.eye(900)
+    found = set[bytes]()
+    for count in (1, 2, 4):
+        with linalg.using_workers(count):
+            found.add(linalg.cholesky(A).tobytes())
+    assert len(found) == 1
+    A[700, 700] = -1
+    with pytest.raises(ValueError, match="positive definite, but its leading 768 rows are not"):
+        linalg.cholesky(A)

@@ -244,7 +244,7 @@ def test_the_identity_is_neither_stored_nor_multiplied() -> None:
         IDENTITY.inverse_root_times,
     ):
         assert apply(A) is A
-    assert IDENTITY.feedback(32) is None
+    assert IDENTITY.feedback(grouped=True) is None
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0, 2.0**-40])

@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core.linalg.arrays import Float32, Float64, check_finite
+from plastic_core.linalg.threads import product
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
 PANEL = 128
 """Rows of a block of a substitution."""
+COLUMNS = 256
+"""Columns that a Cholesky factorisation leaves to LAPACK."""
 
 
 def checked(result: Array) -> Array:
@@ -77,28 +80,38 @@ def eigvalsh(A: NDArray[Any]) -> Float64:
     return checked(values)[::-1]
 
 
-def cholesky(A: NDArray[Any]) -> Float64:
+def cholesky(A: NDArray[Any], *, overwrite: bool = False) -> Float64:
     """Lower triangular ``L`` with a positive diagonal and ``A = L @ L.T``, in float64.
 
     Args:
         A: Symmetric positive definite matrix of shape ``(n, n)``; only its lower triangle is read.
+        overwrite: Whether L may take the memory of ``A``, if that is float64.
 
     Raises:
         ValueError: If ``A`` is not finite, or not positive definite to working precision.
+
+    Note:
+        ``n^3 / 3`` operations, the same bits for any number of threads. Panels of 256 columns, so
+        that little memory is needed beside L.
 
     Examples:
         >>> cholesky(np.array([[4.0, 2.0], [2.0, 2.0]])).tolist()
         [[2.0, 0.0], [1.0, 1.0]]
     """
     check_finite(A, "A")
-    try:
-        L: Float64 = np.linalg.cholesky(A.astype(np.float64, copy=False))
-    except np.linalg.LinAlgError as error:
-        least = eigvalsh(A)[-1]
-        raise ValueError(
-            f"`A` must be positive definite, but its least eigenvalue is {least:.3g}. "
-            "Add a positive multiple of the identity."
-        ) from error
+    L = A.astype(np.float64, copy=not overwrite)
+    for start in range(0, len(L), COLUMNS):
+        panel, below = slice(start, start + COLUMNS), slice(start + COLUMNS, None)
+        L[start:, panel] -= product(L[start:, :start], L[panel, :start].T)
+        try:
+            L[panel, panel] = np.linalg.cholesky(L[panel, panel])
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"`A` must be positive definite, but its leading {len(L[:start]) + len(L[panel])} "
+                "rows are not. Add a positive multiple of the identity."
+            ) from error
+        L[panel, below] = 0
+        L[below, panel] = product(L[below, panel], np.linalg.inv(L[panel, panel]).T)
     return checked(L)
 
 

@@ -62,22 +62,31 @@ def check_gram(gram: Matrix, damping: float) -> NDArray[Any]:
     return G
 
 
+def damping_power(gram: NDArray[Any], damping: float) -> float:
+    """Return ``damping * (trace(gram) / n)``."""
+    power: NDArray[Any] = np.einsum("...ii->...i", gram)
+    total = float(power.sum(dtype=np.float64))
+    return damping * total / power.size
+
+
 def damped_gram(gram: NDArray[Any], damping: float) -> Float64:
     """Return a new matrix ``gram + damping * (trace(gram) / n) * I``, float64."""
     G = gram.astype(np.float64)
     diagonal = np.einsum("...ii->...i", G)  # a view
-    diagonal += damping * (float(diagonal.sum()) / diagonal.size)
+    diagonal += damping_power(gram, damping)
     return G
 
 
 def damped_cholesky(G: Float64) -> Float64:
-    """Return the lower Cholesky factor of a damped Gram, or of its blocks."""
+    """Return the lower Cholesky factor of a damped Gram, or of its blocks, in its memory."""
     try:
         if G.ndim == 2:
-            return linalg.cholesky(G)
+            return linalg.cholesky(G, overwrite=True)
         if G.shape[1] == 1 and (G > 0).all():
-            return np.sqrt(G)
-        return np.stack([linalg.cholesky(block) for block in G])
+            return np.sqrt(G, out=G)
+        for block in G:
+            block[:] = linalg.cholesky(block)
+        return G
     except ValueError as error:
         raise ValueError(
             "`gram` must be positive definite after the damping, but is not. If it is positive "

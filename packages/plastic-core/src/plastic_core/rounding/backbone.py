@@ -179,16 +179,16 @@ def error_feedback(
     def round_part(part: tuple[Feedback, Feedback | None]) -> None:
         packed.put(_round_part(A, *part, grid, sweeps))
 
-    in_threads(round_part, product(*_factors(inputs, outputs, group_size)))
+    in_threads(round_part, product(*_factors(inputs, outputs)))
     return packed.backbone(grid)
 
 
 def _factors(
-    inputs: GramRoot, outputs: GramRoot, group_size: int
+    inputs: GramRoot, outputs: GramRoot
 ) -> tuple[tuple[Feedback, ...], tuple[Feedback | None, ...]]:
-    """The blocks of both Grams, factored side by side; None where no output minds another."""
-    options = (inputs, group_size, 0.0), (outputs, 1, LEAST_OUTPUT_DAMPING)
-    R, C = in_threads(lambda gram: gram[0].feedback(gram[1], least_damping=gram[2]), options)
+    """The blocks of both Grams, factored; None where no output minds another."""
+    R = inputs.feedback(grouped=True)
+    C = outputs.feedback(least_damping=LEAST_OUTPUT_DAMPING)
     return R or (), C or (None,)
 
 
