@@ -22,6 +22,7 @@ from plastic_core.loss.damping import block_side
 from plastic_core.loss.gram_root import GramRoot
 from plastic_core.loss.loss import loss_factors, loss_spectrum, predicted_cost
 from plastic_core.testing import (
+    EPS,
     assert_orthonormal,
     bits,
     matrices,
@@ -455,3 +456,19 @@ def test_blocks_of_grams_are_the_matrices_that_they_are_the_blocks_of(m: int, n:
 )
 def test_blocks_divide_a_side_and_hold_whole_groups(n: int, side: int) -> None:
     assert block_side(n) == side
+
+
+def test_one_order_keeps_the_groups_of_every_size_together() -> None:
+    """Groups of every size are whole, and at each size the strongest part comes first."""
+    n = 384
+    X = np.random.default_rng(0).standard_normal((n, n)) * np.geomspace(1, 9, n)[::-1]
+    gram = linalg.gram(X)
+    power = np.diagonal(gram)
+    (R,) = GramRoot.of(gram, damping=0.1).feedback(grouped=True) or ()
+    for size, within in ((128, n), (64, 128), (32, 64), (1, 32)):
+        parts = R.places.reshape(-1, size)
+        assert (np.sort(parts, axis=1) == parts.min(axis=1)[:, None] + np.arange(size)).all()
+        totals = power[parts].sum(axis=1).reshape(-1, within // size)
+        assert (np.diff(totals, axis=1) <= 0).all()
+    whole = (np.eye(n) + R.F.astype(np.float64)) * R.pivots @ (np.eye(n) + R.F).T
+    assert np.abs(whole - R.gram).max() <= 100 * EPS * R.gram.max()

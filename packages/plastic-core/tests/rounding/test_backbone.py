@@ -218,6 +218,39 @@ def test_fitted_levels_err_no_more_than_levels_from_least_to_largest(
     assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
 
 
+def test_errors_of_plain_rounding_are_written_where_they_are_wanted() -> None:
+    W, weights = weight(5, 64), np.linspace(1, 2, 64, dtype=np.float32)
+    E = nearest_errors(W, 3, weights=weights)
+    out = np.empty_like(W)
+    assert nearest_errors(mx.array(W), 3, weights=7 * weights, out=out) is out
+    np.testing.assert_array_equal(out, E)
+    assert nearest_errors(out, 3, out=out) is out
+    np.testing.assert_array_equal(out, nearest_errors(E, 3))
+
+
+def test_plain_rounding_is_what_feedback_does_under_a_diagonal() -> None:
+    W, weights = weight(5, 64), np.linspace(1, 2, 64, dtype=np.float32)
+    E = nearest_errors(W, 3, weights=weights)
+    found = feedback(W, 3, weights.reshape(64, 1, 1), damping=0.0, sweeps=0)
+    assert np.abs(W - found.dequantized() - E).max() <= 4 * EPS
+
+
+def test_weights_and_outputs_that_do_not_fit_are_refused() -> None:
+    W = weight(5, 64)
+    with pytest.raises(ValueError, match=r"`weights` must be 64 positive numbers, .* got 63"):
+        nearest_errors(W, 3, weights=np.ones(63))
+    with pytest.raises(ValueError, match=r"`weights` must be 64 positive .* the least 0"):
+        nearest_errors(W, 3, weights=np.zeros(64))
+    with pytest.raises(ValueError, match=r"`out` must be float32 of shape \(5, 64\), got float64"):
+        nearest_errors(W, 3, out=np.empty((5, 64)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"levels of a group overflow .*float16"):
+        nearest_errors(W * np.float32(1e6), 3, dtype=mx.float16)
+    with pytest.raises(ValueError, match=r"`W` must not exceed 1e\+15"):
+        nearest_errors(W * np.float32(1e20), 3)
+    with pytest.raises(ValueError, match="`bits` must be one of"):
+        nearest_errors(W, 7)
+
+
 def test_the_identity_needs_no_gram() -> None:
     W = weight(3, 64)
     assert all_bytes(error_feedback(W, 3, inputs=GramRoot(None))) == all_bytes(

@@ -12,6 +12,7 @@ from plastic_core.loss.feedback import feedback_of
 from plastic_core.rounding.one_sided import round_one_sided
 from plastic_core.rounding.rounded import Grid, Rounded
 from plastic_core.rounding.two_sided import (
+    SPAN,
     TILE,
     descend_both_ways,
     round_both_ways,
@@ -129,6 +130,18 @@ def test_the_same_arguments_give_the_same_bits() -> None:
     first, second = (feedback(W, 3, R, C=C) for _ in range(2))
     for a, b in zip(first.arrays().values(), second.arrays().values(), strict=True):
         assert bytes_of(a) == bytes_of(b)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_the_bytes_are_the_same_for_any_number_of_threads(two_sided: bool) -> None:
+    m, n = 2 * TILE + 8, SPAN + 128
+    W, R, C = weight(m, n), correlated(n), correlated(m, 1) if two_sided else None
+    found = set[bytes]()
+    for workers in (1, 2, 4):
+        with linalg.using_workers(workers):
+            backbone = feedback(W, 3, R, C=C)
+        found.add(b"".join(bytes_of(array) for array in backbone.arrays().values()))
+    assert len(found) == 1
 
 
 def test_a_zero_matrix_and_a_single_output_are_rounded() -> None:

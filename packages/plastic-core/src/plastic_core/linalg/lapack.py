@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core.linalg.arrays import Float32, Float64, check_finite
-from plastic_core.linalg.threads import product
+from plastic_core.linalg.threads import one_blas_thread, product
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
@@ -100,19 +100,25 @@ def cholesky(A: NDArray[Any], *, overwrite: bool = False) -> Float64:
     """
     check_finite(A, "A")
     L = A.astype(np.float64, copy=not overwrite)
-    for start in range(0, len(L), COLUMNS):
-        panel, below = slice(start, start + COLUMNS), slice(start + COLUMNS, None)
-        L[start:, panel] -= product(L[start:, :start], L[panel, :start].T)
-        try:
-            L[panel, panel] = np.linalg.cholesky(L[panel, panel])
-        except np.linalg.LinAlgError as error:
-            raise ValueError(
-                f"`A` must be positive definite, but its leading {len(L[:start]) + len(L[panel])} "
-                "rows are not. Add a positive multiple of the identity."
-            ) from error
-        L[panel, below] = 0
-        L[below, panel] = product(L[below, panel], np.linalg.inv(L[panel, panel]).T)
+    with one_blas_thread():
+        for start in range(0, len(L), COLUMNS):
+            _factor_columns(L, slice(start, min(start + COLUMNS, len(L))))
     return checked(L)
+
+
+def _factor_columns(L: Float64, panel: slice) -> None:
+    """Factor some columns in place, those before them being factored already."""
+    L[panel.start :, panel] -= product(L[panel.start :, : panel.start], L[panel, : panel.start].T)
+    try:
+        L[panel, panel] = np.linalg.cholesky(L[panel, panel])
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"`A` must be positive definite, but its leading {panel.stop} rows are not. Add a "
+            "positive multiple of the identity."
+        ) from error
+    L[panel, panel.stop :] = 0
+    inverse = np.linalg.inv(L[panel, panel])
+    L[panel.stop :, panel] = product(L[panel.stop :, panel], inverse.T)
 
 
 def solve_transposed(L: Float64, Y: NDArray[Any]) -> Float64:

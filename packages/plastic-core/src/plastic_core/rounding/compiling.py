@@ -46,8 +46,9 @@ def compiled(*signature: str, **options: Any) -> Callable[[F], F]:
                 kept: F = njit(*signature, nogil=True, cache=True, **options)(f)
                 return kept
         except Exception as error:  # of the folder, or else it comes again
-            unkept = f"in every run: {error}".splitlines()[0]
-        with _telling(f"{unkept} Set NUMBA_CACHE_DIR to a folder that can be written"):
+            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        remedy = "Set NUMBA_CACHE_DIR to a folder that can be written"
+        with _telling(f"in every run: {reason}. {remedy}"):
             alone: F = njit(*signature, nogil=True, **options)(f)
             return alone
 
