@@ -245,7 +245,7 @@ def test_the_identity_is_neither_stored_nor_multiplied() -> None:
         IDENTITY.inverse_root_times,
     ):
         assert apply(A) is A
-    assert IDENTITY.feedback(grouped=True) is None
+    assert IDENTITY.feedback(32) is None
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0, 2.0**-40])
@@ -458,17 +458,16 @@ def test_blocks_divide_a_side_and_hold_whole_groups(n: int, side: int) -> None:
     assert block_side(n) == side
 
 
-def test_one_order_keeps_the_groups_of_every_size_together() -> None:
-    """Groups of every size are whole, and at each size the strongest part comes first."""
+@pytest.mark.parametrize("size", [1, 32, 64, 128])
+def test_the_strongest_group_comes_first_and_in_it_the_strongest_entry(size: int) -> None:
     n = 384
     X = np.random.default_rng(0).standard_normal((n, n)) * np.geomspace(1, 9, n)[::-1]
     gram = linalg.gram(X)
     power = np.diagonal(gram)
-    (R,) = GramRoot.of(gram, damping=0.1).feedback(grouped=True) or ()
-    for size, within in ((128, n), (64, 128), (32, 64), (1, 32)):
-        parts = R.places.reshape(-1, size)
-        assert (np.sort(parts, axis=1) == parts.min(axis=1)[:, None] + np.arange(size)).all()
-        totals = power[parts].sum(axis=1).reshape(-1, within // size)
-        assert (np.diff(totals, axis=1) <= 0).all()
+    (R,) = GramRoot.of(gram, damping=0.1).feedback(size) or ()
+    groups = R.places.reshape(-1, size)
+    assert (np.sort(groups, axis=1) == groups.min(axis=1)[:, None] + np.arange(size)).all()
+    assert (np.diff(power[groups].sum(axis=1)) <= 0).all()
+    assert (np.diff(power[groups], axis=1) <= 0).all()
     whole = (np.eye(n) + R.F.astype(np.float64)) * R.pivots @ (np.eye(n) + R.F).T
     assert np.abs(whole - R.gram).max() <= 100 * EPS * R.gram.max()

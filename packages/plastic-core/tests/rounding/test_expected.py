@@ -21,11 +21,11 @@ def grams(m: int, n: int, rng: np.random.Generator) -> tuple[GramRoot, GramRoot]
 
 def test_pivots_are_those_of_the_factorisation_in_the_order_of_rounding() -> None:
     R, _ = grams(8, 128, np.random.default_rng(0))
-    (factored,) = R.feedback(grouped=True) or ()
+    (factored,) = R.feedback(32) or ()
     scale = np.trace(R.gram) * (1 + R.damping) / 128  # feedback works with a mean eigenvalue of 1
     wanted = np.empty(128)
     wanted[factored.places] = scale * factored.pivots
-    np.testing.assert_allclose(pivots_of(R, grouped=True), wanted, rtol=1e-4)
+    np.testing.assert_allclose(pivots_of(R, 32), wanted, rtol=1e-4)
 
 
 def test_pivots_multiply_to_the_determinant() -> None:
@@ -38,7 +38,7 @@ def test_pivots_multiply_to_the_determinant() -> None:
 
 def test_pivots_of_blocks_are_those_of_each_and_the_identity_has_none() -> None:
     blocks = np.stack([np.eye(32), 4 * np.eye(32)])
-    found = pivots_of(GramRoot.of(blocks, damping=0.0), grouped=True)
+    found = pivots_of(GramRoot.of(blocks, damping=0.0), 32)
     assert found is not None
     assert found.tolist() == [1.0] * 32 + [4.0] * 32
     assert pivots_of(GramRoot(None)) is None

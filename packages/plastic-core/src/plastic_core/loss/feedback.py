@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_core.factors.quantize import GROUP_SIZES
 from plastic_core.linalg import Float32, Float64
 from plastic_core.loss.damping import damped_cholesky, damping_power
 
@@ -58,56 +57,48 @@ def feedback_of(G: Float64, places: NDArray[np.intp] | None = None) -> Feedback:
 
 
 def feedback_by_power(
-    gram: NDArray[Any], damping: float, *, grouped: bool
+    gram: NDArray[Any], damping: float, group_size: int
 ) -> tuple[Feedback, ...] | None:
     """Damp and factor a Gram in the order in which its inputs or outputs are rounded.
 
-    They come in descending order of their power (a heuristic, GPTQ's ``act_order``), with a mean
-    eigenvalue of one. Inputs that may share a scale stay neighbours: groups of 128 come in this
-    order, in each of these its groups of 64, in these those of 32, in these the inputs. So one
-    factorisation serves every group size.
+    The groups come in descending order of the power of their inputs, as do the inputs in a group
+    (a heuristic, GPTQ's ``act_order`` kept to MLX's groups), with a mean eigenvalue of one. An
+    order that keeps groups of all three sizes together, so that one factorisation serves them all,
+    leaves 1 to 3 percent more of the predicted loss.
 
     Args:
         gram: Shape ``(n, n)``, or its blocks ``(n / b, b, b)``, each of whole groups or of one
             entry.
         damping: What is added to every eigenvalue, as a fraction of their mean.
-        grouped: Whether neighbours may share a scale.
+        group_size: A divisor of n; 1 where there are no groups.
 
     Returns:
         One for each block; None for a diagonal without groups, in which no entry minds another.
     """
     power = damping_power(gram, damping)
     if gram.ndim == 2:
-        return (_ordered(gram, 0, power, grouped),)
+        return (_ordered(gram, 0, power, group_size),)
     if gram.shape[1] == 1:
-        if not grouped:
+        if group_size == 1:
             return None
-        size = _shared(len(gram))[0]
-        gram = gram.reshape(-1, size, 1) * np.eye(size)
+        gram = gram.reshape(-1, group_size, 1) * np.eye(group_size)
     side = gram.shape[1]
-    return tuple(_ordered(block, i * side, power, grouped) for i, block in enumerate(gram))
+    return tuple(_ordered(block, i * side, power, group_size) for i, block in enumerate(gram))
 
 
-def _ordered(gram: NDArray[Any], start: int, damping: float, grouped: bool) -> Feedback:
+def _ordered(gram: NDArray[Any], start: int, damping: float, group_size: int) -> Feedback:
     """Return the block of a Gram that begins at the entry ``start``, ``damping`` added to it."""
     power = np.diagonal(gram).astype(np.float64) + damping
-    order = power_order(power, grouped=grouped)
+    order = power_order(power, group_size)
     G = gram[np.ix_(order, order)].astype(np.float64, copy=False)
     np.fill_diagonal(G, power[order])
     G *= len(G) / power.sum()
     return feedback_of(G, start + order)
 
 
-def power_order(power: Float64, *, grouped: bool) -> NDArray[np.intp]:
-    """Return the entries in descending order of their power, whole groups of each size together."""
-    places = np.arange(len(power))[None]  # (parts, size)
-    for size in (*_shared(len(power)), 1) if grouped else (1,):
-        parts = places.reshape(len(places), -1, size)
-        ranks = np.argsort(-power[parts].sum(axis=2), axis=1, kind="stable")
-        places = np.take_along_axis(parts, ranks[:, :, None], axis=1).reshape(-1, size)
-    return places.ravel()
-
-
-def _shared(n: int) -> list[int]:
-    """Return the group sizes that divide n, the largest first."""
-    return [size for size in sorted(GROUP_SIZES, reverse=True) if n % size == 0]
+def power_order(power: Float64, group_size: int) -> NDArray[np.intp]:
+    """Return the groups in descending order of their power, and so the entries of each."""
+    groups = np.arange(len(power)).reshape(-1, group_size)
+    groups = groups[np.argsort(-power[groups].sum(axis=1), kind="stable")]
+    inner = np.argsort(-power[groups], axis=1, kind="stable")
+    return np.take_along_axis(groups, inner, axis=1).ravel()

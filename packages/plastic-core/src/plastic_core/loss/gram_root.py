@@ -41,7 +41,7 @@ class GramRoot:
     def __init__(self, gram: NDArray[Any] | None, damping: float = 0.0) -> None:
         self.gram, self.damping = gram, damping
         self._making = Lock()
-        self._feedback = dict[tuple[bool, float], tuple[Feedback, ...] | None]()
+        self._feedback = dict[tuple[int, float], tuple[Feedback, ...] | None]()
 
     @classmethod
     def of(cls, gram: Matrix | None, *, damping: float) -> Self:
@@ -82,12 +82,12 @@ class GramRoot:
         return None if self.gram is None else damped_cholesky(damped_gram(self.gram, self.damping))
 
     def feedback(
-        self, *, grouped: bool = False, least_damping: float = 0.0
+        self, group_size: int = 1, *, least_damping: float = 0.0
     ) -> tuple[Feedback, ...] | None:
         """Return the triangular factors for rounding, one for each block: see `Feedback`.
 
         Args:
-            grouped: Whether neighbours may share a scale; the same factors serve all group sizes.
+            group_size: Neighbouring entries that share a scale; 1 where there are no groups.
             least_damping: What the damping is raised to where it is less.
 
         Returns:
@@ -98,15 +98,15 @@ class GramRoot:
 
         Note:
             Made once, for any number of threads that ask. ``n^3 / 3`` operations in float64 for a
-            Gram without blocks; three float64 matrices of its shape while it is factored, two in
-            float32 that are kept.
+            Gram without blocks, and four float32 matrices of its shape while it is factored, two of
+            which are kept.
         """
         if self.gram is None:
             return None
-        key = grouped, max(self.damping, least_damping)
+        key = group_size, max(self.damping, least_damping)
         with self._making:
             if key not in self._feedback:
-                self._feedback[key] = feedback_by_power(self.gram, key[1], grouped=grouped)
+                self._feedback[key] = feedback_by_power(self.gram, key[1], group_size)
             return self._feedback[key]
 
     def times_root(self, A: NDArray[Any]) -> NDArray[Any]:

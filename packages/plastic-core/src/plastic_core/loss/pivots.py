@@ -10,9 +10,7 @@ from plastic_core.loss.feedback import power_order
 from plastic_core.loss.gram_root import GramRoot
 
 
-def pivots_of(
-    root: GramRoot, *, grouped: bool = False, least_damping: float = 0.0
-) -> Float64 | None:
+def pivots_of(root: GramRoot, group_size: int = 1, *, least_damping: float = 0.0) -> Float64 | None:
     r"""Return the diagonal of :math:`\Delta` in ``G = (I + F) Delta (I + F)^T``.
 
     That is the factorisation of `Feedback`, in the order in which `error_feedback` rounds, without
@@ -20,7 +18,7 @@ def pivots_of(
 
     Args:
         root: The Gram G.
-        grouped: Whether neighbours may share a scale; all group sizes have the same pivots.
+        group_size: Neighbouring entries that share a scale; 1 where there are no groups.
         least_damping: What the damping is raised to where it is less.
 
     Returns:
@@ -36,14 +34,14 @@ def pivots_of(
         return None
     G = damped_gram(root.gram, max(root.damping, least_damping))
     if G.ndim == 2:
-        return _of_block(G, grouped)
+        return _of_block(G, group_size)
     if G.shape[1] == 1:
         return G.reshape(-1)
-    return np.concatenate([_of_block(block, grouped) for block in G])
+    return np.concatenate([_of_block(block, group_size) for block in G])
 
 
-def _of_block(G: Float64, grouped: bool) -> Float64:
-    backwards = power_order(np.diagonal(G), grouped=grouped)[::-1]
+def _of_block(G: Float64, group_size: int) -> Float64:
+    backwards = power_order(np.diagonal(G), group_size)[::-1]
     found = np.empty(len(G))
     found[backwards] = np.diagonal(damped_cholesky(G[np.ix_(backwards, backwards)])) ** 2
     return found

@@ -125,9 +125,9 @@ def error_feedback(
     :math:`E = W - \hat W`, both Grams damped: twice the `predicted_cost`; with C = I the squared
     change of the outputs. GPTQ's error feedback, along the outputs as well where there is a C, then
     coordinate descent on levels and codes, of which no step raises the sum. The groups come in the
-    order of the power of their inputs, those of 64 within those of 128 and so on, as do the inputs
-    in a group and the outputs (a heuristic, GPTQ's ``act_order`` kept to MLX's groups); the scales
-    are fitted, and rounded to ``dtype`` first.
+    order of the power of their inputs, as do the inputs in a group and the outputs (a heuristic,
+    GPTQ's ``act_order`` kept to MLX's groups); the scales are fitted, and rounded to ``dtype``
+    first.
 
     Args:
         W: Weight of shape ``(out, in)``, NumPy or MLX, any floating dtype.
@@ -184,15 +184,15 @@ def error_feedback(
     def round_part(part: tuple[Feedback, Feedback | None]) -> None:
         packed.put(_round_part(A, *part, grid, sweeps))
 
-    in_threads(round_part, product(*_factors(inputs, outputs)))
+    in_threads(round_part, product(*_factors(inputs, outputs, group_size)))
     return packed.backbone(grid)
 
 
 def _factors(
-    inputs: GramRoot, outputs: GramRoot
+    inputs: GramRoot, outputs: GramRoot, group_size: int
 ) -> tuple[tuple[Feedback, ...], tuple[Feedback | None, ...]]:
     """The blocks of both Grams, factored; None where no output minds another."""
-    R = inputs.feedback(grouped=True)
+    R = inputs.feedback(group_size)
     C = outputs.feedback(least_damping=LEAST_OUTPUT_DAMPING)
     return R or (), C or (None,)
 

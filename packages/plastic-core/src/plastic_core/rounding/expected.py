@@ -69,8 +69,9 @@ def expected_costs(
         [0.0, 0.0]
     """
     A = as_matrix(W, "W")
+    largest = max(size for _, size in packings)
     check_fit((A.shape[0], A.shape[1]), inputs, outputs, "W")
-    delta = pivots_of(inputs, grouped=True)
+    delta = pivots_of(inputs, largest)
     gamma = pivots_of(outputs, least_damping=LEAST_OUTPUT_DAMPING)
     weights = np.ones(A.shape[1], np.float32) if delta is None else delta.astype(np.float32)
     E, costs = np.empty_like(A), np.empty(len(packings))
