@@ -71,3 +71,17 @@ def test_an_output_without_a_reader_ends_in_a_line(
     assert done.stderr == (
         "error: the reader of the output was gone before all of it was written (EPIPE)\n"
     )
+
+
+@pytest.mark.parametrize("words", [["--version"], ["inspect", "SRC"]])
+def test_what_rounds_nothing_does_not_wait_for_the_compiler(
+    words: list[str], write_readable: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    source = write_readable(tmp_path / "source")
+    tell = "lambda: print('numba' in sys.modules, file=sys.stderr)"
+    code = (
+        f"import atexit, sys; atexit.register({tell}); from plastic_command import start; start()"
+    )
+    command = [sys.executable, "-c", code, *(str(source) if w == "SRC" else w for w in words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "False\n")

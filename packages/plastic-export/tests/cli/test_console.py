@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+from plastic_core.rounding import CompilingWarning
 from plastic_export.checkpoint.warning import CheckpointWarning, warn_about
 from plastic_export.cli.console import DONE, Output, printed_warnings
 from plastic_export.reporting.tables import Presented
@@ -46,6 +47,12 @@ def test_a_warning_about_a_checkpoint_is_one_line_and_printed_once(
     printed = capsys.readouterr()
     assert printed.err == "warning: SRC: tensor 'w': it is strange; it is read all the same\n"
     assert printed.out == ""
+
+
+def test_that_loops_are_compiled_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with printed_warnings():
+        warnings.warn("the loops are compiled", CompilingWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: the loops are compiled\n"
 
 
 def test_other_warnings_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
