@@ -26,6 +26,7 @@ from meters import peak_resident
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from plastic_export.calibration import in_batches, use_float32
+from plastic_export.model.numpy_functions import use_numpy_functions
 from plastic_runtime import loss_grams, measure_grams
 from plastic_runtime.measure import linear_layers, using_numpy
 
@@ -62,18 +63,18 @@ def wall_seconds(run: Callable[[], object]) -> float:
 
 def forward(model: nn.Module, batches: Sequence[mx.array]) -> None:
     linears, _ = linear_layers(model, None)
-    with using_numpy(linears):
+    with using_numpy(linears), use_numpy_functions():
         for batch in batches:
             mx.eval(model(batch))
 
 
 def gram_bytes(block: nn.Module) -> int:
-    """Sums of one block in float64: one input per site, one output per layer."""
+    """Sums of one block in float32: one input per site, one output per layer."""
     linears, _ = linear_layers(block, None)
     sites = ("q_proj", "o_proj", "gate_proj", "down_proj")
     shapes = {path.rpartition(".")[2]: m.weight.shape for path, m in linears.items()}
     inputs = sum(shapes[name][1] ** 2 for name in sites)
-    total: int = 8 * (inputs + sum(out**2 for out, _ in shapes.values()))
+    total: int = 4 * (inputs + sum(out**2 for out, _ in shapes.values()))
     return total
 
 
@@ -91,7 +92,10 @@ def child(options: argparse.Namespace) -> dict[str, float]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "grams.npz"
-            taken = wall_seconds(lambda: measure_grams(model, batches, file, paths=paths).close())
+            with use_numpy_functions():
+                taken = wall_seconds(
+                    lambda: measure_grams(model, batches, file, paths=paths).close()
+                )
     return {
         "loaded": loaded,
         "grams": gram_bytes(model.layers[0]),

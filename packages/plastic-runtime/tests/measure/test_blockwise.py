@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from plastic_core.linalg import on_cpu
 from plastic_core.testing import bits, tolerance
 from plastic_runtime import GramFile, LossGrams, loss_grams, measure_grams
 from plastic_runtime.measure import blockwise
@@ -25,7 +26,8 @@ from plastic_runtime.measure.block_chain import BlockChain
 from plastic_runtime.measure.gram_file import GramSum, Mark, append_grams
 from plastic_runtime.measure.grams import Site
 from plastic_runtime.measure.intercept import modules_by_path
-from plastic_runtime.measure.recorder import linear_layers
+from plastic_runtime.measure.numpy_products import NumpyProduct
+from plastic_runtime.measure.recorder import LossRecorder, linear_layers
 
 VOCABULARY, WIDTH, HIDDEN, BLOCKS = 11, 8, 12, 3
 
@@ -423,10 +425,42 @@ def test_wide_sides_are_kept_in_blocks_and_those_of_gradients_as_diagonals(tmp_p
         measure_grams(Model(), BATCHES, tmp_path / "grams")
 
 
-def test_each_block_is_run_twice_per_batch_and_twice_for_trial(tmp_path: Path) -> None:
+def test_each_block_is_run_twice_per_batch_and_four_times_for_trial(tmp_path: Path) -> None:
     Block.calls = 0
     measured(tmp_path / "grams")
-    assert Block.calls == BLOCKS * (2 * len(BATCHES) + 2)
+    assert Block.calls == BLOCKS * (2 * len(BATCHES) + 4)
+
+
+class Bounded(Block):
+    """What the last layer computes decides on its gradient."""
+
+    def __call__(self, x: mx.array, *args: Any, **options: Any) -> mx.array:
+        return nn.relu(super().__call__(x, *args, **options))
+
+
+@pytest.mark.skipif(not on_cpu(), reason="MLX computes nothing that is not needed")
+@pytest.mark.parametrize(("kind", "spared"), [(Block, True), (Bounded, False)])
+def test_a_product_that_nothing_depends_on_is_left_out(
+    kind: type[Block], spared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model() -> Model:
+        found, rng = Model(), np.random.default_rng(0)
+        found.layers = [kind(rng) for _ in range(BLOCKS)]
+        return found
+
+    made: list[bool] = []
+    own = NumpyProduct.__call__
+
+    def product(self: NumpyProduct, x: mx.array, *, forwards: bool = True) -> mx.array:
+        made.append(forwards)
+        return own(self, x, forwards=forwards)
+
+    monkeypatch.setattr(NumpyProduct, "__call__", product)
+    found = measured(tmp_path / "grams", model())
+    assert made.count(False) == BLOCKS * (1 + spared * len(BATCHES))
+    monkeypatch.setattr(LossRecorder, "spare", lambda *args: None)
+    (tmp_path / "grams").unlink()
+    assert measured(tmp_path / "grams", model()) == found
 
 
 def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
@@ -521,9 +555,9 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(call: int, tmp_path: Path) ->
     assert not (cut / "grams").exists()
     Block.calls = 0
     assert measured(cut / "grams") == measured(whole / "grams")
-    # Six calls for trial; nine are the first part, each further three are one more.
-    spared = 0 if call <= 15 else 9 + (call - 16) // 3 * 3
-    assert Block.calls == 48 - spared
+    # Six calls for trial; nine are the first part, each further five, two for trial, one more.
+    spared = 0 if call <= 15 else 9 + (call - 16) // 5 * 5
+    assert Block.calls == 60 - spared
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -300,6 +300,9 @@ class _Measurement:
             for batch in self.batches:
                 like, calls = chain.entry(batch)
                 x, gradient = read_array(inputs, like), read_array(gradients, like)
+                if batch is self.batches[0]:
+                    _, trial = chain.entry(batch[:1, :TRIAL])
+                    recorder.spare(trial[number], x[:1, :TRIAL], gradient[:1, :TRIAL])
                 gradient = recorder.pull_back(calls[number], x, gradient)
                 write_array(pulled, gradient, f"gradient of '{path}'")
         self.release(path)

@@ -20,12 +20,19 @@ class NumpyProduct:
     def __init__(self, linear: Linear) -> None:
         self._linear = linear
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Apply the layer; see `numpy_product`."""
+    def __call__(self, x: mx.array, *, forwards: bool = True) -> mx.array:
+        """Apply the layer; see `numpy_product`.
+
+        Args:
+            x: Shape ``(..., in)``.
+            forwards: Whether the values are computed, and not just their gradient: NaN else.
+        """
 
         @mx.custom_function
         def product(x: mx.array) -> mx.array:
-            return _times(x, self._weight.T)
+            if forwards:
+                return _times(x, self._weight.T)
+            return mx.full((*x.shape[:-1], len(self._weight)), mx.nan, x.dtype)
 
         @product.vjp
         def backward(x: mx.array, gradient: mx.array, _: mx.array) -> mx.array:

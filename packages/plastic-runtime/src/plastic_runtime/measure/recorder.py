@@ -71,6 +71,7 @@ class LossRecorder:
         self._awaited: set[str] = set()
         self._linears = linears
         self._wanted = frozenset(wanted)
+        self._spared: str | None = None
         self._in_numpy = {p: NumpyProduct(m) for p, m in numpy_linears(linears).items()}
 
     def pull_back(self, f: Call, x: mx.array, gradient: mx.array) -> mx.array:
@@ -85,20 +86,60 @@ class LossRecorder:
         """
         self.inputs.new_pass()
         self._awaited.clear()
-
-        def watched(x: mx.array, probe: mx.array) -> mx.array:
-            with intercepted(self._linears, partial(self._around, probe)):
-                return f(x)
-
-        # The zero is for MLX to follow where a layer does not depend on x.
-        _, (pulled, _) = mx.vjp(watched, [x, mx.array(0.0)], [gradient])
-        mx.eval(pulled)
+        pulled = self._pulled(f, x, gradient, self._around)
         if self._awaited and self._needed:
             raise ValueError(
                 f"no gradient reaches layer '{min(self._awaited)}': the logits do not depend on it "
                 "or something after it cannot be differentiated; leave it out of `paths`."
             )
         return pulled
+
+    def spare(self, f: Call, x: mx.array, gradient: mx.array) -> None:
+        """Find out whether gradients depend on what the last layer in ``f`` computes.
+
+        They do not where it is only added to something, as at the end of a block. Its product is
+        left out of later passes then; MLX by itself computes nothing that is not needed.
+
+        Args:
+            f: As for `pull_back`, of which every pass through the same layers is alike.
+            x: A few inputs, run twice; nothing is recorded.
+            gradient: At the output.
+        """
+        ran = list[str]()
+
+        def around(probe: mx.array, path: str, call: Call, x: mx.array) -> mx.array:
+            if path not in self._in_numpy:
+                return call(x)
+            ran.append(path)
+            return self._product(path, x)
+
+        pulled = self._pulled(f, x, gradient, around)
+        if ran:
+            self._spared = ran[-1]
+            without = self._pulled(f, x, gradient, around)
+            if not mx.array_equal(pulled, without).item():
+                self._spared = None
+
+    def _pulled(
+        self,
+        f: Call,
+        x: mx.array,
+        gradient: mx.array,
+        around: Callable[[mx.array, str, BoundCall, mx.array], mx.array],
+    ) -> mx.array:
+        """Return the gradient at ``x``, the layers computed by ``around``."""
+
+        def watched(x: mx.array, probe: mx.array) -> mx.array:
+            with intercepted(self._linears, partial(around, probe)):
+                return f(x)
+
+        # The zero is for MLX to follow where a layer does not depend on x.
+        _, (pulled, _) = mx.vjp(watched, [x, mx.array(0.0)], [gradient])
+        mx.eval(pulled)
+        return pulled
+
+    def _product(self, path: str, x: mx.array) -> mx.array:
+        return self._in_numpy[path](x, forwards=path != self._spared)
 
     def pull_back_loss(self, logits: Call, x: mx.array, draw: np.random.Generator) -> mx.array:
         """Run the same for the loss of labels drawn from ``logits(x)``; see `sampled_loss`."""
@@ -136,7 +177,7 @@ class LossRecorder:
     def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
         call: Call = bound
         if path in self._in_numpy:
-            call = self._in_numpy[path]
+            call = partial(self._product, path)
         if path not in self._wanted:
             return call(x)
         self._awaited.add(path)
