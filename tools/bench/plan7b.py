@@ -33,9 +33,9 @@ from plastic_export import Candidate, Choices, LossPlan, Offer, Offered, plan_bi
 from plastic_export.checkpoint import Kind
 from plastic_export.format import FORMATS, PLAN_FORMATS
 from plastic_export.plan import (
-    CORRECTED_BITS,
     backbones_of,
     choices_for,
+    corrected_backbones,
     factor_bytes,
     offered_ranks,
     offers_of,
@@ -79,7 +79,9 @@ def offered(m: Candidate, number: int, choices: Choices) -> Offered:
     scale, offers = 1e-2 * np.exp(rng.normal()), list[Offer]()
     bases = [backbone(m, *packing, scale) for packing in backbones_of(m, own)]
     offers += bases
-    for base in [b for b in bases if (b.bits or 0) <= CORRECTED_BITS] + [Offer(None, 0, scale)]:
+    corrected = corrected_backbones(m, own)
+    beside = [b for b in bases if (b.bits, b.group_size) in corrected]
+    for base in [*beside, Offer(None, 0, scale)]:
         for bits in own.factor_bits if base.bits or own.bare else ():
             for rank in offered_ranks(m, base, bits, own):
                 nbytes = base.nbytes + factor_bytes(m.shape, rank, bits, m.dtype)

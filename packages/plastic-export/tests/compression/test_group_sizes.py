@@ -168,16 +168,13 @@ def test_a_group_size_may_be_edited_to_what_is_offered(wide: Path, text: Path) -
         read_plan(file)
 
 
-def test_beside_corrections_there_is_one_group_size(wide: Path, text: Path) -> None:
-    choices = Choices(bits=(2,), factor_bits=(8,), bare=True)
-    plan = planned(wide, text, "corrected", choices=choices)
-    sizes = {m.name: {o.group_size for o in m.offers if o.bits} for m in plan.matrices}
-    linear = {m.name for m in plan.matrices if m.matrix.kind == "linear"}
-    assert all(sizes[name] == {64} for name in linear)
-    coarse = Choices(bits=(2,), factor_bits=(8,), group_sizes=(128,))
-    plan = planned(wide, text, "corrected", choices=coarse)
-    sizes = {m.name: {o.group_size for o in m.offers if o.bits} for m in plan.matrices}
-    assert sizes[UP] == {128}
+def test_corrections_are_beside_backbones_of_the_largest_groups(wide: Path, text: Path) -> None:
+    choices = Choices(bits=(2,), factor_bits=(8,), ranks=(4,))
+    plan = planned(wide, text, "corrected", choices=choices, include=["*.0.mlp.*"])
+    for m in plan.matrices:
+        fitting = {size for size in GROUP_SIZES if m.matrix.shape[1] % size == 0}
+        assert {o.group_size for o in m.offers if o.bits and not o.rank} == fitting
+        assert {o.group_size for o in m.offers if o.rank} == {max(fitting)}
 
 
 MIXTURE: Mapping[str, Choice] = {

@@ -6,9 +6,9 @@ Stands on ``calibration`` and below.
 from plastic_export.plan.gram_uses import DAMPING, gram_roots
 from plastic_export.plan.offers import factor_bytes, packed_bytes
 from plastic_export.plan.pricing import (
-    CORRECTED_BITS,
     backbones_of,
     choices_for,
+    corrected_backbones,
     offered_ranks,
     offers_of,
     pareto,
@@ -16,10 +16,10 @@ from plastic_export.plan.pricing import (
 )
 
 __all__ = [
-    "CORRECTED_BITS",
     "DAMPING",
     "backbones_of",
     "choices_for",
+    "corrected_backbones",
     "factor_bytes",
     "gram_roots",
     "offered_ranks",

@@ -118,25 +118,33 @@ def choices_for(m: Candidate, choices: Choices) -> Choices:
 def backbones_of(m: Candidate, choices: Choices) -> list[tuple[int, int]]:
     """Return the bits and group size of every backbone that is offered for a matrix.
 
-    Where corrections are offered too, backbones have one group size: three would triple what is to
-    be priced. Where none of the chosen sizes divides the inputs, they have the usual one.
+    Where none of the chosen sizes divides the inputs, it is the matrix's own.
 
     Examples:
         >>> m = Candidate("w", (80, 64), "BF16", 64, 10240)
         >>> backbones_of(m, Choices(bits=(4,)))
         [(4, 32), (4, 64)]
-        >>> backbones_of(m, Choices(bits=(4, 8), factor_bits=(8,)))
-        [(4, 64), (8, 64)]
     """
     sizes = [size for size in choices.group_sizes if m.shape[1] % size == 0] or [m.group_size]
-    if choices.factor_bits:
-        sizes = [_usual(m, sizes)]
     return [(bits, size) for bits in choices.bits for size in sizes]
 
 
-def _usual(m: Candidate, sizes: Sequence[int]) -> int:
-    """Return the group size that a matrix has where there is no choice, or the nearest one."""
-    return min(sizes, key=lambda size: abs(size - m.group_size))
+def corrected_backbones(m: Candidate, choices: Choices) -> list[tuple[int, int]]:
+    """Return those of `backbones_of` that corrections are offered beside.
+
+    They have few bits and the largest groups: all group sizes would triple what is to be priced,
+    and bytes are better spent on the rank.
+
+    Examples:
+        >>> m = Candidate("w", (80, 64), "BF16", 64, 10240)
+        >>> corrected_backbones(m, Choices(bits=(4, 8), factor_bits=(8,)))
+        [(4, 64)]
+    """
+    if not choices.factor_bits:
+        return []
+    backbones = backbones_of(m, choices)
+    largest = max(size for _, size in backbones)
+    return [(bits, size) for bits, size in backbones if bits <= CORRECTED_BITS and size == largest]
 
 
 def rounded(
@@ -251,7 +259,9 @@ def _offered(
             totals[offer.choice] = offer._replace(nbytes=before.nbytes + offer.nbytes, cost=cost)
     smaller = [offer for offer in totals.values() if offer.nbytes < m.source_bytes]
     smaller = [offer._replace(cost=_settled(factor * offer.cost)) for offer in smaller]
-    if not choices.ranks:  # of which only one will be allowed
+    if choices.ranks:  # of which only one will be allowed
+        smaller.sort(key=lambda offer: offer.nbytes)
+    else:
         smaller = pareto(smaller)
     return Offered(m, (*smaller, Offer.unchanged(m)), _settled(factor))
 
@@ -303,7 +313,7 @@ def offers_of(
     # A correction is for weights of one use.
     shared = roots[0] if len(uses) == 1 else gram_roots(combined_grams(uses))
     costly = [pair for pair, use in zip(roots, uses, strict=True) if not is_free(use)]
-    backbones = backbones_of(m, choices)
+    backbones, corrected = backbones_of(m, choices), corrected_backbones(m, choices)
     probed = min(backbones, key=lambda b: (abs(b[0] - PROBED_BITS), abs(b[1] - m.group_size)))
     for bits, size in backbones:
         E = difference(weight, rounded(weight, bits, shared, m, group_size=size))
@@ -312,7 +322,7 @@ def offers_of(
         offers.append(base)
         if probe is not None and (bits, size) == probed:
             factor = probe(-E.rows(slice(None)), cost)
-        if bits <= CORRECTED_BITS:
+        if (bits, size) in corrected:
             offers += _corrections(E, base, m, shared, choices)
     if choices.bare:
         offers += _corrections(weight, Offer.nothing(), m, shared, choices)
