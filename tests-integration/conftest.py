@@ -134,8 +134,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 CHOICES: dict[str, Choices] = {  # so that every format has what is its own, in a few seconds
     "mixed": Choices(bits=(2, 3, 4)),
-    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
-    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
+    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True, group_sizes=(64,)),
+    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,), group_sizes=(64,)),
 }
 
 

@@ -48,8 +48,8 @@ FEW = 8
 
 CHOICES: dict[str, Choices] = {
     "mixed": Choices(bits=(2, 3, 4)),
-    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True),
-    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,)),
+    "corrected": Choices(bits=(2,), factor_bits=(8, 16), bare=True, group_sizes=(64,)),
+    "adapter": Choices(bits=(2,), factor_bits=(16,), ranks=(4,), group_sizes=(64,)),
 }
 
 
