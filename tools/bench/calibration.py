@@ -34,13 +34,15 @@ MB = 1e6
 PASSES = {"whole": "all at once", "blocks": "block by block"}
 
 
-def random_model(blocks: int, width: int, vocabulary: int) -> nn.Module:
+def random_model(
+    blocks: int, width: int, vocabulary: int, *, inner: int | None = None
+) -> nn.Module:
     """A Llama in bfloat16, made one tensor at a time."""
     args = ModelArgs(
         model_type="llama",
         hidden_size=width,
         num_hidden_layers=blocks,
-        intermediate_size=width * 11 // 4,
+        intermediate_size=inner or width * 11 // 4,
         num_attention_heads=width // 64,
         rms_norm_eps=1e-6,
         vocab_size=vocabulary,

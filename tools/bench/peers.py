@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from meters import peak, resident
 from numpy.typing import NDArray
 from plastic_core import certify, factorized_lowrank
 
@@ -154,19 +154,3 @@ def _watched_certificates() -> list[float]:
     watch(import_module("plastic_core.factors.lowrank"), "certified")
     watch(import_module("plastic_core.factors.randomized"), "spectral_bound")
     return seconds
-
-
-def resident() -> int:
-    """Bytes of this process in memory now; from now on `peak` counts anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak() -> int:
-    """Most bytes of this process in memory since `resident` was asked."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))

@@ -1,0 +1,19 @@
+"""The measurements by name: each runs in a process of its own."""
+
+from __future__ import annotations
+
+from costs.made_up import calibrated, compressed_made_up
+from costs.measurements import Kind
+from costs.one_matrix import fully_rounded, priced
+from costs.prices import planned_twice
+from costs.real import ours, peer
+
+KINDS: dict[str, Kind] = {
+    "ours": ours,
+    "peer": peer,
+    "price": priced,
+    "round": fully_rounded,
+    "calibrate": calibrated,
+    "prices": planned_twice,
+    "grow": compressed_made_up,
+}

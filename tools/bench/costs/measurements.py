@@ -1,0 +1,91 @@
+"""Measurements, each in a process of its own, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+"""What a measurement found, in the types of JSON."""
+
+
+class NotMeasured(Exception):
+    """There is no figure; the message says why."""
+
+
+class Measurements:
+    """Figures by what was measured and with which settings, kept as lines of JSON.
+
+    A measurement that the file holds is not repeated, so that a table can be put together from
+    rows that were measured one at a time on a quiet machine.
+
+    Args:
+        script: The script whose ``--child KIND SETTINGS`` prints the figures as JSON.
+        file: Where figures are kept; the last line of a measurement counts.
+        again: Measure anew whatever is asked for.
+        kept: Measure nothing: what the file does not hold is `NotMeasured`.
+    """
+
+    def __init__(self, script: Path, file: Path, *, again: bool, kept: bool) -> None:
+        self._script, self._file = script, file
+        self._again, self._kept = again, kept
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        records = [json.loads(line) for line in lines]
+        self._known: dict[str, Figures] = {
+            _key(r["kind"], r["settings"]): r["figures"] for r in records
+        }
+        self._fresh = set[str]()
+
+    def of(self, kind: str, **settings: Any) -> Figures:
+        """Return the figures of a measurement, made now or kept from an earlier run.
+
+        Raises:
+            NotMeasured: If it failed or is not to be made now.
+        """
+        key = _key(kind, settings)
+        known = key in self._known and (key in self._fresh or not self._again)
+        if not known:
+            if self._kept:
+                raise NotMeasured(f"{kind}: not in {self._file}")
+            self._keep(key, kind, settings, self._measured(kind, settings))
+        return self._known[key]
+
+    def _measured(self, kind: str, settings: dict[str, Any]) -> Figures:
+        shown = " ".join(f"{name}={value}" for name, value in settings.items())
+        print(f"{kind} {shown}", file=sys.stderr, flush=True)
+        command = [sys.executable, str(self._script), "--child", kind, json.dumps(settings)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+            raise NotMeasured(f"{kind}: {last[0]}")
+        figures: Figures = json.loads(done.stdout.splitlines()[-1])
+        return figures
+
+    def _keep(self, key: str, kind: str, settings: dict[str, Any], figures: Figures) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "kind": kind,
+            "settings": settings,
+            "figures": figures,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        }
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self._known[key] = figures
+        self._fresh.add(key)
+
+
+def _key(kind: str, settings: dict[str, Any]) -> str:
+    return json.dumps([kind, settings], sort_keys=True)
+
+
+Kind = Callable[..., Figures]
+"""A measurement: settings by name, figures out."""

@@ -1,0 +1,67 @@
+"""The price of one matrix, and its rounding.
+
+A random matrix under synthetic Grams, low rank and a diagonal. Both are made before the clock
+starts, and so is a small matrix of the same kind priced and rounded, so that compiled kernels are
+there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from meters import peak, resident, spent
+from numpy.typing import NDArray
+from plastic_core import block_side
+from plastic_core.linalg import Float64
+from plastic_export import Candidate, Choices
+from plastic_export.format import FORMATS
+from plastic_export.plan import gram_roots, offers_of, rounded
+from plastic_runtime import Gram, LossGrams
+from plastic_runtime.measure import LONGEST_DENSE_SIDE, is_dense
+
+from costs.measurements import Figures
+from costs.shapes import matrix
+
+SMALL, GROUP = (64, 128), 64
+RANK = 256  # of a synthetic Gram, beside its diagonal
+
+
+def priced(rows: int, columns: int, format: str) -> Figures:
+    """All ways of storing one matrix that a format offers, at every group size."""
+    choices = FORMATS[format].choices or Choices()
+    small, m, grams = problem(SMALL)
+    offers_of(small, m, (grams,), choices)
+    weight, m, grams = problem((rows, columns))
+    before = resident()
+    seconds, found = spent(lambda: offers_of(weight, m, (grams,), choices))
+    return {**seconds._asdict(), "offers": len(found.offers), "added": peak() - before}
+
+
+def fully_rounded(rows: int, columns: int, bits: int) -> Figures:
+    """One matrix as it is written: factors of both Grams, error feedback both ways, descents."""
+    small, m, grams = problem(SMALL)
+    rounded(small, bits, gram_roots(grams), m, group_size=GROUP)
+    weight, m, grams = problem((rows, columns))
+    before = resident()
+    seconds, _ = spent(lambda: rounded(weight, bits, gram_roots(grams), m, group_size=GROUP))
+    return {**seconds._asdict(), "added": peak() - before}
+
+
+def problem(shape: tuple[int, int]) -> tuple[NDArray[np.float32], Candidate, LossGrams]:
+    """Return a random matrix and its Grams."""
+    (out, in_), rng = shape, np.random.default_rng(0)
+    weight = rng.standard_normal(shape, dtype=np.float32) / np.float32(in_**0.5)
+    return weight, matrix("m", shape), LossGrams(random_gram(in_, 1), random_gram(out, 2))
+
+
+def random_gram(side: int, seed: int) -> Gram:
+    """Low rank and a diagonal; blocks of it where it is too wide."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((side, RANK)) * np.arange(1.0, RANK + 1) ** -0.5
+    power = rng.uniform(0.1, 2.0, side)
+    if is_dense(side, LONGEST_DENSE_SIDE):
+        A: Float64 = X @ X.T
+        A[np.diag_indices(side)] += power
+        return Gram(A, side)
+    b = block_side(side)
+    parts = X.reshape(-1, b, RANK)
+    return Gram(parts @ parts.swapaxes(1, 2) + power.reshape(-1, b, 1) * np.eye(b), side)
