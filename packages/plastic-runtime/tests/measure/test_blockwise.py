@@ -22,6 +22,7 @@ from plastic_core.linalg import on_cpu
 from plastic_core.testing import bits, tolerance
 from plastic_runtime import GramFile, LossGrams, loss_grams, measure_grams
 from plastic_runtime.measure import blockwise
+from plastic_runtime.measure import grams as grams_module
 from plastic_runtime.measure.block_chain import BlockChain
 from plastic_runtime.measure.gram_file import GramSum, Mark, append_grams
 from plastic_runtime.measure.grams import Site
@@ -383,6 +384,15 @@ def test_embeddings_are_measured_last(kind: type[Model], is_chain: bool, tmp_pat
         assert ("embed.as_linear" in grams) == (kind is Tied)
         assert grams["embed"].input.matrix.shape == (VOCABULARY, 1, 1)
     assert picture(model) == before
+
+
+def test_blocks_along_the_diagonal_come_back_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grams_module, "block_side", lambda size: 4)
+    with measure_grams(Model(), BATCHES, tmp_path / "grams", widest=WIDTH) as grams:
+        assert_close(grams, loss_grams(Model(), BATCHES, widest=WIDTH))
+        assert grams["layers.0.down"].input.matrix.shape == (HIDDEN // 4, 4, 4)
 
 
 @pytest.mark.parametrize("kind", [Model, Tied, Plain, Mixing])

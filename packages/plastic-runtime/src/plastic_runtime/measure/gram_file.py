@@ -241,7 +241,7 @@ def _write(stream: IO[bytes], entry: GramSum | bytes) -> None:
     size, tokens = entry.total.shape[-1], max(entry.tokens, 1)
     if entry.total.ndim == 3:
         triangles = entry.total[:, *np.tril_indices(size)] / tokens
-        np.lib.format.write_array(stream, triangles.astype("<f4"))
+        np.lib.format.write_array(stream, triangles.astype("<f4", order="C"))
         return
     kind = {"descr": "<f4", "fortran_order": False, "shape": (size * (size + 1) // 2,)}
     np.lib.format.write_array_header_1_0(stream, kind)
