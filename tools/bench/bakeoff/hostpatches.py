@@ -1,8 +1,9 @@
 """The functions that mlx-lm's quantisers spend their time on, in NumPy on the CPU.
 
-Products of linear layers, forwards and backwards, with gradients of weights, scales and biases; the
-sums of GPTQ's Hessians; the one ``einsum`` of AWQ; the divergences of DWQ and of dynamic
-quantisation. The reference BLAS of MLX and ``mx.quantized_matmul`` take hours for these.
+Products of linear layers, and of embeddings as the head, forwards and backwards, with gradients of
+weights, scales and biases; the sums of GPTQ's Hessians; the one ``einsum`` of AWQ; the divergences
+of DWQ and of dynamic quantisation. The reference BLAS of MLX and ``mx.quantized_matmul`` take hours
+for these.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from plastic_core import linalg
 from plastic_core.linalg import on_cpu
 from plastic_export.model import divergences, log_softmax, use_numpy_functions
 
+Quantized = nn.QuantizedLinear | nn.QuantizedEmbedding
+
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
@@ -27,6 +30,9 @@ def quick() -> Iterator[None]:
     replaced = [
         (nn.Linear, "__call__", _linear),
         (nn.QuantizedLinear, "__call__", _quantized),
+        (nn.Embedding, "as_linear", _linear),
+        (nn.QuantizedEmbedding, "as_linear", _quantized),
+        (nn.QuantizedEmbedding, "__call__", _looked_up),
         (mx, "einsum", _einsum),
         (dwq, "kl_div_loss", divergences_of),
         (dynamic_quant, "kl_div_loss", divergences_of),
@@ -69,17 +75,25 @@ def _times(x: mx.array, W: mx.array, layer: nn.Module) -> mx.array:
     return y + layer.bias if "bias" in layer else y
 
 
-def _linear(layer: nn.Linear, x: mx.array) -> mx.array:
+def _linear(layer: nn.Linear | nn.Embedding, x: mx.array) -> mx.array:
     return _times(x, layer.weight, layer)
 
 
-def _quantized(layer: nn.QuantizedLinear, x: mx.array) -> mx.array:
-    scales, biases = layer.scales.astype(mx.float32), layer["biases"].astype(mx.float32)
+def _quantized(layer: Quantized, x: mx.array) -> mx.array:
+    return _times(x, _widened(layer, slice(None)), layer)
+
+
+def _looked_up(layer: nn.QuantizedEmbedding, x: mx.array) -> mx.array:
+    return _widened(layer, x)
+
+
+def _widened(layer: Quantized, rows: mx.array | slice) -> mx.array:
+    """Rows of the weight in float32, differentiable in scales and offsets."""
+    scales, biases = (layer[name][rows].astype(mx.float32) for name in ("scales", "biases"))
     ones, zeros = mx.ones_like(scales), mx.zeros_like(scales)
-    codes = mx.dequantize(layer.weight, ones, zeros, layer.group_size, layer.bits)
-    groups = codes.reshape(*scales.shape, -1)
-    W = (groups * scales[..., None] + biases[..., None]).reshape(codes.shape)
-    return _times(x, W, layer)
+    codes = mx.dequantize(layer.weight[rows], ones, zeros, layer.group_size, layer.bits)
+    W: mx.array = codes.reshape(*scales.shape, -1) * scales[..., None] + biases[..., None]
+    return W.reshape(codes.shape)
 
 
 def _einsum(subscripts: str, x: mx.array, w: mx.array) -> mx.array:
