@@ -62,6 +62,7 @@ class Measurements:
         command = [sys.executable, str(self._script), "--child", kind, json.dumps(settings)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
+            print(done.stderr, file=sys.stderr)
             last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
             raise NotMeasured(f"{kind}: {last[0]}")
         figures: Figures = json.loads(done.stdout.splitlines()[-1])
