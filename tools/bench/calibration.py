@@ -26,7 +26,7 @@ from meters import peak_resident
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from plastic_export.calibration import in_batches, use_float32
-from plastic_export.model.numpy_functions import use_numpy_functions
+from plastic_export.model import use_numpy_functions
 from plastic_runtime import loss_grams, measure_grams
 from plastic_runtime.measure import linear_layers, using_numpy
 

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from plastic_core.files import write_json
 from plastic_export import Calibration, execute_plan, plan_checkpoint
 from plastic_export.calibration import in_batches
+from plastic_export.model import use_numpy_functions
 from plastic_runtime import measure_grams
 from plastic_runtime.measure import linear_layers
 
@@ -43,7 +44,8 @@ def calibrated(
         file = Path(folder) / "grams.npz"
         once, _ = spent(lambda: forward(model, batches))
         loaded = resident()
-        taken, _ = spent(lambda: measure_grams(model, batches, file, paths=paths).close())
+        with use_numpy_functions():  # as ``plastic plan`` measures
+            taken, _ = spent(lambda: measure_grams(model, batches, file, paths=paths).close())
     sizes = {"loaded": loaded, "largest": largest, "added": peak() - loaded}
     return {**taken._asdict(), "forward": once._asdict(), "tokens": tokens.size, **sizes}
 
