@@ -89,7 +89,7 @@ def test_a_text_with_a_token_that_the_model_does_not_know_is_refused_in_a_line(
 
     for room in ("calibration.loss_grams", "training.plastic_model", "healing.heal_folder"):
         monkeypatch.setattr(f"plastic_export.{room}.load_model", too_late)
-    for room in ("calibration.input_grams", "evaluation.evaluation"):
+    for room in ("calibration.input_grams", "evaluation.streaming"):
         monkeypatch.setattr(f"plastic_export.{room}.load_for_inference", too_late)
     with (
         pytest.raises(FormatError, match=re.escape(said) + r"'.', number 7\d") as refused,

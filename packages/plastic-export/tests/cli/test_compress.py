@@ -34,6 +34,7 @@ def test_the_help_lists_the_options_of_each_form_apart(capsys: pytest.CaptureFix
     assert listed["Always"] == [
         "--exact",
         "--no-check",
+        "--memory",
         "--force",
         "--revision",
         "--json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,14 @@ def both(folder: Path) -> tuple[Windows, Windows]:
 
 def test_block_by_block_gives_the_same_bits(checkpoint_folder: Path) -> None:
     for whole, parts in zip(*both(checkpoint_folder), strict=True):
+        np.testing.assert_array_equal(whole, parts)
+
+
+def test_blocks_run_in_their_order_and_not_in_that_of_their_names(
+    make_llama: Callable[..., Path],
+) -> None:
+    folder = make_llama(num_hidden_layers=12)  # 10 stands before 2 in the alphabet
+    for whole, parts in zip(*both(folder), strict=True):
         np.testing.assert_array_equal(whole, parts)
 
 

@@ -16,7 +16,7 @@ from plastic_core.files.foreign import Foreign, recognise_name
 from plastic_core.files.header import ITEM_BYTES, Header, TensorInfo
 from plastic_core.files.journal import Journal, check_same
 from plastic_core.files.lock import HOLDER, BusyError, FolderLock
-from plastic_core.files.memory import check_memory
+from plastic_core.files.memory import check_memory, memory_limit
 from plastic_core.files.notes import naming, noting
 from plastic_core.files.paths import files_under, hub_identity, in_hub_cache, member, open_regular
 from plastic_core.files.strictjson import parse_object
@@ -72,6 +72,7 @@ __all__ = [
     "in_hub_cache",
     "load_safetensors",
     "member",
+    "memory_limit",
     "naming",
     "noting",
     "open_regular",

@@ -10,7 +10,12 @@ from plastic_core.files.errors import FormatError
 
 
 def memory_limit() -> int:
-    """Return the bytes that this process can hope to hold: physical memory or its own limit."""
+    """Return the bytes that this process can hope to hold: physical memory or its own limit.
+
+    Examples:
+        >>> memory_limit() > 2**20
+        True
+    """
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     return physical if allowed == resource.RLIM_INFINITY else min(physical, allowed)

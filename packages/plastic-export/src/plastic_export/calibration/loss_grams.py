@@ -120,8 +120,13 @@ def in_batches(tokens: mx.array, widest: int) -> list[mx.array]:
         >>> [batch.shape for batch in in_batches(windows, widest=1000)]
         [(2, 1024), (2, 1024), (2, 1024)]
     """
-    rows = max(1, min(_TOKENS, _VALUES // widest) // tokens.shape[1])
+    rows = rows_at_a_time(tokens.shape[1], widest)
     return [tokens[i : i + rows] for i in range(0, len(tokens), rows)]
+
+
+def rows_at_a_time(length: int, widest: int) -> int:
+    """Return how many windows of ``length`` tokens one pass takes; see `in_batches`."""
+    return max(1, min(_TOKENS, _VALUES // widest) // length)
 
 
 def use_float32(model: nn.Module) -> None:

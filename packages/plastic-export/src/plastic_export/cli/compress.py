@@ -24,6 +24,7 @@ from plastic_export.cli.options import (
     format_option,
     include_option,
     json_option,
+    memory_option,
     one_budget,
     revision_option,
     tokenizer_option,
@@ -72,6 +73,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
 @exclude_option(**RANK)
 @click.option("--exact", is_flag=True, help="Keep what `plastic restore` needs for every bit.")
 @check_option()
+@memory_option()
 @force_option("OUT if it is an earlier output, and what other options left unfinished")
 @revision_option()
 @json_option()
@@ -101,7 +103,7 @@ def compress_command(
     goes on when it is started again, to the same bytes.
     """
     output = Output(as_json)
-    writing["track"] = output.track
+    writing |= {"track": output.track, "say": output.say}
     if plan_file is not None:
         _check_form("plan", "--plan has decided; drop {}")
         budget = one_budget(bits_per_weight, size, keep)

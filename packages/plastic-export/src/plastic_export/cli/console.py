@@ -33,6 +33,11 @@ class Output:
         self.out = Console(highlight=False, width=width)
         self.track = ProgressBar(Console(stderr=True, quiet=as_json))
 
+    def say(self, line: str) -> None:
+        """Print a line on standard error, unless the reader is a machine."""
+        if not self.as_json:
+            click.echo(line, err=True)
+
     def show(self, presented: Presented) -> None:
         """Print the record as JSON, or else the lines; what is interrupted here has been done."""
         try:

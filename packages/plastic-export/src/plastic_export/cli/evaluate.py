@@ -12,6 +12,7 @@ from plastic_export.cli.options import (
     IDS,
     TEXT,
     json_option,
+    memory_option,
     tokenizer_option,
     window_option,
     windows_option,
@@ -37,6 +38,7 @@ from plastic_export.reporting.evaluate import present_evaluations
 @window_option()
 @windows_option(default=24)
 @tokenizer_option()
+@memory_option()
 @json_option()
 def evaluate_command(
     sources: tuple[str, ...],
@@ -46,6 +48,7 @@ def evaluate_command(
     window: int,
     windows: int,
     tokenizer: str | None,
+    memory: int | None,
     as_json: bool,
 ) -> None:
     """Measure the perplexity of every SRC on texts.
@@ -63,6 +66,8 @@ def evaluate_command(
         window=window,
         windows=windows,
         tokenizer=tokenizer,
+        memory=memory,
+        say=output.say,
         track=output.track,
     )
     output.show(present_evaluations(results))

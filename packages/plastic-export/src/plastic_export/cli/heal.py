@@ -14,6 +14,7 @@ from plastic_export.cli.options import (
     check_option,
     force_option,
     json_option,
+    memory_option,
     tokenizer_option,
     window_option,
     windows_option,
@@ -35,6 +36,7 @@ _DEFAULT = HealingOptions()
     least=8, default=512, help="Windows of the text at most; seven of eight are learned from."
 )
 @tokenizer_option()
+@memory_option()
 @click.option(
     "--batch", type=click.IntRange(1), default=_DEFAULT.batch, show_default=True, help="Windows."
 )
@@ -64,6 +66,7 @@ def heal_command(
     out: Path | None,
     force: bool,
     check: bool,
+    memory: int | None,
     as_json: bool,
 ) -> None:
     """Train what the compressed FOLDER stores in floating point towards the original.
@@ -82,6 +85,8 @@ def heal_command(
         options=HealingOptions(steps, batch, learning_rate, seed),
         force=force,
         check=check,
+        memory=memory,
+        say=output.say,
         track=output.track,
     )
     output.show(present_healed(result))

@@ -139,6 +139,19 @@ def check_option() -> Callable[[FC], FC]:
     return click.option("--no-check", "check", flag_value=False, default=True, help=text)
 
 
+def memory_option() -> Callable[[FC], FC]:
+    """Declare ``--memory``: bytes, or None."""
+
+    def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+        try:
+            return None if value is None else int(parse_size(value))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    text = "Memory that it may take, such as 16GB; what needs more is refused before the work."
+    return click.option("--memory", callback=size, help=text)
+
+
 def revision_option() -> Callable[[FC], FC]:
     """Declare ``--revision``."""
     return click.option("--revision", help="Commit, tag or branch of a Hub id.")

@@ -23,6 +23,7 @@ from plastic_export.cli.options import (
     format_option,
     include_option,
     json_option,
+    memory_option,
     revision_option,
     tokenizer_option,
     window_option,
@@ -86,6 +87,7 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 )
 @force_option("the plan if it exists, and Grams that are of something else or damaged")
 @revision_option()
+@memory_option()
 @json_option()
 def plan_command(
     src: str,
@@ -123,6 +125,7 @@ def plan_command(
         budgets=budgets or DEFAULT,
         format=format_,
         choices=_choices(format_, bits, group_sizes, factor_bits),
+        say=output.say,
         track=output.track,
         **selection,
     )

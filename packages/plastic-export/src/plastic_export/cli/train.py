@@ -15,6 +15,7 @@ from plastic_export.cli.options import (
     exclude_option,
     include_option,
     json_option,
+    memory_option,
     revision_option,
     tokenizer_option,
 )
@@ -76,6 +77,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @include_option()
 @exclude_option()
 @tokenizer_option()
+@memory_option()
 @revision_option()
 @json_option()
 def train_command(
@@ -87,6 +89,7 @@ def train_command(
     exclude: tuple[str, ...],
     tokenizer: str | None,
     revision: str | None,
+    memory: int | None,
     as_json: bool,
     **numbers: Any,
 ) -> None:
@@ -106,6 +109,7 @@ def train_command(
         exclude=exclude,
         tokenizer=tokenizer,
         revision=revision,
-        say=lambda line: None if as_json else click.echo(line, err=True),
+        memory=memory,
+        say=output.say,
     )
     output.show(present_trained(result, src, out))

@@ -8,10 +8,13 @@ from typing import Any
 
 from plastic_core.files import FormatError, noting, sha256_file
 from plastic_runtime import GramFile, LossGrams, Track, untracked
+from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.compression.foreseen import foresee_writing
 from plastic_export.compression.plan_file import LossPlan, check_source, grams_file, read_plan
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
+from plastic_export.estimate.limits import Say
 from plastic_export.evaluation.output_check import OutputChecker
 from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
@@ -32,6 +35,8 @@ def execute_plan(
     force: bool = False,
     exact: bool = False,
     check: bool = True,
+    memory: int | None = None,
+    say: Say | None = None,
     track: Track = untracked,
 ) -> Compressed[BitsPlan]:
     """Write the checkpoint that a plan describes, in a format that stock mlx-lm loads.
@@ -54,6 +59,8 @@ def execute_plan(
         exact: Also write ``exact.safetensors``, so that ``restore`` gives back every bit.
         check: Run one window of text through the source and through the output before it is
             published; see `compress`.
+        memory: Bytes of memory that it may take; by default what the machine has.
+        say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps the loop over the tensors.
 
     Raises:
@@ -63,7 +70,7 @@ def execute_plan(
             Also if a run of other options, versions or another source was cut, unless ``force``.
         FailedCheckError: If the output cannot be run, or its divergence is far beyond what was
             predicted.
-        ValueError: If the plan does not hold the budget.
+        ValueError: If the plan does not hold the budget, or the work does not fit into memory.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
 
@@ -84,6 +91,15 @@ def execute_plan(
             matrices = [m.matrix for m in plans.matrices]
             contents = Contents.of(format_named(plans.format), matrices, plan.chosen)
             recipe = Recipe(traced, arranged(traced, contents), _combined(grams))
+            foresee_writing(
+                checkpoint,
+                [m for m in matrices if plan.chosen[m.name].bits or plan.chosen[m.name].rank],
+                nbytes=recipe.layout.nbytes,
+                checked=check,
+                widest=plans.calibration.get("widest", LONGEST_DENSE_SIDE),
+                memory=memory,
+                say=say,
+            )
             done, checked = write_compressed(
                 checkpoint,
                 out,

@@ -24,9 +24,11 @@ from plastic_export.checkpoint.tensors import (
     matches,
     module_path,
 )
+from plastic_export.compression.foreseen import foresee_writing
 from plastic_export.compression.ranks import MatrixPlan, Plan, check_keep, plan_ranks
 from plastic_export.compression.spectra import measured_grams, read_spectra
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
+from plastic_export.estimate.limits import Say
 from plastic_export.evaluation.output_check import OutputChecker
 from plastic_export.folder.manifest import MatrixRecord, read_manifest
 from plastic_export.format.arranging import arranged
@@ -53,6 +55,8 @@ def compress(
     force: bool = False,
     exact: bool = False,
     check: bool = True,
+    memory: int | None = None,
+    say: Say | None = None,
     track: Track = untracked,
 ) -> Compressed[Plan]:
     """Write a compressed copy of a checkpoint that stock mlx-lm loads.
@@ -92,6 +96,8 @@ def compress(
             is one) through it as mlx-lm loads it, block by block, and compare it with the source:
             see `OutputCheck`. Needs mlx-lm. An output that fails is not published; what was
             written waits, and the next run checks it again.
+        memory: Bytes of memory that it may take; by default what the machine has.
+        say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps every long loop, to show progress.
 
     Raises:
@@ -99,7 +105,8 @@ def compress(
             was cut had other options, versions or another source (the difference is named).
         FailedCheckError: If the output cannot be run, or predicts no better than a model that
             knows nothing.
-        ValueError: If an argument is out of range, or the strategy lacks its calibration.
+        ValueError: If an argument is out of range, the strategy lacks its calibration, or the
+            work does not fit into memory.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
 
@@ -126,6 +133,16 @@ def compress(
         loads = target.linears_only or checkpoint.holds_codes
         traced = Source.of(checkpoint) if loads else Source.as_it_is(checkpoint)
         names = _chosen_names(traced, include, exclude, loads=loads)
+
+        foresee_writing(
+            checkpoint,
+            _candidates(traced, names),
+            nbytes=sum(info.nbytes for info in checkpoint.tensors.values()),
+            checked=check,
+            ranks=True,
+            memory=memory,
+            say=say,
+        )
 
         def decide(journal: Journal) -> Recipe:
             grams = measured_grams(checkpoint, calibration, journal, track)
@@ -154,6 +171,12 @@ def _recipe(source: Source, plan: Plan, format: Format, grams: Grams) -> Recipe:
 
     notes = {p.name: {"retained_energy": p.retained_energy, "why": p.why} for p in plan.matrices}
     return Recipe(source, arranged(source, contents), of, notes)
+
+
+def _candidates(source: Source, names: Sequence[str]) -> list[Candidate]:
+    """Return what is known of the matrices before their spectra are."""
+    layers = [source.layers[name] for name in names]
+    return [Candidate(m.name, m.shape, m.dtype, 0, m.source_bytes) for m in layers]
 
 
 def _candidate(p: MatrixPlan) -> Candidate:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from plastic_export.checkpoint.tensors import (
     is_matrix,
     module_path,
 )
+from plastic_export.compression.foreseen import foresee_plan
 from plastic_export.compression.plan_file import (
     LossPlan,
     Skipped,
@@ -31,6 +30,7 @@ from plastic_export.compression.plan_file import (
     source_identity,
     write_plan,
 )
+from plastic_export.estimate.limits import Say, check_disk
 from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.folder.manifest import versions
 from plastic_export.format.arranging import arranged, unkept_layers
@@ -76,6 +76,8 @@ def plan_checkpoint(
     widest: int = LONGEST_DENSE_SIDE,
     revision: str | None = None,
     force: bool = False,
+    memory: int | None = None,
+    say: Say | None = None,
     track: Track = untracked,
 ) -> LossPlan:
     """Choose how to store every linear layer and embedding by the predicted effect on the loss.
@@ -112,6 +114,8 @@ def plan_checkpoint(
         revision: Commit or branch, for a Hub id.
         force: Replace ``file`` where it exists, and Grams beside it that are damaged or were
             measured of something else.
+        memory: Bytes of memory that it may take; by default what the machine has.
+        say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps every long loop.
 
     Returns:
@@ -120,8 +124,8 @@ def plan_checkpoint(
     Raises:
         FormatError: If a file is damaged, a weight is not finite, or ``file`` exists and is not to
             be replaced or is no plan.
-        ValueError: If the text is too short, an activation is not finite, or a budget is below
-            the least possible or above the size of the source.
+        ValueError: If the text is too short, an activation is not finite, a budget is below the
+            least possible or above the size of the source, or the work does not fit into memory.
         OSError: If a file cannot be read or written.
 
     Examples:
@@ -147,6 +151,16 @@ def plan_checkpoint(
         _check_budgets(left, wanted, stated, choices, target)
         file.parent.mkdir(parents=True, exist_ok=True)
         _check_room(_grams(file), wanted, widest)
+        foresee_plan(
+            checkpoint,
+            wanted,
+            calibration,
+            widest=widest,
+            corrected=bool(choices.factor_bits),
+            is_calibrated=_grams(file).exists(),
+            memory=memory,
+            say=say,
+        )
         identity = source_identity(checkpoint)
         measured = _priced(
             traced, identity, wanted, choices, calibration, file, widest, force, track
@@ -180,10 +194,7 @@ def _check_room(grams: Path, wanted: Sequence[Candidate], widest: int) -> None:
     needed = sum(2 * m.matrices * m.shape[0] ** 2 for m in dense) - sum(
         part.stat().st_size for part in parts
     )
-    free = shutil.disk_usage(grams.parent).free
-    if free < needed:
-        reason = f"at least {needed} bytes are needed and {free} are free; choose another disk"
-        raise OSError(errno.ENOSPC, reason, str(grams))
+    check_disk(grams.parent, needed, grams)
 
 
 class _Priced(NamedTuple):

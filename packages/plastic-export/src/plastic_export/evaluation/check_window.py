@@ -16,7 +16,8 @@ from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
 
-_LENGTH = 64  # tokens
+CHECK_LENGTH = 64
+"""Tokens of the window."""
 _LEAST_KINDS = 8  # different tokens, else the tokenizer does not know the text
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _TEXT = """\
@@ -80,4 +81,4 @@ def _length(checkpoint: Checkpoint) -> int:
     nested = config.get("text_config")
     stated = [c.get(name) for c in (config, nested) if isinstance(c, dict) for name in _POSITIONS]
     known = [n for n in stated if isinstance(n, int) and not isinstance(n, bool) and n >= 2]
-    return min([_LENGTH, *known])
+    return min([CHECK_LENGTH, *known])

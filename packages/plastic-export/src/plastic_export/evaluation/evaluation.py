@@ -18,6 +18,8 @@ from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.estimate.limits import Say
+from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.evaluation.estimates import Evaluation, Vocabulary, estimate
 from plastic_export.evaluation.measures import Windows
 from plastic_export.evaluation.reading import Reading
@@ -34,6 +36,8 @@ def evaluate(
     window: int = 256,
     windows: int = 24,
     tokenizer: str | Path | None = None,
+    memory: int | None = None,
+    say: Say | None = None,
     track: Track = untracked,
 ) -> list[Evaluation]:
     """Measure one checkpoint; arguments, cost and errors are those of `compare`.
@@ -54,6 +58,8 @@ def evaluate(
         window=window,
         windows=windows,
         tokenizer=tokenizer,
+        memory=memory,
+        say=say,
         track=track,
     )
 
@@ -67,6 +73,8 @@ def compare(
     window: int = 256,
     windows: int = 24,
     tokenizer: str | Path | None = None,
+    memory: int | None = None,
+    say: Say | None = None,
     track: Track = untracked,
 ) -> list[Evaluation]:
     """Measure perplexity and, against a reference, divergence and agreement on the same windows.
@@ -94,7 +102,10 @@ def compare(
         window: Tokens per window; each is run from an empty context.
         windows: How many windows at most, spread evenly over each text.
         tokenizer: Folder or Hub id of the tokenizer of all; by default each has its own.
-        track: Wraps the loop over the batches of windows.
+        memory: Bytes of memory that it may take; by default what the machine has. Fewer windows
+            run at a time where that is short.
+        say: Is told in a line what the work will take, unless that is next to nothing.
+        track: Wraps the loop over the blocks and batches of each checkpoint.
 
     Returns:
         One result per text and checkpoint: all checkpoints on the first text, in the order
@@ -102,17 +113,18 @@ def compare(
 
     Raises:
         ValueError: If there is no source, a text is shorter than one window, two tokenizers
-            cut it differently, or there is no checkpoint whose log-probabilities were to be saved.
+            cut it differently, there is no checkpoint whose log-probabilities were to be saved, or
+            one window does not fit into ``memory``.
         FormatError: If a checkpoint or a text cannot be read, predictions are not finite, a file
             of log-probabilities is of something else, or ``save_reference`` exists.
         ModuleNotFoundError: If mlx-lm is not installed.
-        OSError: If a file is missing or cannot be read.
+        OSError: If a file is missing or cannot be read, or the disk is too small.
 
     Examples:
         >>> first, second = compare(
         ...     ["PACKED", "FACTORED"], ["text.txt"], reference="SRC", window=24, windows=8
         ... )
-        >>> second.difference.mean == second.kl - first.kl
+        >>> abs(second.difference.mean - (second.kl - first.kl)) < 1e-12
         True
         >>> second.difference.verdict
         'worse'
@@ -138,7 +150,9 @@ def compare(
             held = stack.enter_context(SavedReference(Path(str(reference))))
             held.check(settings, windows=sum(len(tokens) for _, tokens in ids))
             vocabulary = min(vocabulary, held.vocabulary)
-        reading = Reading(ids, vocabulary, rows, track)
+        shapes = {each.folder: ModelShape.of(each) for each in named.values()}
+        reading = Reading(ids, vocabulary, rows, shapes, memory, track)
+        reading.announce(say, runs=len(named), kept=judge is not None, file=save_reference)
         if judge is not None:
             held = stack.enter_context(_run(reading, judge, reference, settings, save_reference))
         measured = [

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core.files import FormatError
+from plastic_core.files import FormatError, memory_limit
 from plastic_runtime import Track
 
-from plastic_export.evaluation.measures import LogProbabilities, Windows, measures_of, rows_at_once
+from plastic_export.estimate.limits import Estimate, Say, Smaller, announce, check_disk
+from plastic_export.estimate.model_shape import ModelShape
+from plastic_export.estimate.peaks import running_peak, whole_peak
+from plastic_export.estimate.phases import evaluation_work
+from plastic_export.estimate.speed import Work
+from plastic_export.evaluation.measures import (
+    ROWS,
+    LogProbabilities,
+    Windows,
+    measures_of,
+    rows_at_once,
+)
 from plastic_export.evaluation.saved_reference import (
     SavedReference,
     reference_bytes,
@@ -41,13 +54,40 @@ class Reading:
         texts: Texts in the tokens of all of them.
         vocabulary: How many tokens take part, the rest being padding.
         rows: How many tokens the widest of them has logits for.
+        shapes: The sizes of the checkpoint in each folder.
+        memory: Bytes of memory that a run may take; None for what the machine has.
         track: Wraps the loop over the blocks of a model.
     """
 
     texts: Sequence[Windows]
     vocabulary: int
     rows: int
+    shapes: Mapping[Path, ModelShape]
+    memory: int | None
     track: Track
+
+    def announce(self, say: Say | None, *, runs: int, kept: bool, file: str | Path | None) -> None:
+        """Tell what the runs will take, and refuse them where that is not there.
+
+        Args:
+            say: Takes the line.
+            runs: How many checkpoints are run.
+            kept: Whether the log-probabilities of one are kept.
+            file: Where, if not in a temporary file.
+
+        Raises:
+            ValueError: If not one window fits into memory.
+            OSError: If a disk is too small.
+        """
+        tokens = sum(rows for rows, _ in self.shapes_of_windows)
+        spooled = 2 * 4 * tokens * max(shape.width for shape in self.shapes.values())
+        saved = reference_bytes(self.shapes_of_windows) if kept else 0
+        check_disk(Path(tempfile.gettempdir()), spooled + (saved if file is None else 0))
+        if file is not None:
+            check_disk(Path(file).absolute().parent, saved, Path(file))
+        work = sum((evaluation_work(s, tokens, 1) for s in self.shapes.values()), Work())
+        estimate = Estimate(work.times(runs / len(self.shapes)), self._peak(1), spooled + saved)
+        announce(estimate, memory=self.memory, say=say, smaller=self._shorter())
 
     def measure(
         self, source: str | Path, folder: Path, reference: SavedReference | None
@@ -86,29 +126,51 @@ class Reading:
             FormatError: If they are not finite.
         """
         try:
-            write_reference(file, self.shapes, self._predictions(folder), settings)
+            write_reference(file, self.shapes_of_windows, self._predictions(folder), settings)
         except ValueError as error:
             reason = "its predictions are not finite"
             raise FormatError.about(source, reason, _NOT_FINITE) from error
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
+    def shapes_of_windows(self) -> list[tuple[int, int]]:
         """Tokens and vocabulary of what is predicted in every window."""
         return [(t.shape[1] - 1, self.vocabulary) for _, t in self.texts for _ in range(len(t))]
 
     @property
-    def reference_bytes(self) -> int:
-        """Bytes of the file that `write` writes, but for its header."""
-        return reference_bytes(self.shapes)
+    def _length(self) -> int:
+        return max(tokens.shape[1] for _, tokens in self.texts)
+
+    def _peak(self, rows: int, length: int | None = None) -> int:
+        """Bytes of so many windows at a time, of the most demanding checkpoint."""
+        length = length or self._length
+        return max(running_peak(shape, rows, length) for shape in self.shapes.values())
+
+    def _shorter(self) -> Iterator[Smaller]:
+        """Shorter windows, which take less."""
+        length = self._length // 2
+        while length > 1:
+            yield Smaller(f"--window {length}", self._peak(1, length))
+            length //= 2
+
+    def _check_whole(self, folder: Path) -> None:
+        """Refuse a model that has to be held as a whole and is too large for that."""
+        peak = whole_peak(self.shapes[folder], 1, self._length)
+        announce(Estimate(Work(), peak, 0), memory=self.memory)
+
+    @cached_property
+    def _most_rows(self) -> int:
+        limit = memory_limit() if self.memory is None else self.memory
+        return next((rows for rows in range(ROWS, 1, -1) if self._peak(rows) <= limit), 1)
 
     def _predictions(self, folder: Path) -> Iterator[LogProbabilities]:
         inputs = [batch.tokens[:, :-1] for batch in self._batches()]
-        return log_probabilities_by_blocks(folder, inputs, self.vocabulary, self.track)
+        check = partial(self._check_whole, folder)
+        return log_probabilities_by_blocks(folder, inputs, self.vocabulary, self.track, check)
 
     def _batches(self) -> Iterator[_Batch]:
         first = 0
         for number, (_, tokens) in enumerate(self.texts):
-            rows = rows_at_once(tokens.shape[1], self.rows)
+            rows = min(self._most_rows, rows_at_once(tokens.shape[1], self.rows))
             for start in range(0, len(tokens), rows):
                 yield _Batch(number, first + start, tokens[start : start + rows])
             first += len(tokens)

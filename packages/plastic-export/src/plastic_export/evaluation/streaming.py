@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ _CHECK_RUNS = 2  # of every block
 
 
 def log_probabilities_by_blocks(
-    folder: Path, batches: Sequence[mx.array], vocabulary: int, track: Track
+    folder: Path,
+    batches: Sequence[mx.array],
+    vocabulary: int,
+    track: Track,
+    check_whole: Callable[[], None] = lambda: None,
 ) -> Iterator[LogProbabilities]:
     """Yield what `log_probabilities` returns for every batch, to the same bits.
 
@@ -46,7 +50,8 @@ def log_probabilities_by_blocks(
         folder: Folder of a checkpoint.
         batches: Token ids, each of shape (windows, tokens).
         vocabulary: How many tokens may follow.
-        track: Wraps the loop over the blocks.
+        track: Wraps the loop over the blocks and, after them, the batches.
+        check_whole: Is called before a model is held as a whole, and may refuse it.
 
     Raises:
         FormatError, ModuleNotFoundError, OSError: As `load_for_inference` does.
@@ -56,6 +61,7 @@ def log_probabilities_by_blocks(
         model = _Streamed(folder)
         chain = model.chain(batches[0][:1, :_CHECK])
         if chain is None:
+            check_whole()
             yield from (log_probabilities(model.module, each, vocabulary) for each in batches)
             return
         calls = list[dict[str, Any]]()
@@ -64,7 +70,7 @@ def log_probabilities_by_blocks(
             x, of_blocks = chain.entry(tokens)
             hidden.write(x)
             calls.append(dict(zip(chain.blocks, of_blocks, strict=True)))
-        for step in track(model.steps(batches), f"running {folder.name}"):
+        for step in track(model.steps(chain, batches), f"running {folder.name}"):
             if isinstance(step, str):
                 hidden = stack.enter_context(_through(step, model, calls, hidden))
                 continue
@@ -109,14 +115,14 @@ class _Streamed:
         with intercepted(self._blocks, around), use_numpy_attention():
             return BlockChain.of(self.module, {}, [], tokens)
 
-    def steps(self, batches: Sequence[mx.array]) -> Weighted[str | int]:
+    def steps(self, chain: BlockChain, batches: Sequence[mx.array]) -> Weighted[str | int]:
         """Return the path of every block, which takes all batches, then the number of every batch.
 
         The weights are bytes of weights times tokens. What follows the blocks takes the largest
         array outside of them: the head or, where it is tied, the embedding.
         """
-        sizes = {path: sum(_sizes(block).values()) for path, block in self._blocks.items()}
-        own = tuple(f"{path}." for path in self._blocks)
+        sizes = {path: sum(_sizes(block).values()) for path, block in chain.blocks.items()}
+        own = tuple(f"{path}." for path in sizes)
         outside = [n for name, n in _sizes(self.module).items() if not name.startswith(own)]
         tokens = [batch.size for batch in batches]
         steps: list[str | int] = [*sizes, *range(len(batches))]

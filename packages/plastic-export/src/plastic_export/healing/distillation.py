@@ -24,7 +24,8 @@ from plastic_export.model.numpy_functions import use_numpy_functions
 from plastic_export.process.interruption import between
 
 _LOGITS = 2**22  # of one model at a time, unless one window has more; several copies are held
-_ROOM = 2**31  # bytes of the reference's log-probabilities that a file may take
+ROOM = 2**31
+"""Bytes of the reference's log-probabilities that a file may take."""
 _HELD_OUT = 8  # one window in so many
 
 
@@ -87,7 +88,7 @@ class Teacher(Closing):
         self.vocabulary = width if vocabulary is None else min(width, vocabulary)
         self._bytes = 2 * tokens.shape[1] * self.vocabulary  # of one window
         self._file: IO[bytes] | None = None
-        if uses > len(tokens) and self._bytes * len(tokens) <= _ROOM:
+        if uses > len(tokens) and self._bytes * len(tokens) <= ROOM:
             with ExitStack() as stack:
                 self._file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
                 self._fill(self._file, track)

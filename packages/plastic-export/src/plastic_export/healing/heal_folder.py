@@ -19,13 +19,16 @@ from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import told_before
 from plastic_export.compression.writer import check_room
+from plastic_export.estimate.learning import foresee_learning
+from plastic_export.estimate.limits import Say
+from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
 from plastic_export.folder.manifest import MANIFEST, SLEEP
 from plastic_export.folder.output import OutputFolder
-from plastic_export.healing.distillation import Distillation, Split, Teacher
-from plastic_export.healing.loop import HealingOptions, HealState, heal_values
+from plastic_export.healing.distillation import ROOM, Distillation, Split, Teacher, parts
+from plastic_export.healing.loop import MEASUREMENTS, HealingOptions, HealState, heal_values
 from plastic_export.healing.state import StateFile, heal_identity
 from plastic_export.healing.trainable import TrainedTensor, trainable
 from plastic_export.healing.writer import check_reference, write_healed
@@ -92,6 +95,8 @@ def heal(
     options: HealingOptions | None = None,
     force: bool = False,
     check: bool = True,
+    memory: int | None = None,
+    say: Say | None = None,
     track: Track = untracked,
 ) -> Healed:
     """Train what is stored in floating point of a compressed checkpoint, and write the result.
@@ -118,6 +123,8 @@ def heal(
         force: Replace ``out`` where it is an earlier output, but for files that are not its own.
         check: Load what was written as mlx-lm does and measure it on the held-out windows before
             it gets its name.
+        memory: Bytes of memory that it may take; by default what the machine has.
+        say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps the long loops.
 
     Raises:
@@ -126,7 +133,8 @@ def heal(
         FormatError: If a checkpoint or a text cannot be read, there is nothing to train, the
             reference is no source of ``folder``, a state is there of another healing, or a file
             that this package did not write has the name of one to be written.
-        ValueError: If the text is too short, or the tokenizers differ.
+        ValueError: If the text is too short, the tokenizers differ, or the work does not fit into
+            memory.
         OSError: If writing fails. The state is left behind, and nothing else.
 
     Cost:
@@ -150,6 +158,7 @@ def heal(
         check_reference(checkpoint, original)
         text = _common_text(checkpoint, original, calibration)
         split = Split.of(len(text.tokens))
+        _foresee(original, text, split, options, memory, say)
         state = StateFile(
             place.path.with_name(f"{place.path.name}.heal.safetensors"),
             heal_identity(checkpoint, original, calibration, options),
@@ -237,6 +246,30 @@ def _common_text(checkpoint: Checkpoint, original: Checkpoint, calibration: Cali
         overflows(each.folder, ours)
     vocabulary = min(reader.size for reader in readers)
     return _Text(ours, vocabulary, max(reader.rows for reader in readers) - vocabulary)
+
+
+def _foresee(
+    original: Checkpoint,
+    text: _Text,
+    split: Split,
+    options: HealingOptions,
+    memory: int | None,
+    say: Say | None,
+) -> None:
+    """Tell what the healing will take, or refuse it."""
+    windows, length = text.tokens.shape
+    judged = windows + (MEASUREMENTS + 1) * len(split.held_out)
+    foresee_learning(
+        ModelShape.of(original),
+        learnt=options.steps * options.batch * length,
+        judged=judged * length,
+        trained=False,
+        rows=len(parts(np.arange(options.batch), text.tokens, text.vocabulary)[0]),
+        length=length,
+        disk=min(ROOM, 2 * text.tokens.size * text.vocabulary),
+        memory=memory,
+        say=say,
+    )
 
 
 def _train(

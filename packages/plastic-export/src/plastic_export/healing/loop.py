@@ -17,7 +17,8 @@ Arrays = dict[str, mx.array]
 Rows = NDArray[np.intp]
 
 LEARNING_RATE = 8e-3
-_MEASURED = 10  # times that the held-out divergence is measured after the start
+MEASUREMENTS = 10
+"""Times that the held-out divergence is measured after the start."""
 _LARGEST_NORM = 1.0  # of the gradient, in nats per unit
 _SMALLEST_UNIT = 2.0**-10  # for a tensor of zeros
 
@@ -160,7 +161,7 @@ def heal_values(
     if not state.measured:
         _measure(task, state, dict(values), store)
     optimizer = _optimizer(options, state)
-    every = math.ceil(options.steps / _MEASURED)
+    every = math.ceil(options.steps / MEASUREMENTS)
     for step in track(range(state.step, options.steps), "healing"):
         rows = batch_rows(step, windows, options.batch, options.seed)
         with np.errstate(over="ignore", invalid="ignore"):  # at too high a rate; it is measured

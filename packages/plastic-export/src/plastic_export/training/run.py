@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -40,6 +40,9 @@ from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import warn_about
+from plastic_export.estimate.learning import foresee_learning
+from plastic_export.estimate.limits import Say
+from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
 from plastic_export.training.data import TrainingData, read_training_data
@@ -49,7 +52,6 @@ from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES, RunF
 from plastic_export.training.settings import GAUGE, PROBE, RANK, TrainingOptions
 
 DEFAULT = TrainingOptions()
-Say = Callable[[str], None]
 _LOGS = (EVENTS, LOSSES)
 _NOTHING = {name: 0 for name in _LOGS}
 
@@ -99,6 +101,7 @@ def train(
     exclude: Sequence[str] = (),
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    memory: int | None = None,
     say: Say = lambda line: None,
 ) -> TrainedRun:
     """Fine-tune a checkpoint with a plastic part beside its frozen projections.
@@ -116,7 +119,8 @@ def train(
         exclude: Glob patterns of matrices to leave alone.
         tokenizer: Folder or Hub id of the tokenizer; by default that of ``src``.
         revision: Commit, tag or branch of a Hub id.
-        say: Takes one line per validation.
+        memory: Bytes of memory that it may take; by default what the machine has.
+        say: Takes one line about what it will take and one per validation.
 
     Returns:
         Where things are and what happened.
@@ -125,7 +129,8 @@ def train(
         FormatError: If the checkpoint, the data or a saved state is damaged, or ``out`` is not
             ours, or of another run: names the difference.
         BusyError: If another process is training there.
-        ValueError: If there is no layer to adapt or the ceiling is too low.
+        ValueError: If there is no layer to adapt, the ceiling is too low, or the work does not fit
+            into memory.
         DivergedError: If a loss is NaN or infinite.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If the system refuses.
@@ -157,6 +162,7 @@ def train(
                 reader.check(each[i][0][: training.window])
         overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
+        _foresee(checkpoint, rows, training, memory, say)
         with _quiet():
             model, layers, notes = load_plastic_model(
                 checkpoint, rows, training, include=include, exclude=exclude
@@ -176,6 +182,33 @@ def train(
             _check_size(count(_ranks(layers)), training)
             adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
         return TrainedRun(out, adapter, peft, read_history(out), resumed)
+
+
+def _foresee(
+    checkpoint: Checkpoint,
+    rows: TrainingData,
+    training: TrainingOptions,
+    memory: int | None,
+    say: Say,
+) -> None:
+    """Tell what the run will take, or refuse it."""
+    shape, window = ModelShape.of(checkpoint), training.window
+    lengths = [min(window, len(rows.train[i][0])) for i in range(len(rows.train))]
+    mean = sum(lengths) / len(lengths)
+    most = training.evaluate_batches if training.evaluate_batches > 0 else len(rows.valid)
+    validated = min(most * training.batch, len(rows.valid))
+    validations = training.steps // training.interval + 1
+    foresee_learning(
+        shape,
+        learnt=training.steps * training.batch * mean,
+        judged=validations * validated * mean,
+        trained=True,
+        rows=training.batch,
+        length=max(lengths),
+        disk=0,
+        memory=memory,
+        say=say,
+    )
 
 
 class _Run:

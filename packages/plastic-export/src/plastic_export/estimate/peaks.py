@@ -1,0 +1,94 @@
+"""The memory of every command at its peak, by the sizes of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from plastic_export.estimate.model_shape import ModelShape, WeightShape, entries_of
+
+LIBRARIES = 350_000_000
+"""Bytes of Python, MLX and the libraries."""
+LOGIT_COPIES = 6
+"""Arrays of the logits of a batch that are held at a time."""
+ACTIVATIONS = 12
+"""Arrays of the widest activation of a block that are held at a time."""
+GRAM_COPIES = 3
+"""Arrays as large as the Grams of a matrix, in float64: themselves, roots, work."""
+WEIGHT_COPIES = 8
+"""Arrays in float32 as large as a matrix that is rounded: itself, tiles, codes, error."""
+MIB = 2**20
+
+
+def running_peak(shape: ModelShape, rows: int, length: int) -> int:
+    """Return the bytes of a forward pass of ``rows`` windows, block by block, in float32.
+
+    Examples:
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     shape = ModelShape.of(checkpoint)
+        >>> running_peak(shape, 8, 64) > running_peak(shape, 1, 64)
+        True
+    """
+    return LIBRARIES + _widened(shape.outside) + _pass(shape, shape.largest_block, rows, length)
+
+
+def whole_peak(shape: ModelShape, rows: int, length: int) -> int:
+    """Return the bytes of a forward pass of a model that is held as a whole, in float32."""
+    return LIBRARIES + _widened(shape.weights) + _pass(shape, [], rows, length)
+
+
+def held_gram_bytes(weights: Iterable[WeightShape], widest: int) -> int:
+    """Return the bytes of both Grams of weights in float64; along longer sides blocks are dense.
+
+    Examples:
+        >>> held_gram_bytes([WeightShape("a", 2, 3, 1, 12)], 4096)
+        104
+    """
+    return sum(
+        8 * w.matrices * (_dense(w.outputs, widest) + _dense(w.inputs, widest)) for w in weights
+    )
+
+
+def rounding_peak(weights: Sequence[WeightShape], widest: int) -> int:
+    """Return the bytes of rounding or pricing the most demanding of the matrices, on its own."""
+    return LIBRARIES + max(
+        (
+            GRAM_COPIES * held_gram_bytes([w], widest) // w.matrices
+            + WEIGHT_COPIES * 4 * w.outputs * w.inputs
+            for w in weights
+        ),
+        default=0,
+    )
+
+
+def calibration_peak(
+    shape: ModelShape, planned: Sequence[WeightShape], *, rows: int, length: int, widest: int
+) -> int:
+    """Return the bytes of a calibration: the Grams of one block beside what a pass takes."""
+    names = {w.name for w in planned}
+    blocks = [*shape.blocks, shape.outside]
+    held = max(held_gram_bytes([w for w in b if w.name in names], widest) for b in blocks)
+    return running_peak(shape, rows, length) + held
+
+
+def learning_peak(shape: ModelShape, rows: int, length: int) -> int:
+    """Return the bytes of steps forwards and backwards through a model that is held as a whole."""
+    kept = ACTIVATIONS * len(shape.blocks) * 4 * rows * length * shape.width
+    return whole_peak(shape, rows, length) + kept
+
+
+def _pass(shape: ModelShape, block: Sequence[WeightShape], rows: int, length: int) -> int:
+    """What a pass holds beside the weights outside of the blocks."""
+    tokens = 4 * rows * length
+    widest = max((max(w.outputs, w.inputs) for w in shape.largest_block), default=1)
+    scores = 3 * shape.heads * tokens * length
+    within = _widened(block) + ACTIVATIONS * tokens * widest + scores
+    return max(within, LOGIT_COPIES * tokens * shape.vocabulary)
+
+
+def _widened(weights: Sequence[WeightShape]) -> int:
+    """Weights in float32, and the largest of them as stored while it is widened."""
+    return 4 * entries_of(weights) + max((w.nbytes for w in weights), default=0)
+
+
+def _dense(side: int, widest: int) -> int:
+    return side**2 if side <= widest else side
