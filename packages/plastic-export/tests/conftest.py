@@ -19,6 +19,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.plan_file import LossPlan, source_identity, write_plan
 from plastic_export.evaluation.output_check import OutputChecker
+from plastic_export.plan.choices import candidate
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
@@ -28,7 +29,7 @@ from plastic_export.plan.offers import (
     factor_bytes,
     packed_bytes,
 )
-from plastic_export.plan.pricing import candidate, stored
+from plastic_export.plan.storing import stored
 from plastic_export.source.source import Source
 from plastic_runtime import GramFile
 from plastic_runtime.measure import GRAM_FILE_VERSION, GramSum, append_grams

@@ -27,8 +27,8 @@ from plastic_export.model.load import load_model
 from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.budgets import Budget, parse_size
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
-from plastic_export.plan.pricing import Choices
 from plastic_export.reporting.run_report import Report, report
 from plastic_export.training.run import DivergedError, TrainedRun, train
 from plastic_export.training.settings import TrainingOptions

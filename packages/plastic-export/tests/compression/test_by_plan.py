@@ -26,7 +26,8 @@ from plastic_export.folder.manifest import read_manifest
 from plastic_export.folder.shards import as_float32
 from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, Choice, plan_bits
-from plastic_export.plan.pricing import price, rounded
+from plastic_export.plan.prices import price
+from plastic_export.plan.storing import rounded
 from plastic_export.reporting.compress import present_by_plan
 from plastic_export.source.source import Source
 from plastic_runtime import GramFile, LossGrams

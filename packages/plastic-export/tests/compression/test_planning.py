@@ -30,9 +30,11 @@ from plastic_export.compression.writer import Compressed
 from plastic_export.format.table import PLAN_FORMATS
 from plastic_export.model.load import load_model
 from plastic_export.plan.budgets import Budget
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.gram_uses import Uses, combined_grams, gram_roots, smoothed
 from plastic_export.plan.offers import BitsPlan, Kind
-from plastic_export.plan.pricing import Choices, offers_of, rounded
+from plastic_export.plan.pricing import rounded_offers
+from plastic_export.plan.storing import rounded
 from plastic_export.reporting.plan import present_plan
 from plastic_export.source.layers import is_router
 from plastic_export.source.source import Source
@@ -105,7 +107,7 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
     tied: Path, make_readable: Make, text: Path, kind: str
 ) -> None:
     source = tied if kind == "tied" else make_readable()
-    plan = planned(source, text)
+    plan = planned(source, text, thorough=True)
     offered = next(m for m in plan.matrices if m.matrix.kind == "embedding")
     m = offered.matrix
     with open_checkpoint(source) as checkpoint, grams_beside(text) as grams:
@@ -122,7 +124,7 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
             if kind == "tied":
                 R, C = (g.matrix for g in grams[f"{EMBEDDING}.as_linear"])
                 cost += half_trace(R, D, C)
-            assert offer.cost == pytest.approx(offered.price_factor * cost, rel=1e-5)
+            assert offer.cost == pytest.approx(offered.price_factors[offer.bits] * cost, rel=1e-5)
 
 
 def half_trace(R: Float64, D: np.ndarray, C: Float64) -> float:
@@ -588,10 +590,12 @@ def test_a_tied_embedding_whose_use_is_free_is_priced_by_the_other_one(
     with open_checkpoint(tied) as checkpoint, grams_beside(text) as grams:
         weight, (lookup, head) = checkpoint.matrix(m.name), Uses(m, grams).of()
     nothing = LossGrams(Gram(0 * lookup.input.matrix, 0), lookup.output)
-    both, alone = (offers_of(weight, m, uses, FEW["mixed"]) for uses in ((nothing, head), (head,)))
-    for ours, expected in zip(both.offers, alone.offers, strict=True):
+    both, alone = (
+        rounded_offers(weight, m, uses, FEW["mixed"]) for uses in ((nothing, head), (head,))
+    )
+    for ours, expected in zip(both, alone, strict=True):
         assert ours.cost == pytest.approx(expected.cost)
-    assert both.offers[0].cost > 0
+    assert both[0].cost > 0
 
 
 def test_a_text_of_fewer_tokens_than_inputs_is_enough(make_readable: Make, text: Path) -> None:

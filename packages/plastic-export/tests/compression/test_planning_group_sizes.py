@@ -30,8 +30,8 @@ from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import HealingOptions
 from plastic_export.model.load import load_model
 from plastic_export.plan.budgets import Budget
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Choice, Offer, packed_bytes
-from plastic_export.plan.pricing import Choices
 from plastic_export.reporting.compress import present_by_plan
 
 Make = Callable[..., Path]

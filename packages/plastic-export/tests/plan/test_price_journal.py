@@ -13,15 +13,18 @@ import pytest
 from plastic_core.files import FormatError
 from plastic_export.calibration.text import Calibration
 from plastic_export.compression.planning import plan_checkpoint
-from plastic_export.plan import pricing
-from plastic_export.plan.offers import Candidate, Offer, Offered
+from plastic_export.plan import prices
+from plastic_export.plan.choices import Choices
+from plastic_export.plan.measured import GroupCost
+from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.plan.price_journal import PriceJournal
-from plastic_export.plan.pricing import Choices
 
 FEW = Choices(bits=(2, 4), group_sizes=(64,))
 MADE_FOR = {"seed": 1, "bits": [2, 4]}
 MATRIX = Candidate("w", (64, 32), "BF16", 32, 4096)
-OFFERED = Offered(MATRIX, (Offer(2, 100, 1 / 3), Offer(None, 4096, 0.0)), 0.1)
+OFFERS = [Offer(2, 100, 1 / 3, group_size=64), Offer(None, 4096, 0.0)]
+GROUP = ["v", "w"]
+MEASURED = {2: GroupCost(1 / 3, 0.1, 0.7), 4: GroupCost(1e-17, 2e-9, None)}
 
 
 @pytest.fixture
@@ -40,33 +43,38 @@ def planned(source: Path, text: Path, name: str, choices: Choices = FEW) -> byte
 def cut_at(patch: pytest.MonkeyPatch, number: int) -> list[str]:
     """Interrupt the pricing of this matrix, counted from 1; returns those that are priced."""
     priced: list[str] = []
-    original = pricing._offered
+    original = prices.expected_offers
 
-    def offered(source: Any, m: Candidate, *args: Any) -> Offered:
+    def offers(weight: Any, m: Candidate, *args: Any) -> list[Offer]:
         if len(priced) + 1 == number:
             raise KeyboardInterrupt
         priced.append(m.name)
-        return original(source, m, *args)
+        return original(weight, m, *args)
 
-    patch.setattr(pricing, "_offered", offered)
+    patch.setattr(prices, "expected_offers", offers)
+    patch.setattr(prices, "workers", lambda: 1)
     return priced
 
 
 def test_a_price_comes_back_to_the_bit(tmp_path: Path) -> None:
     with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
-        assert journal.get(MATRIX) is None
-        journal.add(OFFERED)
+        assert journal.offers(MATRIX) is None
+        assert journal.group_costs(GROUP) is None
+        journal.add_offers(MATRIX, OFFERS)
+        journal.add_group_costs(GROUP, MEASURED)
     with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
-        assert journal.get(MATRIX) == OFFERED
-        assert journal.get(Candidate("w", (64, 32), "F16", 32, 4096)) is None
+        assert journal.offers(MATRIX) == OFFERS
+        assert journal.group_costs(GROUP) == MEASURED
+        assert journal.offers(Candidate("w", (64, 32), "F16", 32, 4096)) is None
+        assert journal.group_costs(["w"]) is None
 
 
 def test_prices_of_something_else_are_forgotten(tmp_path: Path) -> None:
     with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
-        journal.add(OFFERED)
+        journal.add_offers(MATRIX, OFFERS)
     for made_for in (MADE_FOR | {"seed": 2}, MADE_FOR):
         with PriceJournal(tmp_path / "p", made_for) as journal:
-            assert journal.get(MATRIX) is None
+            assert journal.offers(MATRIX) is None
 
 
 @pytest.mark.parametrize("content", [b"mine\n", b"00000000 {}", b"x" * 10_000])
@@ -79,13 +87,13 @@ def test_a_file_that_is_no_journal_is_kept(tmp_path: Path, content: bytes) -> No
 
 def test_a_journal_torn_anywhere_is_begun_anew_or_gone_on_with(tmp_path: Path) -> None:
     with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
-        journal.add(OFFERED)
+        journal.add_offers(MATRIX, OFFERS)
     whole = (tmp_path / "p").read_bytes()
     for length in range(len(whole)):
         (tmp_path / "p").write_bytes(whole[:length])
         with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
-            assert journal.get(MATRIX) is None
-            journal.add(OFFERED)
+            assert journal.offers(MATRIX) is None
+            journal.add_offers(MATRIX, OFFERS)
         assert (tmp_path / "p").read_bytes() == whole
 
 
@@ -154,7 +162,7 @@ plan_checkpoint(sys.argv[1], file, calibration=few, budgets=[5.0], choices=choic
 
 def test_a_killed_pricing_goes_on_to_the_same_bytes(source: Path, text: Path) -> None:
     whole = planned(source, text, "whole.json")
-    for number in (1, 4, 3):
+    for number in (1, 4, 3, 16):  # the last one among the measured groups
         words = [source, text, text.with_name("cut.json"), number]
         line = [sys.executable, "-c", KILLED, *map(str, words)]
         assert subprocess.run(line, check=False).returncode == -signal.SIGKILL

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.models.mixtral import Model as Mixtral
 from mlx_lm.models.mixtral import ModelArgs as MixtralArgs
-from plastic_export.plan.probe import PROBED_WINDOWS, PriceProbe, probed_rows
+from plastic_export.plan.probe import PriceProbe, WeightChange, probed_rows
+from plastic_runtime.measure import intercepted
 
 PATH = "model.layers.1.mlp.up_proj"
 
@@ -60,7 +61,7 @@ def test_a_divergence_is_that_of_the_model_with_the_changed_weight(
     kept = layer.weight
     change = 0.05 * mx.random.normal(kept.shape, key=mx.random.key(2))
     before = dict(tree_flatten(model.parameters()))
-    found = PriceProbe(model, tokens).divergence(PATH, np.asarray(change))
+    found = PriceProbe(model, tokens).divergence([WeightChange(PATH, np.asarray(change))])
     after = dict(tree_flatten(model.parameters()))
     assert all(before[name] is after[name] for name in before | after)
     log_q = log_softmax(model(tokens[:, :-1]))
@@ -77,27 +78,61 @@ def test_a_packed_layer_can_be_probed(model: nn.Module, tokens: mx.array) -> Non
     packed = nn.QuantizedLinear.from_linear(model.layers[1].mlp.up_proj, 32, 8)
     kept, model.layers[1].mlp.up_proj = model.layers[1].mlp.up_proj, packed
     probe = PriceProbe(model, tokens)
-    assert probe.divergence(PATH, change) > 1e-6
-    assert probe.divergence(PATH, 0 * change) == pytest.approx(0, abs=1e-7)
+    assert probe.divergence([WeightChange(PATH, change)]) > 1e-6
+    assert probe.divergence([WeightChange(PATH, 0 * change)]) == pytest.approx(0, abs=1e-7)
     model.layers[1].mlp.up_proj = kept
 
 
-def test_a_factor_is_what_was_measured_over_what_was_predicted(
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("room", [1, 10**9])
+def test_changes_of_several_layers_are_measured_together(
+    model: nn.Module, tokens: mx.array, first: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plastic_export.plan.probe.KEPT_BYTES", room)
+    layers = model.layers[first].mlp.down_proj, model.layers[1].self_attn.q_proj
+    paths = f"model.layers.{first}.mlp.down_proj", "model.layers.1.self_attn.q_proj"
+    kept = [layer.weight for layer in layers]
+    changes = [0.05 * mx.random.normal(W.shape, key=mx.random.key(i)) for i, W in enumerate(kept)]
+    found = PriceProbe(model, tokens).divergence(
+        [
+            WeightChange(path, np.asarray(change))
+            for path, change in zip(paths, changes, strict=True)
+        ]
+    )
+    log_q = log_softmax(model(tokens[:, :-1]))
+    for layer, change in zip(layers, changes, strict=True):
+        layer.weight = layer.weight + change
+    log_p = log_softmax(model(tokens[:, :-1]))
+    for layer, weight in zip(layers, kept, strict=True):
+        layer.weight = weight
+    assert found == pytest.approx(mean_divergence(log_q, log_p), rel=1e-3)
+
+
+def test_blocks_before_the_first_changed_one_are_not_run(
     model: nn.Module, tokens: mx.array
 ) -> None:
-    probe = PriceProbe(model, tokens)
-    change = np.asarray(0.05 * mx.random.normal((64, 32), key=mx.random.key(2)))
-    measured = probe.divergence(PATH, change)
-    assert probe.factor(PATH, change, measured / 2) == pytest.approx(2, rel=1e-3)
-    assert probe.factor(PATH, 0 * change, 0.0) == pytest.approx(1, abs=1)
+    probe, ran = PriceProbe(model, tokens), list[str]()
+
+    def watched(path: str, call: Any, x: mx.array) -> mx.array:
+        ran.append(path)
+        y: mx.array = call(x)
+        return y
+
+    layers = {f"model.layers.{i}.mlp.up_proj": model.layers[i].mlp.up_proj for i in (0, 1)}
+    change = WeightChange("model.layers.1.mlp.down_proj", np.full((32, 64), 0.01, np.float32))
+    with intercepted(layers, watched):
+        probe.divergence([change])
+    assert set(ran) == {"model.layers.1.mlp.up_proj"}
 
 
-@given(windows=st.integers(1, 2000), calibrated=st.integers(1, 2000))
-def test_windows_that_are_not_calibrated_on_come_first(windows: int, calibrated: int) -> None:
-    rows = probed_rows(windows, calibrated)
+@given(windows=st.integers(1, 2000), calibrated=st.integers(1, 2000), wanted=st.integers(1, 100))
+def test_windows_that_are_not_calibrated_on_come_first(
+    windows: int, calibrated: int, wanted: int
+) -> None:
+    rows = probed_rows(windows, calibrated, wanted)
     taken = min(windows, calibrated)
     used = {i * windows // taken for i in range(taken)}
-    assert len(set(rows)) == len(rows) == min(PROBED_WINDOWS, windows - taken or taken)
+    assert len(set(rows)) == len(rows) == min(wanted, windows - taken or taken)
     assert all(0 <= row < windows for row in rows)
     assert list(rows) == sorted(rows)
     assert taken == windows or used.isdisjoint(rows)
@@ -121,7 +156,9 @@ def test_a_change_of_an_embedding_is_seen_in_all_its_uses(tokens: mx.array, tied
     model.eval()
     layer = model.model.embed_tokens
     change = 0.05 * mx.random.normal(layer.weight.shape, key=mx.random.key(2))
-    found = PriceProbe(model, tokens).divergence("model.embed_tokens", np.asarray(change))
+    found = PriceProbe(model, tokens).divergence(
+        [WeightChange("model.embed_tokens", np.asarray(change))]
+    )
     log_q = log_softmax(model(tokens[:, :-1]))
     layer.weight = layer.weight + change
     log_p = log_softmax(model(tokens[:, :-1]))
@@ -147,7 +184,7 @@ def test_a_change_of_one_expert_is_that_expert_s_alone(tokens: mx.array) -> None
     path = "model.layers.0.block_sparse_moe.switch_mlp.down_proj"
     layer = model.model.layers[0].block_sparse_moe.switch_mlp.down_proj
     change = 0.2 * mx.random.normal(layer.weight.shape[1:], key=mx.random.key(2))
-    found = PriceProbe(model, tokens).divergence(path, np.asarray(change), expert=1)
+    found = PriceProbe(model, tokens).divergence([WeightChange(path, np.asarray(change), 1)])
     log_q = log_softmax(model(tokens[:, :-1]))
     layer.weight = mx.stack([layer.weight[0], layer.weight[1] + change, layer.weight[2]])
     log_p = log_softmax(model(tokens[:, :-1]))

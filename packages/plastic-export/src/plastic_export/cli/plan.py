@@ -33,7 +33,7 @@ from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.format.table import FORMATS, PLAN_FORMATS
 from plastic_export.plan.budgets import Budget
-from plastic_export.plan.pricing import Choices
+from plastic_export.plan.choices import Choices
 from plastic_export.reporting.plan import present_plan
 from plastic_export.reporting.plots.plan_plot import save_plan_plot
 from plastic_export.reporting.plots.replacing import check_replaceable
@@ -84,6 +84,9 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     default=LONGEST_DENSE_SIDE,
     show_default=True,
     help="Longest side with a whole Gram; along longer ones, blocks.",
+)
+@click.option(
+    "--thorough", is_flag=True, help="Round and run every matrix in every way: many times the work."
 )
 @force_option("the plan if it exists, and Grams that are of something else or damaged")
 @revision_option()

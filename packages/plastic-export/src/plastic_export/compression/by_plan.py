@@ -19,9 +19,9 @@ from plastic_export.evaluation.output_check import OutputChecker
 from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
 from plastic_export.format.table import format_named
+from plastic_export.plan.choices import candidate
 from plastic_export.plan.gram_uses import Uses, combined_grams, is_measured
 from plastic_export.plan.offers import BitsPlan, Candidate
-from plastic_export.plan.pricing import candidate
 from plastic_export.source.source import Source
 
 

@@ -26,7 +26,7 @@ _PLAN = (
 )  # fmt: skip
 _BUDGET = ("asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "matrices")
 _MATRIX = (
-    "shape", "dtype", "group_size", "source_bytes", "price_factor", "kind", "experts", "offers",
+    "shape", "dtype", "group_size", "source_bytes", "price_factors", "kind", "experts", "offers",
 )  # fmt: skip
 _OFFER = ("bits", "group_size", "rank", "factor_bits", "bytes", "predicted_kl")
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
@@ -193,7 +193,7 @@ def _matrix_record(m: Offered) -> dict[str, Any]:
         "dtype": matrix.dtype,
         "group_size": matrix.group_size,
         "source_bytes": matrix.source_bytes,
-        "price_factor": m.price_factor,
+        "price_factors": {str(bits): factor for bits, factor in m.price_factors.items()},
         "kind": matrix.kind,
         "experts": matrix.experts,
         "offers": [_offer_record(o) for o in m.offers],
@@ -281,7 +281,8 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
             kind=_kind(raw["kind"]),
             experts=int(raw["experts"]),
         )
-        return Offered(matrix, tuple(map(_offer, raw["offers"])), float(raw["price_factor"]))
+        factors = {int(bits): float(factor) for bits, factor in raw["price_factors"].items()}
+        return Offered(matrix, tuple(map(_offer, raw["offers"])), factors)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.model.tokenizer import tokenizer_digests
 from plastic_export.plan.budgets import Budget, check_budget
+from plastic_export.plan.choices import Choices, candidate, smallest_offers
 from plastic_export.plan.gram_uses import DAMPING, is_measured
 from plastic_export.plan.offers import (
     BitsPlan,
@@ -51,7 +52,7 @@ from plastic_export.plan.offers import (
     totals_of,
 )
 from plastic_export.plan.price_journal import PriceJournal, check_price_journal
-from plastic_export.plan.pricing import Choices, candidate, price, smallest_offers
+from plastic_export.plan.prices import price
 from plastic_export.plan.probe import PriceProbe
 from plastic_export.process.interruption import saying_when_interrupted
 from plastic_export.source.layers import Layer
@@ -74,6 +75,7 @@ def plan_checkpoint(
     exclude: Sequence[str] = (),
     embeddings: bool = True,
     widest: int = LONGEST_DENSE_SIDE,
+    thorough: bool = False,
     revision: str | None = None,
     force: bool = False,
     memory: int | None = None,
@@ -88,8 +90,9 @@ def plan_checkpoint(
     or alone (``correction_costs``). Embeddings, whose inputs are tokens, and stacks of experts, of
     one width each, are offered backbones alone; of tied weights the costs of both uses are added. A
     matrix may also stay as it is, which costs nothing: a source in 4 bits, groups of 64, that is
-    asked for 4.5 bits per weight is left unchanged. One measurement
-    per matrix corrects its prices (``PriceProbe``), and one allocation per budget does the rest.
+    asked for 4.5 bits per weight is left unchanged. A few of each
+    group of alike matrices are rounded in full and run, which corrects the prices of the group
+    (``plastic_export.plan.prices``), and one allocation per budget does the rest.
     The Grams stay beside the plan, under its name with ``.grams.npz``: a run that was cut goes on
     from there, one for other budgets or formats finds them complete, and ``execute_plan`` needs
     them. Until the plan is written its prices are there too, under its name with ``.prices``: a run
@@ -111,6 +114,8 @@ def plan_checkpoint(
         embeddings: Whether embeddings are among them.
         widest: The longest side of a dense Gram; along longer ones blocks are measured (see
             ``measure_grams``).
+        thorough: Whether every matrix is rounded in every way on offer, and run by itself, to price
+            it: many times the work of a quick plan.
         revision: Commit or branch, for a Hub id.
         force: Replace ``file`` where it exists, and Grams beside it that are damaged or were
             measured of something else.
@@ -163,14 +168,19 @@ def plan_checkpoint(
         )
         identity = source_identity(checkpoint)
         measured = _priced(
-            traced, identity, wanted, choices, calibration, file, widest, force, track
+            traced, identity, wanted, choices, calibration, file, widest, thorough, force, track
         )
         if measured.skipped:
             left = Remainder.of(traced, [m.matrix for m in measured.offered])
         plan = LossPlan(
             source=identity,
             calibration=calibration.record()
-            | {"damping": DAMPING, "widest": widest, "unreached_experts": measured.unreached},
+            | {
+                "damping": DAMPING,
+                "widest": widest,
+                "thorough": thorough,
+                "unreached_experts": measured.unreached,
+            },
             grams=(_grams(file).name, measured.grams),
             matrices=measured.offered,
             left=left.weights,
@@ -224,6 +234,7 @@ def _priced(
     calibration: Calibration,
     file: Path,
     widest: int,
+    thorough: bool,
     replace: bool,
     track: Track,
 ) -> _Priced:
@@ -252,6 +263,7 @@ def _priced(
         probe = PriceProbe.of(checkpoint, calibration)
         digest = sha256_file(_grams(file))
         depends = _price_identity(checkpoint, identity, calibration, choices, digest)
+        depends["thorough"] = thorough
         with PriceJournal(_prices(file), depends) as journal:
             offered = price(
                 source,
@@ -259,6 +271,7 @@ def _priced(
                 grams,
                 choices,
                 probe=probe,
+                thorough=thorough,
                 journal=journal,
                 track=track,
             )

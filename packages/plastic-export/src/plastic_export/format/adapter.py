@@ -13,8 +13,8 @@ from plastic_export.checkpoint.tensors import module_path
 from plastic_export.folder.adapter_files import CONFIG, FILE, FOLDER
 from plastic_export.format.by_plan import PlanFormat
 from plastic_export.format.parts import Part, Parts, packed_backbone
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Choice, Offer
-from plastic_export.plan.pricing import Choices
 
 RANKS = (4, 8, 16, 32, 64)
 """The ranks that are offered, of which a plan takes one for all matrices."""

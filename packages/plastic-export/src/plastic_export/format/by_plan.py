@@ -11,7 +11,7 @@ from plastic_export.format.errors import Errors, dense_certificate
 from plastic_export.format.parts import Pieces
 from plastic_export.format.protocol import Encoded, Format
 from plastic_export.plan.offers import Candidate, Offer
-from plastic_export.plan.pricing import stored
+from plastic_export.plan.storing import stored
 
 
 class PlanFormat(Format):

@@ -8,8 +8,8 @@ from typing import Any
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.format.by_plan import PlanFormat
 from plastic_export.format.parts import Parts, factor_parts, is_bare, packed_backbone
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Offer
-from plastic_export.plan.pricing import Choices
 
 
 class CorrectedFormat(PlanFormat):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.format.by_plan import PlanFormat
 from plastic_export.format.parts import Parts, packed_backbone
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Choice, Offer
-from plastic_export.plan.pricing import Choices
 
 
 class MixedFormat(PlanFormat):

@@ -15,8 +15,8 @@ from plastic_runtime import LossGrams
 from plastic_export.folder.header_bytes import entry_bytes
 from plastic_export.format.errors import Errors
 from plastic_export.format.parts import Parts, Pieces, whole_specs
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Choice, Offer
-from plastic_export.plan.pricing import Choices
 
 
 class Encoded(NamedTuple):

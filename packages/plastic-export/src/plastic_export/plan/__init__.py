@@ -3,28 +3,29 @@
 Stands on ``calibration`` and below.
 """
 
-from plastic_export.plan.gram_uses import DAMPING, gram_roots
-from plastic_export.plan.offers import factor_bytes, packed_bytes
-from plastic_export.plan.pricing import (
+from plastic_export.plan.choices import (
     backbones_of,
     choices_for,
     corrected_backbones,
     offered_ranks,
-    offers_of,
-    pareto,
-    rounded,
 )
+from plastic_export.plan.gram_uses import DAMPING, gram_roots
+from plastic_export.plan.offers import factor_bytes, packed_bytes
+from plastic_export.plan.pricing import corrected_offers, expected_offers, pareto, rounded_offers
+from plastic_export.plan.storing import rounded
 
 __all__ = [
     "DAMPING",
     "backbones_of",
     "choices_for",
     "corrected_backbones",
+    "corrected_offers",
+    "expected_offers",
     "factor_bytes",
     "gram_roots",
     "offered_ranks",
-    "offers_of",
     "packed_bytes",
     "pareto",
     "rounded",
+    "rounded_offers",
 ]

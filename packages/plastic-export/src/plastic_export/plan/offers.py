@@ -122,8 +122,8 @@ class Offered:
     Attributes:
         matrix: The matrix.
         offers: The offers by increasing bytes; the last one leaves it as it is.
-        price_factor: What the costs that the Grams predict were multiplied by: the measured
-            divergence of one change over its prediction.
+        price_factors: By bits, what predicted costs were multiplied by, for what was measured of
+            this matrix and those like it.
 
     Examples:
         >>> m = read_plan("plan.json").matrices[0]
@@ -133,7 +133,7 @@ class Offered:
 
     matrix: Candidate
     offers: tuple[Offer, ...]
-    price_factor: float = 1.0
+    price_factors: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from plastic_core.files import Closing, FormatError, Journal
 
-from plastic_export.plan.offers import Candidate, Offer, Offered
+from plastic_export.plan.measured import GroupCost, GroupCosts
+from plastic_export.plan.offers import Candidate, Offer
 
 _FIRST = {"prices of": "an unfinished plan"}
 
@@ -19,9 +20,9 @@ _FIRST = {"prices of": "an unfinished plan"}
 class PriceJournal(Closing):
     """The prices that a run which was cut leaves to the next one. A context manager.
 
-    Every matrix is noted down when it is priced. Floats come back as the same floats, so that a
-    plan which was cut ends with the bytes of one which was not. Prices of anything else than
-    ``made_for`` are forgotten.
+    Every matrix is noted down when it is priced, every group when it is measured. Floats come back
+    as the same floats, so that a plan which was cut ends with the bytes of one which was not.
+    Prices of anything else than ``made_for`` are forgotten.
 
     Args:
         file: The file; begun where it is missing.
@@ -42,21 +43,30 @@ class PriceJournal(Closing):
             self._journal = Journal(file)
             self._journal.append(_FIRST)
             self._journal.append(wanted)
-        self._known = {r["matrix"]["name"]: r for r in self._journal.records[2:]}
+        records = self._journal.records[2:]
+        self._offers = {r["matrix"]["name"]: r for r in records if "matrix" in r}
+        self._measured = {tuple(r["group"]): r["measured"] for r in records if "group" in r}
 
-    def get(self, m: Candidate) -> Offered | None:
+    def offers(self, m: Candidate) -> list[Offer] | None:
         """Return what was found of a matrix; None if it is to be priced."""
-        record = self._known.get(m.name)
+        record = self._offers.get(m.name)
         if record is None or record["matrix"] != _record(m):
             return None
-        return Offered(m, tuple(Offer(*o) for o in record["offers"]), record["factor"])
+        return [Offer(*offer) for offer in record["offers"]]
 
-    def add(self, offered: Offered) -> None:
+    def add_offers(self, m: Candidate, offers: Sequence[Offer]) -> None:
         """Note down a matrix that is priced."""
-        matrix = _record(offered.matrix)
-        offers = [list(offer) for offer in offered.offers]
-        record = {"matrix": matrix, "offers": offers, "factor": offered.price_factor}
-        self._journal.append(record)
+        self._journal.append({"matrix": _record(m), "offers": [list(offer) for offer in offers]})
+
+    def group_costs(self, group: Sequence[str]) -> dict[int, GroupCost] | None:
+        """Return what was measured of a group, by bits; None if it is to be."""
+        found = self._measured.get(tuple(group))
+        return None if found is None else {bits: GroupCost(*values) for bits, *values in found}
+
+    def add_group_costs(self, group: Sequence[str], found: GroupCosts) -> None:
+        """Note down what was measured of a group of matrices, named in order."""
+        rows = [[bits, *cost] for bits, cost in found.items()]
+        self._journal.append({"group": list(group), "measured": rows})
 
     def close(self) -> None:
         """Close the file; it stays."""

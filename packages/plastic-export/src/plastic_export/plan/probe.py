@@ -1,6 +1,11 @@
-"""The measured cost of a change of one weight on a few windows, to correct its prices."""
+"""The measured cost of changes of some weights on a few windows, to correct prices by."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core.layer import is_stack, linear_from
 from plastic_core.linalg import on_cpu
-from plastic_runtime import untracked
 from plastic_runtime.measure import (
+    AS_LINEAR,
+    BlockChain,
     BoundCall,
-    Interceptor,
     chosen_experts,
     intercepted,
     linear_layers,
@@ -23,42 +28,69 @@ from plastic_runtime.measure import (
 from plastic_export.calibration.loss_grams import use_float32
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.evaluation.measures import Reference, Windows, measure_texts
+from plastic_export.evaluation.measures import (
+    LogProbabilities,
+    log_probabilities_of,
+    measures_of,
+    rows_at_once,
+)
 from plastic_export.model.load import load_model
+from plastic_export.model.numpy_attention import use_numpy_attention
 from plastic_export.model.text import evenly_spread
 
-PROBED_WINDOWS = 8
-"""How many windows are measured (heuristic: a factor is then sure to about 5 percent)."""
+PROBED_TOKENS = 2048
+"""How many tokens are measured, about (heuristic: a factor is then sure to about 5 percent)."""
 REFERENCE_BYTES = 2**30
 """Bytes of log-probabilities of the unchanged model that are held."""
-LEAST_RESOLVED = 1e-7
-"""Nats per token that float32 can tell from nothing."""
+CHECKED_TOKENS = 8
+"""How many tokens tell whether the blocks of a model are a chain."""
+KEPT_BYTES = 2**28
+"""Bytes of what enters the blocks of the unchanged model that are held."""
+
+
+class WeightChange(NamedTuple):
+    """What is added to the weight of a layer.
+
+    Attributes:
+        path: Path of a linear layer, an embedding or a stack of experts.
+        weight: What is added, shape ``(out, in)``, of an embedding ``(tokens, width)``.
+        expert: The expert whose weight is changed, in a stack.
+    """
+
+    path: str
+    weight: NDArray[np.float32]
+    expert: int = 0
 
 
 class PriceProbe:
-    """Measures the divergence that a change of one linear layer causes.
+    """Measures the divergence that changes of some layers cause together.
 
     Predictions rest on the Kronecker form of the Fisher information: inputs and output gradients
-    of a layer are taken to be independent, tokens too. How wrong that is differs from layer to
-    layer and hardly at all from one number of bits to another, so one measurement per matrix
-    corrects the prices of all that it offers.
+    of a layer are taken to be independent, tokens too, and changes to be small. How wrong that is
+    differs between kinds of layers, and at 2 bits from what it is at more.
 
     Args:
         model: Maps tokens to logits, its activations in float32. It is put back exactly after
             every measurement.
         tokens: Windows, shape ``(windows, length)``; as many of them are used as
             `REFERENCE_BYTES` hold.
+
+    Note:
+        A measurement runs the blocks from the first that is changed on, and the head.
     """
 
     def __init__(self, model: nn.Module, tokens: mx.array) -> None:
         self._model = model
         self._modules = modules_by_path(model)
         self._linears, _ = linear_layers(model, None)
-        vocabulary = model(tokens[:1, :1]).shape[-1]
-        fitting = max(1, REFERENCE_BYTES // (4 * tokens.shape[1] * vocabulary))
-        self._texts = [Windows("calibration", tokens[:fitting])]
-        self._reference = Reference(model, room=2 * REFERENCE_BYTES)
-        self._measured()  # and what it was compared with, itself, is held from now on
+        width = model(tokens[:1, :1]).shape[-1]
+        fitting = max(1, REFERENCE_BYTES // (4 * tokens.shape[1] * width))
+        tokens, rows = tokens[:fitting], rows_at_once(tokens.shape[1], width)
+        batches = [tokens[start : start + rows] for start in range(0, len(tokens), rows)]
+        self._chain = BlockChain.of(model, self._linears, (), batches[0][:1, :CHECKED_TOKENS])
+        room = KEPT_BYTES // len(batches)
+        with self._quickly():
+            self._batches = [self._unchanged(batch, room) for batch in batches]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, calibration: Calibration) -> PriceProbe:
@@ -72,71 +104,106 @@ class PriceProbe:
             ValueError: If the text is shorter than one window.
         """
         everything = calibration.all_tokens(checkpoint)
-        rows = mx.array(probed_rows(len(everything), calibration.windows))
+        windows = max(1, PROBED_TOKENS // calibration.window)
+        rows = mx.array(probed_rows(len(everything), calibration.windows, windows))
         model = load_model(checkpoint.folder)
         use_float32(model)
         return cls(model, everything[rows])
 
-    def divergence(self, path: str, change: NDArray[np.float32], *, expert: int = 0) -> float:
-        """Return KL(model || model with ``change`` added to the layer's weight), nats per token.
+    def divergence(self, changes: Sequence[WeightChange]) -> float:
+        """Return KL(model || model with all the changes), nats per token, not negative."""
+        added = {c.path: partial(_plus, mx.array(c.weight), c.expert) for c in changes}
+        changed = {path: self._modules[path] for path in added}
+        first, found = self._first_block(added), list[NDArray[np.float64]]()
 
-        Args:
-            path: Path of a linear layer, an embedding or a stack of experts.
-            change: Shape ``(out, in)``, of an embedding ``(tokens, width)``.
-            expert: The expert whose weight is changed, in a stack.
-        """
-        module = self._modules[path]
-        chosen = expert if is_stack(module) else None
-        with intercepted({path: module}, _plus(mx.array(change), chosen)):
-            return self._measured()
+        def around(path: str, call: BoundCall, x: mx.array) -> mx.array:
+            own = path.removesuffix(f".{AS_LINEAR}")
+            return added[own](self._modules[own], call, x)
 
-    def factor(
-        self, path: str, change: NDArray[np.float32], predicted: float, *, expert: int = 0
-    ) -> float:
-        """Return the measured divergence over the predicted one; 1 where neither differs from 0."""
-        measured = max(self.divergence(path, change, expert=expert), 0.0)
-        return (measured + LEAST_RESOLVED) / (predicted + LEAST_RESOLVED)
+        with self._quickly(), intercepted(changed, around):
+            for batch in self._batches:
+                log_p = log_probabilities_of(self._logits(batch, first))
+                found.append(measures_of(batch.tokens, log_p, batch.log_q)[1])
+        return max(float(np.concatenate(found).mean()), 0.0)
 
-    def _measured(self) -> float:
-        with using_numpy(self._linears):
-            (measured,) = measure_texts(self._model, self._texts, self._reference, untracked)
-        return float(measured[1].mean())
+    @contextmanager
+    def _quickly(self) -> Iterator[None]:
+        with using_numpy(self._linears), use_numpy_attention():
+            yield
+
+    def _first_block(self, paths: Iterable[str]) -> int | None:
+        """Return the number of the first block that is changed; None where all is to be run."""
+        if self._chain is None:
+            return None
+        places = {path: number for number, path in enumerate(self._chain.blocks)}
+        blocks = [self._chain.block_of(path) for path in paths]
+        return None if None in blocks else min(places[block] for block in blocks if block)
+
+    def _unchanged(self, tokens: mx.array, room: int) -> _Probed:
+        """Run the model as it is; keep what enters so many blocks as fit into ``room`` bytes."""
+        inputs, seen = dict[int, mx.array](), tokens[:, :-1]
+        if self._chain is None:
+            return _Probed(tokens, log_probabilities_of(self._model(seen)), inputs)
+        x, calls = self._chain.entry(seen)
+        step = 1 + 4 * x.size * len(calls) // room
+        for number, call in enumerate(calls):
+            if number % step == 0:
+                inputs[number] = x
+            x = call(x)
+            mx.eval(x)
+        return _Probed(tokens, log_probabilities_of(self._chain.logits_from(seen, x)), inputs)
+
+    def _logits(self, batch: _Probed, first: int | None) -> mx.array:
+        seen = batch.tokens[:, :-1]
+        if self._chain is None or first is None:
+            logits: mx.array = self._model(seen)
+            return logits
+        start = max(number for number in batch.inputs if number <= first)
+        x, (_, calls) = batch.inputs[start], self._chain.entry(seen)
+        for call in calls[start:]:
+            x = call(x)
+        return self._chain.logits_from(seen, x)
 
 
-def _plus(change: mx.array, expert: int | None) -> Interceptor:
-    """Adds ``x @ change.T`` to what a layer, or one expert of a stack, computes of ``x``.
+class _Probed(NamedTuple):
+    """Windows; what the unchanged model holds of them; what enters some of its blocks."""
 
-    For an embedding, where tokens are looked up, adds their rows of the change.
+    tokens: mx.array
+    log_q: LogProbabilities
+    inputs: dict[int, mx.array]
+
+
+def _plus(
+    change: mx.array, expert: int, module: nn.Module, call: BoundCall, x: mx.array
+) -> mx.array:
+    """Return what a layer computes of ``x``, and ``x @ change.T`` beside it.
+
+    For an embedding, where tokens are looked up, adds their rows of the change; for a stack, of one
+    expert alone.
     """
-    linear = linear_from(change, None)
-    numpy = on_cpu()
-
-    def around(path: str, call: BoundCall, x: mx.array) -> mx.array:
-        y: mx.array = call(x)
-        if not mx.issubdtype(x.dtype, mx.floating):
-            return y + change[x].astype(y.dtype)
-        wide = x.astype(mx.float32)
-        added: mx.array = numpy_product(wide, linear) if numpy else linear(wide)
-        if expert is not None:
-            added = mx.where((chosen_experts(call) == expert)[..., None, None], added, 0.0)
-        return y + added.astype(y.dtype)
-
-    return around
+    y: mx.array = call(x)
+    if not mx.issubdtype(x.dtype, mx.floating):
+        return y + change[x].astype(y.dtype)
+    wide, linear = x.astype(mx.float32), linear_from(change, None)
+    added: mx.array = numpy_product(wide, linear) if on_cpu() else linear(wide)
+    if is_stack(module):
+        added = mx.where((chosen_experts(call) == expert)[..., None, None], added, 0.0)
+    return y + added.astype(y.dtype)
 
 
-def probed_rows(windows: int, calibrated: int) -> NDArray[np.intp]:
+def probed_rows(windows: int, calibrated: int, wanted: int) -> NDArray[np.intp]:
     """Choose the windows of a text to probe on, away from the ``calibrated`` ones.
 
     Args:
         windows: The number of windows of the text.
         calibrated: At most so many are calibrated on.
+        wanted: At most so many are probed on.
 
     Returns:
-        At most `PROBED_WINDOWS` numbers, evenly spread over the windows that are left; over all of
-        them where none is.
+        Numbers, evenly spread over the windows that are left; over all of them where none is.
     """
     taken = min(windows, calibrated)
     used = evenly_spread(taken, windows)  # as `text_windows` takes them
     left = np.setdiff1d(np.arange(windows), used)
     pool = left if len(left) else used
-    return pool[evenly_spread(min(PROBED_WINDOWS, len(pool)), len(pool))]
+    return pool[evenly_spread(min(wanted, len(pool)), len(pool))]
