@@ -12,9 +12,9 @@ from meters import peak, resident, spent
 from numpy.typing import NDArray
 from plastic_core import block_side
 from plastic_core.linalg import Float64
-from plastic_export import Candidate, Choices
+from plastic_export import Candidate, Choices, Offer
 from plastic_export.format import FORMATS
-from plastic_export.plan import gram_roots, offers_of, rounded
+from plastic_export.plan import corrected_offers, expected_offers, gram_roots, rounded
 from plastic_runtime import Gram, LossGrams
 from plastic_runtime.measure import LONGEST_DENSE_SIDE, is_dense
 
@@ -28,12 +28,16 @@ RANK = 256  # of a synthetic Gram, beside its diagonal
 def priced(rows: int, columns: int, format: str) -> Figures:
     """All ways of storing one matrix that a format offers, at every group size."""
     choices = FORMATS[format].choices or Choices()
-    small, m, grams = problem(SMALL)
-    offers_of(small, m, (grams,), choices)
+
+    def price_of(weight: NDArray[np.float32], m: Candidate, grams: LossGrams) -> list[Offer]:
+        own = weight, m, (grams,), choices
+        return expected_offers(*own) + corrected_offers(*own)
+
+    price_of(*problem(SMALL))
     weight, m, grams = problem((rows, columns))
     before = resident()
-    seconds, found = spent(lambda: offers_of(weight, m, (grams,), choices))
-    return {**seconds._asdict(), "offers": len(found.offers), "added": peak() - before}
+    seconds, found = spent(lambda: price_of(weight, m, grams))
+    return {**seconds._asdict(), "offers": len(found), "added": peak() - before}
 
 
 def fully_rounded(rows: int, columns: int, bits: int) -> Figures:

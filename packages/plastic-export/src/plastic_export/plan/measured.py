@@ -28,7 +28,7 @@ PROBED_BITS = 3
 """Most bits of changes that are run inside the blocks (heuristic: beyond, factors are the same)."""
 LEAST_RESOLVED = 1e-7
 """Nats per token that float32 can tell from nothing."""
-SETTLED_DIGITS = 9
+DIGITS = 9
 """Significant digits of a price: sums of one and of two threads differ in the last two of 17."""
 
 
@@ -50,7 +50,7 @@ GroupCosts = Mapping[int, GroupCost]
 """By bits."""
 
 
-def measure(
+def group_costs(
     source: Source,
     samples: Sequence[Candidate],
     grams: Mapping[str, LossGrams],
@@ -92,17 +92,15 @@ def _usual_size(m: Candidate, choices: Choices) -> int:
 def _measured(samples: Sequence[_Sample], bits: int, probe: PriceProbe | None) -> GroupCost:
     with noting(f"at {samples[0].m.name!r}"):
         errors = in_threads(lambda sample: sample.error(bits), samples)
-        expected = math.fsum(sample.expected[bits] for sample in samples)
-        predicted = math.fsum(error.predicted for error in errors)
-        if probe is None:
-            return GroupCost(settled(expected), settled(predicted), None)
-        changes = [
-            WeightChange(module_path(sample.m.name), -error.E, sample.expert)
-            for sample, error in zip(samples, errors, strict=True)
-        ]
-        return GroupCost(
-            settled(expected), settled(predicted), settled(probe.divergence(changes))
-        )
+    expected = in_nine_digits(math.fsum(sample.expected[bits] for sample in samples))
+    predicted = in_nine_digits(math.fsum(error.predicted for error in errors))
+    if probe is None:
+        return GroupCost(expected, predicted, None)
+    changes = [
+        WeightChange(module_path(sample.m.name), -error.E, sample.expert)
+        for sample, error in zip(samples, errors, strict=True)
+    ]
+    return GroupCost(expected, predicted, in_nine_digits(probe.divergence(changes)))
 
 
 class _Error(NamedTuple):
@@ -179,8 +177,9 @@ class PriceFactors:
         """Return the divergence over the expected cost."""
         if not self._all:
             return 1.0
-        measured = _nearest(self._all, bits)
-        return self.of_predicted(bits) * measured.predicted / measured.expected
+        expected, predicted, _ = _nearest(self._all, bits)
+        rounding = predicted / expected if expected else 1.0
+        return self.of_predicted(bits) * rounding
 
 
 def _nearest(costs: GroupCosts, bits: int | None) -> GroupCost:
@@ -189,11 +188,11 @@ def _nearest(costs: GroupCosts, bits: int | None) -> GroupCost:
     return costs[max(below, default=min(costs))]
 
 
-def settled(price: float) -> float:
+def in_nine_digits(price: float) -> float:
     """Return a price without the digits that may depend on how many threads summed.
 
     Examples:
-        >>> settled(0.12345678912345)
+        >>> in_nine_digits(0.12345678912345)
         0.123456789
     """
-    return float(f"{price:.{SETTLED_DIGITS}g}")
+    return float(f"{price:.{DIGITS}g}")

@@ -15,7 +15,7 @@ from plastic_runtime import LossGrams, Track, Weighted, untracked
 from plastic_export.plan.alike import alike, samples_of
 from plastic_export.plan.choices import Choices, choices_for
 from plastic_export.plan.gram_uses import Uses
-from plastic_export.plan.measured import PriceFactors, measure, settled
+from plastic_export.plan.measured import PriceFactors, group_costs, in_nine_digits
 from plastic_export.plan.offers import Candidate, Choice, Offer, Offered
 from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.pricing import corrected_offers, expected_offers, pareto, rounded_offers
@@ -107,7 +107,7 @@ class _Pricing(NamedTuple):
                     nbytes, cost = before.nbytes + offer.nbytes, before.cost + offer.cost
                     total[offer.choice] = offer._replace(nbytes=nbytes, cost=cost)
         return {
-            m.name: [o._replace(cost=settled(o.cost)) for o in totals[m.name].values()]
+            m.name: [o._replace(cost=in_nine_digits(o.cost)) for o in totals[m.name].values()]
             for m in batch
         }
 
@@ -135,7 +135,7 @@ class _Pricing(NamedTuple):
             measured = None if self.journal is None else self.journal.group_costs(names)
             if measured is None:
                 samples = samples_of(group)
-                measured = measure(self.source, samples, self.grams, self.choices, probe)
+                measured = group_costs(self.source, samples, self.grams, self.choices, probe)
                 if self.journal is not None:
                     self.journal.add_group_costs(names, measured)
             found |= dict.fromkeys(names, PriceFactors(measured))
@@ -143,17 +143,20 @@ class _Pricing(NamedTuple):
 
     def offered(self, m: Candidate, offers: Sequence[Offer], factors: PriceFactors) -> Offered:
         """Return what a matrix offers, at its corrected prices."""
+
         def factor(bits: int | None, rank: int = 0) -> float:
             in_full = self.thorough or rank > 0
             return factors.of_predicted(bits) if in_full else factors.of_expected(bits)
 
         smaller = [o for o in offers if o.nbytes < m.source_bytes]
-        smaller = [o._replace(cost=settled(factor(o.bits, o.rank) * o.cost)) for o in smaller]
+        smaller = [
+            o._replace(cost=in_nine_digits(factor(o.bits, o.rank) * o.cost)) for o in smaller
+        ]
         if choices_for(m, self.choices).ranks:  # of which only one will be allowed
             smaller.sort(key=lambda offer: offer.nbytes)
         else:
             smaller = pareto(smaller)
-        known = {bits: settled(factor(bits)) for bits in self.choices.bits}
+        known = {bits: in_nine_digits(factor(bits)) for bits in self.choices.bits}
         return Offered(m, (*smaller, Offer.unchanged(m)), known)
 
 

@@ -133,7 +133,9 @@ class WeightRounding:
         self._weight, self._m, self.shared, self.costly = weight, m, shared, costly
 
     @classmethod
-    def of(cls, weight: NDArray[np.float32], m: Candidate, uses: tuple[LossGrams, ...]) -> WeightRounding:
+    def of(
+        cls, weight: NDArray[np.float32], m: Candidate, uses: tuple[LossGrams, ...]
+    ) -> WeightRounding:
         """Take a matrix and the Grams of its uses; each is factored once."""
         roots = [gram_roots(use) for use in uses]
         shared = roots[0] if len(uses) == 1 else gram_roots(combined_grams(uses))
