@@ -21,8 +21,9 @@ from plastic_export.estimate.peaks import (
 )
 from plastic_export.estimate.phases import planning_work, writing_work
 from plastic_export.evaluation.check_window import CHECK_LENGTH
+from plastic_export.plan.alike import alike
 from plastic_export.plan.offers import Candidate
-from plastic_export.plan.probe import PROBED_WINDOWS
+from plastic_export.plan.probe import PROBED_TOKENS
 
 _NARROWEST = 256
 
@@ -80,7 +81,7 @@ def foresee_plan(
         planned,
         tokens=0 if is_calibrated else tokens,
         widest=widest,
-        probed=PROBED_WINDOWS * calibration.window,
+        probed=PROBED_TOKENS * len(alike(wanted)),
         corrected=corrected,
     )
     spooled = 4 * tokens * shape.width * (len(shape.blocks) + 2)

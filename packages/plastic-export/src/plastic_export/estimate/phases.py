@@ -18,8 +18,8 @@ READING = 2.0
 """Entries that an entry of a weight is gone over as where it is read and widened."""
 CALIBRATION = 5.0
 """Forward passes per token of the calibration, the Grams apart."""
-PROBES = 30.0
-"""Forward passes of the probe's windows."""
+PROBES = 1.4
+"""Forward passes of the probe's windows for a group of matrices: at two widths, from a block on."""
 PRICE = 1.0
 """Multiplications in float64 of a price per ``m n (m + n)``, for all widths together."""
 ROUNDING = 3.0
@@ -77,7 +77,7 @@ def planning_work(
         planned: The matrices that are planned.
         tokens: Of the calibration.
         widest: Longest side with a whole Gram.
-        probed: Tokens that one pass of the probe runs.
+        probed: Tokens that the probe runs, for all groups together.
         corrected: Whether corrections are offered as well.
     """
     weights = list(planned)

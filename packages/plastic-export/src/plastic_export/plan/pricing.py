@@ -75,7 +75,7 @@ def rounded_offers(
         >>> m = read_plan("plan.json").matrices[0].matrix
         >>> with GramFile("plan.grams.npz") as grams, open_checkpoint("SRC") as checkpoint:
         ...     weight, uses = checkpoint.matrix(m.name), (grams[m.name.removesuffix(".weight")],)
-        ...     offers = rounded_offers(weight, m, uses, Choices(bits=(2, 8)))
+        ...     offers = rounded_offers(weight, m, uses, Choices((2, 8), group_sizes=(64,)))
         >>> offers[0].nbytes < offers[-1].nbytes, offers[0].cost > offers[-1].cost
         (True, True)
     """
