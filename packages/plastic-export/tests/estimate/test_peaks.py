@@ -7,6 +7,7 @@ from plastic_export.estimate.peaks import (
     calibration_peak,
     held_gram_bytes,
     learning_peak,
+    probing_peak,
     rounding_peak,
     running_peak,
     whole_peak,
@@ -35,6 +36,11 @@ def test_a_calibration_holds_the_grams_of_one_block() -> None:
     shape = model(2)
     none = calibration_peak(shape, [], rows=1, length=64, widest=10**6)
     assert few - none == held_gram_bytes([shape.weights[-1]], 10**6)
+
+
+def test_a_probe_holds_the_model_as_it_is_stored() -> None:
+    few, many = (probing_peak(model(n), tokens=64, length=64) for n in (2, 50))
+    assert many - few == 48 * 2 * SIDE**2
 
 
 def test_the_most_demanding_matrix_decides() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from plastic_export.estimate.model_shape import ModelShape, WeightShape
 from plastic_export.estimate.phases import (
@@ -21,7 +23,7 @@ def model(side: int, blocks: int = 2) -> ModelShape:
 
 
 def plan(shape: ModelShape, **options: object) -> Work:
-    settings = {"tokens": 100, "widest": 10**6, "probed": 10, "corrected": False} | options
+    settings = {"tokens": 100, "widest": 10**6, "probed": 10, "sampled": [], "corrected": False} | options
     return planning_work(shape, shape.weights, **settings)  # type: ignore[arg-type]
 
 
@@ -32,7 +34,9 @@ def test_a_forward_pass_multiplies_each_weight_once_per_token() -> None:
     assert 1 <= ratio < 2  # the embedding is not among the weights here
 
 
-@pytest.mark.parametrize("work", [plan, lambda s: writing_work(s, s.weights, ranks=False)])
+@pytest.mark.parametrize(
+    "work", [plan, lambda s: writing_work(s, s.weights, widest=10**6, ranks=False)]
+)
 def test_prices_and_rounding_grow_with_the_third_power_of_the_side(work) -> None:  # type: ignore[no-untyped-def]
     small, large = work(model(2**10)).doubles, work(model(2**11)).doubles
     assert large == pytest.approx(8 * small)
@@ -46,6 +50,7 @@ def test_time_is_linear_in_the_number_of_blocks() -> None:
 def test_what_is_asked_for_beside_costs_more() -> None:
     shape = model(256)
     assert plan(shape, corrected=True).seconds(SLOW) > plan(shape).seconds(SLOW)
+    assert plan(shape, sampled=shape.weights).doubles > plan(shape).doubles
     assert plan(shape, tokens=0).seconds(SLOW) < plan(shape).seconds(SLOW)
     assert plan(shape, widest=16).products < plan(shape).products
     assert (

@@ -16,16 +16,18 @@ from plastic_export.estimate.peaks import (
     LIBRARIES,
     calibration_peak,
     held_gram_bytes,
+    probing_peak,
     rounding_peak,
     running_peak,
 )
-from plastic_export.estimate.phases import planning_work, writing_work
+from plastic_export.estimate.phases import SAMPLED, planning_work, writing_work
 from plastic_export.evaluation.check_window import CHECK_LENGTH
-from plastic_export.plan.alike import alike
+from plastic_export.plan.alike import alike, samples_of
 from plastic_export.plan.offers import Candidate
 from plastic_export.plan.probe import PROBED_TOKENS
 
 _NARROWEST = 256
+_PACKINGS = 18  # bits and group sizes, of which each is rounded for a thorough plan
 
 
 def foresee_plan(
@@ -35,6 +37,7 @@ def foresee_plan(
     *,
     widest: int,
     corrected: bool,
+    thorough: bool,
     is_calibrated: bool,
     memory: int | None,
     say: Say | None,
@@ -47,6 +50,7 @@ def foresee_plan(
         calibration: The text and how much of it.
         widest: The longest side of a dense Gram.
         corrected: Whether corrections are offered.
+        thorough: Whether every matrix is rounded in every way on offer, and run by itself.
         is_calibrated: Whether the Grams are there already.
         memory: Bytes of memory that it may take; None for what the machine has.
         say: Takes the line.
@@ -64,7 +68,8 @@ def foresee_plan(
         measured = calibration_peak(
             shape, planned, rows=rows, length=calibration.window, widest=widest
         )
-        return max(measured, rounding_peak(planned, widest))
+        probed = probing_peak(shape, tokens=PROBED_TOKENS, length=calibration.window)
+        return max(measured, probed, rounding_peak(planned, widest))
 
     def smaller() -> Iterator[Smaller]:
         side = 1 << max(max(w.outputs, w.inputs) for w in planned).bit_length() - 1
@@ -76,12 +81,15 @@ def foresee_plan(
         rest = [w for w in planned if w is not largest]
         yield Smaller(f"--exclude {largest.name}", peak(rest, widest))
 
+    groups = [[m] for m in wanted] if thorough else alike(wanted)
+    repeated = _PACKINGS // SAMPLED if thorough else 1
     work = planning_work(
         shape,
         planned,
         tokens=0 if is_calibrated else tokens,
         widest=widest,
-        probed=PROBED_TOKENS * len(alike(wanted)),
+        probed=PROBED_TOKENS * len(groups),
+        sampled=_shapes([m for group in groups for m in samples_of(group)] * repeated),
         corrected=corrected,
     )
     spooled = 4 * tokens * shape.width * (len(shape.blocks) + 2)
@@ -121,7 +129,9 @@ def foresee_writing(
     one = worker + rounding_peak(planned, 0 if ranks else widest)
     run = running_peak(shape, 1, CHECK_LENGTH) if checked else 0
     smaller = [Smaller("--no-check", one)] if run > one else []
-    estimate = Estimate(writing_work(shape, planned, ranks=ranks), max(one, run), nbytes)
+    estimate = Estimate(
+        writing_work(shape, planned, widest=widest, ranks=ranks), max(one, run), nbytes
+    )
     announce(estimate, memory=memory, say=say, smaller=smaller)
 
 

@@ -162,6 +162,7 @@ def plan_checkpoint(
             calibration,
             widest=widest,
             corrected=bool(choices.factor_bits),
+            thorough=thorough,
             is_calibrated=_grams(file).exists(),
             memory=memory,
             say=say,

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from plastic_export.estimate.model_shape import ModelShape, WeightShape, entries_of
 
-LIBRARIES = 350_000_000
+LIBRARIES = 150_000_000
 """Bytes of Python, MLX and the libraries."""
-LOGIT_COPIES = 6
+COMPILER = 150_000_000
+"""Bytes of the compiled loops and what compiles them, where matrices are rounded."""
+LOGIT_COPIES = 7
 """Arrays of the logits of a batch that are held at a time."""
 ACTIVATIONS = 12
 """Arrays of the widest activation of a block that are held at a time."""
@@ -16,7 +18,8 @@ GRAM_COPIES = 3
 """Arrays as large as the Grams of a matrix, in float64: themselves, roots, work."""
 WEIGHT_COPIES = 8
 """Arrays in float32 as large as a matrix that is rounded: itself, tiles, codes, error."""
-MIB = 2**20
+PREDICTED = 2**30
+"""Bytes at most of what the unchanged model predicts, for the probe."""
 
 
 def running_peak(shape: ModelShape, rows: int, length: int) -> int:
@@ -50,13 +53,17 @@ def held_gram_bytes(weights: Iterable[WeightShape], widest: int) -> int:
 
 def rounding_peak(weights: Sequence[WeightShape], widest: int) -> int:
     """Return the bytes of rounding or pricing the most demanding of the matrices, on its own."""
-    return LIBRARIES + max(
-        (
-            GRAM_COPIES * held_gram_bytes([w], widest) // w.matrices
-            + WEIGHT_COPIES * 4 * w.outputs * w.inputs
-            for w in weights
-        ),
-        default=0,
+    return (
+        LIBRARIES
+        + COMPILER
+        + max(
+            (
+                GRAM_COPIES * held_gram_bytes([w], widest) // w.matrices
+                + WEIGHT_COPIES * 4 * w.outputs * w.inputs
+                for w in weights
+            ),
+            default=0,
+        )
     )
 
 
@@ -68,6 +75,13 @@ def calibration_peak(
     blocks = [*shape.blocks, shape.outside]
     held = max(held_gram_bytes([w for w in b if w.name in names], widest) for b in blocks)
     return running_peak(shape, rows, length) + held
+
+
+def probing_peak(shape: ModelShape, *, tokens: int, length: int) -> int:
+    """Return the bytes of the probe: the model as it is stored, and what it predicts unchanged."""
+    predicted = min(PREDICTED, 4 * tokens * shape.vocabulary)
+    stored = shape.nbytes + _widened(shape.outside)
+    return LIBRARIES + COMPILER + stored + predicted + _pass(shape, [], 1, length)
 
 
 def learning_peak(shape: ModelShape, rows: int, length: int) -> int:

@@ -20,12 +20,17 @@ CALIBRATION = 5.0
 """Forward passes per token of the calibration, the Grams apart."""
 PROBES = 1.4
 """Forward passes of the probe's windows for a group of matrices: at two widths, from a block on."""
-PRICE = 1.0
-"""Multiplications in float64 of a price per ``m n (m + n)``, for all widths together."""
-ROUNDING = 3.0
-"""The same of rounding a matrix in full."""
-ROUNDED_ENTRY = 40.0
-"""Entries that an entry of a matrix is gone over as where it is rounded."""
+SAMPLED = 3
+"""Widths in which the samples of a group are rounded in full."""
+ROOT = 0.9
+"""Multiplications in float64 of the root of a Gram, per third power of its side."""
+PRICED_ENTRY = 30.0
+"""Entries that an entry of a matrix is gone over as for the prices of all packings."""
+ROUNDING = 1.2
+"""Multiplications in float64 of rounding a matrix in full, roots of Grams and all, per
+``m n (m + n)``."""
+ROUNDED_ENTRY = 95.0
+"""Entries that an entry of a matrix is gone over as where it is rounded in full."""
 FACTORING = 8.0
 """Multiplications of a factorisation per ``m n min(m, n)``."""
 LEARNING = 4.0
@@ -68,6 +73,7 @@ def planning_work(
     tokens: float,
     widest: int,
     probed: float,
+    sampled: Iterable[WeightShape],
     corrected: bool,
 ) -> Work:
     """Return the work of a plan: calibration, prices, probe.
@@ -78,17 +84,23 @@ def planning_work(
         tokens: Of the calibration.
         widest: Longest side with a whole Gram.
         probed: Tokens that the probe runs, for all groups together.
+        sampled: The matrices that are rounded in full.
         corrected: Whether corrections are offered as well.
     """
     weights = list(planned)
     calibrated = forward_work(shape, tokens).times(CALIBRATION) + gram_work(weights, tokens, widest)
-    priced = sum((_priced(w, corrected) for w in weights), Work())
-    return calibrated + priced + forward_work(shape, probed).times(PROBES)
+    priced = sum((_priced(w, widest) for w in weights), Work())
+    if corrected:
+        priced += sum((_factored(w) for w in weights), Work())
+    rounded = sum((_rounded(w, widest) for w in sampled), Work()).times(SAMPLED)
+    return calibrated + priced + rounded + forward_work(shape, probed).times(PROBES)
 
 
-def writing_work(shape: ModelShape, planned: Iterable[WeightShape], *, ranks: bool) -> Work:
+def writing_work(
+    shape: ModelShape, planned: Iterable[WeightShape], *, widest: int, ranks: bool
+) -> Work:
     """Return the work of writing what a plan says, or factors alone where ``ranks`` is set."""
-    rounded = sum((_factored(w) if ranks else _rounded(w) for w in planned), Work())
+    rounded = sum((_factored(w) if ranks else _rounded(w, widest) for w in planned), Work())
     return rounded + forward_work(shape, CHECK) + Work(entries=READING * shape.entries)
 
 
@@ -105,18 +117,21 @@ def learning_work(shape: ModelShape, *, learnt: float, judged: float, trained: b
     return work._replace(products=0.0, trained=work.products) if trained else work
 
 
-def _priced(w: WeightShape, corrected: bool) -> Work:
-    one = Work(doubles=PRICE * _cubic(w), entries=ROUNDED_ENTRY * w.entries)
-    return one + (_factored(w) if corrected else Work())
+def _priced(w: WeightShape, widest: int) -> Work:
+    sides = _dense_sides(w, widest)
+    roots = ROOT * w.matrices * sum(side**3 for side in sides)
+    return Work(doubles=roots, entries=PRICED_ENTRY * w.entries)
 
 
-def _rounded(w: WeightShape) -> Work:
-    return Work(doubles=ROUNDING * _cubic(w), entries=ROUNDED_ENTRY * w.entries)
+def _rounded(w: WeightShape, widest: int) -> Work:
+    products = ROUNDING * w.entries * sum(_dense_sides(w, widest))
+    return Work(doubles=products, entries=ROUNDED_ENTRY * w.entries)
 
 
 def _factored(w: WeightShape) -> Work:
     return Work(products=FACTORING * w.entries * min(w.outputs, w.inputs))
 
 
-def _cubic(w: WeightShape) -> float:
-    return float(w.entries) * (w.outputs + w.inputs)
+def _dense_sides(w: WeightShape, widest: int) -> list[int]:
+    """Return the sides along which a whole Gram is held."""
+    return [side for side in (w.outputs, w.inputs) if side <= widest]
