@@ -23,7 +23,13 @@ def model(side: int, blocks: int = 2) -> ModelShape:
 
 
 def plan(shape: ModelShape, **options: object) -> Work:
-    settings = {"tokens": 100, "widest": 10**6, "probed": 10, "sampled": [], "corrected": False} | options
+    settings = {
+        "tokens": 100,
+        "widest": 10**6,
+        "probed": 10,
+        "sampled": [],
+        "corrected": False,
+    } | options
     return planning_work(shape, shape.weights, **settings)  # type: ignore[arg-type]
 
 
@@ -34,10 +40,14 @@ def test_a_forward_pass_multiplies_each_weight_once_per_token() -> None:
     assert 1 <= ratio < 2  # the embedding is not among the weights here
 
 
-@pytest.mark.parametrize(
-    "work", [plan, lambda s: writing_work(s, s.weights, widest=10**6, ranks=False)]
-)
-def test_prices_and_rounding_grow_with_the_third_power_of_the_side(work) -> None:  # type: ignore[no-untyped-def]
+def write(shape: ModelShape) -> Work:
+    return writing_work(shape, shape.weights, widest=10**6, ranks=False)
+
+
+@pytest.mark.parametrize("work", [plan, write])
+def test_prices_and_rounding_grow_with_the_third_power_of_the_side(
+    work: Callable[[ModelShape], Work],
+) -> None:
     small, large = work(model(2**10)).doubles, work(model(2**11)).doubles
     assert large == pytest.approx(8 * small)
 

@@ -14,8 +14,8 @@ from plastic_export.estimate.speed import SLOW, Work, measured_speed
 
 Say = Callable[[str], None]
 """Takes a line for the user."""
-START = 5.0
-"""Seconds until the libraries and the tokenizer are loaded, and the folder is looked through."""
+START = 8.0
+"""Seconds until the libraries and the tokenizer are loaded, and the source is looked through."""
 _AT_ONCE = 20.0  # seconds on a slow machine, of what needs no estimate
 
 
