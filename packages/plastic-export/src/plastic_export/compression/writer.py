@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from plastic_runtime import LossGrams, Track
 
 from plastic_export.checkpoint.packing import least_mlx
 from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.compression.encoding import Encoder
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck, OutputChecker
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import FILE, FOLDER
@@ -37,11 +38,10 @@ from plastic_export.folder.steps import Steps
 from plastic_export.format.config import write_config
 from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents, Layout, offer_of
-from plastic_export.format.parts import Pieces
+from plastic_export.format.protocol import Encoded
 from plastic_export.format.table import FORMATS
 from plastic_export.model.tokenizer import warn_of_tokenizer_code
 from plastic_export.plan.offers import Candidate
-from plastic_export.process.in_worker import in_worker
 from plastic_export.source.arrangement import Item
 from plastic_export.source.source import Source
 
@@ -232,7 +232,8 @@ def write_tensors(
         The records of all matrices, and the SHA-256 of every tensor written, by name.
 
     Cost:
-        About three times the largest matrix in float32, besides its Grams.
+        About three times the largest matrix in float32, besides its Grams; of smaller ones, as many
+        side by side as there are cores.
     """
     layout = recipe.layout
     errors = dict.fromkeys(layout.contents.matrices, Errors())
@@ -242,9 +243,21 @@ def write_tensors(
             for place, specs in layout.files.items()
         }
         steps = Steps(journal, *files.values())
+        results = {name: steps.finished(name) for name in layout.arrangement.steps}
+        encoder = Encoder(
+            recipe.source,
+            layout.contents,
+            recipe.grams,
+            [
+                item.name
+                for name, items in layout.arrangement.steps.items()
+                for item in items
+                if item.is_layer and results[name] is None
+            ],
+        )
         for name in track(list(layout.arrangement.steps), "compressing"):
-            if (result := steps.finished(name)) is None:
-                result = _step(layout.arrangement.steps[name], recipe, files)
+            if (result := results[name]) is None:
+                result = _step(layout.arrangement.steps[name], recipe, files, encoder)
                 steps.add(name, result)
             errors |= {layer: Errors(**measured) for layer, measured in result.items()}
     digests = {name: d for shards in files.values() for name, d in shards.digests.items()}
@@ -253,36 +266,31 @@ def write_tensors(
 
 
 def _step(
-    items: Iterable[Item], recipe: Recipe, files: Mapping[Place, Shards]
+    items: Iterable[Item], recipe: Recipe, files: Mapping[Place, Shards], encoder: Encoder
 ) -> dict[str, dict[str, float]]:
     """Write what has its turn at one tensor of the source; return the errors of its layers."""
     source, contents, errors = recipe.source, recipe.layout.contents, {}
     for item in items:
         if item.is_layer:
-            errors[item.name] = _write_matrix(item.name, recipe, files)._asdict()
+            done = encoder.encoded(item.name)
+            errors[item.name] = _write_matrix(item.name, contents, files, done)._asdict()
             continue
         data = source.checkpoint.raw(item.tensor) if item.tensor else source.raw(item.name)
         files["model"].write(contents.place_of(item.name), data)
     return errors
 
 
-def _write_matrix(name: str, recipe: Recipe, files: Mapping[Place, Shards]) -> Errors:
+def _write_matrix(
+    name: str, contents: Contents, files: Mapping[Place, Shards], encoded: Sequence[Encoded]
+) -> Errors:
     """Write what one matrix or stack becomes, and return the errors of what it stands for."""
-    contents = recipe.layout.contents
-    m, offer = contents.matrices[name], contents.chosen[name]
-    pieces, errors, backbones = Pieces(), list[Errors](), list[Any]()
-    weights = recipe.source.matrices(recipe.source.layers[name])
-    for weight, grams in zip(weights, recipe.grams(m), strict=True):
-        encode, shape = contents.format.encode, weight.shape
-        pieces, error = in_worker(encode, weight, m, offer, grams, name=m.name, shape=shape)
-        backbones.append(pieces.backbone)
-        errors.append(error)
-    if m.experts:  # stacks are offered no corrections: backbones are all that they have
+    pieces, backbones = encoded[-1].pieces, list[Any](one.pieces.backbone for one in encoded)
+    if contents.matrices[name].experts:  # offered no corrections: backbones are all that they have
         pieces = pieces._replace(backbone=backbones)
-    for part, stored in contents.parts[m.name].paired(pieces):
+    for part, stored in contents.parts[name].paired(pieces):
         for tensor_name, tensor in part.tensors(stored):
             files[part.place].write(tensor_name, tensor)
-    return Errors.of_stack(errors)
+    return Errors.of_stack([one.errors for one in encoded])
 
 
 def _record(name: str, contents: Contents, errors: Errors) -> MatrixRecord:
