@@ -30,15 +30,15 @@ def calibrated(
 ) -> Figures:
     """The Grams of all linear layers, head included, and a plain forward pass on the same tokens.
 
-    ``largest`` is the bytes of the largest block with its sums: of a block of the model, or of the
-    head with its input Gram.
+    ``largest`` is the bytes of the largest block in float32, with its sums: a block of the model, or
+    the head with its input Gram.
     """
     model = random_model(blocks, width, vocabulary, inner=inner)
     tokens = mx.random.randint(0, vocabulary, (windows, window), key=mx.random.key(0))
     batches = in_batches(tokens, max(vocabulary, inner))
     mx.eval(batches)
-    head = model.lm_head.weight.nbytes + 4 * width**2
-    largest = max(weight_bytes(model.layers[0]) + gram_bytes(model.layers[0]), head)
+    block, head = widened_bytes(model.layers[0]), widened_bytes(model.lm_head)
+    largest = max(block + gram_bytes(model.layers[0]), head + 4 * width**2)
     paths = [*linear_layers(model, None)[0]]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "grams.npz"
@@ -50,9 +50,9 @@ def calibrated(
     return {**taken._asdict(), "forward": once._asdict(), "tokens": tokens.size, **sizes}
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters."""
-    return sum(array.nbytes for array in dict(tree_flatten(module.parameters())).values())
+def widened_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters in float32."""
+    return sum(4 * array.size for array in dict(tree_flatten(module.parameters())).values())
 
 
 def compressed_made_up(

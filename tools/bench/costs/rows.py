@@ -200,11 +200,11 @@ def calibration_of(bench: Bench, vocabulary: int) -> Iterator[Line]:
         found = figures()
         limit = found["largest"] + spare
         figure = f"{found['added'] / MB:.0f} MB"
-        target = f"at most {limit / MB:.0f} MB, the largest block and 500 MB"
+        target = f"at most {limit / MB:.0f} MB, the largest block in float32 and 500 MB"
         return Line(f"{what}: peak", target, figure, found["added"] <= limit)
 
     yield guarded(what, f"at most {most} forward passes", passes)
-    yield guarded(f"{what}: peak", "at most the largest block and 500 MB", memory)
+    yield guarded(f"{what}: peak", "at most the largest block in float32 and 500 MB", memory)
 
 
 def growth(bench: Bench) -> Iterator[Line]:
