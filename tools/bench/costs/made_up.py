@@ -30,7 +30,7 @@ def calibrated(
 ) -> Figures:
     """The Grams of all linear layers, head included, and a plain forward pass on the same tokens.
 
-    ``largest`` is the bytes of the largest block in float32, with its sums: a block of the model, or
+    ``largest`` is the bytes of the largest block in float32, with its sums: of the model, or of
     the head with its input Gram.
     """
     model = random_model(blocks, width, vocabulary, inner=inner)

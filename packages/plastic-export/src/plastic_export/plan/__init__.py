@@ -3,6 +3,7 @@
 Stands on ``calibration`` and below.
 """
 
+from plastic_export.plan.alike import alike, in_a_block, samples_of
 from plastic_export.plan.choices import (
     backbones_of,
     choices_for,
@@ -16,6 +17,7 @@ from plastic_export.plan.storing import rounded
 
 __all__ = [
     "DAMPING",
+    "alike",
     "backbones_of",
     "choices_for",
     "corrected_backbones",
@@ -23,9 +25,11 @@ __all__ = [
     "expected_offers",
     "factor_bytes",
     "gram_roots",
+    "in_a_block",
     "offered_ranks",
     "packed_bytes",
     "pareto",
     "rounded",
     "rounded_offers",
+    "samples_of",
 ]
