@@ -139,7 +139,7 @@ def test_more_bytes_never_diverge_more_and_calibration_pays(
             "source": checkpoint,
         }.items()
     }
-    assert kl["source"] == 0
+    assert kl["source"] == pytest.approx(0, abs=1e-6)  # the reference is kept in two bytes
     assert 0 < kl["0.9 activation"] < kl["0.6 activation"] < kl["0.6 energy"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from plastic_export.plan.alike import BANDS, SAMPLES, alike, in_a_block, samples_of
+from plastic_export.plan.likeness import BANDS, SAMPLES, alike, in_a_block, samples_of
 from plastic_export.plan.measured import GroupCost, PriceFactors
 from plastic_export.plan.offers import Candidate
 from plastic_export.plan.prices import SIDE_BY_SIDE_BYTES, side_by_side

@@ -12,7 +12,7 @@ from plastic_core.linalg import in_threads, using_workers, workers
 from plastic_runtime import LossGrams
 
 from plastic_export.format.layout import Contents
-from plastic_export.format.protocol import Encoded, Format
+from plastic_export.format.protocol import Encoded
 from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.plan.prices import side_by_side
 from plastic_export.process.in_worker import in_worker
@@ -65,8 +65,8 @@ class Encoder:
     def _computed(self, parts: list[_Part]) -> list[Encoded]:
         largest = max(parts, key=lambda part: part.weight.size)
         return in_worker(
-            _encode,
-            self._contents.format,
+            encode,
+            self._contents.format.encode,
             parts,
             workers(),
             name=largest.m.name,
@@ -83,6 +83,9 @@ class _Part(NamedTuple):
     grams: LossGrams | None
 
 
-def _encode(format: Format, parts: list[_Part], count: int) -> list[Encoded]:
+def encode(
+    one: Callable[..., Encoded], parts: Sequence[Iterable[object]], count: int
+) -> list[Encoded]:
+    """Return what ``one`` makes of every part, in so many threads. Runs in a worker."""
     with using_workers(count):
-        return in_threads(lambda part: format.encode(*part), parts)
+        return in_threads(lambda part: one(*part), parts)

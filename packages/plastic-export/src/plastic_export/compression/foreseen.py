@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
@@ -22,7 +21,7 @@ from plastic_export.estimate.peaks import (
 )
 from plastic_export.estimate.phases import SAMPLED, planning_work, writing_work
 from plastic_export.evaluation.check_window import CHECK_LENGTH
-from plastic_export.plan.alike import alike, samples_of
+from plastic_export.plan.likeness import alike, samples_of
 from plastic_export.plan.offers import Candidate
 from plastic_export.plan.probe import PROBED_TOKENS
 
@@ -60,8 +59,8 @@ def foresee_plan(
             is named, where that helps.
     """
     shape, planned = ModelShape.of(checkpoint), _shapes(wanted)
-    size = Path(calibration.text).stat().st_size  # a token takes a byte at least
-    tokens = min(calibration.windows * calibration.window, size)
+    windows = len(calibration.all_tokens(checkpoint))  # refused where it is shorter than one
+    tokens = min(calibration.windows, windows) * calibration.window
     rows = rows_at_a_time(calibration.window, shape.longest_activation)
 
     def peak(planned: Sequence[WeightShape], widest: int) -> int:

@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 """Takes a line for the user."""
 START = 8.0
 """Seconds until the libraries and the tokenizer are loaded, and the source is looked through."""
-_AT_ONCE = 20.0  # seconds on a slow machine, of what needs no estimate
+_AT_ONCE = 60.0  # seconds on a slow machine, of what needs no estimate
 
 
 class Estimate(NamedTuple):

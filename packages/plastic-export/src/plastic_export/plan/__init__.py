@@ -3,7 +3,6 @@
 Stands on ``calibration`` and below.
 """
 
-from plastic_export.plan.alike import alike, in_a_block, samples_of
 from plastic_export.plan.choices import (
     backbones_of,
     choices_for,
@@ -11,6 +10,7 @@ from plastic_export.plan.choices import (
     offered_ranks,
 )
 from plastic_export.plan.gram_uses import DAMPING, gram_roots
+from plastic_export.plan.likeness import alike, in_a_block, samples_of
 from plastic_export.plan.offers import factor_bytes, packed_bytes
 from plastic_export.plan.pricing import corrected_offers, expected_offers, pareto, rounded_offers
 from plastic_export.plan.storing import rounded

@@ -14,9 +14,9 @@ from plastic_core.linalg import in_threads
 from plastic_runtime import LossGrams
 
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.plan.alike import in_a_block
 from plastic_export.plan.choices import Choices, backbones_of
 from plastic_export.plan.gram_uses import Uses
+from plastic_export.plan.likeness import in_a_block
 from plastic_export.plan.offers import Candidate
 from plastic_export.plan.pricing import WeightRounding, expected_offers
 from plastic_export.plan.probe import PriceProbe, WeightChange

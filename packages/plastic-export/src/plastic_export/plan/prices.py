@@ -12,9 +12,9 @@ from plastic_core.files import noting
 from plastic_core.linalg import in_threads, workers
 from plastic_runtime import LossGrams, Track, Weighted, untracked
 
-from plastic_export.plan.alike import alike, samples_of
 from plastic_export.plan.choices import Choices, choices_for
 from plastic_export.plan.gram_uses import Uses
+from plastic_export.plan.likeness import alike, samples_of
 from plastic_export.plan.measured import PriceFactors, group_costs, in_nine_digits
 from plastic_export.plan.offers import Candidate, Choice, Offer, Offered
 from plastic_export.plan.price_journal import PriceJournal

@@ -47,7 +47,12 @@ def alike(matrices: Sequence[Candidate]) -> list[list[Candidate]]:
 
 
 def in_a_block(m: Candidate) -> bool:
-    """Tell whether a matrix is one of several of its kind, as embeddings and heads are not."""
+    """Tell whether a matrix is one of several of its kind, as embeddings and heads are not.
+
+    Examples:
+        >>> in_a_block(Candidate("layers.3.up.weight", (64, 64), "BF16", 64, 8192))
+        True
+    """
     return _NUMBER.search(m.name) is not None
 
 
