@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +29,36 @@ from plastic_export.model.tokenizer import (
 )
 
 
+class TokenText(NamedTuple):
+    """A text in tokens.
+
+    Attributes:
+        ids: Its own tokens.
+        prefix: The tokens that begin every text.
+        end: The token that ends one; None if there is none.
+    """
+
+    ids: Sequence[int]
+    prefix: Sequence[int]
+    end: int | None
+
+
+class Cut(Protocol):
+    """A way of cutting a text into windows: token ids, int32, shape (windows, length)."""
+
+    def __call__(self, text: TokenText, *, length: int, limit: int | None) -> mx.array: ...
+
+
+def spread_windows(text: TokenText, *, length: int, limit: int | None) -> mx.array:
+    """Cut a text as `cut_windows` does: windows that begin as texts do, spread evenly over it.
+
+    Examples:
+        >>> spread_windows(TokenText(range(10, 16), [1], None), length=3, limit=2).tolist()
+        [[1, 10, 11], [1, 12, 13]]
+    """
+    return cut_windows(text.ids, text.prefix, length=length, limit=limit)
+
+
 class TokenReader:
     """Reads texts as windows of the tokens of a checkpoint.
 
@@ -45,6 +75,7 @@ class TokenReader:
         rows: How many tokens the model has an embedding for.
         size: How many tokens the tokenizer has; that of the model while none was needed.
         counts: How often each token came in the text that was read last, windows or not.
+        prefix: The tokens that begin every text, of the text that was read last.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> None:
@@ -53,6 +84,7 @@ class TokenReader:
         self.rows = embedding_rows(checkpoint.config, checkpoint.folder / CONFIG)
         self.size = self.rows
         self.counts = np.zeros(0, np.int64)
+        self.prefix: Sequence[int] = ()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -67,8 +99,10 @@ class TokenReader:
         check_size(tokenizer, self.rows, own)
         return tokenizer
 
-    def windows(self, file: str | Path, *, length: int, limit: int | None = None) -> mx.array:
-        """Cut the text of a file into windows, as `text_windows` does.
+    def windows(
+        self, file: str | Path, *, length: int, limit: int | None = None, cut: Cut = spread_windows
+    ) -> mx.array:
+        """Cut the text of a file into windows, by default as `text_windows` does.
 
         Raises:
             FormatError: If the tokenizer or the file cannot be read, or the model does not know a
@@ -80,13 +114,15 @@ class TokenReader:
             if given is not None:
                 check_tokens(given.ravel(), self.rows, self._checkpoint.folder)
                 self.counts = np.bincount(given.ravel())
-                return self._given(given, length, limit)
+                return self._given(given, length, limit, cut)
             text, tokenizer = read_text(file), self.tokenizer
-            prefix = prefix_tokens(tokenizer)
+            self.prefix = prefix_tokens(tokenizer)
             ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-            self.check([*prefix, *ids])
+            self.check([*self.prefix, *ids])
             self.counts = np.bincount(np.asarray(ids, np.int64))
-            return cut_windows(ids, prefix, length=length, limit=limit)
+            return cut(
+                TokenText(ids, self.prefix, tokenizer.eos_token_id), length=length, limit=limit
+            )
 
     def check(self, ids: ArrayLike) -> None:
         """Refuse tokens of the tokenizer that the model does not know.
@@ -107,11 +143,12 @@ class TokenReader:
             return tokenizer_digests(self._checkpoint)
         return digests_in(tokenizer_folder(self._place))
 
-    def _given(self, ids: NDArray[np.int64], length: int, limit: int | None) -> mx.array:
+    def _given(self, ids: NDArray[np.int64], length: int, limit: int | None, cut: Cut) -> mx.array:
+        first = int(ids.flat[0])
+        self.prefix = [first] if first == self.config.get("bos_token_id") else []
         if ids.ndim == 1:
-            own = self.config.get("bos_token_id")
-            prefix = [int(ids[0])] if int(ids[0]) == own else []
-            return cut_windows(ids.tolist(), prefix, length=length, limit=limit)
+            text = TokenText(ids.tolist(), self.prefix, None)
+            return cut(text, length=length, limit=limit)
         if ids.shape[1] != length:
             raise ValueError(f"each row holds {ids.shape[1]} tokens, and `window` is {length}")
         taken = len(ids) if limit is None else min(limit, len(ids))

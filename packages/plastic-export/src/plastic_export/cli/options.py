@@ -104,16 +104,16 @@ def tokenizer_option(**settings: Any) -> Callable[[FC], FC]:
 
 def window_option(**settings: Any) -> Callable[[FC], FC]:
     """Declare ``--window``."""
-    rule: dict[str, Any] = {"default": Calibration.window, "help": "Tokens in a window of a text."}
-    return click.option("--window", type=click.IntRange(2), show_default=True, **(rule | settings))
+    text = "Tokens in a window of a text."
+    rule: dict[str, Any] = {"default": Calibration.window, "show_default": True, "help": text}
+    return click.option("--window", type=click.IntRange(2), **(rule | settings))
 
 
 def windows_option(*, least: int = 1, **settings: Any) -> Callable[[FC], FC]:
     """Declare ``--windows``."""
     text = "Windows of a text at most, spread evenly over it."
-    rule: dict[str, Any] = {"default": Calibration.windows, "help": text}
-    type_ = click.IntRange(least)
-    return click.option("--windows", type=type_, show_default=True, **(rule | settings))
+    rule: dict[str, Any] = {"default": Calibration.windows, "show_default": True, "help": text}
+    return click.option("--windows", type=click.IntRange(least), **(rule | settings))
 
 
 def include_option(**settings: Any) -> Callable[[FC], FC]:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import exp, inf, log
-from sys import float_info
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_export.evaluation.intervals import Interval, confidence_interval, mean_and_error
+from plastic_export.evaluation.distance import Distance, Draws, distance_of
+from plastic_export.evaluation.intervals import (
+    Estimated,
+    Interval,
+    exp_or_inf,
+    interval_within,
+    mean_and_error,
+)
+from plastic_export.evaluation.measures import TokenMeasures
+from plastic_export.evaluation.settings import EvaluationSettings
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checkpoint against the first one, window by window.
+    """A checkpoint against the first one, window by window, or token by token.
 
     Attributes:
         measure: What is compared: ``"kl"`` or, without a reference, ``"nll"``.
@@ -39,8 +47,8 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse only where the interval leaves out zero."""
-        low, high = self.interval or (-inf, inf)
+        """Better or worse only where the interval leaves out zero, or one of them is infinite."""
+        low, high = self.interval or ((-inf, inf) if abs(self.mean) < inf else 2 * (self.mean,))
         if high < 0:
             return "better"
         return "worse" if low > 0 else "no difference shown"
@@ -59,13 +67,44 @@ class Vocabulary(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """What a run over a text, or several, took.
+
+    Attributes:
+        tokens_per_second: Tokens read in a second, with the reading of the weights and the
+            comparison of the predictions.
+        peak_memory: Bytes of MLX's arrays at most, as mlx-lm counts them; those of NumPy, which
+            computes in its place on a CPU, are not among them.
+    """
+
+    tokens_per_second: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a checkpoint is.
+
+    Attributes:
+        model_bytes: Bytes of its weight files, and of an adapter that it was written with.
+        bits_per_weight: Eight times that, per entry of all matrices of the largest of the
+            checkpoints that were compared, so that matrices in factors count as what they stand
+            for; None where it has no matrix that can be counted.
+    """
+
+    model_bytes: int
+    bits_per_weight: float | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A checkpoint on one text. Standard errors are over windows, None if there is only one.
 
     Attributes:
         text: Name of the text's file.
         windows: How many windows were run.
-        tokens: How many tokens were predicted: all but the first of each window.
+        tokens: How many tokens were scored: all but the first of each window, unless the settings
+            say otherwise.
         nll: Mean negative log-likelihood, nats per token.
         nll_error: Its standard error.
         perplexity: ``exp(nll)``.
@@ -81,12 +120,21 @@ class Evaluation:
         padding: How many rows of the widest vocabulary took no part.
         overflows: Whether the checkpoint, stored in float16, is finite in float32 alone, in which
             it was measured.
+        not_finite: Fraction of the tokens whose predictions are not finite; they count as
+            infinitely wrong.
+        lost: Where predictions stop being finite: the window and, where it is known, the block.
+        distance: What else was compared with the reference; None without one.
+        size: How large the checkpoint is.
+        runtime: How fast it ran, and in how much memory; two runs differ in it.
+        settings: What the figures depend on beside the checkpoint and the reference.
 
     Examples:
         >>> (result,) = evaluate("SRC", ["text.txt"], window=24, windows=8)
         >>> low, high = result.perplexity_interval
         >>> low < result.perplexity < high
         True
+        >>> result.size.model_bytes, result.settings.scored, result.not_finite
+        (152376, 23, 0.0)
     """
 
     text: str
@@ -105,94 +153,121 @@ class Evaluation:
     vocabulary: int | None = None
     padding: int = 0
     overflows: bool = False
+    not_finite: float = 0.0
+    lost: str | None = None
+    distance: Distance | None = None
+    size: Size | None = None
+    runtime: Runtime | None = field(default=None, compare=False)
+    settings: EvaluationSettings | None = None
 
     @property
     def nll_interval(self) -> Interval | None:
         """95 % confidence interval of ``nll``, None if there is only one window."""
-        return _interval(self.nll, self.nll_error, self.windows)
+        return interval_within(self.nll, self.nll_error, self._draws)
 
     @property
     def perplexity_interval(self) -> Interval | None:
         """95 % confidence interval of ``perplexity``: the exponentials of that of ``nll``."""
         limits = self.nll_interval
-        return None if limits is None else (_exp(limits[0]), _exp(limits[1]))
+        return None if limits is None else (exp_or_inf(limits[0]), exp_or_inf(limits[1]))
 
     @property
     def kl_interval(self) -> Interval | None:
         """95 % confidence interval of ``kl``, cut off at 0: no divergence is below."""
-        return _interval(self.kl, self.kl_error, self.windows, 0, inf)
+        return interval_within(self.kl, self.kl_error, self._draws, least=0)
 
     @property
     def top1_interval(self) -> Interval | None:
         """95 % confidence interval of ``top1``, cut off at 0 and 1."""
-        return _interval(self.top1, self.top1_error, self.windows, 0, 1)
+        return interval_within(self.top1, self.top1_error, self._draws, 0, 1)
+
+    @property
+    def _draws(self) -> int:
+        """How many draws the errors are over."""
+        over_tokens = self.settings is not None and self.settings.errors_over == "tokens"
+        return self.tokens if over_tokens else self.windows
 
 
 def estimate(
     checkpoint: str,
-    text: str,
-    tokens: int,
-    measured: NDArray[np.float64],
+    measured: TokenMeasures,
+    settings: EvaluationSettings,
     *,
-    first: NDArray[np.float64] | None = None,
+    first: TokenMeasures | None = None,
     vocabulary: Vocabulary | None = None,
     overflows: bool = False,
+    lost: str | None = None,
+    size: Size | None = None,
+    runtime: Runtime | None = None,
 ) -> Evaluation:
-    """Summarise what was measured within each window.
+    """Summarise what was measured at every token of a text.
 
     Args:
         checkpoint: What was measured.
-        text: Name of the text's file.
-        tokens: How many tokens were predicted.
-        measured: The result of `measure_texts`, shape (measures, windows).
+        measured: The measures of a text.
+        settings: What they depend on.
         first: The same of the first checkpoint, if this is another.
         vocabulary: What the models were compared on, if it is known.
         overflows: See `Evaluation`.
+        lost: See `Evaluation`.
+        size: See `Evaluation`.
+        runtime: See `Evaluation`.
+
+    Examples:
+        >>> nll = np.array([[1.0, 3.0], [2.0, 2.0]])
+        >>> settings = EvaluationSettings("t", "", "", 3, 2, 2, "none", "float32", "cpu")
+        >>> found = estimate("SRC", TokenMeasures(nll, nll > 0), settings)
+        >>> found.nll, found.nll_error, found.tokens
+        (2.0, 0.0, 4)
     """
-    estimates = [mean_and_error(row) for row in measured]
-    nll, nll_error = estimates[0]
-    kl, kl_error = estimates[1] if len(estimates) > 1 else (None, None)
-    top1, top1_error = estimates[2] if len(estimates) > 2 else (None, None)
-    perplexity = _exp(nll)
+    draws = np.ravel if settings.errors_over == "tokens" else _over_windows
+    nll = Estimated.of(draws(measured.nll))
+    perplexity = nll.exponential()
+    kl, kl_error = _mean(measured.kl, draws)
+    top1, top1_error = _mean(measured.top1, draws)
     return Evaluation(
-        text=text,
-        windows=measured.shape[1],
-        tokens=tokens,
-        nll=nll,
-        nll_error=nll_error,
-        perplexity=perplexity,
-        perplexity_error=None if nll_error is None else perplexity * nll_error,
+        text=settings.text,
+        windows=settings.windows,
+        tokens=measured.nll.size,
+        nll=nll.value,
+        nll_error=nll.error,
+        perplexity=perplexity.value,
+        perplexity_error=perplexity.error,
         kl=kl,
         kl_error=kl_error,
         top1=top1,
         top1_error=top1_error,
         checkpoint=checkpoint,
-        difference=None if first is None else _difference(measured, first),
+        difference=None if first is None else _difference(measured, first, draws),
         vocabulary=vocabulary.tokens if vocabulary else None,
         padding=vocabulary.padding if vocabulary else 0,
         overflows=overflows,
+        not_finite=1 - float(measured.is_finite.mean()),
+        lost=lost,
+        distance=distance_of(measured, draws),
+        size=size,
+        runtime=runtime,
+        settings=settings,
     )
 
 
-def _difference(measured: NDArray[np.float64], first: NDArray[np.float64]) -> Comparison:
-    row = min(1, len(measured) - 1)
-    mean, error = mean_and_error(measured[row] - first[row])
-    limits = _interval(mean, error, measured.shape[1])
-    return Comparison("kl" if row else "nll", mean, error, limits)
+def _mean(values: NDArray[Any] | None, draws: Draws) -> tuple[float | None, float | None]:
+    """Return the mean and its error, of what was measured."""
+    return (None, None) if values is None else mean_and_error(draws(values.astype(np.float64)))
 
 
-def _interval(
-    mean: float | None,
-    error: float | None,
-    windows: int,
-    least: float = -inf,
-    most: float = inf,
-) -> Interval | None:
-    if mean is None or error is None:
-        return None
-    low, high = confidence_interval(mean, error, windows)
-    return max(low, least), min(high, most)
+def _over_windows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each window, the tokens of which are not independent."""
+    means: NDArray[np.float64] = values.mean(axis=1)
+    return means
 
 
-def _exp(x: float) -> float:
-    return exp(x) if x <= log(float_info.max) else inf
+def _difference(measured: TokenMeasures, first: TokenMeasures, draws: Draws) -> Comparison:
+    ours, theirs = (measured.nll, first.nll)
+    if measured.kl is not None and first.kl is not None:
+        ours, theirs = measured.kl, first.kl
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        differences = draws(ours) - draws(theirs)
+    mean, error = mean_and_error(differences)
+    limits = interval_within(mean, error, len(differences))
+    return Comparison("nll" if measured.kl is None else "kl", mean, error, limits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plastic_core.files import FormatError, sha256_file
+from plastic_core.files import FormatError
 from plastic_core.linalg import on_cpu
 from plastic_runtime import Track, untracked
 
@@ -20,10 +19,13 @@ from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
-from plastic_export.evaluation.estimates import Evaluation, Vocabulary, estimate
+from plastic_export.evaluation.convention import CONVENTIONS, OWN, Convention, Like
+from plastic_export.evaluation.estimates import Evaluation, Size, Vocabulary, estimate
 from plastic_export.evaluation.measures import Windows
 from plastic_export.evaluation.reading import Reading
 from plastic_export.evaluation.saved_reference import SavedReference
+from plastic_export.evaluation.settings import reference_settings, settings_of
+from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.folder.manifest import source_record
 
 
@@ -33,8 +35,10 @@ def evaluate(
     *,
     reference: str | Path | None = None,
     save_reference: str | Path | None = None,
-    window: int = 256,
-    windows: int = 24,
+    window: int | None = None,
+    windows: int | None = None,
+    like: Like | None = None,
+    both_directions: bool = False,
     tokenizer: str | Path | None = None,
     memory: int | None = None,
     say: Say | None = None,
@@ -57,6 +61,8 @@ def evaluate(
         save_reference=save_reference,
         window=window,
         windows=windows,
+        like=like,
+        both_directions=both_directions,
         tokenizer=tokenizer,
         memory=memory,
         say=say,
@@ -70,8 +76,10 @@ def compare(
     *,
     reference: str | Path | None = None,
     save_reference: str | Path | None = None,
-    window: int = 256,
-    windows: int = 24,
+    window: int | None = None,
+    windows: int | None = None,
+    like: Like | None = None,
+    both_directions: bool = False,
     tokenizer: str | Path | None = None,
     memory: int | None = None,
     say: Say | None = None,
@@ -99,8 +107,12 @@ def compare(
         reference: Checkpoint to compare with, of the same tokenizer; or the file of an earlier
             ``save_reference``, for the same texts, windows, tokenizer and kind of device.
         save_reference: File to write the log-probabilities of ``reference`` to.
-        window: Tokens per window; each is run from an empty context.
-        windows: How many windows at most, spread evenly over each text.
+        window: Tokens per window, each run from an empty context; by default 256.
+        windows: How many windows at most, spread evenly over each text; by default 24.
+        like: Tool whose rules and errors to follow: ``"llama.cpp"`` (windows of 512, all of them,
+            the second half of each scored) or ``"mlx-lm"`` (the first 256 windows of 512). Errors
+            are then over tokens.
+        both_directions: Whether to measure KL(source || reference) too.
         tokenizer: Folder or Hub id of the tokenizer of all; by default each has its own.
         memory: Bytes of memory that it may take; by default what the machine has. Fewer windows
             run at a time where that is short.
@@ -131,6 +143,9 @@ def compare(
     """
     if not sources:
         raise ValueError("`sources` must name at least one checkpoint, got none")
+    rule = CONVENTIONS[like] if like else OWN
+    window = rule.window if window is None else window
+    windows = rule.windows if windows is None else windows
     opened = [_opened(source) for source in sources]
     named = {repr(str(source)): each for source, each in zip(sources, opened, strict=True)}
     is_saved = reference is not None and Path(reference).is_file()
@@ -139,9 +154,13 @@ def compare(
     if reference is not None and not is_saved:
         judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
     readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
-    ids = _same_windows(readers, texts, window, windows)
+    ids = _same_windows(readers, texts, rule, window, windows)
     exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
-    settings = _settings(texts, ids, window, windows)
+    prefix = next(iter(readers.values())).prefix
+    described = [
+        settings_of(file, each.tokens, prefix, like) for file, each in zip(texts, ids, strict=True)
+    ]
+    settings = reference_settings(described, window, windows)
     rows = max(reader.rows for reader in readers.values())
     vocabulary = min(reader.size for reader in readers.values())
     with blaming_weights(*named.values()), ExitStack() as stack:
@@ -151,7 +170,8 @@ def compare(
             held.check(settings, windows=sum(len(tokens) for _, tokens in ids))
             vocabulary = min(vocabulary, held.vocabulary)
         shapes = {each.folder: ModelShape.of(each) for each in named.values()}
-        reading = Reading(ids, vocabulary, rows, shapes, memory, track)
+        context = rule.context(window)
+        reading = Reading(ids, vocabulary, rows, shapes, memory, track, context, both_directions)
         reading.announce(say, runs=len(named), kept=judge is not None, file=save_reference)
         if judge is not None:
             held = stack.enter_context(_run(reading, judge, reference, settings, save_reference))
@@ -160,19 +180,30 @@ def compare(
             for source, each in zip(sources, opened, strict=True)
         ]
     known = Vocabulary(vocabulary, rows - vocabulary)
+    weights = max([shape.entries for shape in shapes.values()] + [held.weights if held else 0])
     return [
         estimate(
             str(source),
-            text,
-            tokens[:, 1:].size,
-            each[i],
-            first=measured[0][i] if j else None,
+            each.texts[i],
+            described[i],
+            first=measured[0].texts[i] if j else None,
             vocabulary=known,
             overflows=exceeding[repr(str(source))],
+            lost=each.lost[i],
+            size=_size(opened[j], weights),
+            runtime=each.runtime,
         )
-        for i, (text, tokens) in enumerate(ids)
+        for i in range(len(texts))
         for j, (source, each) in enumerate(zip(sources, measured, strict=True))
     ]
+
+
+def _size(checkpoint: Checkpoint, weights: int) -> Size:
+    """Return how large a checkpoint is, and per weight if there are any."""
+    adapter = adapter_of(checkpoint.folder)
+    files = [*checkpoint.weight_files, *([adapter / FILE] if adapter else [])]
+    nbytes = sum(file.stat().st_size for file in files)
+    return Size(nbytes, 8 * nbytes / weights if weights else None)
 
 
 def _opened(source: str | Path) -> Checkpoint:
@@ -187,13 +218,17 @@ def _overflows(folder: Path, texts: Sequence[Windows]) -> bool:
 
 
 def _same_windows(
-    readers: Mapping[str, TokenReader], texts: Sequence[str | Path], window: int, windows: int
+    readers: Mapping[str, TokenReader],
+    texts: Sequence[str | Path],
+    rule: Convention,
+    window: int,
+    windows: int | None,
 ) -> list[Windows]:
     """Return the windows of each text; all checkpoints must cut it into the same tokens."""
     (first, reader), *others = readers.items()
-    ids = _all_windows(reader, texts, window, windows)
+    ids = _all_windows(reader, texts, rule, window, windows)
     for name, other in others:
-        again = _all_windows(other, texts, window, windows)
+        again = _all_windows(other, texts, rule, window, windows)
         for (_, ours), (_, theirs) in zip(ids, again, strict=True):
             if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
                 raise ValueError(
@@ -204,10 +239,14 @@ def _same_windows(
 
 
 def _all_windows(
-    reader: TokenReader, texts: Sequence[str | Path], window: int, windows: int
+    reader: TokenReader,
+    texts: Sequence[str | Path],
+    rule: Convention,
+    window: int,
+    windows: int | None,
 ) -> list[Windows]:
     return [
-        Windows(Path(text).name, reader.windows(text, length=window, limit=windows))
+        Windows(Path(text).name, reader.windows(text, length=window, limit=windows, cut=rule.cut))
         for text in texts
     ]
 
@@ -220,20 +259,6 @@ def _check_saving(reference: str | Path | None, file: str | Path | None, *, is_s
         raise ValueError("`save_reference` needs a `reference` that is a checkpoint, to be run")
     if Path(file).exists():
         raise FormatError.about(file, "it exists", "choose another file, or remove it")
-
-
-def _settings(
-    texts: Sequence[str | Path], ids: Sequence[Windows], window: int, windows: int
-) -> dict[str, Any]:
-    """Return what log-probabilities depend on beside the model, by the names for messages."""
-    return {
-        "window length": window,
-        "number of windows": windows,
-        "text": [sha256_file(text) for text in texts],
-        "tokenizer": [hashlib.sha256(np.asarray(t).tobytes()).hexdigest() for _, t in ids],
-        "device": "cpu" if on_cpu() else "gpu",
-        "precision": "float32" if on_cpu() else "as stored",
-    }
 
 
 @contextmanager
@@ -249,7 +274,11 @@ def _run(
         if file is None:
             place = Path(folder) / "reference"
         else:
-            place, settings = Path(file), {**settings, "reference": source_record(checkpoint)}
+            known = {
+                **source_record(checkpoint),
+                "weights": reading.shapes[checkpoint.folder].entries,
+            }
+            place, settings = Path(file), {**settings, "reference": known}
         reading.write(place, str(name), checkpoint.folder, settings)
         with SavedReference(place) as saved:
             yield saved

@@ -1,25 +1,27 @@
-"""Predictions of a model for windows of tokens, by itself and against a reference."""
+"""What the predictions of a model show at every token, by themselves and beside a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
-from plastic_runtime import Track
 
 from plastic_export.model.divergence import divergence_in, in_library, library, log_softmax_in
 from plastic_export.model.numpy_attention import use_numpy_attention
 
 LOGITS = 2**23  # at most so many logits of one model at a time, unless one window has more
 ROWS = 8  # and at most so many windows
+TOP = 5  # the likeliest tokens whose order is compared
 
-Batch = tuple[int, int]
 LogProbabilities = list[NDArray[np.float32]] | list[mx.array]
 """One array per window, float32, of shape (tokens, vocabulary)."""
+Values = NDArray[np.float64]
+"""A number for every token that is scored, shape (windows, tokens)."""
 
 
 class Windows(NamedTuple):
@@ -34,76 +36,45 @@ class Windows(NamedTuple):
     tokens: mx.array
 
 
-class Reference:
-    """The model that others are compared with; its log-probabilities, once they are computed.
+@dataclass(frozen=True)
+class TokenMeasures:
+    """What every scored token of some windows showed; each of shape (windows, tokens).
 
-    Args:
-        model: It stays in memory.
-        room: Bytes of log-probabilities that are held for the next model to be compared. What
-            does not fit is computed again for each.
-        vocabulary: See `measure_texts`.
+    A token whose prediction is not finite counts as infinitely wrong: its losses and divergences
+    are infinite, it has no probability, and nothing agrees.
+
+    Attributes:
+        nll: Negative log-likelihood, nats.
+        is_finite: Whether all that was measured is finite.
+        reference_nll: The same as ``nll`` of the reference; this and what follows None without one.
+        kl: KL(reference || model), nats.
+        back: KL(model || reference), nats; None too where nobody asked for it.
+        top1: Whether both hold the same token to be the likeliest.
+        top5: Whether both hold the same five to be, in the same order.
     """
 
-    def __init__(self, model: nn.Module, *, room: int, vocabulary: int | None = None) -> None:
-        self._model, self._vocabulary = model, vocabulary
-        self._room = room
-        self._held: dict[Batch, LogProbabilities] = {}
-
-    def __call__(self, batch: Batch, tokens: mx.array) -> LogProbabilities:
-        """Return log-probabilities of what follows each token.
-
-        Args:
-            batch: What tells these tokens from all others.
-            tokens: Shape (windows, tokens).
-        """
-        if batch in self._held:
-            return self._held[batch]
-        log_q = log_probabilities(self._model, tokens, self._vocabulary)
-        nbytes = sum(window.nbytes for window in log_q)
-        if nbytes <= self._room:
-            self._held[batch] = log_q
-            self._room -= nbytes
-        return log_q
+    nll: Values
+    is_finite: NDArray[np.bool_]
+    reference_nll: Values | None = None
+    kl: Values | None = None
+    back: Values | None = None
+    top1: NDArray[np.bool_] | None = None
+    top5: NDArray[np.bool_] | None = None
 
 
-def measure_texts(
-    model: nn.Module,
-    texts: Sequence[Windows],
-    reference: Reference | None,
-    track: Track,
-    *,
-    vocabulary: int | None = None,
-) -> list[NDArray[np.float64]]:
-    """Run a model over windows of several texts.
+def joined(parts: Sequence[TokenMeasures]) -> TokenMeasures:
+    """Return the measures of all windows of several batches.
 
-    Args:
-        model: Maps tokens to logits.
-        texts: Texts of the same model's tokens.
-        reference: What to compare with.
-        track: Wraps the loop over the batches of a text.
-        vocabulary: How many tokens take part, the rest being padding; by default all.
-
-    Returns:
-        For each text the mean within each window, shape (measures, windows): negative
-        log-likelihood and, with a reference, KL(reference || model), both in nats per token, and
-        the fraction of tokens where both hold the same next token to be the likeliest.
-
-    Raises:
-        ValueError: If the vocabulary of the reference has another size.
+    Examples:
+        >>> nothing = TokenMeasures(np.zeros((2, 3)), np.ones((2, 3), bool))
+        >>> joined([nothing, nothing]).nll.shape
+        (4, 3)
     """
-    width = model(mx.zeros((1, 1), mx.int32)).shape[-1]
-    measured = []
-    for number, (text, tokens) in enumerate(texts):
-        rows = rows_at_once(tokens.shape[1], width)
-        starts = track(range(0, len(tokens), rows), f"reading {text}")
-        parts = [
-            _measure_batch(
-                model, reference, (number, start), tokens[start : start + rows], vocabulary
-            )
-            for start in starts
-        ]
-        measured.append(np.hstack(parts))
-    return measured
+    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(TokenMeasures)}
+    whole: dict[str, Any] = {
+        name: None if each[0] is None else np.concatenate(each) for name, each in columns.items()
+    }
+    return TokenMeasures(**whole)
 
 
 def rows_at_once(length: int, width: int) -> int:
@@ -112,7 +83,7 @@ def rows_at_once(length: int, width: int) -> int:
 
 
 def log_probabilities(
-    model: nn.Module, tokens: mx.array, vocabulary: int | None = None
+    model: nn.Module, tokens: mx.array, vocabulary: int | None = None, *, context: int = 0
 ) -> LogProbabilities:
     """Return the log-probabilities of what follows each token, shape (windows, tokens).
 
@@ -120,9 +91,10 @@ def log_probabilities(
         model: Maps tokens to logits.
         tokens: Shape (windows, tokens).
         vocabulary: How many tokens may follow; by default all that the model has logits for.
+        context: How many tokens of each window are read, with nothing asked about what follows.
     """
     with use_numpy_attention():
-        return log_probabilities_of(model(tokens), vocabulary)
+        return log_probabilities_of(model(tokens)[:, context:], vocabulary)
 
 
 def log_probabilities_of(logits: mx.array, vocabulary: int | None = None) -> LogProbabilities:
@@ -130,43 +102,106 @@ def log_probabilities_of(logits: mx.array, vocabulary: int | None = None) -> Log
     logits = logits[..., :vocabulary].astype(mx.float32)
     mx.eval(logits)
     xp = library()
-    return [log_softmax_in(xp, in_library(window, xp)) for window in logits]
+    with np.errstate(invalid="ignore"):  # what is not finite shows in the measures
+        return [log_softmax_in(xp, in_library(window, xp)) for window in logits]
 
 
-def _measure_batch(
-    model: nn.Module,
-    reference: Reference | None,
-    batch: Batch,
-    tokens: mx.array,
-    vocabulary: int | None,
-) -> NDArray[np.float64]:
-    log_p = log_probabilities(model, tokens[:, :-1], vocabulary)
-    log_q = None if reference is None else reference(batch, tokens[:, :-1])
-    return measures_of(tokens, log_p, log_q)
+@np.errstate(invalid="ignore")
+def token_divergences(log_q: LogProbabilities, log_p: LogProbabilities) -> Values:
+    """Return KL(q || p) at every token, nats, shape (windows, tokens).
+
+    Raises:
+        ValueError: If the vocabularies have other sizes.
+
+    Examples:
+        >>> q, p = (np.log(np.array([row], "f4")) for row in ([0.5, 0.5], [0.25, 0.75]))
+        >>> token_divergences([q], [p]).round(3)
+        array([[0.144]])
+    """
+    _check_vocabulary(log_p[0].shape[-1], log_q[0].shape[-1])
+    xp = library()
+    pairs: list[tuple[Any, Any]] = list(zip(log_q, log_p, strict=True))
+    return _array([divergence_in(xp, xp.exp(q), q, p) for q, p in pairs])
 
 
-@np.errstate(invalid="ignore")  # what is not finite shows in the measures
+@np.errstate(invalid="ignore")
 def measures_of(
-    tokens: mx.array, log_p: LogProbabilities, log_q: LogProbabilities | None
-) -> NDArray[np.float64]:
-    """Return the means within each window, shape (measures, windows); see `measure_texts`.
+    tokens: mx.array,
+    log_p: LogProbabilities,
+    log_q: LogProbabilities | None,
+    *,
+    both_directions: bool = False,
+) -> TokenMeasures:
+    """Measure the last tokens of some windows, as many as there are predictions of.
 
     Args:
         tokens: The windows, shape (windows, tokens).
-        log_p: What the model holds of all tokens but the first of each window.
+        log_p: What the model holds of them.
         log_q: What the reference holds of them, if there is one.
+        both_directions: Whether KL(model || reference) is measured too.
+
+    Raises:
+        ValueError: If the vocabulary of the reference has another size.
     """
+    targets = list(np.asarray(tokens)[:, -len(log_p[0]) :, None])
+    nll = _likelihoods(log_p, targets)
+    if log_q is None:
+        return _infinitely_wrong(TokenMeasures(nll, np.isfinite(nll)))
+    kl = token_divergences(log_q, log_p)
+    top = [_likeliest(q) == _likeliest(p) for q, p in zip(log_q, log_p, strict=True)]
+    return _infinitely_wrong(
+        TokenMeasures(
+            nll,
+            np.isfinite(nll) & np.isfinite(kl),
+            reference_nll=_likelihoods(log_q, targets),
+            kl=kl,
+            back=token_divergences(log_p, log_q) if both_directions else None,
+            top1=np.array([same[:, 0] for same in top]),
+            top5=np.array([same.all(axis=-1) for same in top]),
+        )
+    )
+
+
+def _infinitely_wrong(m: TokenMeasures) -> TokenMeasures:
+    """Let what is not finite be infinite and agree with nothing."""
+
+    def infinite(values: Values | None) -> Values | None:
+        return None if values is None else np.where(m.is_finite, values, np.inf)
+
+    def false(flags: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        return None if flags is None else flags & m.is_finite
+
+    return TokenMeasures(
+        np.where(m.is_finite, m.nll, np.inf),
+        m.is_finite,
+        reference_nll=m.reference_nll,
+        kl=infinite(m.kl),
+        back=infinite(m.back),
+        top1=false(m.top1),
+        top5=false(m.top5),
+    )
+
+
+def _likelihoods(log_p: LogProbabilities, targets: Sequence[NDArray[Any]]) -> Values:
+    """Return minus the log-probability of every target."""
     xp = library()
-    targets = [xp.array(window)[1:, None] for window in tokens]
-    measures = [
-        [-xp.take_along_axis(p, t, axis=-1) for p, t in zip(log_p, targets, strict=True)],
-    ]
-    if log_q is not None:
-        _check_vocabulary(log_p[0].shape[-1], log_q[0].shape[-1])
-        pairs: list[tuple[Any, Any]] = list(zip(log_q, log_p, strict=True))
-        measures.append([divergence_in(xp, xp.exp(q), q, p) for q, p in pairs])
-        measures.append([q.argmax(axis=-1) == p.argmax(axis=-1) for q, p in pairs])
-    return np.array([[np.asarray(m, np.float64).mean() for m in row] for row in measures])
+    pairs: list[tuple[Any, Any]] = list(zip(log_p, map(xp.array, targets), strict=True))
+    return _array([-xp.take_along_axis(p, t, axis=-1)[:, 0] for p, t in pairs])
+
+
+def _likeliest(log_p: Any) -> NDArray[np.int64]:
+    """Return the likeliest tokens, the first of them first, shape (tokens, five)."""
+    xp, count = library(), min(TOP, log_p.shape[-1])
+    some = xp.argpartition(-log_p, count - 1, axis=-1)[:, :count]
+    order = xp.argsort(-xp.take_along_axis(log_p, some, axis=-1), axis=-1)
+    found: NDArray[np.int64] = np.array(xp.take_along_axis(some, order, axis=-1), np.int64)
+    # Among equals the first, as in every other tool.
+    found[:, 0] = np.array(log_p.argmax(axis=-1))
+    return found
+
+
+def _array(windows: Sequence[Any]) -> Values:
+    return np.array([np.asarray(window, np.float64) for window in windows])
 
 
 def _check_vocabulary(ours: int, theirs: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
-from numpy.typing import NDArray
 from plastic_core.files import FormatError, memory_limit
 from plastic_runtime import Track
 
@@ -21,10 +20,13 @@ from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.estimate.peaks import running_peak, whole_peak
 from plastic_export.estimate.phases import evaluation_work
 from plastic_export.estimate.speed import Work
+from plastic_export.evaluation.estimates import Runtime
 from plastic_export.evaluation.measures import (
     ROWS,
     LogProbabilities,
+    TokenMeasures,
     Windows,
+    joined,
     measures_of,
     rows_at_once,
 )
@@ -46,6 +48,20 @@ class _Batch(NamedTuple):
     tokens: mx.array
 
 
+class Measured(NamedTuple):
+    """What a checkpoint showed.
+
+    Attributes:
+        texts: The measures of each text.
+        lost: For each text where its predictions stop being finite, None where they never do.
+        runtime: What all of it took.
+    """
+
+    texts: list[TokenMeasures]
+    lost: list[str | None]
+    runtime: Runtime
+
+
 @dataclass(frozen=True)
 class Reading:
     """What checkpoints are run over.
@@ -57,6 +73,8 @@ class Reading:
         shapes: The sizes of the checkpoint in each folder.
         memory: Bytes of memory that a run may take; None for what the machine has.
         track: Wraps the loop over the blocks of a model.
+        context: How many tokens of each window are read before one is scored.
+        both_directions: Whether KL(model || reference) is measured too.
     """
 
     texts: Sequence[Windows]
@@ -65,6 +83,8 @@ class Reading:
     shapes: Mapping[Path, ModelShape]
     memory: int | None
     track: Track
+    context: int = 0
+    both_directions: bool = False
 
     def announce(self, say: Say | None, *, runs: int, kept: bool, file: str | Path | None) -> None:
         """Tell what the runs will take, and refuse them where that is not there.
@@ -91,27 +111,31 @@ class Reading:
 
     def measure(
         self, source: str | Path, folder: Path, reference: SavedReference | None
-    ) -> list[NDArray[np.float64]]:
+    ) -> Measured:
         """Measure a checkpoint; no more than a block of it is in memory.
 
-        Returns:
-            For each text what `measures_of` returns of its windows.
-
         Raises:
-            FormatError: If its predictions are not finite.
+            FormatError: If no prediction of a text is finite.
         """
-        found: list[list[NDArray[np.float64]]] = [[] for _ in self.texts]
-        for batch, log_p in zip(self._batches(), self._predictions(folder), strict=True):
+        mx.reset_peak_memory()
+        began, blocks = time.perf_counter(), list[str]()
+        found: list[list[TokenMeasures]] = [[] for _ in self.texts]
+        for batch, log_p in zip(self._batches(), self._predictions(folder, blocks), strict=True):
             log_q = None
             if reference is not None:
                 log_q = reference.read(batch.first, len(batch.tokens), self.vocabulary)
-            found[batch.text].append(measures_of(batch.tokens, log_p, log_q))
-        measured = [np.hstack(parts) for parts in found]
-        for (text, _), values in zip(self.texts, measured, strict=True):
-            if not np.isfinite(values).all():
-                reason = f"its predictions of {text} are not finite"
+            both = self.both_directions
+            measures = measures_of(batch.tokens, log_p, log_q, both_directions=both)
+            found[batch.text].append(measures)
+        seconds = time.perf_counter() - began
+        measured = [joined(parts) for parts in found]
+        places = [_place(each, blocks) for each in measured]
+        for (text, _), each, place in zip(self.texts, measured, places, strict=True):
+            if not each.is_finite.any():
+                reason = f"its predictions of {text} are not finite, from {place} on"
                 raise FormatError.about(source, reason, _NOT_FINITE)
-        return measured
+        tokens = sum(t[:, 1:].size for _, t in self.texts)
+        return Measured(measured, places, Runtime(tokens / seconds, mx.get_peak_memory()))
 
     def write(
         self,
@@ -125,16 +149,21 @@ class Reading:
         Raises:
             FormatError: If they are not finite.
         """
+        blocks = list[str]()
+        predicted = self._predictions(folder, blocks)
         try:
-            write_reference(file, self.shapes_of_windows, self._predictions(folder), settings)
+            write_reference(file, self.shapes_of_windows, predicted, settings)
         except ValueError as error:
-            reason = "its predictions are not finite"
+            reason = f"its predictions are not finite{_after(blocks)}"
             raise FormatError.about(source, reason, _NOT_FINITE) from error
 
     @property
     def shapes_of_windows(self) -> list[tuple[int, int]]:
         """Tokens and vocabulary of what is predicted in every window."""
-        return [(t.shape[1] - 1, self.vocabulary) for _, t in self.texts for _ in range(len(t))]
+        scored = 1 + self.context
+        return [
+            (t.shape[1] - scored, self.vocabulary) for _, t in self.texts for _ in range(len(t))
+        ]
 
     @property
     def _length(self) -> int:
@@ -162,10 +191,17 @@ class Reading:
         limit = memory_limit() if self.memory is None else self.memory
         return next((rows for rows in range(ROWS, 1, -1) if self._peak(rows) <= limit), 1)
 
-    def _predictions(self, folder: Path) -> Iterator[LogProbabilities]:
-        inputs = [batch.tokens[:, :-1] for batch in self._batches()]
-        check = partial(self._check_whole, folder)
-        return log_probabilities_by_blocks(folder, inputs, self.vocabulary, self.track, check)
+    def _predictions(self, folder: Path, lost: list[str]) -> Iterator[LogProbabilities]:
+        """Yield them; a block that makes them infinite, or NaN, is named in ``lost``."""
+        return log_probabilities_by_blocks(
+            folder,
+            [batch.tokens[:, :-1] for batch in self._batches()],
+            self.vocabulary,
+            self.track,
+            partial(self._check_whole, folder),
+            context=self.context,
+            lost=lost.append,
+        )
 
     def _batches(self) -> Iterator[_Batch]:
         first = 0
@@ -174,3 +210,16 @@ class Reading:
             for start in range(0, len(tokens), rows):
                 yield _Batch(number, first + start, tokens[start : start + rows])
             first += len(tokens)
+
+
+def _place(measured: TokenMeasures, blocks: Sequence[str]) -> str | None:
+    """Say where predictions stop being finite; None where they never do."""
+    if measured.is_finite.all():
+        return None
+    window = int(measured.is_finite.all(axis=1).argmin()) + 1
+    return f"window {window}{_after(blocks)}"
+
+
+def _after(blocks: Sequence[str]) -> str:
+    """Name the first block to blame, where one was seen."""
+    return f", after {blocks[0]}" if blocks else ""

@@ -119,6 +119,13 @@ class SavedReference(Closing):
         if len(self._open.header.tensors) != len(_specs(0, (1, 1))) * windows:
             raise FormatError.about(self.file, "damaged: windows are missing", _REMEDY)
 
+    @property
+    def weights(self) -> int:
+        """Entries of all matrices of what it was saved of; 0 where it does not say."""
+        known = self.settings.get(_INFORMATION)
+        found = known.get("weights") if isinstance(known, dict) else None
+        return found if isinstance(found, int) else 0
+
     def read(self, first: int, count: int, vocabulary: int) -> LogProbabilities:
         """Return the log-probabilities of some windows, for the first tokens of the vocabulary."""
         log_q = [self._window(i)[:, :vocabulary] for i in range(first, first + count)]

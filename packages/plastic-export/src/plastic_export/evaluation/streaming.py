@@ -26,6 +26,8 @@ from plastic_export.evaluation.measures import (
 from plastic_export.model.load import load_for_inference
 from plastic_export.model.numpy_attention import use_numpy_attention
 
+Lost = Callable[[str], None]
+"""Is told the path of a block."""
 _CHECK = 8  # tokens that tell whether the blocks are a chain
 _CHECK_RUNS = 2  # of every block
 
@@ -36,6 +38,9 @@ def log_probabilities_by_blocks(
     vocabulary: int,
     track: Track,
     check_whole: Callable[[], None] = lambda: None,
+    *,
+    context: int = 0,
+    lost: Lost = lambda block: None,
 ) -> Iterator[LogProbabilities]:
     """Yield what `log_probabilities` returns for every batch, to the same bits.
 
@@ -52,6 +57,9 @@ def log_probabilities_by_blocks(
         vocabulary: How many tokens may follow.
         track: Wraps the loop over the blocks and, after them, the batches.
         check_whole: Is called before a model is held as a whole, and may refuse it.
+        context: See `log_probabilities`.
+        lost: Is told the first block that makes what is not finite; not where a model is held as
+            a whole.
 
     Raises:
         FormatError, ModuleNotFoundError, OSError: As `load_for_inference` does.
@@ -62,9 +70,10 @@ def log_probabilities_by_blocks(
         chain = model.chain(batches[0][:1, :_CHECK])
         if chain is None:
             check_whole()
-            yield from (log_probabilities(model.module, each, vocabulary) for each in batches)
+            for each in batches:
+                yield log_probabilities(model.module, each, vocabulary, context=context)
             return
-        calls = list[dict[str, Any]]()
+        calls, watch = list[dict[str, Any]](), _Watch(lost)
         hidden = stack.enter_context(Spool())
         for tokens in batches:
             x, of_blocks = chain.entry(tokens)
@@ -72,22 +81,38 @@ def log_probabilities_by_blocks(
             calls.append(dict(zip(chain.blocks, of_blocks, strict=True)))
         for step in track(model.steps(chain, batches), f"running {folder.name}"):
             if isinstance(step, str):
-                hidden = stack.enter_context(_through(step, model, calls, hidden))
+                hidden = stack.enter_context(_through(step, model, calls, hidden, watch))
                 continue
             with use_numpy_attention():
                 logits = chain.logits_from(batches[step], hidden.read())
-                log_p = log_probabilities_of(logits, vocabulary)
+                log_p = log_probabilities_of(logits[:, context:], vocabulary)
             yield log_p
 
 
-def _through(path: str, model: _Streamed, calls: Sequence[dict[str, Any]], hidden: Spool) -> Spool:
+def _through(
+    path: str, model: _Streamed, calls: Sequence[dict[str, Any]], hidden: Spool, watch: _Watch
+) -> Spool:
     """Run one block over all batches, each with its own call of it, and let the block go."""
     following = Spool()
     with hidden, use_numpy_attention():
         for of_blocks in calls:
-            following.write(of_blocks[path](hidden.read()))
+            y = of_blocks[path](hidden.read())
+            following.write(y)
+            watch(path, y)
     model.let_go(path)
     return following
+
+
+class _Watch:
+    """Tells of the first block that makes what is not finite, and of no other."""
+
+    def __init__(self, lost: Lost) -> None:
+        self._lost: Lost | None = lost
+
+    def __call__(self, block: str, y: mx.array) -> None:
+        if self._lost is not None and not np.isfinite(to_numpy(y.astype(mx.float32))).all():
+            self._lost(block)
+            self._lost = None
 
 
 class _Streamed:

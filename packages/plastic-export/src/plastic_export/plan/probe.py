@@ -31,8 +31,8 @@ from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.evaluation.measures import (
     LogProbabilities,
     log_probabilities_of,
-    measures_of,
     rows_at_once,
+    token_divergences,
 )
 from plastic_export.model.load import load_model
 from plastic_export.model.numpy_attention import use_numpy_attention
@@ -123,7 +123,7 @@ class PriceProbe:
         with self._quickly(), intercepted(changed, around):
             for batch in self._batches:
                 log_p = log_probabilities_of(self._logits(batch, first))
-                found.append(measures_of(batch.tokens, log_p, batch.log_q)[1])
+                found.append(token_divergences(batch.log_q, log_p).mean(axis=1))
         return max(float(np.concatenate(found).mean()), 0.0)
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from os import PathLike
@@ -65,13 +65,23 @@ def save_size_plot(
         OSError: If the file cannot be written.
         ModuleNotFoundError: If matplotlib is not installed.
     """
+    save_png(file, lambda: size_figure(points, frontier=frontier, title=title))
+
+
+def save_png(file: str | PathLike[str], draw: Callable[[], Figure]) -> None:
+    """Save what ``draw`` returns, drawn in matplotlib's own style whatever the user's is.
+
+    Raises:
+        ValueError: If ``file`` is a link or a folder.
+        OSError: If the file cannot be written.
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
     check_drawing()
     from matplotlib import style
 
     png = io.BytesIO()
     with style.context("default"):
-        figure = size_figure(points, frontier=frontier, title=title)
-        figure.savefig(png, format="png", dpi=200, metadata=PNG_METADATA)
+        draw().savefig(png, format="png", dpi=200, metadata=PNG_METADATA)
     with AtomicFile(file) as out:
         out.write(png.getvalue())
 
@@ -107,13 +117,12 @@ def size_figure(
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     every = sorted([*points, *frontier], key=lambda p: p.nbytes)
-    power = min(len(UNITS) - 1, (every[-1].nbytes.bit_length() - 1) // 10)
-    unit = 1024**power
+    unit, name = size_unit(every[-1].nbytes)
     _draw_frontier(axes, frontier, unit)
     _draw_points(axes, points, unit, _floor(every))
-    _scale_divergence(axes)
-    axes.set_xlabel(f"checkpoint, {UNITS[power]}")
-    _bits_above(axes, every, unit)
+    scale_divergence(axes, "KL divergence to the source, millinats per token")
+    axes.set_xlabel(f"checkpoint, {name}")
+    bits_above(axes, [p.nbytes / unit for p in every], [p.bits_per_weight for p in every])
     if title:
         figure.suptitle(title, parse_math=False)
     axes.legend(frameon=False)
@@ -168,26 +177,41 @@ def _draw_points(axes: Axes, points: Sequence[SizePoint], unit: int, floor: floa
         )
 
 
-def _scale_divergence(axes: Axes) -> None:
-    """A logarithmic axis that is labelled at 1, 2 and 5 of every decade."""
+def size_unit(nbytes: int) -> tuple[int, str]:
+    """Return the bytes of the largest unit that is not above so many, and its name.
+
+    Examples:
+        >>> size_unit(3_000_000)
+        (1048576, 'MiB')
+    """
+    power = min(len(UNITS) - 1, (nbytes.bit_length() - 1) // 10)
+    return 1024**power, UNITS[power]
+
+
+def scale_divergence(axes: Axes, label: str) -> None:
+    """Make the axis of divergences logarithmic, labelled at 1, 2 and 5 of every decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("KL divergence to the source, millinats per token")
+    axes.set_ylabel(label)
     axes.grid(color="0.9")
 
 
-def _bits_above(axes: Axes, every: Sequence[SizePoint], unit: int) -> None:
-    """The second scale: bytes are bits per weight times the weights, plus what is not planned."""
-    sizes = np.array([p.nbytes / unit for p in every])
-    bits = np.array([p.bits_per_weight for p in every])
+def bits_above(axes: Axes, sizes: Sequence[float], bits: Sequence[float]) -> None:
+    """Draw the second scale: bytes are bits per weight times the weights, plus what is not planned.
+
+    Args:
+        axes: Where the sizes are drawn.
+        sizes: The sizes of all points, in the unit of the axis.
+        bits: Their bits per weight.
+    """
     if np.ptp(sizes) == 0 or np.ptp(bits) == 0:
         return
     slope = np.ptp(bits) / np.ptp(sizes)
-    offset = bits.min() - slope * sizes.min()
+    offset = min(bits) - slope * min(sizes)
     above = axes.secondary_xaxis(
         "top", functions=(lambda x: slope * x + offset, lambda b: (b - offset) / slope)
     )
