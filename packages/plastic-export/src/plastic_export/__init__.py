@@ -17,9 +17,13 @@ from plastic_export.compression.restoration import Restored, restore
 from plastic_export.compression.summary import Summary, summarize
 from plastic_export.compression.verification import verify
 from plastic_export.compression.writer import Compressed
-from plastic_export.evaluation.estimates import Comparison, Evaluation
+from plastic_export.evaluation.distance import Distance
+from plastic_export.evaluation.distribution import Distribution
+from plastic_export.evaluation.estimates import Comparison, Evaluation, ModelSize, RunSpeed
 from plastic_export.evaluation.evaluation import compare, evaluate
+from plastic_export.evaluation.intervals import Estimated
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
+from plastic_export.evaluation.settings import EvaluationSettings
 from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.healing.heal_folder import Healed, heal
 from plastic_export.healing.loop import HealingOptions
@@ -45,8 +49,12 @@ __all__ = [
     "Choices",
     "Comparison",
     "Compressed",
+    "Distance",
+    "Distribution",
     "DivergedError",
+    "Estimated",
     "Evaluation",
+    "EvaluationSettings",
     "FailedCheckError",
     "FormatError",
     "Healed",
@@ -55,12 +63,14 @@ __all__ = [
     "Manifest",
     "MatrixPlan",
     "MatrixRecord",
+    "ModelSize",
     "Offer",
     "Offered",
     "OutputCheck",
     "Plan",
     "Report",
     "Restored",
+    "RunSpeed",
     "Summary",
     "Surveyed",
     "TrainedRun",

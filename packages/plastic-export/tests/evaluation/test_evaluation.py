@@ -336,7 +336,7 @@ def test_predictions_that_are_not_finite_are_an_error(make_model: MakeModel, tex
 
 RECORD = {
     *("checkpoint", "text", "windows", "tokens", "difference", "vocabulary"),
-    *("padding", "overflows"),
+    *("padding", "overflows", "not_finite", "lost", "distance", "size", "runtime", "settings"),
     *("nll", "nll_error", "nll_interval", "perplexity", "perplexity_error", "perplexity_interval"),
     *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval"),
 }
@@ -354,9 +354,16 @@ def test_the_command_tells_machines_and_people_the_same(
     results = compare([far, near], [text], reference=reference, window=WINDOW, windows=10)
     assert [r.keys() for r in records] == [RECORD, RECORD]
     for record, result in zip(records, results, strict=True):
-        for name in RECORD - {"difference"}:
+        for name in RECORD - {"difference", "distance", "size", "runtime", "settings"}:
             value = getattr(result, name)
             assert record[name] == (list(value) if isinstance(value, tuple) else value), name
+        assert result.distance is not None
+        assert record["distance"]["ratio"]["value"] == result.distance.ratio.value
+        percentiles = result.distance.kl_over_tokens.percentiles
+        assert record["distance"]["kl_over_tokens"]["percentiles"]["90.0"] == percentiles[90.0]
+        assert record["size"]["model_bytes"] == (far / "model.safetensors").stat().st_size
+        assert record["settings"]["digest"] == result.settings.digest
+        assert record["runtime"]["tokens_per_second"] > 0
     assert records[0]["difference"] is None
     assert records[1]["difference"].keys() == {"measure", "mean", "error", "interval", "verdict"}
     assert records[1]["difference"]["verdict"] == "better"
@@ -379,7 +386,8 @@ def test_the_command_takes_one_checkpoint_without_a_reference(
     (record,) = json.loads(capsys.readouterr().out)
     assert record.keys() == RECORD
     assert {name for name, value in record.items() if value is None} == {
-        *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval", "difference")
+        *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval", "difference"),
+        *("distance", "lost"),
     }
 
 
@@ -409,6 +417,8 @@ def test_a_saved_reference_of_something_else_is_refused(
     ):
         with pytest.raises(FormatError, match=f"saved: it was saved with another {what}"):
             evaluate(folder, texts, reference=file, window=window, windows=windows)
+    with pytest.raises(FormatError, match="another tool to be like: None, not 'mlx-lm'"):
+        evaluate(folder, [text], reference=file, window=WINDOW, windows=4, like="mlx-lm")
     cut_otherwise = make_model("b", pieces=tokenizer_model("".join(reversed(TEXT))))
     with pytest.raises(FormatError, match="another tokenizer"):
         evaluate(cut_otherwise, [text], reference=file, window=WINDOW, windows=4)
@@ -444,3 +454,159 @@ def test_an_interruption_leaves_no_file(
             evaluate(folder, [text], save_reference=saved, **options)
         assert list(temporary.iterdir()) == []
         assert not file.exists()
+
+
+def test_a_saved_reference_tells_the_weights_that_bits_are_counted_by(
+    make_model: MakeModel, text: Path, tmp_path: Path
+) -> None:
+    judge, file = make_model("a"), tmp_path / "saved"
+    options = {"window": WINDOW, "windows": 4}
+    saved = one(evaluate(judge, [text], reference=judge, save_reference=file, **options))
+    assert saved.size is not None
+    assert saved.size.bits_per_weight is not None
+    assert 32 < saved.size.bits_per_weight < 33  # norms and the header
+    few = {**CONFIG, "intermediate_size": 12}
+    small = make_model("b")
+    weights = mx.load(str(small / "model.safetensors"))
+    assert isinstance(weights, dict)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        full = f"model.layers.0.mlp.{name}.weight"
+        weights[full] = weights[full][:, :12] if name == "down_proj" else weights[full][:12]
+    mx.save_safetensors(str(small / "model.safetensors"), weights)
+    (small / "config.json").write_text(json.dumps(few))
+    found = one(evaluate(small, [text], reference=file, **options)).size
+    assert found is not None
+    ratio = found.model_bytes / saved.size.model_bytes
+    assert found.bits_per_weight == pytest.approx(saved.size.bits_per_weight * ratio)
+
+
+def test_half_of_every_window_is_scored_as_llama_cpp_does(
+    make_model: MakeModel, text: Path
+) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    options = {"like": "llama.cpp", "window": WINDOW, "windows": 6, "both_directions": True}
+    result = one(evaluate(folder, [text], reference=reference, **options))
+    tokens = load_tokenizer(folder).encode(TEXT)[: 6 * WINDOW]
+    windows = np.array(tokens).reshape(6, WINDOW)
+    windows[:, 0] = tokens[0]
+    p, q = (log_probabilities(f, mx.array(windows))[:, WINDOW // 2 :] for f in (folder, reference))
+    nll = -np.take_along_axis(p, windows[:, WINDOW // 2 + 1 :, None], axis=-1).ravel()
+    kl, back = (np.exp(q) * (q - p)).sum(axis=-1), (np.exp(p) * (p - q)).sum(axis=-1)
+    atol = rounding(float(np.abs(nll).max()))
+    assert result.tokens == nll.size == 6 * (WINDOW - 1 - WINDOW // 2)
+    assert result.nll == pytest.approx(nll.mean(), rel=0, abs=atol)
+    assert result.nll_error == pytest.approx(nll.std(ddof=1) / math.sqrt(nll.size), abs=atol)
+    assert result.nll_interval == confidence_interval(result.nll, result.nll_error, nll.size)
+    assert result.kl == pytest.approx(kl.mean(), rel=0, abs=atol)
+    assert result.distance is not None
+    assert result.distance.back is not None
+    assert result.distance.back.value == pytest.approx(back.mean(), rel=0, abs=atol)
+
+
+def test_all_windows_are_read_where_the_tool_reads_all(make_model: MakeModel, text: Path) -> None:
+    folder = make_model("a")
+    tokens = len(load_tokenizer(folder).encode(TEXT))
+    result = one(evaluate(folder, [text], like="llama.cpp", window=WINDOW))
+    assert result.windows == tokens // WINDOW
+    with pytest.raises(ValueError, match=rf"{tokens} tokens; as llama.cpp .* {2 * tokens} tokens"):
+        evaluate(folder, [text], like="llama.cpp", window=tokens)
+
+
+def spoilt(folder: Path, token: int) -> Path:
+    """Let a model be NaN in every window that has a token."""
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.embed_tokens.weight"][token] = mx.nan
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    return folder
+
+
+def test_the_share_that_is_not_finite_is_told_with_its_place(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, reference = make_model("a"), make_model("b", seed=1)
+    tokens = text_windows(load_tokenizer(folder), TEXT, length=WINDOW, limit=4)
+    last = int(tokens[2, -2])  # it stands there, and may stand elsewhere
+    lost = (np.asarray(tokens)[:, :-1] == last).any(axis=1)  # attention takes 0 times NaN
+    words = ["--window", str(WINDOW), "--windows", "4", "--text", str(text)]
+    spoilt(folder, last)
+    result = one(evaluate(folder, [text], reference=reference, window=WINDOW, windows=4))
+    assert result.not_finite == pytest.approx(lost.mean())
+    first = int(lost.argmax()) + 1
+    assert result.lost == f"window {first}, after model.layers.0"
+    assert result.kl == result.perplexity == math.inf
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", str(folder), "--reference", str(reference), *words, "--full"])
+    printed = capsys.readouterr().out
+    assert f"not finite: {lost.mean():.2%} of the tokens of text.txt in {folder}" in printed
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(reference), "--reference", str(folder), *words])
+    message = capsys.readouterr().err
+    assert "its predictions are not finite, after model.layers.0" in message
+
+
+def test_the_command_says_how_many_tokens_a_percentile_needs(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    words = ["evaluate", str(folder), "--text", str(text), "--window", str(WINDOW)]
+    words += ["--reference", str(reference)]
+    for count, is_known in ((4, False), (100, True)):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--windows", str(count)])
+        printed = capsys.readouterr().out
+        assert ("99.9 %  top-1" in printed) == is_known
+        scored = count * (WINDOW - 1)
+        why = f"no 99.9 % of text.txt: it needs 1000 tokens, and {scored} were scored"
+        assert (why in printed) != is_known
+
+
+def test_the_command_prints_everything_on_request(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    words = ["evaluate", str(folder), "--text", str(text), "--window", str(WINDOW)]
+    words += ["--reference", str(reference), "--windows", "4", "--like", "mlx-lm"]
+    plot = tmp_path / "kl.png"
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--full", "--both-directions", "--plot", str(plot)])
+    printed = capsys.readouterr().out
+    options = {"window": WINDOW, "windows": 4, "like": "mlx-lm", "both_directions": True}
+    result = one(evaluate(folder, [text], reference=reference, **options))
+    d = result.distance
+    assert d is not None
+    assert d.back is not None
+    assert d.correlation is not None
+    assert d.kl_over_tokens.median is not None
+    assert result.perplexity_error is not None
+    for said in (
+        f"text.txt: {folder}",
+        f"perplexity         {result.perplexity:.6f} ± {result.perplexity_error:.6f} [",
+        f"ratio              {d.ratio.value:.6f} ± {d.ratio.error:.6f} [",
+        f"correlation of ln  {d.correlation:.2%}",
+        f"KL, mnat, back     {1e3 * d.back.value:.6f} ± ",
+        f"same top 5, %      {1e2 * d.top5.value:.3f} ± ",
+        f"its RMS, %         {1e2 * d.change_rms.value:.3f} ± ",
+        f"median {1e3 * d.kl_over_tokens.median:.6f}",
+        "needs 1000 tokens",
+        "tokens per second",
+        "Student's t over the tokens",
+        f"settings   {result.settings and result.settings.digest}: text.txt",
+        "BOS: the text; float32 on cpu; like mlx-lm",
+        f"plot       {plot}",
+    ):
+        assert " ".join(said.split()) in " ".join(printed.split()), said
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_plot_that_cannot_be_is_refused_before_the_work(
+    make_model: MakeModel, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make_model("a"))
+    words = ["evaluate", folder, "--text", str(text), "--plot", str(text)]
+    for more, why in (([], "from a --reference"), (["--reference", folder], "was not written by")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, *more])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert why in line
+    assert text.read_text(encoding="utf-8") == TEXT

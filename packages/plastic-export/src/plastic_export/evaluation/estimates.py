@@ -67,7 +67,7 @@ class Vocabulary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Runtime:
+class RunSpeed:
     """What a run over a text, or several, took.
 
     Attributes:
@@ -75,6 +75,11 @@ class Runtime:
             comparison of the predictions.
         peak_memory: Bytes of MLX's arrays at most, as mlx-lm counts them; those of NumPy, which
             computes in its place on a CPU, are not among them.
+
+    Examples:
+        >>> (result,) = evaluate("SRC", ["text.txt"], window=24, windows=8)
+        >>> result.runtime.tokens_per_second > 0, result.runtime.peak_memory > 0
+        (True, True)
     """
 
     tokens_per_second: float
@@ -82,7 +87,7 @@ class Runtime:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """How large a checkpoint is.
 
     Attributes:
@@ -90,6 +95,11 @@ class Size:
         bits_per_weight: Eight times that, per entry of all matrices of the largest of the
             checkpoints that were compared, so that matrices in factors count as what they stand
             for; None where it has no matrix that can be counted.
+
+    Examples:
+        >>> (result,) = evaluate("PACKED", ["text.txt"], reference="SRC", window=24, windows=8)
+        >>> 8 * result.size.model_bytes / result.size.bits_per_weight == 65536 + 2 * 80 * 64
+        True
     """
 
     model_bytes: int
@@ -156,8 +166,8 @@ class Evaluation:
     not_finite: float = 0.0
     lost: str | None = None
     distance: Distance | None = None
-    size: Size | None = None
-    runtime: Runtime | None = field(default=None, compare=False)
+    size: ModelSize | None = None
+    runtime: RunSpeed | None = field(default=None, compare=False)
     settings: EvaluationSettings | None = None
 
     @property
@@ -197,8 +207,8 @@ def estimate(
     vocabulary: Vocabulary | None = None,
     overflows: bool = False,
     lost: str | None = None,
-    size: Size | None = None,
-    runtime: Runtime | None = None,
+    size: ModelSize | None = None,
+    runtime: RunSpeed | None = None,
 ) -> Evaluation:
     """Summarise what was measured at every token of a text.
 

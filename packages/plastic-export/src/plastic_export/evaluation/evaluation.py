@@ -20,7 +20,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.evaluation.convention import CONVENTIONS, OWN, Convention, Like
-from plastic_export.evaluation.estimates import Evaluation, Size, Vocabulary, estimate
+from plastic_export.evaluation.estimates import Evaluation, ModelSize, Vocabulary, estimate
 from plastic_export.evaluation.measures import Windows
 from plastic_export.evaluation.reading import Reading
 from plastic_export.evaluation.saved_reference import SavedReference
@@ -198,12 +198,12 @@ def compare(
     ]
 
 
-def _size(checkpoint: Checkpoint, weights: int) -> Size:
+def _size(checkpoint: Checkpoint, weights: int) -> ModelSize:
     """Return how large a checkpoint is, and per weight if there are any."""
     adapter = adapter_of(checkpoint.folder)
     files = [*checkpoint.weight_files, *([adapter / FILE] if adapter else [])]
     nbytes = sum(file.stat().st_size for file in files)
-    return Size(nbytes, 8 * nbytes / weights if weights else None)
+    return ModelSize(nbytes, 8 * nbytes / weights if weights else None)
 
 
 def _opened(source: str | Path) -> Checkpoint:

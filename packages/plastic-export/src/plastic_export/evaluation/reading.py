@@ -20,7 +20,7 @@ from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.estimate.peaks import running_peak, whole_peak
 from plastic_export.estimate.phases import evaluation_work
 from plastic_export.estimate.speed import Work
-from plastic_export.evaluation.estimates import Runtime
+from plastic_export.evaluation.estimates import RunSpeed
 from plastic_export.evaluation.measures import (
     ROWS,
     LogProbabilities,
@@ -59,7 +59,7 @@ class Measured(NamedTuple):
 
     texts: list[TokenMeasures]
     lost: list[str | None]
-    runtime: Runtime
+    runtime: RunSpeed
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Reading:
                 reason = f"its predictions of {text} are not finite, from {place} on"
                 raise FormatError.about(source, reason, _NOT_FINITE)
         tokens = sum(t[:, 1:].size for _, t in self.texts)
-        return Measured(measured, places, Runtime(tokens / seconds, mx.get_peak_memory()))
+        return Measured(measured, places, RunSpeed(tokens / seconds, mx.get_peak_memory()))
 
     def write(
         self,
