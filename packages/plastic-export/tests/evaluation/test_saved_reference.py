@@ -128,3 +128,5 @@ def test_another_setting_is_named(tmp_path: Path) -> None:
             saved.check({**SETTINGS, "window length": 8}, windows=1)
         with pytest.raises(FormatError, match="another text;"):
             saved.check({**SETTINGS, "text": ["b"]}, windows=1)
+        with pytest.raises(FormatError, match="another window length: 4, not None"):
+            saved.check({"text": ["a"]}, windows=1)

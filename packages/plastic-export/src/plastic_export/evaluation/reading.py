@@ -99,7 +99,7 @@ class Reading:
             ValueError: If not one window fits into memory.
             OSError: If a disk is too small.
         """
-        tokens = sum(rows for rows, _ in self.shapes_of_windows)
+        tokens = self._tokens
         spooled = 2 * 4 * tokens * max(shape.width for shape in self.shapes.values())
         saved = reference_bytes(self.shapes_of_windows) if kept else 0
         check_disk(Path(tempfile.gettempdir()), spooled + (saved if file is None else 0))
@@ -134,8 +134,8 @@ class Reading:
             if not each.is_finite.any():
                 reason = f"its predictions of {text} are not finite, from {place} on"
                 raise FormatError.about(source, reason, _NOT_FINITE)
-        tokens = sum(t[:, 1:].size for _, t in self.texts)
-        return Measured(measured, places, RunSpeed(tokens / seconds, mx.get_peak_memory()))
+        runtime = RunSpeed(self._tokens / seconds, mx.get_peak_memory())
+        return Measured(measured, places, runtime)
 
     def write(
         self,
@@ -164,6 +164,11 @@ class Reading:
         return [
             (t.shape[1] - scored, self.vocabulary) for _, t in self.texts for _ in range(len(t))
         ]
+
+    @property
+    def _tokens(self) -> int:
+        """How many tokens a run reads: all but the last of each window."""
+        return sum(tokens[:, 1:].size for _, tokens in self.texts)
 
     @property
     def _length(self) -> int:

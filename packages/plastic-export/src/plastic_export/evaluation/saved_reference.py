@@ -109,8 +109,8 @@ class SavedReference(Closing):
         Raises:
             FormatError: Naming the first one that differs.
         """
-        for key, ours in settings.items():
-            theirs = self.settings.get(key)
+        for key in [*(self.settings.keys() - settings.keys()), *settings]:
+            ours, theirs = settings.get(key), self.settings.get(key)
             if theirs != ours and key != _INFORMATION:
                 values = "" if isinstance(ours, list | dict) else f": {theirs!r}, not {ours!r}"
                 reason = f"it was saved with another {key}{values}"
