@@ -50,5 +50,5 @@ def test_it_says_what_begins_with_bos(
 def test_a_tool_to_be_like_is_told_first_of_what_a_reference_depends_on(file: Path) -> None:
     ours, like = (settings_of(file, TOKENS, [1], tool) for tool in (None, "llama.cpp"))
     assert (ours.scored, like.scored, like.errors_over) == (3, 1, "tokens")
-    assert "tool to be like" not in reference_settings([ours], 4, 24)
-    assert next(iter(reference_settings([like], 4, None))) == "tool to be like"
+    assert "convention" not in reference_settings([ours], 4, 24)
+    assert next(iter(reference_settings([like], 4, None))) == "convention"

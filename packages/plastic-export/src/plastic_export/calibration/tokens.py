@@ -75,7 +75,7 @@ class TokenReader:
         rows: How many tokens the model has an embedding for.
         size: How many tokens the tokenizer has; that of the model while none was needed.
         counts: How often each token came in the text that was read last, windows or not.
-        prefix: The tokens that begin every text, of the text that was read last.
+        prefixes: The tokens that begin every window of a text, or would, by the name of its file.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> None:
@@ -84,7 +84,7 @@ class TokenReader:
         self.rows = embedding_rows(checkpoint.config, checkpoint.folder / CONFIG)
         self.size = self.rows
         self.counts = np.zeros(0, np.int64)
-        self.prefix: Sequence[int] = ()
+        self.prefixes: dict[str, list[int]] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -114,15 +114,17 @@ class TokenReader:
             if given is not None:
                 check_tokens(given.ravel(), self.rows, self._checkpoint.folder)
                 self.counts = np.bincount(given.ravel())
-                return self._given(given, length, limit, cut)
-            text, tokenizer = read_text(file), self.tokenizer
-            self.prefix = prefix_tokens(tokenizer)
-            ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-            self.check([*self.prefix, *ids])
+                first = int(given.flat[0])
+                prefix = [first] if first == self.config.get("bos_token_id") else []
+                self.prefixes[str(file)] = prefix
+                return _given(given, prefix, length, limit, cut)
+            content, tokenizer = read_text(file), self.tokenizer
+            prefix = self.prefixes[str(file)] = prefix_tokens(tokenizer)
+            ids = tokenizer.encode(content, add_special_tokens=False, verbose=False)
+            self.check([*prefix, *ids])
             self.counts = np.bincount(np.asarray(ids, np.int64))
-            return cut(
-                TokenText(ids, self.prefix, tokenizer.eos_token_id), length=length, limit=limit
-            )
+            text = TokenText(ids, prefix, tokenizer.eos_token_id)
+            return cut(text, length=length, limit=limit)
 
     def check(self, ids: ArrayLike) -> None:
         """Refuse tokens of the tokenizer that the model does not know.
@@ -143,13 +145,14 @@ class TokenReader:
             return tokenizer_digests(self._checkpoint)
         return digests_in(tokenizer_folder(self._place))
 
-    def _given(self, ids: NDArray[np.int64], length: int, limit: int | None, cut: Cut) -> mx.array:
-        first = int(ids.flat[0])
-        self.prefix = [first] if first == self.config.get("bos_token_id") else []
-        if ids.ndim == 1:
-            text = TokenText(ids.tolist(), self.prefix, None)
-            return cut(text, length=length, limit=limit)
-        if ids.shape[1] != length:
-            raise ValueError(f"each row holds {ids.shape[1]} tokens, and `window` is {length}")
-        taken = len(ids) if limit is None else min(limit, len(ids))
-        return mx.array(ids[evenly_spread(taken, len(ids))].astype(np.int32))
+
+def _given(
+    ids: NDArray[np.int64], prefix: list[int], length: int, limit: int | None, cut: Cut
+) -> mx.array:
+    """Return token ids as windows: cut where they are one text, chosen where they are rows."""
+    if ids.ndim == 1:
+        return cut(TokenText(ids.tolist(), prefix, None), length=length, limit=limit)
+    if ids.shape[1] != length:
+        raise ValueError(f"each row holds {ids.shape[1]} tokens, and `window` is {length}")
+    taken = len(ids) if limit is None else min(limit, len(ids))
+    return mx.array(ids[evenly_spread(taken, len(ids))].astype(np.int32))

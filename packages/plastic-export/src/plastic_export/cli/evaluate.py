@@ -93,9 +93,10 @@ def evaluate_command(
         say=output.say,
         track=output.track,
     )
+    output.show(present_evaluations(results, full=full))
     if plot is not None:
         save_kl_plot(plot, results)
-    output.show(present_evaluations(results, full=full, plot=plot))
+        output.say(f"plot: {plot}")
 
 
 def _check_plot(plot: Path, reference: str | None) -> None:

@@ -61,6 +61,7 @@ class Distance:
     change_over_tokens: Distribution
 
 
+@np.errstate(invalid="ignore")  # infinity less infinity, of a token that both hold impossible
 def distance_of(measured: TokenMeasures, draws: Draws) -> Distance | None:
     """Return the distance that tokens show, None where they were measured without a reference.
 
@@ -92,7 +93,7 @@ def distance_of(measured: TokenMeasures, draws: Draws) -> Distance | None:
 
 def _correlation(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float | None:
     """Return Pearson's correlation."""
-    if not isfinite(ours.sum()):
+    if not isfinite(ours.sum() + theirs.sum()):
         return None
     x, y = ours - ours.mean(), theirs - theirs.mean()
     scale = float(np.sqrt((x**2).sum() * (y**2).sum()))

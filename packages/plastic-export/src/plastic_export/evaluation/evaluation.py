@@ -156,9 +156,10 @@ def compare(
     readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
     ids = _same_windows(readers, texts, rule, window, windows)
     exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
-    prefix = next(iter(readers.values())).prefix
+    prefixes = next(iter(readers.values())).prefixes
     described = [
-        settings_of(file, each.tokens, prefix, like) for file, each in zip(texts, ids, strict=True)
+        settings_of(file, each.tokens, prefixes[str(file)], like)
+        for file, each in zip(texts, ids, strict=True)
     ]
     settings = reference_settings(described, window, windows)
     rows = max(reader.rows for reader in readers.values())

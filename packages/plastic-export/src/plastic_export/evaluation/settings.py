@@ -119,7 +119,7 @@ def reference_settings(
         "precision": texts[0].precision,
     }
     like = texts[0].like
-    return {"tool to be like": like, **found} if like else found
+    return {"convention": like, **found} if like else found
 
 
 def _beginning(tokens: np.ndarray, prefix: Sequence[int]) -> Beginning:

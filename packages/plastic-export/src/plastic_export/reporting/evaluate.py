@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from plastic_runtime import format_bytes
@@ -20,17 +19,14 @@ from plastic_export.reporting.tables import Presented, figures
 MEASURES = ("nll", "perplexity", "kl", "top1")
 
 
-def present_evaluations(
-    results: Sequence[Evaluation], *, full: bool = False, plot: Path | None = None
-) -> Presented:
+def present_evaluations(results: Sequence[Evaluation], *, full: bool = False) -> Presented:
     """Show one row per text and checkpoint, then the differences from the first checkpoint.
 
     Args:
         results: What was measured.
         full: Whether every figure of every row follows, a block of lines each.
-        plot: The plot that was saved.
     """
-    return Presented([_record(r) for r in results], _lines(results, full=full, plot=plot))
+    return Presented([_record(r) for r in results], _lines(results, full=full))
 
 
 def _record(r: Evaluation) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def _record(r: Evaluation) -> dict[str, Any]:
     return asdict(r) | intervals | parts
 
 
-def _lines(results: Sequence[Evaluation], *, full: bool, plot: Path | None) -> list[Table | str]:
+def _lines(results: Sequence[Evaluation], *, full: bool) -> list[Table | str]:
     blocks = [line for r in results for line in full_lines(r)] if full else []
     return [
         _table(results),
@@ -69,7 +65,6 @@ def _lines(results: Sequence[Evaluation], *, full: bool, plot: Path | None) -> l
         *_overflows(results),
         *_not_finite(results),
         *_settings(results),
-        *([f"plot       {plot}"] if plot else []),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plastic_export.evaluation.estimates import Evaluation
 from plastic_export.reporting.plots.size_plot import (
@@ -16,10 +16,12 @@ from plastic_export.reporting.plots.size_plot import (
 )
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FARTHEST = 99.9
 """The percentile that is drawn beside the mean."""
+MARGIN = 1.5  # above and below what is drawn
 
 
 def save_kl_plot(file: str | PathLike[str], results: Sequence[Evaluation]) -> None:
@@ -51,48 +53,58 @@ def kl_figure(results: Sequence[Evaluation]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    drawn = [(r, mean, far) for r in results for mean, far in [_heights(r)] if mean or far]
-    if not drawn:
+    points = [point for r in results for point in _points(r)]
+    if not points:
         raise ValueError("`plot` needs a `reference`, and a checkpoint that differs from it")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    unit, name = size_unit(max(_nbytes(r) for r, *_ in drawn))
-    texts = [*dict.fromkeys(r.text for r, *_ in drawn)]
-    for number, text in enumerate(texts):
-        own = [(r, mean, far) for r, mean, far in drawn if r.text == text]
-        for kind, marker, heights in (
-            ("mean", "o", [(r, mean) for r, mean, _ in own if mean]),
-            (f"{FARTHEST} %", "x", [(r, far) for r, _, far in own if far]),
-        ):
-            if heights:
-                axes.plot(
-                    [_nbytes(r) / unit for r, _ in heights],
-                    [1e3 * height for _, height in heights],
-                    marker, color=f"C{number}", markerfacecolor="white", label=f"{text}, {kind}",
-                )  # fmt: skip
-    for r, mean, far in drawn:
+    unit, name = size_unit(max(_nbytes(p.of) for p in points))
+    _draw_points(axes, points, unit)
+    heights = [p.height for p in points]
+    axes.set_ylim(min(heights) / MARGIN, max(heights) * MARGIN)  # one height alone has no range
+    scale_divergence(axes, "KL divergence to the reference, millinats per token")
+    axes.set_xlabel(f"model files, {name}")
+    sizes = [p.of.size for p in points if p.of.size and p.of.size.bits_per_weight]
+    bits = [size.bits_per_weight or 0 for size in sizes]
+    bits_above(axes, [size.model_bytes / unit for size in sizes], bits)
+    axes.legend(frameon=False)
+    return figure
+
+
+class _Point(NamedTuple):
+    """A divergence of a checkpoint on a text, in millinats."""
+
+    of: Evaluation
+    kind: str
+    height: float
+
+
+def _points(r: Evaluation) -> list[_Point]:
+    """Return what can be drawn of a result, the mean first."""
+    far = r.distance and r.distance.kl_over_tokens.percentiles[FARTHEST]
+    found = {"mean": r.kl, f"{FARTHEST} %": far}
+    return [
+        _Point(r, kind, 1e3 * kl) for kind, kl in found.items() if kl and isfinite(kl) and kl > 0
+    ]
+
+
+def _draw_points(axes: Axes, points: Sequence[_Point], unit: int) -> None:
+    """Markers, a colour per text, and beside the first of a result the checkpoint's name."""
+    colors = {text: f"C{i}" for i, text in enumerate(dict.fromkeys(p.of.text for p in points))}
+    for text, kind in dict.fromkeys((p.of.text, p.kind) for p in points):
+        own = [p for p in points if (p.of.text, p.kind) == (text, kind)]
+        sizes, heights = [_nbytes(p.of) / unit for p in own], [p.height for p in own]
+        style: Any = {"color": colors[text], "markerfacecolor": "white"}
+        axes.plot(sizes, heights, "o" if kind == "mean" else "x", label=f"{text}, {kind}", **style)
+    for p in {id(p.of): p for p in reversed(points)}.values():
         axes.annotate(
-            r.checkpoint,
-            (_nbytes(r) / unit, 1e3 * (mean or far or 0)),
+            p.of.checkpoint,
+            (_nbytes(p.of) / unit, p.height),
             xytext=(7, 5),
             textcoords="offset points",
             fontsize="small",
             parse_math=False,
         )
-    scale_divergence(axes, "KL divergence to the reference, millinats per token")
-    axes.set_xlabel(f"model files, {name}")
-    sized = [(_nbytes(r) / unit, r.size.bits_per_weight) for r, *_ in drawn if r.size]
-    known = [(size, bits) for size, bits in sized if bits is not None]
-    bits_above(axes, [size for size, _ in known], [bits for _, bits in known])
-    axes.legend(frameon=False)
-    return figure
-
-
-def _heights(r: Evaluation) -> tuple[float | None, float | None]:
-    """Return the mean and the percentile, None where there is none to draw."""
-    far = r.distance and r.distance.kl_over_tokens.percentiles[FARTHEST]
-    mean, far = (x if x and isfinite(x) and x > 0 else None for x in (r.kl, far))
-    return mean, far
 
 
 def _nbytes(r: Evaluation) -> int:

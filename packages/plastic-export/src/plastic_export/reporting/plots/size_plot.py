@@ -208,7 +208,7 @@ def bits_above(axes: Axes, sizes: Sequence[float], bits: Sequence[float]) -> Non
         sizes: The sizes of all points, in the unit of the axis.
         bits: Their bits per weight.
     """
-    if np.ptp(sizes) == 0 or np.ptp(bits) == 0:
+    if len({*sizes}) < 2 or len({*bits}) < 2:
         return
     slope = np.ptp(bits) / np.ptp(sizes)
     offset = min(bits) - slope * min(sizes)
