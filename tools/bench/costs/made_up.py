@@ -14,7 +14,7 @@ from meters import peak, resident, spent
 from mlx.utils import tree_flatten
 from plastic_core.files import write_json
 from plastic_export import Calibration, execute_plan, plan_checkpoint
-from plastic_export.calibration import in_batches
+from plastic_export.calibration import in_batches, pulled_tokens
 from plastic_export.model import use_numpy_functions
 from plastic_runtime import measure_grams
 from plastic_runtime.measure import linear_layers
@@ -26,9 +26,17 @@ TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.jso
 
 
 def calibrated(
-    blocks: int, width: int, inner: int, vocabulary: int, windows: int, window: int
+    blocks: int,
+    width: int,
+    inner: int,
+    vocabulary: int,
+    windows: int,
+    window: int,
+    gradients: int | None = None,
 ) -> Figures:
     """The Grams of all linear layers, head included, and a plain forward pass on the same tokens.
+
+    Gradients are taken of so many of the batches, or of as many tokens as ``plastic plan`` takes.
 
     ``largest`` is the bytes of the largest block in float32, with its sums: of the model, or of
     the head with its input Gram.
@@ -37,6 +45,8 @@ def calibrated(
     tokens = mx.random.randint(0, vocabulary, (windows, window), key=mx.random.key(0))
     batches = in_batches(tokens, max(vocabulary, inner))
     mx.eval(batches)
+    pulled = pulled_tokens(tokens.size, max(width, inner), routed=False)
+    gradients = gradients or -(-len(batches) * pulled // tokens.size)
     block, head = widened_bytes(model.layers[0]), widened_bytes(model.lm_head)
     largest = max(block + gram_bytes(model.layers[0]), head + 4 * width**2)
     paths = [*linear_layers(model, None)[0]]
@@ -45,7 +55,11 @@ def calibrated(
         once, _ = spent(lambda: forward(model, batches))
         loaded = resident()
         with use_numpy_functions():  # as ``plastic plan`` measures
-            taken, _ = spent(lambda: measure_grams(model, batches, file, paths=paths).close())
+            taken, _ = spent(
+                lambda: measure_grams(
+                    model, batches, file, paths=paths, gradients=gradients
+                ).close()
+            )
     sizes = {"loaded": loaded, "largest": largest, "added": peak() - loaded}
     return {**taken._asdict(), "forward": once._asdict(), "tokens": tokens.size, **sizes}
 

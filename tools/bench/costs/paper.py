@@ -1,7 +1,8 @@
 """A model of 7 billion parameters on paper: the sum of what its parts took.
 
-Nothing of it runs as a whole. Measured are: a block of that width under two numbers of tokens, so
-that what each token takes is told from what each block takes; the same with the head's vocabulary;
+Nothing of it runs as a whole. Measured are: a block of that width under two numbers of tokens and
+of gradients, so that what each of them takes is told from what each block takes; the same with the
+head's vocabulary;
 the price and the rounding of every shape; a forward pass. Prices are corrected by samples of every
 group of alike matrices: these are counted as roundings, at 4 bits all of them, and the model runs
 with them from the first block that is changed on.
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plastic_export import Candidate
-from plastic_export.plan import alike, in_a_block, samples_of
+from plastic_export.calibration import pulled_tokens
+from plastic_export.plan import PROBED_TOKENS, alike, in_a_block, samples_of
 
 from costs.measurements import Figures, Measurements
 from costs.scale import Scale
@@ -25,7 +27,6 @@ from costs.shapes import llama
 WINDOW = 256
 SPARE = 512  # tokens of a vocabulary that a block is measured with
 BITS = 4
-PROBED = 2048  # tokens that the model runs with samples on
 ROUNDED, RUN = 3, 2  # widths in which samples of blocks are rounded, and run; others in all of them
 
 
@@ -71,19 +72,24 @@ def _passes_with(group: Sequence[Candidate], layers: int) -> float:
 def _passes(measure: Measurements, scale: Scale, passes: float) -> dict[str, float]:
     """Seconds of the calibration, and of so many forward passes of the probe of prices."""
 
-    def block(windows: int, vocabulary: int) -> Figures:
+    def block(windows: int, gradients: int, vocabulary: int) -> Figures:
         size = {"width": scale.hidden, "inner": scale.inner, "vocabulary": vocabulary}
-        return measure.of("calibrate", blocks=1, **size, windows=windows, window=WINDOW)
+        amount = {"windows": windows, "window": WINDOW, "gradients": gradients}
+        return measure.of("calibrate", blocks=1, **size, **amount)
 
-    few, more = block(scale.block_windows[0], SPARE), block(scale.block_windows[1], SPARE)
-    head = block(scale.block_windows[1], scale.vocabulary)
-    per_token = (more["cpu"] - few["cpu"]) / (more["tokens"] - few["tokens"])
-    per_block = max(0.0, few["cpu"] - per_token * few["tokens"])
-    of_head = max(0.0, head["cpu"] - more["cpu"]) / head["tokens"]
+    few, many = scale.block_windows
+    least, more, most = block(few, few, SPARE), block(many, few, SPARE), block(many, many, SPARE)
+    head = block(many, many, scale.vocabulary)
+    added = most["tokens"] - least["tokens"]
+    forwards, backwards = (more["cpu"] - least["cpu"]) / added, (most["cpu"] - more["cpu"]) / added
+    per_block = max(0.0, least["cpu"] - (forwards + backwards) * least["tokens"])
+    of_head = max(0.0, head["cpu"] - most["cpu"]) / head["tokens"]
     tokens = scale.windows * scale.window
-    forward = scale.layers * more["forward"]["cpu"] / more["tokens"]
-    forward += (head["forward"]["cpu"] - more["forward"]["cpu"]) / head["tokens"]
+    pulled = pulled_tokens(tokens, max(scale.hidden, scale.inner), routed=False)
+    in_block = forwards * tokens + backwards * pulled + per_block
+    forward = scale.layers * most["forward"]["cpu"] / most["tokens"]
+    forward += (head["forward"]["cpu"] - most["forward"]["cpu"]) / head["tokens"]
     return {
-        "calibration": scale.layers * (per_token * tokens + per_block) + of_head * tokens,
-        "probe": forward * PROBED * passes,
+        "calibration": scale.layers * in_block + of_head * pulled,
+        "probe": forward * PROBED_TOKENS * passes,
     }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mlx_lm.utils import _get_classes
 from plastic_core.testing import parameters, tolerance
+from plastic_export.calibration import loss_grams as loss_grams_module
 from plastic_export.calibration.loss_grams import measure_loss_grams, use_float32
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import open_checkpoint
@@ -113,7 +114,7 @@ def test_a_text_is_measured_once_and_a_cut_run_goes_on(
         for item in items:
             steps.append(description)
             yield item
-            if "block" in description:
+            if "backwards" in description:
                 raise KeyboardInterrupt
 
     def count(items: Sequence[Any], description: str) -> Iterable[Any]:
@@ -130,7 +131,30 @@ def test_a_text_is_measured_once_and_a_cut_run_goes_on(
                 assert sorted(grams) == paths
                 assert grams.tokens == 4 * 16
     forwards = ["calibrating, forwards"] * 2 + ["calibrating, logits"]
-    assert steps == [*forwards, *["calibrating, block by block"] * 2]
+    assert steps == [*forwards, *["calibrating, backwards"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "windows", "pulled"),
+    [("v_proj", 8, 32), ("down_proj", 8, 64), ("down_proj", 2, 32), ("down_proj", 124, 496)],
+)
+def test_gradients_are_of_a_quarter_but_of_as_many_tokens_as_their_entries(
+    readable: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    windows: int,
+    pulled: int,
+) -> None:
+    monkeypatch.setattr(loss_grams_module, "_TOKENS", 16)
+    calibration = Calibration(text, window=16, windows=windows)
+    with open_checkpoint(readable) as checkpoint:
+        name = min(p for p in linear_paths(checkpoint.config) if p.endswith(path))
+        file = tmp_path / "grams.npz"
+        with measure_loss_grams(checkpoint, calibration, [name], file) as grams:
+            assert grams.tokens == grams[name].output.tokens == pulled
+            assert grams[name].input.tokens == 16 * windows
 
 
 def test_a_layer_whose_weight_the_model_reads_by_itself_is_not_measured(

@@ -25,6 +25,7 @@ def model(side: int, blocks: int = 2) -> ModelShape:
 def plan(shape: ModelShape, **options: object) -> Work:
     settings = {
         "tokens": 100,
+        "pulled": 25,
         "widest": 10**6,
         "probed": 10,
         "sampled": [],
@@ -61,7 +62,7 @@ def test_what_is_asked_for_beside_costs_more() -> None:
     shape = model(256)
     assert plan(shape, corrected=True).seconds(SLOW) > plan(shape).seconds(SLOW)
     assert plan(shape, sampled=shape.weights).doubles > plan(shape).doubles
-    assert plan(shape, tokens=0).seconds(SLOW) < plan(shape).seconds(SLOW)
+    assert plan(shape, tokens=0, pulled=0).seconds(SLOW) < plan(shape).seconds(SLOW)
     assert plan(shape, widest=16).products < plan(shape).products
     assert (
         learning_work(shape, learnt=8, judged=0, trained=False).products
@@ -74,4 +75,5 @@ def test_what_is_asked_for_beside_costs_more() -> None:
 
 def test_long_sides_are_summed_in_blocks() -> None:
     weights = [WeightShape("w", 1000, 10, 1, 0)]
-    assert gram_work(weights, 1, 100).products == (1000 * 100 + 10 * 10) / 2
+    assert gram_work(weights, 1, 1, 100).products == (1000 * 100 + 10 * 10) / 2
+    assert gram_work(weights, 4, 1, 100).products == (1000 * 100 + 4 * 10 * 10) / 2

@@ -29,6 +29,7 @@ from plastic_runtime.measure.grams import Site
 from plastic_runtime.measure.intercept import modules_by_path
 from plastic_runtime.measure.numpy_products import NumpyProduct
 from plastic_runtime.measure.recorder import LossRecorder, linear_layers
+from plastic_runtime.measure.sampled_loss import draws
 
 VOCABULARY, WIDTH, HIDDEN, BLOCKS = 11, 8, 12, 3
 
@@ -124,6 +125,14 @@ class ByName(Model):
         for number, layer in enumerate(self.layers):
             h = layer(x=h, mask=mask(tokens, number))
         return h
+
+
+class Tied(Model):
+    """The head is the embedding, and what enters the blocks is scaled."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        y: mx.array = self.embed.as_linear(self.through(3.0 * self.embed(tokens), tokens))
+        return y
 
 
 CHAINS = [Model, WithTokens, Half, Early, ByName]
@@ -292,6 +301,27 @@ def test_block_by_block_is_as_in_one_pass(kind: type[Model], seed: int, tmp_path
     assert list(tmp_path.iterdir()) == [tmp_path / "grams"]
 
 
+@pytest.mark.parametrize("kind", [Model, Half, Early, Tied, Plain])
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_may_be_taken_of_some_batches(
+    kind: type[nn.Module], count: int, tmp_path: Path
+) -> None:
+    model = kind()
+    paths = [path for path, _ in linear_layers(model, None)[0].items() if path != "before"]
+    paths += ["before"] if kind is Early else []
+    linears, wanted = linear_layers(model, paths)
+    some = LossRecorder(linears, wanted)
+    pulled = {1: [1], 2: [0, 2]}[count]
+    labelled = [both for i, both in enumerate(zip(BATCHES, draws(0), strict=False)) if i in pulled]
+    some.pull_back_model(model, labelled)
+    of_some, of_all = some.grams(), loss_grams(model, BATCHES, paths=paths)
+    wanted_grams = {p: LossGrams(of_all[p].input, of_some[p].output) for p in of_all}
+    with measure_grams(model, BATCHES, tmp_path / "grams", paths=paths, gradients=count) as grams:
+        assert_close(grams, wanted_grams)
+    with pytest.raises(ValueError, match=r"had gradients"):
+        measure_grams(model, BATCHES, tmp_path / "grams", paths=paths)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_is_no_chain_of_blocks_is_one_block(kind: type[nn.Module], tmp_path: Path) -> None:
     model = kind()
@@ -344,14 +374,6 @@ def test_a_layer_before_the_blocks_is_no_hindrance_unless_wanted(tmp_path: Path)
     assert BlockChain.of(model, linears, paths, BATCHES[0]) is not None
     with measure_grams(model, BATCHES, tmp_path / "grams", paths=paths) as grams:
         assert_close(grams, loss_grams(model, BATCHES, paths=paths))
-
-
-class Tied(Model):
-    """The head is the embedding, and what enters the blocks is scaled."""
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        y: mx.array = self.embed.as_linear(self.through(3.0 * self.embed(tokens), tokens))
-        return y
 
 
 class Mixing(Model):
@@ -479,16 +501,16 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
 
     def track(items: Sequence[Any], description: str) -> Iterable[Any]:
         for item in items:
-            state = file.with_name("grams.parts") / "state.json"
-            written.append(set(json.loads(state.read_text())["sites"]) if state.exists() else set())
+            state = json.loads((file.with_name("grams.parts") / "state.json").read_text())
+            side = "outputs" if "backwards" in description else "sites"
+            written.append({path.partition(".q")[0] for path in state[side] if ".q" in path})
             yield item
 
     measured(file, track=track)
-    forwards = BLOCKS + len(BATCHES)
-    assert written[:forwards] == [set()] * forwards
-    later = written[forwards:]
-    blocks = [{path.partition(".q")[0] for path in sites if ".q" in path} for sites in later]
-    assert blocks == [set(), {"layers.2"}, {"layers.2", "layers.1"}]
+    blocks = [f"layers.{number}" for number in range(BLOCKS)]
+    assert written[:BLOCKS] == [set(), {blocks[0]}, {blocks[0], blocks[1]}]
+    assert written[BLOCKS:-BLOCKS] == [set(blocks)] * len(BATCHES)
+    assert written[-BLOCKS:] == [set(), {blocks[2]}, {blocks[2], blocks[1]}]
 
 
 def test_sums_are_let_go_with_their_block(tmp_path: Path) -> None:
@@ -565,29 +587,28 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(call: int, tmp_path: Path) ->
     assert not (cut / "grams").exists()
     Block.calls = 0
     assert measured(cut / "grams") == measured(whole / "grams")
-    # Six calls for trial; nine are the first part, each further five, two for trial, one more.
-    spared = 0 if call <= 15 else 9 + (call - 16) // 5 * 5
+    # Six calls for trial, three for each block forwards; backwards five, two of them for trial.
+    spared = (call - 7) // 3 * 3 if call <= 15 else 9 + (call - 16) // 5 * 5
     assert Block.calls == 60 - spared
 
 
-@pytest.mark.parametrize("batch", [0, 2])
-def test_an_interruption_before_anything_is_finished_leaves_nothing(
-    batch: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", [Model, Plain])
+def test_an_interrupted_run_puts_the_model_back(kind: type[nn.Module], tmp_path: Path) -> None:
     def track(items: Sequence[Any], description: str) -> Iterable[Any]:
-        yield from items[:batch]
+        yield from items[:2]
         raise KeyboardInterrupt
 
-    model = Model()
+    model = kind()
     before = picture(model)
     with pytest.raises(KeyboardInterrupt):
         measure_grams(model, BATCHES, tmp_path / "grams", track=track)
-    assert list(tmp_path.iterdir()) == []
     assert picture(model) == before
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == (["grams.parts"] if kind is Model else [])  # of one part nothing is finished
 
 
-def cut_after_the_first_part(items: Sequence[Any], description: str) -> Iterable[Any]:
-    if "block" in description:
+def cut_before_the_way_back(items: Sequence[Any], description: str) -> Iterable[Any]:
+    if "backwards" in description:
         raise KeyboardInterrupt
     return items
 
@@ -620,7 +641,7 @@ def test_the_parts_of_another_run_are_refused_and_kept(
 ) -> None:
     file = tmp_path / "grams"
     with pytest.raises(KeyboardInterrupt):
-        measure_grams(Model(), BATCHES, file, track=cut_after_the_first_part)
+        measure_grams(Model(), BATCHES, file, track=cut_before_the_way_back)
     with pytest.raises(ValueError, match=rf"grams\.parts: .* had {what}.*; delete it"):
         measure_grams(Model(model), batches, file, **options)
     measured(file)
@@ -642,7 +663,7 @@ def test_the_file_and_the_parts_of_another_run_are_replaced_if_asked(
     file, parts, alone = (tmp_path / name for name in ("grams", "parts", "alone"))
     measured(file)
     with pytest.raises(KeyboardInterrupt):
-        measure_grams(Model(), BATCHES, parts, track=cut_after_the_first_part)
+        measure_grams(Model(), BATCHES, parts, track=cut_before_the_way_back)
     measure_grams(Model(model), batches, alone, **options).close()
     for replaced in (file, parts):
         measure_grams(Model(model), batches, replaced, replace=True, **options).close()
@@ -654,7 +675,7 @@ def test_a_file_stays_until_what_replaces_it_is_complete(tmp_path: Path) -> None
     file = tmp_path / "grams"
     before = measured(file)
     with pytest.raises(KeyboardInterrupt):
-        measure_grams(Model(), BATCHES, file, seed=1, replace=True, track=cut_after_the_first_part)
+        measure_grams(Model(), BATCHES, file, seed=1, replace=True, track=cut_before_the_way_back)
     assert file.read_bytes() == before
     after = measured(file, seed=1, replace=True)
     assert after != before
@@ -674,12 +695,12 @@ def test_a_damaged_file_is_replaced_if_asked(tmp_path: Path, damage: str) -> Non
     assert measured(file, replace=True) == content
 
 
-@pytest.mark.parametrize("name", ["state.json", "input.2", "gradient.3", "grams.npz"])
+@pytest.mark.parametrize("name", ["state.json", "kept.2", "gradient.3", "grams.npz"])
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_damaged_parts_are_refused(tmp_path: Path, name: str, damage: str) -> None:
     file = tmp_path / "grams"
     with pytest.raises(KeyboardInterrupt):
-        measure_grams(Model(), BATCHES, file, track=cut_after_the_first_part)
+        measure_grams(Model(), BATCHES, file, track=cut_before_the_way_back)
     part = tmp_path / "grams.parts" / name
     if damage == "missing" and name == "state.json":
         return  # nothing counts then, and it begins anew
@@ -772,6 +793,8 @@ def test_an_activation_that_is_not_finite_names_the_layer(tmp_path: Path) -> Non
 def test_no_batches_and_no_such_layer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`batches` must hold"):
         measure_grams(Model(), [], tmp_path / "grams")
+    with pytest.raises(ValueError, match="`gradients` must be at least 1, got 0"):
+        measure_grams(Model(), BATCHES, tmp_path / "grams", gradients=0)
     with pytest.raises(ValueError, match=r"got 'layers\.1'"):
         measure_grams(Model(), BATCHES, tmp_path / "grams", paths=["layers.1"])
 

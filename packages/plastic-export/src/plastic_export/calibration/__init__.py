@@ -3,6 +3,6 @@
 Stands on ``model`` and below.
 """
 
-from plastic_export.calibration.loss_grams import in_batches, use_float32
+from plastic_export.calibration.loss_grams import in_batches, pulled_tokens, use_float32
 
-__all__ = ["in_batches", "use_float32"]
+__all__ = ["in_batches", "pulled_tokens", "use_float32"]

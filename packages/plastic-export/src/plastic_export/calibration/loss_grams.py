@@ -27,6 +27,7 @@ from plastic_export.model.numpy_functions import use_numpy_functions
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
 _VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
+_PULLED = 4  # of one token in so many gradients are taken (measured: see decision on gradients)
 
 
 def measure_loss_grams(
@@ -46,7 +47,8 @@ def measure_loss_grams(
     Args:
         checkpoint: The open source. Its blocks are read one at a time, about five times; all
             activations are float32.
-        calibration: The text and how much of it.
+        calibration: The text and how much of it. Inputs are of all its tokens, gradients of
+            `pulled_tokens`, spread evenly.
         paths: Module paths of the linear layers, embeddings and stacks of experts to measure.
         file: File for the Grams: a run that was cut goes on from what is in its folder
             ``<file>.parts``, one that was finished is not repeated.
@@ -71,6 +73,8 @@ def measure_loss_grams(
     read = _read_weights(model, paths, tokens)
     paths = [path for path in paths if path not in read]
     batches = in_batches(tokens, max([1, *_sides(model, checkpoint.config, paths)]))
+    modules = modules_by_path(model)
+    pulled = pulled_tokens(tokens.size, *_outputs([modules[path] for path in paths], widest))
     with use_numpy_functions():
         return measure_grams(
             model,
@@ -78,12 +82,41 @@ def measure_loss_grams(
             file,
             paths=paths,
             widest=widest,
+            gradients=-(-len(batches) * pulled // tokens.size),
             configuration=checkpoint.config,
             replace=replace,
             needed=False,
             release=Reloading(model, lambda: _float32_model(checkpoint.folder)),
             track=track,
         )
+
+
+def pulled_tokens(tokens: int, longest: int, routed: bool) -> int:
+    """Return how many tokens gradients are taken of.
+
+    A quarter, and no fewer than the entries of the longest gradient with a dense Gram, which would
+    have no full rank. All, where experts see few of them each.
+
+    Args:
+        tokens: Tokens of the text.
+        longest: Entries of that gradient.
+        routed: Whether there are experts.
+
+    Examples:
+        >>> pulled_tokens(32_768, 1536, False), pulled_tokens(32_768, 11_008, False)
+        (8192, 11008)
+        >>> pulled_tokens(1024, 1536, False), pulled_tokens(32_768, 1536, True)
+        (1024, 32768)
+    """
+    return tokens if routed else min(tokens, max(-(-tokens // _PULLED), longest))
+
+
+def _outputs(modules: Sequence[nn.Module], widest: int) -> tuple[int, bool]:
+    """Return the longest output side with a dense Gram, and whether there are experts."""
+    linears = [m for m in modules if isinstance(m, nn.Linear | nn.QuantizedLinear)]
+    sides = [linear_shape(m)[0] for m in linears]
+    dense = (side for side in sides if side <= widest)
+    return max(dense, default=0), any(is_stack(m) for m in modules)
 
 
 def _float32_model(folder: Path) -> nn.Module:

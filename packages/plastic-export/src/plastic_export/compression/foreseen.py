@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
-from plastic_export.calibration.loss_grams import rows_at_a_time
+from plastic_export.calibration.loss_grams import pulled_tokens, rows_at_a_time
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.estimate.limits import Estimate, Say, Smaller, announce
@@ -62,6 +62,9 @@ def foresee_plan(
     windows = len(calibration.all_tokens(checkpoint))  # refused where it is shorter than one
     tokens = min(calibration.windows, windows) * calibration.window
     rows = rows_at_a_time(calibration.window, shape.longest_activation)
+    dense = (w.outputs for w in planned if w.outputs <= widest)
+    routed = any(w.matrices > 1 for w in planned)
+    pulled = pulled_tokens(tokens, max(dense, default=0), routed)
 
     def peak(planned: Sequence[WeightShape], widest: int) -> int:
         measured = calibration_peak(
@@ -86,12 +89,13 @@ def foresee_plan(
         shape,
         planned,
         tokens=0 if is_calibrated else tokens,
+        pulled=0 if is_calibrated else pulled,
         widest=widest,
         probed=PROBED_TOKENS * len(groups),
         sampled=_shapes([m for group in groups for m in samples_of(group)] * repeated),
         corrected=corrected,
     )
-    spooled = 4 * tokens * shape.width * (len(shape.blocks) + 2)
+    spooled = 4 * shape.width * (pulled * len(shape.blocks) + 2 * tokens)
     disk = held_gram_bytes(planned, widest) // 4 + (0 if is_calibrated else spooled)
     estimate = Estimate(work, peak(planned, widest), disk)
     announce(estimate, memory=memory, say=say, smaller=smaller())

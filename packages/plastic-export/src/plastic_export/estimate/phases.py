@@ -16,8 +16,8 @@ LOGIT = 12.0
 """Entries that a logit is gone over as: softmax, divergence, coding."""
 READING = 2.0
 """Entries that an entry of a weight is gone over as where it is read and widened."""
-CALIBRATION = 5.0
-"""Forward passes per token of the calibration, the Grams apart."""
+PULLING = 4.0
+"""Forward passes per token that a gradient is taken of, the Grams and the pass of all apart."""
 PROBES = 1.4
 """Forward passes of the probe's windows for a group of matrices: at two widths, from a block on."""
 SAMPLED = 3
@@ -59,11 +59,11 @@ def evaluation_work(shape: ModelShape, tokens: float, runs: int) -> Work:
     return (forward_work(shape, tokens) + Work(entries=READING * shape.entries)).times(runs)
 
 
-def gram_work(weights: Iterable[WeightShape], tokens: float, widest: int) -> Work:
-    """Return the work of summing both Grams of every matrix."""
-    sides = ((w.outputs, w.inputs) for w in weights)
-    per_token = sum(sum(n * min(n, widest) for n in pair) for pair in sides)
-    return Work(products=tokens * per_token / 2)
+def gram_work(weights: Iterable[WeightShape], tokens: float, pulled: float, widest: int) -> Work:
+    """Return the work of summing both Grams of every matrix; gradients are those of ``pulled``."""
+    sums = ((tokens, w.inputs, pulled, w.outputs) for w in weights)
+    products = sum(t * n * min(n, widest) + p * m * min(m, widest) for t, n, p, m in sums)
+    return Work(products=products / 2)
 
 
 def planning_work(
@@ -71,6 +71,7 @@ def planning_work(
     planned: Iterable[WeightShape],
     *,
     tokens: float,
+    pulled: float,
     widest: int,
     probed: float,
     sampled: Iterable[WeightShape],
@@ -82,13 +83,15 @@ def planning_work(
         shape: The model.
         planned: The matrices that are planned.
         tokens: Of the calibration.
+        pulled: Those that gradients are taken of.
         widest: Longest side with a whole Gram.
         probed: Tokens that the probe runs, for all groups together.
         sampled: The matrices that are rounded in full.
         corrected: Whether corrections are offered as well.
     """
     weights = list(planned)
-    calibrated = forward_work(shape, tokens).times(CALIBRATION) + gram_work(weights, tokens, widest)
+    calibrated = forward_work(shape, tokens) + forward_work(shape, pulled).times(PULLING)
+    calibrated += gram_work(weights, tokens, pulled, widest)
     priced = sum((_priced(w, widest) for w in weights), Work())
     if corrected:
         priced += sum((_factored(w) for w in weights), Work())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,7 @@ from plastic_runtime.measure.gram_identity import calibration_identity, check_me
 from plastic_runtime.measure.grams import LONGEST_DENSE_SIDE, GramRecorder
 from plastic_runtime.measure.intercept import intercepted
 from plastic_runtime.measure.progress import Track, untracked
-from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers, using_numpy
+from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers
 from plastic_runtime.measure.sampled_loss import draws
 from plastic_runtime.measure.spool import opened, read_array, write_array, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
@@ -37,6 +37,7 @@ def measure_grams(
     seed: int = 0,
     paths: Sequence[str] | None = None,
     widest: int = LONGEST_DENSE_SIDE,
+    gradients: int | None = None,
     configuration: Mapping[str, Any] | None = None,
     replace: bool = False,
     needed: bool = True,
@@ -45,12 +46,13 @@ def measure_grams(
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
 
-    The blocks are the items of ``model.layers``. Each in turn is run forwards on all batches, and
-    what leaves it is kept on disk; then the gradient at the output of the last one is taken, for a
-    few logits at a time. Then, from the last block to the first, each is run once more, forwards
-    and backwards, on what was kept: its Grams are complete and are written; last come layers before
-    the blocks, such as embeddings. Labels are those of ``loss_grams`` and so are the Grams, up to
-    the rounding of float32, and the bytes are the same for any number of threads. A model whose
+    The blocks are the items of ``model.layers``. Each in turn is run forwards on all batches, which
+    completes its input Grams, and what leaves it is kept on disk; then the gradient at the output
+    of the last one is taken, for a few logits at a time. Then, from the last block to the first,
+    each is run once more, forwards and backwards, on what was kept, which completes its output
+    Grams; last come layers before the blocks, such as embeddings. Labels are those of
+    ``loss_grams`` and so are the Grams, up to the rounding of float32, if gradients are taken of
+    all batches; the bytes are the same for any number of threads. A model whose
     ``layers`` do not feed one another, or are given something else by a wanted layer before them,
     is one block: its Grams are all in memory, and a cut run begins again.
 
@@ -66,6 +68,7 @@ def measure_grams(
         seed: Decides the labels.
         paths: The layers to measure, by path.
         widest: The longest side of a dense Gram, see ``loss_grams``.
+        gradients: Of how many batches, spread evenly, gradients are taken; by default of all.
         configuration: What the model was built from, in JSON's types: the file is of it as well.
         replace: Whether a file of another measurement, a damaged one, or parts of such are
             replaced and not refused. The old file stays until the new one is complete.
@@ -86,11 +89,12 @@ def measure_grams(
         OSError: If a file cannot be read or written.
 
     Note:
-        In memory: what is not released of the model, the weights of one block once more in float32,
-        ``4 (in^2 + out^2)`` bytes for every layer of it, the activations of one batch, and three
-        times `LOGITS` numbers. On disk: ``2 (in^2 + out^2)`` bytes per layer for good, and
-        meanwhile the activations that enter every block, in float32. Time: two forward passes, one
-        backward pass, and ``in^2 + out^2`` operations in float32 per token and layer.
+        In memory: what is not released of the model, the weights of one block once more in
+        float32, ``4 in^2`` bytes for every layer of it, then ``4 out^2``, the activations of one
+        batch, and three times `LOGITS` numbers. On disk: ``2 (in^2 + out^2)`` bytes per layer for
+        good, and meanwhile, in float32, what enters one block, and every block of the batches that
+        gradients are taken of. Time per layer: a forward pass and ``in^2`` operations in float32
+        per token; where gradients are taken, a forward and a backward pass and ``out^2`` more.
 
     Examples:
         >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
@@ -101,14 +105,15 @@ def measure_grams(
     file, batches = Path(file), list(batches)
     if not batches:
         raise ValueError("`batches` must hold at least one batch.")
+    pulled = _evenly_spread(len(batches) if gradients is None else gradients, len(batches))
     linears, wanted = linear_layers(model, paths)
     made_for = calibration_identity(
-        model, batches, seed, wanted, widest, configuration, release=release
+        model, batches, seed, wanted, widest, len(pulled), configuration, release=release
     )
     if not file.exists() or (replace and not _is_intact(file, made_for)):
 
         def measurement(parts: GramParts) -> _Measurement:
-            whole = (model, linears, wanted, widest, batches, seed, needed)
+            whole = (model, linears, wanted, widest, batches, pulled, seed, needed)
             return _Measurement(*whole, parts, release, track)
 
         _publish(file, made_for, measurement, replace=replace)
@@ -120,6 +125,14 @@ def measure_grams(
         raise
     discard_parts(file)
     return grams
+
+
+def _evenly_spread(count: int, size: int) -> frozenset[int]:
+    """Return at most ``count`` of the numbers below ``size``, the middles of equal parts."""
+    if count < 1:
+        raise ValueError(f"`gradients` must be at least 1, got {count}.")
+    count = min(count, size)
+    return frozenset((2 * i + 1) * size // (2 * count) for i in range(count))
 
 
 def _publish(
@@ -161,9 +174,11 @@ def _is_intact(file: Path, made_for: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Measurement:
-    """One measurement: part 0 is what follows the blocks, part i the i-th block from the end.
+    """One measurement, part by part.
 
-    One more, if there is something to be measured before the blocks, is that.
+    Part 0 is what runs before the blocks, part i the i-th block forwards: their inputs. Then come
+    what follows the blocks, the blocks backwards from the last to the first and, if something is
+    to be measured there, what runs before them: the gradients.
     """
 
     model: nn.Module
@@ -171,6 +186,7 @@ class _Measurement:
     wanted: Sequence[str]
     widest: int
     batches: Sequence[mx.array]
+    pulled: frozenset[int]
     seed: int
     needed: bool
     parts: GramParts
@@ -185,77 +201,102 @@ class _Measurement:
             if not self.parts.finished:
                 self._at_once()
             return
+        count = len(chain.blocks)
         if not self.parts.finished:
-            self._forwards(chain)
+            self._enter(chain)
+        forwards = range(self.parts.finished - 1, count)
+        for number in self.track(forwards, "calibrating, forwards"):
+            self._through(chain, number)
+        if self.parts.finished == count + 1:
+            self._leave(chain)
         last = -1 if chain.early else 0
-        numbers = range(len(chain.blocks) - self.parts.finished, last - 1, -1)
-        for number in self.track(numbers, "calibrating, block by block"):
+        backwards = range(2 * count + 1 - self.parts.finished, last - 1, -1)
+        for number in self.track(backwards, "calibrating, backwards"):
             if number < 0:
                 self._before(chain)
             else:
                 self._backwards(chain, number)
 
-    def _draws(self, description: str) -> Iterable[tuple[mx.array, np.random.Generator]]:
-        """Return the batches, each with what draws its labels."""
-        return zip(self.track(self.batches, description), draws(self.seed), strict=False)
+    def _draws(self) -> Iterable[tuple[int, mx.array, np.random.Generator]]:
+        """Return the batches by number, each with what draws its labels."""
+        batches = self.track(self.batches, "calibrating, logits")
+        for number, (batch, draw) in enumerate(zip(batches, draws(self.seed), strict=False)):
+            yield number, batch, draw
+
+    def _pulled(self) -> list[mx.array]:
+        """Return the batches of which gradients are taken."""
+        return [self.batches[number] for number in sorted(self.pulled)]
 
     def _at_once(self) -> None:
         """The whole model as one part."""
-        recorder = self._recording(self.linears, self.wanted)
+        recorder = self._recorder(self.linears, self.wanted)
         vocabulary = self.model(self.batches[0][:1, :1]).shape[-1]
-        for batch, draw in self._draws("calibrating"):
+        for number, batch, draw in self._draws():
             rows = max(1, LOGITS // (batch.shape[1] * vocabulary))
-            parts = (batch[i : i + rows] for i in range(0, len(batch), rows))
-            recorder.pull_back_model(self.model, ((part, draw) for part in parts))
+            parts = [batch[i : i + rows] for i in range(0, len(batch), rows)]
+            if number in self.pulled:
+                recorder.pull_back_model(self.model, ((part, draw) for part in parts))
+            else:
+                for part in parts:
+                    recorder.pass_through(self.model, part)
         self.parts.finish(recorder, recorder.tokens)
 
-    def _recorder(self, chain: BlockChain, block: str | None) -> LossRecorder:
+    def _within(self, chain: BlockChain, block: str | None, *, both: bool = False) -> LossRecorder:
         """Return a recorder for the layers of one block, or for those after the blocks."""
         linears = self._inside(chain, block)
         wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
-        return self._recording(linears, wanted)
+        return self._recorder(linears, wanted, both=both)
+
+    def _ahead(self, chain: BlockChain) -> LossRecorder:
+        """Return one for those before the blocks."""
+        linears = {p: m for p, m in self.linears.items() if p in chain.early}
+        return self._recorder(linears, chain.early, both=False)
 
     def _inside(self, chain: BlockChain, block: str | None) -> dict[str, nn.Module]:
         """Return the layers of one block, or those outside."""
         return {p: m for p, m in self.linears.items() if chain.block_of(p) == block}
 
-    def _recording(self, linears: Modules, wanted: Sequence[str]) -> LossRecorder:
-        return LossRecorder(linears, wanted, widest=self.widest, needed=self.needed)
+    def _recorder(
+        self, linears: Modules, wanted: Sequence[str], *, both: bool = True
+    ) -> LossRecorder:
+        return LossRecorder(linears, wanted, widest=self.widest, needed=self.needed, both=both)
 
-    def _forwards(self, chain: BlockChain) -> None:
-        """Keep the input of every block and the gradient at the output of the last one."""
-        with written(self._input(0)) as inputs:
-            for batch in self.batches:
-                what = f"input of '{next(iter(chain.blocks))}'"
-                write_array(inputs, chain.entry(batch)[0], what)
-        for number in self.track(range(len(chain.blocks)), "calibrating, forwards"):
-            self._through(chain, number)
-        recorder, last = self._recorder(chain, None), len(chain.blocks)
-        with opened(self._input(last)) as inputs, written(self._gradient(last)) as gradients:
-            for batch, draw in self._draws("calibrating, logits"):
-                y = read_array(inputs, chain.entry(batch)[0])
-                gradient = self._after(chain, recorder, batch, y, draw)
-                write_array(gradients, gradient, "gradient of the logits")
-        self.parts.finish(recorder, recorder.tokens)
-        self._input(last).unlink()
+    def _enter(self, chain: BlockChain) -> None:
+        """Keep what enters the first block."""
+        recorder = self._ahead(chain)
+        with written(self._input(0)) as inputs, written(self._kept(0)) as kept:
+            for number, batch in enumerate(self.batches):
+                entry = partial(self._entry, chain)
+                x = recorder.pass_through(entry, batch)
+                self._keep(number, x, inputs, kept, f"input of '{next(iter(chain.blocks))}'")
+        self.parts.finish(recorder, 0)
 
     def _through(self, chain: BlockChain, number: int) -> None:
-        """Keep the output of a block."""
+        """The input Grams of one block; keep its output."""
         path = list(chain.blocks)[number]
+        recorder = self._within(chain, path)
         with (
-            using_numpy(self._inside(chain, path), keep=True),
             opened(self._input(number)) as inputs,
             written(self._input(number + 1)) as outputs,
+            written(self._kept(number + 1)) as kept,
         ):
-            for batch in self.batches:
+            for i, batch in enumerate(self.batches):
                 like, calls = chain.entry(batch)
                 x = read_array(inputs, like)
-                y = calls[number](x)
+                y = recorder.pass_through(calls[number], x)
                 try:
-                    write_array(outputs, y, "y")
+                    self._keep(i, y, outputs, kept, "y")
                 except ValueError:
                     raise self._not_finite(path, calls[number], x) from None
         self.release(path)
+        self.parts.finish(recorder, 0)
+        self._input(number).unlink()
+
+    def _keep(self, number: int, x: mx.array, stream: BinaryIO, kept: BinaryIO, what: str) -> None:
+        """Write an array for the next block and, where it is needed again, for the way back."""
+        write_array(stream, x, what)
+        if number in self.pulled:
+            write_array(kept, x, what)
 
     def _not_finite(self, path: str, call: Call, x: mx.array) -> ValueError:
         """Name the layer whose inputs are the first that are not finite, else the block."""
@@ -265,6 +306,22 @@ class _Measurement:
             f"the output of '{path}' must be finite, but is not, though what enters its linear "
             "layers is: look at its other weights."
         )
+
+    def _leave(self, chain: BlockChain) -> None:
+        """The Grams of what follows the blocks, and the gradient at the output of the last one."""
+        last = len(chain.blocks)
+        recorder = self._within(chain, None, both=True)
+        with opened(self._input(last)) as inputs, written(self._gradient(last)) as gradients:
+            for number, batch, draw in self._draws():
+                y = read_array(inputs, chain.entry(batch)[0])
+                if number in self.pulled:
+                    gradient = self._after(chain, recorder, batch, y, draw)
+                    write_array(gradients, gradient, "gradient of the logits")
+                else:
+                    recorder.pass_up_to_last(partial(chain.logits_from, batch), y)
+        self.parts.finish(recorder, recorder.tokens)
+        self._input(last).unlink()
+        self._kept(last).unlink()
 
     def _after(
         self,
@@ -291,42 +348,47 @@ class _Measurement:
     def _backwards(self, chain: BlockChain, number: int) -> None:
         """The Grams of one block, and the gradient at its input."""
         path = list(chain.blocks)[number]
-        recorder = self._recorder(chain, path)
+        recorder = self._within(chain, path)
         with (
-            opened(self._input(number)) as inputs,
+            opened(self._kept(number)) as inputs,
             opened(self._gradient(number + 1)) as gradients,
             written(self._gradient(number)) as pulled,
         ):
-            for batch in self.batches:
+            for i, batch in enumerate(self._pulled()):
                 like, calls = chain.entry(batch)
                 x, gradient = read_array(inputs, like), read_array(gradients, like)
-                if batch is self.batches[0]:
+                if i == 0:
                     _, trial = chain.entry(batch[:1, :TRIAL])
                     recorder.spare(trial[number], x[:1, :TRIAL], gradient[:1, :TRIAL])
                 gradient = recorder.pull_back(calls[number], x, gradient)
                 write_array(pulled, gradient, f"gradient of '{path}'")
         self.release(path)
         self.parts.finish(recorder, self.parts.tokens)
-        self._input(number).unlink()
+        self._kept(number).unlink()
         self._gradient(number + 1).unlink()
 
     def _before(self, chain: BlockChain) -> None:
-        """The Grams of what is wanted before the blocks."""
-        linears = {p: m for p, m in self.linears.items() if p in chain.early}
-        recorder = self._recording(linears, chain.early)
+        """The gradients of what is wanted before the blocks."""
+        recorder = self._ahead(chain)
         with opened(self._gradient(0)) as gradients:
-            for batch in self.batches:
+            for batch in self._pulled():
                 gradient = read_array(gradients, chain.entry(batch)[0])
-                entry = partial(self._entry, chain, batch)
+
+                def entry(_: mx.array, batch: mx.array = batch) -> mx.array:
+                    return self._entry(chain, batch)
+
                 recorder.pull_back(entry, mx.array(0.0), gradient)
         self.parts.finish(recorder, self.parts.tokens)
         self._gradient(0).unlink()
 
-    def _entry(self, chain: BlockChain, batch: mx.array, _: mx.array) -> mx.array:
+    def _entry(self, chain: BlockChain, batch: mx.array) -> mx.array:
         return chain.entry(batch)[0]
 
     def _input(self, number: int) -> Path:
         return self.parts.folder / f"input.{number}"
+
+    def _kept(self, number: int) -> Path:
+        return self.parts.folder / f"kept.{number}"
 
     def _gradient(self, number: int) -> Path:
         return self.parts.folder / f"gradient.{number}"

@@ -47,7 +47,7 @@ class GramFile(Closing, Mapping[str, LossGrams]):
         file: Where it is.
         made_for: What the Grams are of: digests of model and text, seed, layers.
         sites: The first layer with the same input Gram, for every layer.
-        tokens: Number of tokens of the text.
+        tokens: Number of tokens whose gradients were taken.
 
     Raises:
         FormatError: If it is damaged, no file of Grams, or has the layout of another version.

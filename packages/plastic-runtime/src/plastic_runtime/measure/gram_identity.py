@@ -21,6 +21,7 @@ def calibration_identity(
     seed: int,
     layers: Sequence[str],
     widest: int,
+    gradients: int,
     configuration: Mapping[str, Any] | None = None,
     release: Release = keep,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def calibration_identity(
         "layers": list(layers),
         "text": _digest(text),
         "widest": widest,
+        "gradients": gradients,
         **({} if configuration is None else {"configuration": dict(configuration)}),
     }
 

@@ -1,7 +1,7 @@
 """Linear layers watched in both directions: their inputs, and the gradients at their outputs."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -49,6 +49,8 @@ class LossRecorder:
             that with ``.as_linear``, where it is the output layer too.
         widest: The longest side of a dense Gram.
         needed: Whether a layer that no gradient reaches is refused, and not left out.
+        both: Whether inputs are recorded where gradients are pulled back, and not just the
+            gradients.
 
     Attributes:
         inputs: The inputs, by path; layers that one array enters share a site.
@@ -63,9 +65,10 @@ class LossRecorder:
         *,
         widest: int = LONGEST_DENSE_SIDE,
         needed: bool = True,
+        both: bool = True,
     ) -> None:
         self.inputs = GramRecorder(widest)
-        self._needed = needed
+        self._needed, self._both = needed, both
         self.gradients: dict[str, AnySite] = {}
         self.tokens = 0
         self._awaited: set[str] = set()
@@ -93,6 +96,38 @@ class LossRecorder:
                 "or something after it cannot be differentiated; leave it out of `paths`."
             )
         return pulled
+
+    def pass_through(self, f: Call, x: mx.array) -> mx.array:
+        """Run ``f`` at ``x`` forwards alone, record the inputs, and return what it gives.
+
+        Raises:
+            ValueError: If an input is not finite (a note names the layer).
+        """
+        self.inputs.new_pass()
+        with intercepted(self._linears, self._forwards):
+            y = f(x)
+            mx.eval(y)
+        return y
+
+    def pass_up_to_last(self, f: Call, x: mx.array) -> None:
+        """Run ``f`` at ``x`` forwards, and nothing behind the last input that is to be recorded.
+
+        Raises:
+            ValueError: If an input is not finite (a note names the layer).
+        """
+        missing = set(self._wanted)
+
+        def forwards(path: str, bound: BoundCall, x: mx.array) -> mx.array:
+            missing.discard(path)
+            if missing or path not in self._wanted:
+                return self._forwards(path, bound, x)
+            self._record_input(path, bound, x)
+            raise _AllRecorded
+
+        self.inputs.new_pass()
+        if missing:
+            with suppress(_AllRecorded), intercepted(self._linears, forwards):
+                f(x)
 
     def spare(self, f: Call, x: mx.array, gradient: mx.array) -> None:
         """Find out whether gradients depend on what the last layer in ``f`` computes.
@@ -161,6 +196,7 @@ class LossRecorder:
     def grams(self) -> dict[str, LossGrams]:
         """Return the means; the sums are used up."""
         sites, gradients = self.sums()
+        sites = {path: sites[path] for path in gradients}
         once = {id(site): site for site in sites.values()}
         means = {name: site.mean(site.tokens) for name, site in once.items()}
         return {
@@ -170,27 +206,40 @@ class LossRecorder:
 
     def sums(self) -> tuple[dict[str, Site], dict[str, Site]]:
         """Return the sums of inputs and of gradients by path; experts by `flat_sites`."""
-        gradients = flat_sites(self.gradients)
-        sites = flat_sites(self.inputs.sites)
-        return {path: site for path, site in sites.items() if path in gradients}, gradients
+        return flat_sites(self.inputs.sites), flat_sites(self.gradients)
 
     def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
-        call: Call = bound
-        if path in self._in_numpy:
-            call = partial(self._product, path)
+        call = self._call(path, bound)
         if path not in self._wanted:
             return call(x)
         self._awaited.add(path)
+        if self._both:
+            self._record_input(path, bound, x)
+        y = call(x)
+        record = partial(self._record, path, self._indices(path, bound))
+        return cast(mx.array, tapped(y, probe, record))
+
+    def _forwards(self, path: str, bound: BoundCall, x: mx.array) -> mx.array:
+        if path in self._wanted:
+            self._record_input(path, bound, x)
+        return self._call(path, bound)(x)
+
+    def _call(self, path: str, bound: BoundCall) -> Call:
+        return partial(self._product, path) if path in self._in_numpy else bound
+
+    def _indices(self, path: str, bound: BoundCall) -> list[mx.array]:
+        """Return the experts that a call of a stack names; nothing for what is none."""
+        return [chosen_experts(bound)] if self._experts(path) else []
+
+    def _record_input(self, path: str, bound: BoundCall, x: mx.array) -> None:
         module, experts = self._linears.get(path), self._experts(path)
-        indices = [chosen_experts(bound)] if experts else []
         if isinstance(module, EMBEDDINGS):
             size = len(module.weight)
             self.inputs.record(path, f"of {size} tokens", partial(TokenSite, size), x)
         else:
             make = partial(self._site, x.shape[-1], experts, side=None)
-            self.inputs.record(path, f"for {experts} experts", make, x, *indices)
-        y = call(x)
-        return cast(mx.array, tapped(y, probe, partial(self._record, path, indices)))
+            kind = f"for {experts} experts"
+            self.inputs.record(path, kind, make, x, *self._indices(path, bound))
 
     def _experts(self, path: str) -> int:
         """Count the sums that a stack of experts needs; 0 for what is none."""
@@ -215,6 +264,10 @@ class LossRecorder:
             error.add_note(f"while measuring the gradients of layer '{path}'")
             raise
         self._awaited.discard(path)
+
+
+class _AllRecorded(Exception):  # it is no error
+    """Every input was recorded; what follows is not wanted."""
 
 
 def _logits(model: nn.Module, batch: mx.array, _: mx.array) -> mx.array:

@@ -15,7 +15,7 @@ from plastic_runtime.measure.gram_identity import check_measurement
 from plastic_runtime.measure.recorder import LossRecorder
 from plastic_runtime.measure.spool import damaged
 
-_PARTS = ("state.json", ".state.json.tmp", "grams.npz", "input.*", "gradient.*")
+_PARTS = ("state.json", ".state.json.tmp", "grams.npz", "input.*", "kept.*", "gradient.*")
 
 
 def discard_parts(file: Path) -> None:
@@ -39,7 +39,7 @@ class GramParts:
     Attributes:
         folder: The folder.
         finished: How many parts are.
-        tokens: Tokens of the text, known once the first part is finished.
+        tokens: Tokens of which gradients are taken, known once a part has any.
 
     Raises:
         ValueError: If the folder holds parts of another measurement, or is damaged.
@@ -52,6 +52,7 @@ class GramParts:
         self.finished, self.tokens = 0, 0
         self._made_for = made_for
         self._sites: dict[str, str] = {}
+        self._outputs: list[str] = []
         self._counts: dict[str, int] = {}
         self._mark: Mark | None = None
         if self._state.exists():
@@ -70,6 +71,10 @@ class GramParts:
     def finish(self, recorder: LossRecorder, tokens: int) -> None:
         """Keep the sums of a recorder as the next part.
 
+        Args:
+            recorder: The recorder.
+            tokens: Of which gradients are taken; 0 while that is not known.
+
         Raises:
             OSError: If it cannot be written.
         """
@@ -79,6 +84,7 @@ class GramParts:
         outputs = [GramSum(f"output.{p}", s.total, tokens) for p, s in gradients.items()]
         self._mark = append_grams(self._archive, [*inputs, *outputs], self._mark)
         self._sites |= {path: first[id(site)] for path, site in sites.items()}
+        self._outputs += gradients
         self._counts |= {path: sites[path].tokens for path in first.values()}
         self.finished, self.tokens = self.finished + 1, tokens
         self._save()
@@ -90,7 +96,7 @@ class GramParts:
             OSError: If it cannot be written.
         """
         paths_of: dict[str, list[str]] = {}
-        for path in sorted(self._sites):
+        for path in sorted({*self._sites} & {*self._outputs}):
             paths_of.setdefault(self._sites[path], []).append(path)
         header = {
             "version": GRAM_FILE_VERSION,
@@ -118,6 +124,7 @@ class GramParts:
             "finished": self.finished,
             "tokens": self.tokens,
             "sites": self._sites,
+            "outputs": self._outputs,
             "counts": self._counts,
             "mark": self._mark,
         }
@@ -129,6 +136,7 @@ class GramParts:
             made_for = {"layout": state["version"], **state["made_for"]}
             self.finished, self.tokens = state["finished"], state["tokens"]
             self._sites, self._counts = state["sites"], state["counts"]
+            self._outputs = state["outputs"]
             self._mark = Mark(*state["mark"])
             is_whole = self._archive.stat().st_size >= self._mark.end
         except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
