@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from costs.made_up import calibrated, compressed_made_up
 from costs.measurements import Kind
-from costs.one_matrix import fully_rounded, priced
+from costs.one_matrix import fully_rounded, priced, sampled
 from costs.prices import planned_twice
 from costs.real import ours, peer
 
@@ -13,6 +13,7 @@ KINDS: dict[str, Kind] = {
     "peer": peer,
     "price": priced,
     "round": fully_rounded,
+    "sample": sampled,
     "calibrate": calibrated,
     "prices": planned_twice,
     "grow": compressed_made_up,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from meters import peak, resident, spent
 from numpy.typing import NDArray
-from plastic_core import block_side
+from plastic_core import block_side, difference, predicted_cost
 from plastic_core.linalg import Float64
 from plastic_export import Candidate, Choices, Offer
 from plastic_export.format import FORMATS
@@ -22,6 +22,7 @@ from costs.measurements import Figures
 from costs.shapes import matrix
 
 SMALL, GROUP = (64, 128), 64
+Problem = tuple[NDArray[np.float32], Candidate, LossGrams]
 RANK = 256  # of a synthetic Gram, beside its diagonal
 
 
@@ -50,7 +51,23 @@ def fully_rounded(rows: int, columns: int, bits: int) -> Figures:
     return {**seconds._asdict(), "added": peak() - before}
 
 
-def problem(shape: tuple[int, int]) -> tuple[NDArray[np.float32], Candidate, LossGrams]:
+def sampled(rows: int, columns: int, bits: list[int]) -> Figures:
+    """One matrix rounded in full at some widths, to correct prices by: factored once."""
+    run_sample(problem(SMALL), bits)
+    whole = problem((rows, columns))
+    seconds, _ = spent(lambda: run_sample(whole, bits))
+    return {**seconds._asdict()}
+
+
+def run_sample(problem: Problem, bits: list[int]) -> list[float]:
+    """What the rounding to every width is predicted to cost."""
+    weight, m, grams = problem
+    R, C = roots = gram_roots(grams)
+    stand = (rounded(weight, b, roots, m, group_size=GROUP) for b in bits)
+    return [predicted_cost(difference(weight, A), inputs=R, outputs=C) for A in stand]
+
+
+def problem(shape: tuple[int, int]) -> Problem:
     """Return a random matrix and its Grams."""
     (out, in_), rng = shape, np.random.default_rng(0)
     weight = rng.standard_normal(shape, dtype=np.float32) / np.float32(in_**0.5)

@@ -4,8 +4,7 @@ Nothing of it runs as a whole. Measured are: a block of that width under two num
 of gradients, so that what each of them takes is told from what each block takes; the same with the
 head's vocabulary;
 the price and the rounding of every shape; a forward pass. Prices are corrected by samples of every
-group of alike matrices: these are counted as roundings, at 4 bits all of them, and the model runs
-with them from the first block that is changed on.
+group of alike matrices, and the model runs with them from the first block that is changed on.
 Seconds on so many cores are processor seconds over cores: every core is taken to be busy all the
 time, with other matrices or other rows of the same product.
 """
@@ -27,7 +26,7 @@ from costs.shapes import llama
 WINDOW = 256
 SPARE = 512  # tokens of a vocabulary that a block is measured with
 BITS = 4
-ROUNDED, RUN = 3, 2  # widths in which samples of blocks are rounded, and run; others in all of them
+ROUNDED, RUN = (2, 3, 4), 2  # widths of samples; in how many those in blocks are run
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,10 @@ def seven_billion(measure: Measurements, scale: Scale) -> Sum:
     for (rows, columns), count in shapes.items():
         shape = {"rows": rows, "columns": columns}
         prices += count * measure.of("price", **shape, format="mixed")["cpu"]
-        once = measure.of("round", **shape, bits=BITS)["cpu"]
-        samples += ROUNDED * sampled[rows, columns] * once
-        rounding += count * once
+        rounding += count * measure.of("round", **shape, bits=BITS)["cpu"]
+        if sampled[rows, columns]:
+            sample = measure.of("sample", **shape, bits=[*ROUNDED])["cpu"]
+            samples += sampled[rows, columns] * sample
     passes = sum(_passes_with(group, scale.layers) for group in groups)
     parts = _passes(measure, scale, passes)
     parts |= {"prices": prices, "samples": samples, "rounding": rounding}
@@ -65,7 +65,7 @@ def _passes_with(group: Sequence[Candidate], layers: int) -> float:
     """How many forward passes the samples of a group take: from the first block changed on."""
     first = samples_of(group)[0]
     if not in_a_block(first):
-        return ROUNDED
+        return len(ROUNDED)
     return RUN * (1 - int(first.name.split(".")[2]) / layers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from plastic_export.model.numpy_functions import use_numpy_functions
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
 _VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
-_PULLED = 4  # of one token in so many gradients are taken (measured: see decision on gradients)
+_PULLED = 0.75  # of this share of the tokens gradients are taken (measured: decision on gradients)
 
 
 def measure_loss_grams(
@@ -94,8 +95,8 @@ def measure_loss_grams(
 def pulled_tokens(tokens: int, longest: int, routed: bool) -> int:
     """Return how many tokens gradients are taken of.
 
-    A quarter, and no fewer than the entries of the longest gradient with a dense Gram, which would
-    have no full rank. All, where experts see few of them each.
+    Three quarters, and no fewer than the entries of the longest gradient with a dense Gram, which
+    would have no full rank. All, where experts see few of them each.
 
     Args:
         tokens: Tokens of the text.
@@ -103,12 +104,12 @@ def pulled_tokens(tokens: int, longest: int, routed: bool) -> int:
         routed: Whether there are experts.
 
     Examples:
-        >>> pulled_tokens(32_768, 1536, False), pulled_tokens(32_768, 11_008, False)
-        (8192, 11008)
+        >>> pulled_tokens(32_768, 1536, False), pulled_tokens(32_768, 28_672, False)
+        (24576, 28672)
         >>> pulled_tokens(1024, 1536, False), pulled_tokens(32_768, 1536, True)
         (1024, 32768)
     """
-    return tokens if routed else min(tokens, max(-(-tokens // _PULLED), longest))
+    return tokens if routed else min(tokens, max(ceil(_PULLED * tokens), longest))
 
 
 def _outputs(modules: Sequence[nn.Module], widest: int) -> tuple[int, bool]:

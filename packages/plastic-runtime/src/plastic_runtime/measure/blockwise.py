@@ -24,8 +24,8 @@ from plastic_runtime.measure.sampled_loss import draws
 from plastic_runtime.measure.spool import opened, read_array, write_array, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
 
-LOGITS = 2**24
-"""Logits in memory at a time: 64 MiB, and their probabilities and gradients beside them."""
+LOGITS = 2**23
+"""Logits in memory at a time: 32 MiB, and their probabilities and gradients beside them."""
 TRIAL = 32  # tokens that show whether a model is a chain
 
 
