@@ -28,7 +28,7 @@ from plastic_export.model.numpy_functions import use_numpy_functions
 
 _TOKENS = 2048  # at most so many in one pass, unless one window has more
 _VALUES = 2**21  # and so many entries of the widest activation, of which a block holds a dozen
-_PULLED = 0.75  # of this share of the tokens gradients are taken (measured: decision on gradients)
+_PULLED = 0.5  # of this share of the tokens gradients are taken (measured: decision on gradients)
 
 
 def measure_loss_grams(
@@ -95,7 +95,7 @@ def measure_loss_grams(
 def pulled_tokens(tokens: int, longest: int, routed: bool) -> int:
     """Return how many tokens gradients are taken of.
 
-    Three quarters, and no fewer than the entries of the longest gradient with a dense Gram, which
+    Half of them, and no fewer than the entries of the longest gradient with a dense Gram, which
     would have no full rank. All, where experts see few of them each.
 
     Args:
@@ -105,7 +105,7 @@ def pulled_tokens(tokens: int, longest: int, routed: bool) -> int:
 
     Examples:
         >>> pulled_tokens(32_768, 1536, False), pulled_tokens(32_768, 28_672, False)
-        (24576, 28672)
+        (16384, 28672)
         >>> pulled_tokens(1024, 1536, False), pulled_tokens(32_768, 1536, True)
         (1024, 32768)
     """
