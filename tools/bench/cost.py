@@ -1,6 +1,6 @@
 """What a plan and a compression cost, against the targets.
 
-    uv run --with gguf tools/bench/cost.py                     all rows; many hours
+    uv run --with gguf tools/bench/cost.py --calibration TEXT  all rows; many hours
     uv run tools/bench/cost.py --rows price,rounding           some of them
     uv run tools/bench/cost.py --quick                         little of everything: that it runs
     uv run tools/bench/cost.py --finished                      what earlier runs found
@@ -14,10 +14,11 @@
     calibration  vocabularies of 49,152 and 262,144: forward passes, memory
     growth       time over four numbers of tokens and of weights
 
-Every measurement runs in a process of its own and is kept as a line of JSON: a later run repeats
-none that is there (``--again`` does), so measure one row at a time on a quiet machine. What the
-code was then is not looked at. Peers run by their own code, patched to multiply with NumPy where
-MLX computes on the CPU, as ours does. SmolLM2's weights lie on a 4-bit grid of groups of 32;
+TEXT holds 33,000 tokens of SmolLM2 or more; the shipped text, which is read without it, holds half
+of that. Every measurement runs in a process of its own and is kept as a line of JSON: a later run
+repeats none that is there (``--again`` does), so measure one row at a time on a quiet machine. What
+the code was then is not looked at. Peers run by their own code, patched to multiply with NumPy
+where MLX computes on the CPU, as ours does. SmolLM2's weights lie on a 4-bit grid of groups of 32;
 3.5 bits per weight and groups of 64 favour no method.
 """
 

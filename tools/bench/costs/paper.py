@@ -2,9 +2,9 @@
 
 Nothing of it runs as a whole. Measured are: a block of that width under two numbers of tokens and
 of gradients, so that what each of them takes is told from what each block takes; the same with the
-head's vocabulary;
-the price and the rounding of every shape; a forward pass. Prices are corrected by samples of every
-group of alike matrices, and the model runs with them from the first block that is changed on.
+head's vocabulary; the price and the rounding of every shape; a forward pass. Prices are corrected
+by samples of every group of alike matrices, which take as many times a rounding as a square one
+does, and the model runs with them from the first block that is changed on.
 Seconds on so many cores are processor seconds over cores: every core is taken to be busy all the
 time, with other matrices or other rows of the same product.
 """
@@ -48,17 +48,24 @@ def seven_billion(measure: Measurements, scale: Scale) -> Sum:
     groups = alike(matrices)
     sampled = Counter(m.shape for group in groups for m in samples_of(group))
     prices = samples = rounding = 0.0
+    per_rounding = _roundings_of_a_sample(measure, scale.hidden)
     for (rows, columns), count in shapes.items():
         shape = {"rows": rows, "columns": columns}
         prices += count * measure.of("price", **shape, format="mixed")["cpu"]
-        rounding += count * measure.of("round", **shape, bits=BITS)["cpu"]
-        if sampled[rows, columns]:
-            sample = measure.of("sample", **shape, bits=[*ROUNDED])["cpu"]
-            samples += sampled[rows, columns] * sample
+        once = measure.of("round", **shape, bits=BITS)["cpu"]
+        rounding += count * once
+        samples += sampled[rows, columns] * per_rounding * once
     passes = sum(_passes_with(group, scale.layers) for group in groups)
     parts = _passes(measure, scale, passes)
     parts |= {"prices": prices, "samples": samples, "rounding": rounding}
     return Sum(parts, sum(m.weights for m in matrices))
+
+
+def _roundings_of_a_sample(measure: Measurements, side: int) -> float:
+    """How many times as long as its rounding a square matrix takes that is rounded as a sample."""
+    square = {"rows": side, "columns": side}
+    sample = measure.of("sample", **square, bits=[*ROUNDED])["cpu"]
+    return float(sample / measure.of("round", **square, bits=BITS)["cpu"])
 
 
 def _passes_with(group: Sequence[Candidate], layers: int) -> float:
