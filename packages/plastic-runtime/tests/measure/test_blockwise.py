@@ -368,8 +368,20 @@ def test_only_the_paths_asked_for_are_measured(paths: list[str], tmp_path: Path)
         assert_close(grams, loss_grams(Model(), BATCHES, paths=paths))
 
 
-def test_a_layer_before_the_blocks_is_no_hindrance_unless_wanted(tmp_path: Path) -> None:
-    model, paths = Early(), ["layers.0.q", "head"]
+class Twice(Model):
+    """A layer runs before the blocks and after them."""
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        h = self.through(self.before(self.embed(tokens)), tokens)
+        y: mx.array = self.head(self.before(h))
+        return y
+
+
+@pytest.mark.parametrize("kind", [Early, Twice])
+def test_a_layer_before_the_blocks_is_no_hindrance_unless_wanted(
+    kind: type[Model], tmp_path: Path
+) -> None:
+    model, paths = kind(), ["layers.0.q", "head"]
     linears, _ = linear_layers(model, None)
     assert BlockChain.of(model, linears, paths, BATCHES[0]) is not None
     with measure_grams(model, BATCHES, tmp_path / "grams", paths=paths) as grams:

@@ -81,11 +81,11 @@ class BlockChain:
         if not blocks or _entangled(linears, blocks):
             return None
         chain = cls(model, blocks, release)
-        outside = {p: m for p, m in linears.items() if p in wanted and chain.block_of(p) is None}
-        outside = {path: m for path, m in linears.items() if chain.block_of(path) is None}
-        inside = {path: m for path, m in linears.items() if path not in outside}
+        inside = {p: m for p, m in linears.items() if chain.block_of(p) is not None}
+        apart = {p: m for p, m in linears.items() if p not in inside}
+        outside = {p: m for p, m in apart.items() if p in wanted}
         try:
-            with using_numpy(inside), using_numpy(outside, keep=True):  # a head is widened once
+            with using_numpy(inside), using_numpy(apart, keep=True):  # a head is widened once
                 return chain if chain._holds(batch, outside, wanted) else None
         except Exception:  # the model's own code, which misses what a block was to leave
             return None

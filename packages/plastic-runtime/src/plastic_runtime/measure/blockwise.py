@@ -263,10 +263,9 @@ class _Measurement:
 
     def _enter(self, chain: BlockChain) -> None:
         """Keep what enters the first block."""
-        recorder = self._ahead(chain)
+        recorder, entry = self._ahead(chain), partial(self._entry, chain)
         with written(self._input(0)) as inputs, written(self._kept(0)) as kept:
             for number, batch in enumerate(self.batches):
-                entry = partial(self._entry, chain)
                 x = recorder.pass_through(entry, batch)
                 self._keep(number, x, inputs, kept, f"input of '{next(iter(chain.blocks))}'")
         self.parts.finish(recorder, 0)
