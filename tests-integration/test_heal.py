@@ -105,10 +105,10 @@ def test_it_diverges_less_on_other_text_and_keeps_its_codes_and_size(
     compressed: Path, checkpoint: Path, text: Calibration, heldout: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = heal(compressed, checkpoint, out, calibration=text, options=HealingOptions(48, 4))
+    result = heal(compressed, checkpoint, out, calibration=text, options=HealingOptions(80, 4))
     assert result.kl_after < 0.98 * result.kl_before  # so little text repairs little
     before, after = (divergence(f, checkpoint, heldout) for f in (compressed, out))
-    assert after < 0.99 * before
+    assert after < 0.98 * before
     leaves = {"scales", "biases", "u.weight", "v.weight", "lora_a", "lora_b", "norm.weight"}
     types = {name: array.dtype for name, array in stored(compressed).items()}
     wanted = {n for n, t in types.items() if n.endswith(tuple(leaves)) and t != mx.uint32}
