@@ -1,4 +1,4 @@
-"""Sources whose weights are codes of another tool: the output is that of their plain twin."""
+"""The same output from codes of another tool, and from any number of threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as stock_load
+from plastic_core.linalg import using_workers
 from plastic_core.testing import same_bits
 from plastic_export import compress, summarize
 
@@ -44,6 +45,18 @@ def test_what_is_compressed_by_rank_is_that_of_the_plain_twin(
     codes, plain = outputs
     assert codes.keys() == plain.keys()
     assert all(same_bits(codes[name], array) for name, array in plain.items())
+
+
+@pytest.mark.parametrize("form", ["factored", "dense"])
+def test_the_output_is_the_same_for_any_number_of_threads(
+    make_checkpoint: Make, tmp_path: Path, form: str
+) -> None:
+    source, outputs = make_checkpoint(), list[bytes]()
+    for count in (1, 2):
+        with using_workers(count):
+            result = compress(source, tmp_path / f"{form}{count}", keep=0.5, format=form)
+        outputs.append((result.out / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1]
 
 
 def test_what_is_inspected_are_the_matrices_that_are_loaded(twins: tuple[Path, Path]) -> None:

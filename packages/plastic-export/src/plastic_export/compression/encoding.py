@@ -87,5 +87,11 @@ def encode(
     one: Callable[..., Encoded], parts: Sequence[Iterable[object]], count: int
 ) -> list[Encoded]:
     """Return what ``one`` makes of every part, in so many threads. Runs in a worker."""
+
+    def whole(part: Iterable[object]) -> Encoded:
+        result = one(*part)
+        result.pieces.evaluate()
+        return result
+
     with using_workers(count):
-        return in_threads(lambda part: one(*part), parts)
+        return in_threads(whole, parts)

@@ -98,6 +98,15 @@ class Pieces(NamedTuple):
     asleep_u: Stored | None = None
     asleep_v: Stored | None = None
 
+    def evaluate(self) -> None:
+        """Compute all arrays, in the thread whose streams they were to be computed by."""
+        for stored in self:
+            if isinstance(stored, mx.array):
+                mx.eval(stored)
+                continue
+            backbones = stored if isinstance(stored, list) else [stored] if stored else []
+            mx.eval([backbone.arrays() for backbone in backbones])
+
 
 class Parts(NamedTuple):
     """The places of the `Pieces` of a matrix, field by field, in the order of the files."""
