@@ -40,7 +40,7 @@ def row(label: str, result: Compressed[BitsPlan], options: argparse.Namespace) -
     """One checkpoint, measured."""
     found = evaluate(result.out, options.text, reference=options.source, windows=options.measured)
     cells = [label, f"{result.model_bytes:,}", bits_of_embeddings(result)]
-    cells += [f"{result.plan.bits_per_weight:.3f}", f"{1e3 * result.plan.cost:.3f}"]
+    cells += [f"{result.plan.bits_per_weight:.3f}", f"{1e3 * result.plan.predicted:.3f}"]
     return cells + [f"{1e3 * (r.kl or 0):.3f} ± {1e3 * (r.kl_error or 0):.3f}" for r in found]
 
 

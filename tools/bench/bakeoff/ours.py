@@ -20,7 +20,7 @@ def in_format(format: str) -> Method:
     def method(bench: BakeOff, out: Path, budget: float) -> Written:
         file = bench.plan(format)
         result = execute_plan(bench.task.source, out, file, budget=budget)
-        return weigh(out, result.plan.cost)
+        return weigh(out, result.plan.predicted)
 
     return method
 
@@ -45,7 +45,7 @@ def uniform_bits(bench: BakeOff, out: Path, budget: float) -> Written:
     file = bench.folder / "uniform.json"
     write_plan(file, replace(plan, budgets=(replace(plan.budget(budget), chosen=chosen),)))
     result = execute_plan(bench.task.source, out, file)
-    return weigh(out, result.plan.cost)
+    return weigh(out, result.plan.predicted)
 
 
 def strategy(name: str) -> Method:

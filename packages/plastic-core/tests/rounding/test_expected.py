@@ -7,7 +7,7 @@ import pytest
 from plastic_core import GramRoot, difference, error_feedback, predicted_cost
 from plastic_core.linalg import using_workers
 from plastic_core.loss.pivots import pivots_of
-from plastic_core.rounding import expected_costs, nearest_errors
+from plastic_core.rounding import expected_costs, expected_error, nearest_errors
 
 PACKINGS = [(bits, size) for bits in (2, 3, 4, 8) for size in (32, 64, 128)]
 
@@ -95,3 +95,50 @@ def test_a_gram_that_does_not_fit_is_refused() -> None:
     W = np.ones((8, 64), np.float32)
     with pytest.raises(ValueError, match="`inputs` must be of size 64"):
         expected_costs(W, [(2, 64)], inputs=GramRoot.of(np.eye(32), damping=0.0))
+
+
+def test_an_expected_error_is_predicted_to_cost_what_is_expected() -> None:
+    rng = np.random.default_rng(6)
+    W = rng.standard_normal((96, 128)).astype(np.float32)
+    R, C = grams(96, 128, rng)  # C is damped as error_feedback has it
+    found = expected_costs(W, PACKINGS, inputs=R, outputs=C)
+    for cost, (bits, size) in zip(found, PACKINGS, strict=True):
+        E = expected_error(W, bits, inputs=R, outputs=C, group_size=size)
+        # One order of the groups, that of the largest, serves all costs.
+        near = 1e-4 if size == max(PACKINGS)[1] else 0.1
+        assert predicted_cost(E, inputs=R, outputs=C) == pytest.approx(cost, rel=near)
+
+
+def test_an_expected_error_is_that_of_plain_rounding_where_nothing_can_be_made_up_for() -> None:
+    W = np.random.default_rng(7).standard_normal((40, 128)).astype(np.float32)
+    R = GramRoot.of(np.ones((128, 1, 1)), damping=0.0)
+    E = expected_error(W, 3, inputs=R)
+    np.testing.assert_array_equal(E, nearest_errors(W, 3))
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_an_expected_error_takes_blocks_for_themselves(size: int) -> None:
+    rng = np.random.default_rng(8)
+    W = rng.standard_normal((40, 128)).astype(np.float32)
+    (R, _), (other, _) = (grams(8, 64, rng) for _ in range(2))
+    assert R.gram is not None
+    assert other.gram is not None
+    both = GramRoot.of(np.stack([R.gram, other.gram]), damping=1e-2)
+    scale = np.trace(R.gram + other.gram) / 2
+    alone = [np.eye(64) * 1e-2 * scale / 64 + g.gram for g in (R, other)]
+    E = expected_error(W, 4, inputs=both, group_size=size)
+    for part, gram in zip((slice(64), slice(64, None)), alone, strict=True):
+        own = GramRoot.of(gram, damping=0.0)
+        wanted = expected_error(W[:, part], 4, inputs=own, group_size=size)
+        np.testing.assert_allclose(E[:, part], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_an_expected_error_is_the_same_for_any_number_of_threads() -> None:
+    rng = np.random.default_rng(9)
+    W = rng.standard_normal((700, 640)).astype(np.float32)
+    R, C = grams(700, 640, rng)
+    found = []
+    for count in (1, 2, 4):
+        with using_workers(count):
+            found.append(expected_error(W, 3, inputs=R, outputs=C))
+    assert all((found[0] == E).all() for E in found)

@@ -44,9 +44,9 @@ def test_a_group_is_sampled_evenly() -> None:
 def test_factors_carry_measurements_to_all_bits() -> None:
     factors = PriceFactors(
         {
-            2: GroupCost(expected=1.0, predicted=2.0, divergence=6.0),
-            3: GroupCost(expected=0.2, predicted=0.2, divergence=0.3),
-            4: GroupCost(expected=0.05, predicted=0.04, divergence=None),
+            2: GroupCost(expected=1.0, predicted=2.0, foreseen=0.5, divergence=6.0),
+            3: GroupCost(expected=0.2, predicted=0.2, foreseen=0.4, divergence=0.3),
+            4: GroupCost(expected=0.05, predicted=0.04, foreseen=0.05, divergence=None),
         }
     )
     assert factors.of_expected(2) == pytest.approx(6.0)
@@ -54,15 +54,17 @@ def test_factors_carry_measurements_to_all_bits() -> None:
     assert factors.of_expected(4) == factors.of_expected(8) == pytest.approx(1.5 * 0.8)
     assert factors.of_predicted(2) == pytest.approx(3.0)
     assert factors.of_predicted(8) == factors.of_predicted(None) == pytest.approx(1.5)
+    assert factors.of_foreseen(2) == pytest.approx(4.0)
+    assert factors.of_foreseen(8) == pytest.approx(0.8)
 
 
 def test_without_a_measurement_prices_stay() -> None:
     factors = PriceFactors({})
-    assert factors.of_expected(2) == factors.of_predicted(None) == 1.0
+    assert factors.of_expected(2) == factors.of_predicted(None) == factors.of_foreseen(3) == 1.0
 
 
 def test_what_float32_cannot_tell_from_nothing_has_no_factor() -> None:
-    factors = PriceFactors({2: GroupCost(1e-12, 1e-12, 0.0)})
+    factors = PriceFactors({2: GroupCost(1e-12, 1e-12, 1e-12, 0.0)})
     assert factors.of_predicted(2) == pytest.approx(1.0, rel=1e-4)
 
 

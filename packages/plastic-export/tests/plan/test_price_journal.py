@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.plan import prices
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.measured import GroupCost
-from plastic_export.plan.offers import Candidate, Offer
+from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Trial
 from plastic_export.plan.price_journal import PriceJournal
 
 FEW = Choices(bits=(2, 4), group_sizes=(64,))
@@ -24,7 +25,7 @@ MADE_FOR = {"seed": 1, "bits": [2, 4]}
 MATRIX = Candidate("w", (64, 32), "BF16", 32, 4096)
 OFFERS = [Offer(2, 100, 1 / 3, group_size=64), Offer(None, 4096, 0.0)]
 GROUP = ["v", "w"]
-MEASURED = {2: GroupCost(1 / 3, 0.1, 0.7), 4: GroupCost(1e-17, 2e-9, None)}
+MEASURED = {2: GroupCost(1 / 3, 0.1, 0.2, 0.7), 4: GroupCost(1e-17, 2e-9, 1e-9, None)}
 
 
 @pytest.fixture
@@ -67,6 +68,17 @@ def test_a_price_comes_back_to_the_bit(tmp_path: Path) -> None:
         assert journal.group_costs(GROUP) == MEASURED
         assert journal.offers(Candidate("w", (64, 32), "F16", 32, 4096)) is None
         assert journal.group_costs(["w"]) is None
+
+
+def test_a_trial_comes_back_to_the_bit_for_the_same_choices_alone(tmp_path: Path) -> None:
+    plan = BitsPlan(4.0, "4", 2048, 0.0, {"w": OFFERS[0]})
+    found = Trial(1 / 3, 1e-17, plan.cost)
+    with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
+        assert journal.trial(plan) is None
+        journal.add_trial(plan, found)
+    with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
+        assert journal.trial(plan) == found
+        assert journal.trial(replace(plan, chosen={"w": OFFERS[1]})) is None
 
 
 def test_prices_of_something_else_are_forgotten(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _factor_columns(L: Float64, panel: slice) -> None:
     L[panel.stop :, panel] = product(L[panel.stop :, panel], inverse.T)
 
 
-def solve_transposed(L: Float64, Y: NDArray[Any]) -> Float64:
+def solve_transposed(L: NDArray[Any], Y: NDArray[Any]) -> Float64:
     """Return ``inverse(L).T @ Y``, by back substitution over blocks of rows, in float64.
 
     Args:

@@ -1,4 +1,4 @@
-"""What rounding is expected to cost, from one plain rounding and the pivots of both Grams."""
+"""What rounding is expected to leave and to cost, from one plain rounding and both Grams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from plastic_core.linalg import Float32, Float64, Matrix, as_matrix, in_threads
+from plastic_core.linalg import (
+    Float32,
+    Float64,
+    Matrix,
+    as_matrix,
+    in_threads,
+    solve_transposed,
+)
+from plastic_core.loss.feedback import Feedback
 from plastic_core.loss.gram_root import IDENTITY, GramRoot
 from plastic_core.loss.loss import check_fit
 from plastic_core.loss.pivots import pivots_of
@@ -16,6 +24,8 @@ from plastic_core.rounding.levels import nearest_errors
 
 PANEL = 256
 """Outputs whose errors are summed at a time."""
+SOLVED = 512
+"""Columns that a thread solves for at a time."""
 
 
 def expected_costs(
@@ -79,6 +89,81 @@ def expected_costs(
         nearest_errors(A, bits, weights=weights, group_size=size, dtype=dtype, out=E)
         costs[number] = _weighted_energy(E, gamma, weights) / 2
     return costs
+
+
+def expected_error(
+    W: Matrix,
+    bits: int,
+    *,
+    inputs: GramRoot,
+    outputs: GramRoot = IDENTITY,
+    group_size: int = 64,
+    dtype: mx.Dtype = mx.bfloat16,
+) -> Float32:
+    r"""Return an error of about the size and the shape of that which `error_feedback` leaves.
+
+    With the factors F and K of `expected_costs`, and Z what is left of every entry when it is
+    rounded to the nearest level,
+
+    .. math::
+
+        E = (I + K)^{-T} \, Z \, (I + F)^{-1},
+
+    which is what the feedback leaves if what it has to round lies as far from its levels as the
+    weight itself does. No entry waits for another, so that this takes products alone.
+
+    Args:
+        W: Weight of shape ``(out, in)``, NumPy or MLX, any floating dtype.
+        bits: 2, 3, 4, 5, 6 or 8.
+        inputs: R, damped, of size ``in``.
+        outputs: C, of size ``out``; damped by a tenth at least, as `error_feedback` has it.
+        group_size: 32, 64 or 128, a divisor of ``in``.
+        dtype: The dtype of the scales and biases.
+
+    Returns:
+        Shape ``(out, in)``, float32, the same bits for any number of threads. Measured: all
+        matrices of two Llamas changed by errors of this shape, each scaled to the predicted cost of
+        the real one, move the model 0.93 to 1.22 times as far as these do (a heuristic).
+
+    Raises:
+        TypeError: If ``W`` does not hold floating-point numbers.
+        ValueError: As `error_feedback`.
+
+    Note:
+        ``(in^3 + out^3) / 3 + in^2 out + out^2 in`` operations in float64. Memory: two float64
+        matrices of the shape of ``W``, and two of that of the larger Gram.
+
+    Examples:
+        >>> W = np.tile(np.float32([0, 1, 2, 3.5]), (2, 16))
+        >>> R = GramRoot.of(np.eye(64), damping=0.0)
+        >>> expected_error(W, 2, inputs=R).shape
+        (2, 64)
+    """
+    A = as_matrix(W, "W")
+    check_fit((A.shape[0], A.shape[1]), inputs, outputs, "W")
+    R = inputs.feedback(group_size) or ()
+    C = outputs.feedback(least_damping=LEAST_OUTPUT_DAMPING) or ()
+    weights = np.ones(A.shape[1], np.float32)
+    for part in R:
+        weights[part.places] = part.pivots
+    E = nearest_errors(A, bits, weights=weights, group_size=group_size, dtype=dtype)
+    for part in C:
+        E[part.places] = _spread(part, E[part.places])
+    for part in R:
+        E[:, part.places] = _spread(part, E[:, part.places].T).T
+    return E
+
+
+def _spread(G: Feedback, Z: Float32) -> Float32:
+    """Return ``inverse(I + F).T @ Z`` for ``Z (n, k)``."""
+    lower = np.ascontiguousarray((np.eye(len(G.F), dtype=np.float32) + G.F)[::-1, ::-1])
+    E = np.empty(Z.shape, np.float32)
+
+    def solve(part: slice) -> None:
+        E[::-1, part] = solve_transposed(lower, Z[::-1, part])
+
+    in_threads(solve, [slice(i, i + SOLVED) for i in range(0, Z.shape[1], SOLVED)])
+    return E
 
 
 def _weighted_energy(E: Float32, rows: Float64 | None, columns: Float32) -> float:

@@ -105,7 +105,7 @@ def execute_plan(
                 out,
                 _options(plans, plan, file, exact=exact),
                 lambda journal: recipe,
-                checker=OutputChecker(checkpoint, predicted=plan.cost) if check else None,
+                checker=OutputChecker(checkpoint, predicted=plan.predicted) if check else None,
                 force=force,
                 track=track,
                 nbytes=recipe.layout.nbytes,

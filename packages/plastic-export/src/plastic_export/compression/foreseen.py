@@ -24,6 +24,7 @@ from plastic_export.evaluation.check_window import CHECK_LENGTH
 from plastic_export.plan.likeness import alike, samples_of
 from plastic_export.plan.offers import Candidate
 from plastic_export.plan.probe import PROBED_TOKENS
+from plastic_export.plan.trial import TRIED_TOKENS
 
 _NARROWEST = 256
 _PACKINGS = 18  # bits and group sizes, of which each is rounded for a thorough plan
@@ -38,6 +39,7 @@ def foresee_plan(
     corrected: bool,
     thorough: bool,
     is_calibrated: bool,
+    budgets: int,
     memory: int | None,
     say: Say | None,
 ) -> None:
@@ -51,6 +53,7 @@ def foresee_plan(
         corrected: Whether corrections are offered.
         thorough: Whether every matrix is rounded in every way on offer, and run by itself.
         is_calibrated: Whether the Grams are there already.
+        budgets: How many there are: two plans are tried for each.
         memory: Bytes of memory that it may take; None for what the machine has.
         say: Takes the line.
 
@@ -70,7 +73,7 @@ def foresee_plan(
         measured = calibration_peak(
             shape, planned, rows=rows, length=calibration.window, widest=widest
         )
-        probed = probing_peak(shape, tokens=PROBED_TOKENS, length=calibration.window)
+        probed = probing_peak(shape, tokens=TRIED_TOKENS, length=calibration.window)
         return max(measured, probed, rounding_peak(planned, widest))
 
     def smaller() -> Iterator[Smaller]:
@@ -94,6 +97,8 @@ def foresee_plan(
         probed=PROBED_TOKENS * len(groups),
         sampled=_shapes([m for group in groups for m in samples_of(group)] * repeated),
         corrected=corrected,
+        tried=2 * budgets,
+        trial=TRIED_TOKENS,
     )
     spooled = 4 * shape.width * (pulled * len(shape.blocks) + 2 * tokens)
     disk = held_gram_bytes(planned, widest) // 4 + (0 if is_calibrated else spooled)

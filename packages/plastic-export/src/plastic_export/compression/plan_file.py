@@ -17,16 +17,20 @@ from plastic_export.checkpoint.tensors import Kind
 from plastic_export.folder.manifest import source_record
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
-from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered
+from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered, Trial
 
-SCHEMA = 4
+SCHEMA = 5
 _PLAN = (
     "schema", "format", "source", "calibration", "grams", "left", "left_bytes", "skipped",
     "budgets", "matrices",
 )  # fmt: skip
-_BUDGET = ("asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "matrices")
+_BUDGET = (
+    "asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "trial", "by", "rival_kl",
+    "matrices",
+)  # fmt: skip
 _MATRIX = (
-    "shape", "dtype", "group_size", "source_bytes", "price_factors", "kind", "experts", "offers",
+    "shape", "dtype", "group_size", "source_bytes", "price_factors", "error_factors", "kind",
+    "experts", "offers",
 )  # fmt: skip
 _OFFER = ("bits", "group_size", "rank", "factor_bits", "bytes", "predicted_kl")
 _SOURCE = ("name", "revision", "files", "tensors", "config_sha256")
@@ -194,6 +198,7 @@ def _matrix_record(m: Offered) -> dict[str, Any]:
         "group_size": matrix.group_size,
         "source_bytes": matrix.source_bytes,
         "price_factors": {str(bits): factor for bits, factor in m.price_factors.items()},
+        "error_factors": {str(bits): factor for bits, factor in m.error_factors.items()},
         "kind": matrix.kind,
         "experts": matrix.experts,
         "offers": [_offer_record(o) for o in m.offers],
@@ -205,8 +210,11 @@ def _budget_record(b: BitsPlan) -> dict[str, Any]:
         "asked": b.asked,
         "bits_per_weight": b.budget,
         "bytes": b.nbytes,
-        "predicted_kl": b.cost,
+        "predicted_kl": b.predicted,
         "lower_bound": b.lower_bound,
+        "trial": None if b.trial is None else b.trial._asdict(),
+        "by": b.by,
+        "rival_kl": b.rival_kl,
         "matrices": {name: _offer_record(o) for name, o in b.chosen.items()},
     }
 
@@ -281,8 +289,11 @@ def _matrix(name: str, raw: Mapping[str, Any]) -> Offered:
             kind=_kind(raw["kind"]),
             experts=int(raw["experts"]),
         )
-        factors = {int(bits): float(factor) for bits, factor in raw["price_factors"].items()}
-        return Offered(matrix, tuple(map(_offer, raw["offers"])), factors)
+        factors = [
+            {int(bits): float(factor) for bits, factor in raw[name].items()}
+            for name in ("price_factors", "error_factors")
+        ]
+        return Offered(matrix, tuple(map(_offer, raw["offers"])), *factors)
 
 
 @contextmanager
@@ -339,4 +350,12 @@ def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Forma
         weights=sum(m.matrix.weights for m in matrices),
         lower_bound=float(raw["lower_bound"]),
         chosen={m.name: m.offer(*choices[m.name]) for m in matrices},
+        trial=None if raw["trial"] is None else _trial(raw["trial"]),
+        by=raw["by"],
+        rival_kl=raw["rival_kl"],
     )
+
+
+def _trial(raw: Mapping[str, Any]) -> Trial:
+    _check_entries(raw, Trial._fields)
+    return Trial(*(float(raw[name]) for name in Trial._fields))

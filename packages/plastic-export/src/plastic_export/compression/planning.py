@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,8 @@ from plastic_export.plan.offers import (
 from plastic_export.plan.price_journal import PriceJournal, check_price_journal
 from plastic_export.plan.prices import price
 from plastic_export.plan.probe import PriceProbe
+from plastic_export.plan.trial import TRIED_TOKENS, PlanTrial
+from plastic_export.plan.tried import tried_plans
 from plastic_export.process.interruption import saying_when_interrupted
 from plastic_export.source.layers import Layer
 from plastic_export.source.source import Source
@@ -92,7 +94,9 @@ def plan_checkpoint(
     matrix may also stay as it is, which costs nothing: a source in 4 bits, groups of 64, that is
     asked for 4.5 bits per weight is left unchanged. A few of each
     group of alike matrices are rounded in full and run, which corrects the prices of the group
-    (``plastic_export.plan.prices``), and one allocation per budget does the rest.
+    (``plastic_export.plan.prices``), and one allocation per budget does the rest. Each is tried as
+    a whole, and so is one width for all in the same bytes; the better one is taken
+    (``plastic_export.plan.tried``), and what it was found to cost is the prediction.
     The Grams stay beside the plan, under its name with ``.grams.npz``: a run that was cut goes on
     from there, one for other budgets or formats finds them complete, and ``execute_plan`` needs
     them. Until the plan is written its prices are there too, under its name with ``.prices``: a run
@@ -164,15 +168,31 @@ def plan_checkpoint(
             corrected=bool(choices.factor_bits),
             thorough=thorough,
             is_calibrated=_grams(file).exists(),
+            budgets=len(stated),
             memory=memory,
             say=say,
         )
         identity = source_identity(checkpoint)
+
+        def spend(offered: Sequence[Offered], trial: PlanTrial) -> tuple[Remainder, Plans]:
+            """Solve for every budget, and try what comes out; the least that is left changes."""
+            fewer = len(offered) < len(wanted)
+            rest = Remainder.of(traced, [m.matrix for m in offered]) if fewer else left
+            return rest, _spent(rest, offered, stated, target, trial, track)
+
         measured = _priced(
-            traced, identity, wanted, choices, calibration, file, widest, thorough, force, track
+            traced,
+            identity,
+            wanted,
+            choices,
+            calibration,
+            file,
+            widest,
+            thorough,
+            force,
+            spend,
+            track,
         )
-        if measured.skipped:
-            left = Remainder.of(traced, [m.matrix for m in measured.offered])
         plan = LossPlan(
             source=identity,
             calibration=calibration.record()
@@ -184,9 +204,9 @@ def plan_checkpoint(
             },
             grams=(_grams(file).name, measured.grams),
             matrices=measured.offered,
-            left=left.weights,
-            left_bytes=left.nbytes,
-            budgets=_spent(left, measured.offered, stated, target),
+            left=measured.left.weights,
+            left_bytes=measured.left.nbytes,
+            budgets=measured.budgets,
             format=format,
             skipped=(*undivided, *changed, *measured.skipped),
         )
@@ -208,13 +228,24 @@ def _check_room(grams: Path, wanted: Sequence[Candidate], widest: int) -> None:
     check_disk(grams.parent, needed, grams)
 
 
+Plans = tuple[BitsPlan, ...]
+
+
 class _Priced(NamedTuple):
-    """Offers and the digest of the Grams; experts that no token reached, what nothing measured."""
+    """Offers, plans, what is left beside them, and the digest of the Grams.
+
+    Also the number of experts that no token reached, and what nothing measured.
+    """
 
     offered: tuple[Offered, ...]
+    left: Remainder
+    budgets: Plans
     grams: str
     unreached: int
     skipped: tuple[Skipped, ...]
+
+
+Spend = Callable[[Sequence[Offered], PlanTrial], tuple["Remainder", Plans]]
 
 
 def _grams(file: Path) -> Path:
@@ -237,9 +268,10 @@ def _priced(
     widest: int,
     thorough: bool,
     replace: bool,
+    spend: Spend,
     track: Track,
 ) -> _Priced:
-    """Measure the Grams of the matrices, and price those that the text reached."""
+    """Measure the Grams of the matrices, price those that the text reached, and plan them."""
     paths, checkpoint = [module_path(m.name) for m in wanted], source.checkpoint
     with (
         saying_when_interrupted(lambda: _waiting(file)),
@@ -276,7 +308,9 @@ def _priced(
                 journal=journal,
                 track=track,
             )
-        return _Priced(offered, digest, unreached, unmeasured)
+            trier = PriceProbe.of(checkpoint, calibration, TRIED_TOKENS)
+            left, plans = spend(offered, PlanTrial(source, grams, offered, trier, journal))
+        return _Priced(offered, left, plans, digest, unreached, unmeasured)
 
 
 def _price_identity(
@@ -360,15 +394,20 @@ def _keepable(source: Source, wanted: Sequence[Candidate]) -> tuple[list[Candida
 
 
 def _spent(
-    left: Remainder, offered: Sequence[Offered], budgets: Sequence[Budget], format: Format
-) -> tuple[BitsPlan, ...]:
+    left: Remainder,
+    offered: Sequence[Offered],
+    budgets: Sequence[Budget],
+    format: Format,
+    trial: PlanTrial,
+    track: Track,
+) -> Plans:
     """Return the plan of every budget."""
-    return plan_bits(
-        offered,
-        budgets,
-        left_bytes=left.nbytes + left.header_bytes,
-        one_rank=format.one_rank,
-        overhead=_overhead(left, format),
+    left_bytes, overhead = left.nbytes + left.header_bytes, _overhead(left, format)
+    plans = plan_bits(
+        offered, budgets, left_bytes=left_bytes, one_rank=format.one_rank, overhead=overhead
+    )
+    return tried_plans(
+        plans, budgets, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
     )
 
 

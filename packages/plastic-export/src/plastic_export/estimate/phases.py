@@ -20,6 +20,10 @@ PULLING = 4.0
 """Forward passes per token that a gradient is taken of, the Grams and the pass of all apart."""
 PROBES = 1.4
 """Forward passes of the probe's windows for a group of matrices: at two widths, from a block on."""
+CHANGED = 2.0
+"""Forward passes of a trial: what the weights give, and what is added to it."""
+SPREADING = 1.0
+"""Multiplications in float64 of an expected error, per ``m n (m + n)``."""
 SAMPLED = 3
 """Widths in which the samples of a group are rounded in full."""
 ROOT = 0.9
@@ -76,8 +80,10 @@ def planning_work(
     probed: float,
     sampled: Iterable[WeightShape],
     corrected: bool,
+    tried: int,
+    trial: float,
 ) -> Work:
-    """Return the work of a plan: calibration, prices, probe.
+    """Return the work of a plan: calibration, prices, probe, trials.
 
     Args:
         shape: The model.
@@ -88,6 +94,8 @@ def planning_work(
         probed: Tokens that the probe runs, for all groups together.
         sampled: The matrices that are rounded in full.
         corrected: Whether corrections are offered as well.
+        tried: How many plans are tried.
+        trial: Tokens that each of them runs.
     """
     weights = list(planned)
     calibrated = forward_work(shape, tokens) + forward_work(shape, pulled).times(PULLING)
@@ -96,7 +104,9 @@ def planning_work(
     if corrected:
         priced += sum((_factored(w) for w in weights), Work())
     rounded = sum((_rounded(w, widest) for w in sampled), Work()).times(SAMPLED)
-    return calibrated + priced + rounded + forward_work(shape, probed).times(PROBES)
+    spread = sum((_spread(w, widest) for w in weights), Work())
+    trials = (spread + forward_work(shape, trial).times(CHANGED)).times(tried)
+    return calibrated + priced + rounded + forward_work(shape, probed).times(PROBES) + trials
 
 
 def writing_work(
@@ -124,6 +134,13 @@ def _priced(w: WeightShape, widest: int) -> Work:
     sides = _dense_sides(w, widest)
     roots = ROOT * w.matrices * sum(side**3 for side in sides)
     return Work(doubles=roots, entries=PRICED_ENTRY * w.entries)
+
+
+def _spread(w: WeightShape, widest: int) -> Work:
+    """Return the work of an expected error: both Grams factored twice, both solved for."""
+    sides = _dense_sides(w, widest)
+    roots = 2 * ROOT * w.matrices * sum(side**3 for side in sides)
+    return Work(doubles=roots + SPREADING * w.entries * sum(sides), entries=READING * w.entries)
 
 
 def _rounded(w: WeightShape, widest: int) -> Work:

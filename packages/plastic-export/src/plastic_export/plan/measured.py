@@ -38,11 +38,13 @@ class GroupCost(NamedTuple):
     Attributes:
         expected: The sum of their `expected_costs`, nats per token.
         predicted: The sum of what they are predicted to cost as they were rounded.
+        foreseen: The sum of what their `expected_error` is predicted to cost.
         divergence: What they cost together; None where it was not measured.
     """
 
     expected: float
     predicted: float
+    foreseen: float
     divergence: float | None
 
 
@@ -94,20 +96,22 @@ def _measured(samples: Sequence[_Sample], bits: int, probe: PriceProbe | None) -
         errors = in_threads(lambda sample: sample.error(bits), samples)
     expected = in_nine_digits(math.fsum(sample.expected[bits] for sample in samples))
     predicted = in_nine_digits(math.fsum(error.predicted for error in errors))
+    foreseen = in_nine_digits(math.fsum(error.foreseen for error in errors))
     if probe is None:
-        return GroupCost(expected, predicted, None)
+        return GroupCost(expected, predicted, foreseen, None)
     changes = [
         WeightChange(module_path(sample.m.name), -error.E, sample.expert)
         for sample, error in zip(samples, errors, strict=True)
     ]
-    return GroupCost(expected, predicted, in_nine_digits(probe.divergence(changes)))
+    return GroupCost(expected, predicted, foreseen, in_nine_digits(probe.divergence(changes)))
 
 
 class _Error(NamedTuple):
-    """What rounding takes from a weight, shape (out, in), and its predicted cost."""
+    """What rounding takes from a weight, its predicted cost, and that of what was expected."""
 
     E: NDArray[np.float32]
     predicted: float
+    foreseen: float
 
 
 class _Sample(NamedTuple):
@@ -140,7 +144,9 @@ class _Sample(NamedTuple):
 
     def error(self, bits: int) -> _Error:
         E = self.rounding.error(bits, self.group_size)
-        return _Error(E.rows(slice(None)), self.rounding.cost(E))
+        foreseen = self.rounding.expected_error(bits, self.group_size)
+        cost = self.rounding.cost
+        return _Error(E.rows(slice(None)), cost(E), cost(foreseen))
 
 
 class PriceFactors:
@@ -150,11 +156,12 @@ class PriceFactors:
         costs: By bits; empty where nothing was measured.
 
     Examples:
-        >>> factors = PriceFactors({2: GroupCost(1.0, 2.0, 3.0), 3: GroupCost(1.0, 1.1, None)})
+        >>> two, three = GroupCost(1.0, 2.0, 4.0, 3.0), GroupCost(1.0, 1.1, 1.0, None)
+        >>> factors = PriceFactors({2: two, 3: three})
         >>> factors.of_predicted(2), factors.of_predicted(8)
         (1.5, 1.5)
-        >>> factors.of_expected(2), round(factors.of_expected(8), 9)
-        (3.0, 1.65)
+        >>> factors.of_expected(2), round(factors.of_expected(8), 9), factors.of_foreseen(2)
+        (3.0, 1.65, 0.5)
     """
 
     def __init__(self, costs: GroupCosts) -> None:
@@ -177,9 +184,19 @@ class PriceFactors:
         """Return the divergence over the expected cost."""
         if not self._all:
             return 1.0
-        expected, predicted, _ = _nearest(self._all, bits)
-        rounding = predicted / expected if expected else 1.0
-        return self.of_predicted(bits) * rounding
+        nearest = _nearest(self._all, bits)
+        return self.of_predicted(bits) * _ratio(nearest.predicted, nearest.expected)
+
+    def of_foreseen(self, bits: int | None) -> float:
+        """Return the predicted cost of what was rounded in full over that of what was expected."""
+        if not self._all:
+            return 1.0
+        nearest = _nearest(self._all, bits)
+        return _ratio(nearest.predicted, nearest.foreseen)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 1.0
 
 
 def _nearest(costs: GroupCosts, bits: int | None) -> GroupCost:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from plastic_core import factor_group
 from plastic_core.files import ITEM_BYTES
@@ -18,6 +18,13 @@ from plastic_export.plan.budgets import Budget, Totals, check_budget
 
 Overhead = Callable[["Candidate", "Offer"], int]
 """Bytes that an offer takes in the headers of the files, beside its own."""
+
+
+SPREAD = 0.15
+"""Standard deviation of the logarithm of what is measured over what a trial finds, where the
+tokens are many (heuristic: see the decision on trials)."""
+NINE_OF_TEN = 1.645
+"""Standard deviations on either side of the mean that hold nine cases of ten."""
 
 
 class Choice(NamedTuple):
@@ -124,6 +131,8 @@ class Offered:
         offers: The offers by increasing bytes; the last one leaves it as it is.
         price_factors: By bits, what predicted costs were multiplied by, for what was measured of
             this matrix and those like it.
+        error_factors: By bits, what the predicted cost of an `expected_error` is multiplied by, for
+            what rounding in full left of those like it.
 
     Examples:
         >>> m = read_plan("plan.json").matrices[0]
@@ -134,6 +143,7 @@ class Offered:
     matrix: Candidate
     offers: tuple[Offer, ...]
     price_factors: Mapping[int, float] = field(default_factory=dict)
+    error_factors: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -180,6 +190,20 @@ def _written(bits: int | None) -> str:
     return "null" if bits is None else str(bits)
 
 
+class Trial(NamedTuple):
+    """What a plan was found to cost as a whole; see `PlanTrial`.
+
+    Attributes:
+        kl: Nats per token.
+        error: Its standard error, over the tokens that it was tried on.
+        cost: The sum of the predicted costs of the choices that were tried.
+    """
+
+    kl: float
+    error: float
+    cost: float
+
+
 @dataclass(frozen=True)
 class BitsPlan:
     """One budget, and the offer that every matrix takes under it.
@@ -191,6 +215,10 @@ class BitsPlan:
         lower_bound: No choice within the budget is predicted to cost less, nats per token: the
             optimum of the linear relaxation.
         chosen: The offer of each matrix, by tensor name, in the order of the checkpoint.
+        trial: What it was found to cost as a whole; None where it was not tried.
+        by: What chose: the prices, or the trial of one width for all (`one_width`).
+        rival_kl: What the other of the two was found to cost, nats per token; None where there is
+            none.
 
     Examples:
         >>> plan = read_plan("plan.json").budget(4.5)
@@ -203,6 +231,9 @@ class BitsPlan:
     weights: int
     lower_bound: float
     chosen: Mapping[str, Offer]
+    trial: Trial | None = None
+    by: Literal["prices", "one width"] = "prices"
+    rival_kl: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -216,8 +247,28 @@ class BitsPlan:
 
     @property
     def cost(self) -> float:
-        """Predicted KL divergence to the source, nats per token."""
+        """The sum of the predicted costs of the matrices, nats per token."""
         return math.fsum(offer.cost for offer in self.chosen.values())
+
+    @property
+    def predicted(self) -> float:
+        """Predicted KL divergence to the source, nats per token.
+
+        What the trial found, or the sum of the costs; for choices that were edited since, the sum
+        times what the trial found of the others.
+        """
+        if self.trial is None or self.trial.cost == 0:
+            return self.cost
+        return self.cost * (self.trial.kl / self.trial.cost)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Between what it lies in nine cases of ten, nats per token; None without a trial."""
+        if self.trial is None or self.trial.kl == 0:
+            return None
+        spread = math.hypot(SPREAD, self.trial.error / self.trial.kl)
+        factor = math.exp(NINE_OF_TEN * spread)
+        return self.predicted / factor, self.predicted * factor
 
     @property
     def gap(self) -> float:
@@ -308,7 +359,7 @@ def plan_bits(
     plans: dict[int, BitsPlan] = {}
     for counted in (False, True):
         places = [i for i, budget in enumerate(stated) if budget.counts_headers == counted]
-        extra = overhead if overhead and counted else _nothing
+        extra = overhead if overhead and counted else no_overhead
         found = _planned(matrices, [stated[i] for i in places], left_bytes, one_rank, extra)
         plans |= zip(places, found, strict=True)
     return tuple(plans[i] for i in range(len(stated)))
@@ -333,12 +384,13 @@ def _planned(
     return tuple(min(plans, key=lambda plan: plan.cost) for plans in zip(*candidates, strict=True))
 
 
-def _nothing(m: Candidate, offer: Offer) -> int:
+def no_overhead(m: Candidate, offer: Offer) -> int:
+    """Return 0: budgets for matrices alone count no headers."""
     return 0
 
 
 def totals_of(
-    matrices: Sequence[Candidate], left_bytes: int, overhead: Overhead = _nothing
+    matrices: Sequence[Candidate], left_bytes: int, overhead: Overhead = no_overhead
 ) -> Totals:
     """Return the totals that budgets for these matrices are measured against."""
     weights = sum(m.weights for m in matrices)

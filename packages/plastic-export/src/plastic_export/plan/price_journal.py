@@ -12,7 +12,7 @@ from typing import Any
 from plastic_core.files import Closing, FormatError, Journal
 
 from plastic_export.plan.measured import GroupCost, GroupCosts
-from plastic_export.plan.offers import Candidate, Offer
+from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Trial
 
 _FIRST = {"prices of": "an unfinished plan"}
 
@@ -20,9 +20,9 @@ _FIRST = {"prices of": "an unfinished plan"}
 class PriceJournal(Closing):
     """The prices that a run which was cut leaves to the next one. A context manager.
 
-    Every matrix is noted down when it is priced, every group when it is measured. Floats come back
-    as the same floats, so that a plan which was cut ends with the bytes of one which was not.
-    Prices of anything else than ``made_for`` are forgotten.
+    Every matrix is noted down when it is priced, every group when it is measured, every plan when
+    it is tried. Floats come back as the same floats, so that a plan which was cut ends with the
+    bytes of one which was not. Prices of anything else than ``made_for`` are forgotten.
 
     Args:
         file: The file; begun where it is missing.
@@ -46,6 +46,7 @@ class PriceJournal(Closing):
         records = self._journal.records[2:]
         self._offers = {r["matrix"]["name"]: r for r in records if "matrix" in r}
         self._measured = {tuple(r["group"]): r["measured"] for r in records if "group" in r}
+        self._tried = {_key(r["tried"]): Trial(*r["trial"]) for r in records if "tried" in r}
 
     def offers(self, m: Candidate) -> list[Offer] | None:
         """Return what was found of a matrix; None if it is to be priced."""
@@ -67,6 +68,14 @@ class PriceJournal(Closing):
         """Note down what was measured of a group of matrices, named in order."""
         rows = [[bits, *cost] for bits, cost in found.items()]
         self._journal.append({"group": list(group), "measured": rows})
+
+    def trial(self, plan: BitsPlan) -> Trial | None:
+        """Return what a plan of these choices was found to cost; None if it is to be tried."""
+        return self._tried.get(_key(_choices(plan)))
+
+    def add_trial(self, plan: BitsPlan, found: Trial) -> None:
+        """Note down a plan that was tried."""
+        self._journal.append({"tried": _choices(plan), "trial": list(found)})
 
     def close(self) -> None:
         """Close the file; it stays."""
@@ -96,3 +105,11 @@ def check_price_journal(file: Path) -> None:
 def _record(m: Candidate) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(json.dumps(asdict(m)))
     return record
+
+
+def _choices(plan: BitsPlan) -> dict[str, list[Any]]:
+    return {name: list(offer.choice) for name, offer in plan.chosen.items()}
+
+
+def _key(record: Any) -> str:
+    return json.dumps(record, sort_keys=True)

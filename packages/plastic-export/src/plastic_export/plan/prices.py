@@ -156,8 +156,10 @@ class _Pricing(NamedTuple):
             smaller.sort(key=lambda offer: offer.nbytes)
         else:
             smaller = pareto(smaller)
-        known = {bits: in_nine_digits(factor(bits)) for bits in self.choices.bits}
-        return Offered(m, (*smaller, Offer.unchanged(m)), known)
+        bits = self.choices.bits
+        known = {b: in_nine_digits(factor(b)) for b in bits}
+        errors = {b: in_nine_digits(factors.of_foreseen(b)) for b in bits}
+        return Offered(m, (*smaller, Offer.unchanged(m)), known, errors)
 
 
 class _Weight(NamedTuple):

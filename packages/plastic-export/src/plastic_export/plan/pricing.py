@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Operator, difference, predicted_cost, priced_corrections
 from plastic_core.files import MLX_DTYPES
-from plastic_core.rounding import expected_costs
+from plastic_core.rounding import expected_costs, expected_error
 from plastic_runtime import LossGrams
 
 from plastic_export.plan.choices import (
@@ -147,7 +147,15 @@ class WeightRounding:
         stands_for = rounded(self._weight, bits, self.shared, self._m, group_size=group_size)
         return difference(self._weight, stands_for)
 
-    def cost(self, E: Operator) -> float:
+    def expected_error(self, bits: int, group_size: int) -> NDArray[np.float32]:
+        """Return about what rounding in full leaves of the weight."""
+        R, C = self.shared
+        dtype = MLX_DTYPES[self._m.dtype]
+        return expected_error(
+            self._weight, bits, inputs=R, outputs=C, group_size=group_size, dtype=dtype
+        )
+
+    def cost(self, E: Operator | NDArray[np.float32]) -> float:
         """Return what an error is predicted to cost in all uses."""
         return sum((predicted_cost(E, inputs=R, outputs=C) for R, C in self.costly), 0.0)
 

@@ -109,7 +109,7 @@ def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
         "",
         f"matrices   {plan.bits_per_weight:.4f} bits per weight (asked for {plan.asked}"
         f"{_edited(plan)}), "
-        f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.cost:.3f} millinats per token",
+        f"{format_bytes(plan.nbytes)}, predicted KL {1e3 * plan.predicted:.3f} millinats per token",
         f"checkpoint {format_bytes(result.source_bytes)} -> {format_bytes(result.model_bytes)}"
         f"{adapter}",
         *([_exact_line(result.exact_bytes, result.source_bytes)] if result.exact_bytes else []),

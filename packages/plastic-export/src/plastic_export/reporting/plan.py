@@ -42,7 +42,10 @@ def budget_record(b: BitsPlan) -> dict[str, Any]:
         "asked": b.asked,
         "bits_per_weight": b.bits_per_weight,
         "bytes": b.nbytes,
-        "predicted_kl": b.cost,
+        "predicted_kl": b.predicted,
+        "interval": b.interval,
+        "by": b.by,
+        "rival_kl": b.rival_kl,
         "gap": b.gap,
         "rank": b.rank,
         "mix": b.mix,
@@ -57,7 +60,7 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
             f"{b.bits_per_weight:.4f}",
             format_bytes(b.nbytes),
             format_bytes(b.nbytes + plan.left_bytes),
-            f"{1e3 * b.cost:.3f} mnat",
+            _predicted(b),
             f"{b.gap:.2%}",
             "; ".join(f"{count} x {kind}" for kind, count in b.mix.items()),
         )
@@ -69,10 +72,29 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
         f"matrices   {_counted(plan)} planned, {untouched}",
         *_skipped(plan),
         *_unreached(plan),
+        *_plain(plan),
         f"plan       {file}; its Grams: {plan.grams[0]}",
         f"plot       {plot or f'none: {HOW}'}",
         f"write it   plastic compress SRC OUT --plan {shlex.quote(str(file))}"
         + (" --bits-per-weight ..." if len(plan.budgets) > 1 else ""),
+    ]
+
+
+def _predicted(b: BitsPlan) -> str:
+    """Return the prediction, and between what it lies in nine cases of ten."""
+    if b.interval is None:
+        return f"{1e3 * b.predicted:.3f} mnat"
+    low, high = (1e3 * end for end in b.interval)
+    return f"{1e3 * b.predicted:.3g} ({low:.3g} to {high:.3g}) mnat"
+
+
+def _plain(plan: LossPlan) -> list[Table | str]:
+    """Return a line for every budget at which one width for all was found to be better."""
+    return [
+        f"one width  for {b.asked}: {1e3 * b.predicted:.3g} mnat as tried, and by prices "
+        f"{1e3 * b.rival_kl:.3g}"
+        for b in plan.budgets
+        if b.by == "one width" and b.rival_kl is not None
     ]
 
 

@@ -50,4 +50,4 @@ def plan_frontier(plan: LossPlan) -> tuple[BitsPlan, ...]:
 
 def _point(plan: LossPlan, budget: BitsPlan, label: str) -> SizePoint:
     nbytes = budget.nbytes + plan.left_bytes
-    return SizePoint(nbytes, budget.bits_per_weight, budget.cost, label=label)
+    return SizePoint(nbytes, budget.bits_per_weight, budget.predicted, label=label)
