@@ -125,6 +125,31 @@ def test_blocks_before_the_first_changed_one_are_not_run(
     assert set(ran) == {"model.layers.1.mlp.up_proj"}
 
 
+@pytest.mark.parametrize("is_chain", [True, False])
+def test_block_by_block_the_divergence_is_that_of_all_changes_at_once(
+    model: nn.Module, tokens: mx.array, is_chain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = ["model.embed_tokens"]
+    paths += [f"model.layers.{i}.mlp.{kind}_proj" for i in (0, 1) for kind in ("down", "up")]
+    weights = {path: dict(model.named_modules())[path].weight for path in paths}
+    changes = {
+        path: WeightChange(path, 0.05 * np.asarray(mx.random.normal(W.shape, key=mx.random.key(i))))
+        for i, (path, W) in enumerate(weights.items())
+    }
+    if not is_chain:
+        monkeypatch.setattr("plastic_export.plan.probe.BlockChain.of", lambda *_: None)
+    probe, asked = PriceProbe(model, tokens), list[list[str]]()
+
+    def of(wanted: list[str]) -> list[WeightChange]:
+        asked.append(wanted)
+        return [changes[path] for path in wanted]
+
+    found = probe.token_divergences(paths, of)
+    assert found.shape == (3, 19)
+    assert found.mean() == pytest.approx(probe.divergence([*changes.values()]), rel=1e-5)
+    assert [len(some) for some in asked] == ([1, 2, 2] if is_chain else [5])
+
+
 @given(windows=st.integers(1, 2000), calibrated=st.integers(1, 2000), wanted=st.integers(1, 100))
 def test_windows_that_are_not_calibrated_on_come_first(
     windows: int, calibrated: int, wanted: int
@@ -184,7 +209,8 @@ def test_a_change_of_one_expert_is_that_expert_s_alone(tokens: mx.array) -> None
     path = "model.layers.0.block_sparse_moe.switch_mlp.down_proj"
     layer = model.model.layers[0].block_sparse_moe.switch_mlp.down_proj
     change = 0.2 * mx.random.normal(layer.weight.shape[1:], key=mx.random.key(2))
-    found = PriceProbe(model, tokens).divergence([WeightChange(path, np.asarray(change), 1)])
+    parts = [WeightChange(path, np.asarray(change) / 2, 1)] * 2  # effects of several are added
+    found = PriceProbe(model, tokens).divergence(parts)
     log_q = log_softmax(model(tokens[:, :-1]))
     layer.weight = mx.stack([layer.weight[0], layer.weight[1] + change, layer.weight[2]])
     log_p = log_softmax(model(tokens[:, :-1]))

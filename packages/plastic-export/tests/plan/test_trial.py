@@ -1,0 +1,80 @@
+"""A plan tried as a whole: near what it does once it is written, and told from one width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plastic_export.calibration.loss_grams import use_float32
+from plastic_export.calibration.text import Calibration
+from plastic_export.checkpoint.reader import open_checkpoint
+from plastic_export.compression.by_plan import execute_plan
+from plastic_export.compression.plan_file import LossPlan, read_plan
+from plastic_export.compression.planning import plan_checkpoint
+from plastic_export.model.load import load_model
+from plastic_export.plan import trial as trials
+from plastic_export.plan.offers import Trial
+from plastic_export.plan.probe import PriceProbe
+from plastic_export.reporting.plan import present_plan
+
+DATA = Path(__file__).parents[4] / "tests-integration" / "data" / "stdlib-llama"
+FEW = Calibration(DATA / "calibration.txt", window=128, windows=48)
+BUDGETS = [2.5, 3.5, 4.5]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[LossPlan, Path]:
+    file = tmp_path_factory.mktemp("trial") / "plan.json"
+    return plan_checkpoint(DATA, file, calibration=FEW, budgets=BUDGETS), file
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_trial_is_near_what_the_written_checkpoint_does_on_the_same_tokens(
+    planned: tuple[LossPlan, Path], budget: float, tmp_path: Path
+) -> None:
+    plan, file = planned
+    execute_plan(DATA, tmp_path / "out", file, budget=budget)
+    with open_checkpoint(DATA) as checkpoint:
+        probe = PriceProbe.of(checkpoint, FEW, trials.TRIED_TOKENS)
+    trial = plan.budget(budget).trial
+    assert trial is not None
+    assert trial.kl == pytest.approx(divergence(probe, tmp_path / "out"), rel=0.15)
+
+
+def divergence(probe: PriceProbe, out: Path) -> float:
+    """The divergence of another model on the tokens of a probe."""
+    model = load_model(out)
+    use_float32(model)
+    probe._model, probe._chain = model, None
+    return float(probe.token_divergences([], lambda paths: []).mean())
+
+
+def test_a_plan_keeps_its_trials_and_says_what_one_width_would_cost(
+    planned: tuple[LossPlan, Path],
+) -> None:
+    plan, file = planned
+    assert read_plan(file) == plan
+    for budget in plan.budgets:
+        assert budget.trial is not None
+        assert budget.trial.cost == budget.cost
+        assert budget.predicted == budget.trial.kl
+        assert budget.rival_kl is None or budget.rival_kl >= budget.predicted
+        if budget.by == "prices":
+            assert budget.rival_kl is not None
+
+
+def test_one_width_is_taken_and_told_where_the_trial_finds_it_better(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def favouring(self: trials.PlanTrial, plan: object) -> Trial:
+        sizes = {offer.choice for offer in plan.chosen.values()}  # type: ignore[attr-defined]
+        return Trial(1e-3 if len(sizes) == 1 else 2e-3, 1e-4, plan.cost)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(trials.PlanTrial, "of", favouring)
+    file = tmp_path / "plan.json"
+    plan = plan_checkpoint(DATA, file, calibration=FEW, budgets=[3.5])
+    (budget,) = plan.budgets
+    assert {(o.bits, o.group_size) for o in budget.chosen.values()} == {(3, 64)}
+    assert (budget.by, budget.predicted, budget.rival_kl) == ("one width", 1e-3, 2e-3)
+    lines = "\n".join(map(str, present_plan(plan, file, None).lines))
+    assert "one width  for 3.5: 1 mnat as tried, and by prices 2" in lines
