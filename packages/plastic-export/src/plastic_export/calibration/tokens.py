@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from plastic_core.files import noting
 
+from plastic_export.calibration.records import record_tokens
+from plastic_export.calibration.shipped_set import SHIPPED
 from plastic_export.calibration.token_ids import read_token_ids
 from plastic_export.calibration.vocabulary import (
     check_size,
@@ -64,7 +66,7 @@ class TokenReader:
 
     A file of token ids (`read_token_ids`) needs no tokenizer: its rows are the windows, or it is
     one text, of which every window begins with the ``bos_token_id`` of the configuration if the
-    text does.
+    text does. A ``.jsonl`` holds texts and chats, one per line (`record_tokens`).
 
     Args:
         checkpoint: The checkpoint whose model is to read them.
@@ -118,13 +120,21 @@ class TokenReader:
                 prefix = [first] if first == self.config.get("bos_token_id") else []
                 self.prefixes[str(file)] = prefix
                 return _given(given, prefix, length, limit, cut)
-            content, tokenizer = read_text(file), self.tokenizer
-            prefix = self.prefixes[str(file)] = prefix_tokens(tokenizer)
-            ids = tokenizer.encode(content, add_special_tokens=False, verbose=False)
+            prefix = self.prefixes[str(file)] = prefix_tokens(self.tokenizer)
+            ids = self._ids(Path(file), prefix)
             self.check([*prefix, *ids])
             self.counts = np.bincount(np.asarray(ids, np.int64))
-            text = TokenText(ids, prefix, tokenizer.eos_token_id)
+            text = TokenText(ids, prefix, self.tokenizer.eos_token_id)
             return cut(text, length=length, limit=limit)
+
+    def _ids(self, file: Path, prefix: Sequence[int]) -> Sequence[int]:
+        """Return the tokens of a file, those that begin every text left out."""
+        if file.suffix == ".jsonl":
+            return record_tokens(file, self.tokenizer, prefix, forgiving=file == SHIPPED)
+        ids: list[int] = self.tokenizer.encode(
+            read_text(file), add_special_tokens=False, verbose=False
+        )
+        return ids
 
     def check(self, ids: ArrayLike) -> None:
         """Refuse tokens of the tokenizer that the model does not know.

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError, parse_object, sha256_file
+from plastic_core.files import FormatError, sha256_file
 
-from plastic_export.training.rows import (
-    FORMATS,
-    RowError,
-    RowTokens,
-    check_ended,
-    check_learnable,
-    check_row,
-    fields_of,
-)
+from plastic_export.calibration.rows import at_line, check_row, fields_of, read_rows
+from plastic_export.training.row_tokens import RowTokens, check_ended, check_learnable
 
 NAMES = {"train": "train.jsonl", "valid": "valid.jsonl"}
-_BYTE_ORDER_MARKS = codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 
 @dataclass(frozen=True)
@@ -86,47 +75,22 @@ def _read(
     file: Path, tokenizer: Any, *, least: int, window: int, mask_prompt: bool
 ) -> tuple[Any, list[int]]:
     """Return mlx-lm's dataset of a file, every row in tokens, and how many each has."""
-    numbered = _lines(file)
+    numbered = read_rows(file)
     if len(numbered) < least:
         reason = f"{len(numbered)} rows, and a batch takes {least}"
         raise FormatError.about(file, reason, "give more rows or a smaller --batch")
     first, lengths = min(numbered), []
-    with _at(file, first):
+    with at_line(file, first):
         fields = fields_of(numbered[first])
     for line, row in numbered.items():
-        with _at(file, line):
+        with at_line(file, line):
             check_row(row, fields)
-    with _at(file, first):
+    with at_line(file, first):
         rows = RowTokens([*numbered.values()], tokenizer, mask_prompt)
     for index, line in enumerate(numbered):
-        with _at(file, line):
+        with at_line(file, line):
             tokens, offset = rows.read(index)
             check_learnable(len(tokens), offset, window)
             check_ended(tokens[:window])
             lengths.append(len(tokens))
     return rows.dataset, lengths
-
-
-@contextlib.contextmanager
-def _at(file: Path, line: int) -> Iterator[None]:
-    """Name the line of a row that cannot be learned from."""
-    try:
-        yield
-    except RowError as error:
-        raise FormatError.about(f"{file}: line {line}", str(error), error.remedy) from error
-
-
-def _lines(file: Path) -> dict[int, dict[str, Any]]:
-    """Return the objects of a file by the number of their line, from 1."""
-    if not file.is_file():
-        raise FormatError.about(file, "there is no such file", f"give one line per row: {FORMATS}")
-    content = file.read_bytes()
-    if content.startswith(_BYTE_ORDER_MARKS):
-        remedy = "save it as UTF-8 without one"
-        raise FormatError.about(file, "it begins with a byte order mark", remedy)
-    lines = enumerate(content.splitlines(), start=1)
-    return {
-        number: parse_object(line, Path(f"{file}: line {number}"), "correct it")
-        for number, line in lines
-        if line.strip()
-    }

@@ -1,49 +1,12 @@
-"""Rows of training data in mlx-lm's formats: what each must hold, and its tokens."""
+"""Rows of training data as tokens, and what each must leave to learn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-FORMATS = '{"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}'
-_FIELDS = (("prompt", "completion"), ("messages",), ("text",))  # in mlx-lm's order
-Row = Mapping[str, Any]
-
-
-class RowError(ValueError):
-    """A row that cannot be learned from; says why in a few words, and what to do."""
-
-    def __init__(self, reason: str, remedy: str = f"each line is one of {FORMATS}") -> None:
-        super().__init__(reason)
-        self.remedy = remedy
-
-
-def fields_of(row: Row) -> tuple[str, ...]:
-    """Return the fields that every row of a file has, as its first row tells.
-
-    Raises:
-        RowError: If it is of none of the formats.
-    """
-    for fields in _FIELDS:
-        if all(name in row for name in fields):
-            return fields
-    raise RowError("Unsupported data format")
-
-
-def check_row(row: Row, fields: tuple[str, ...]) -> None:
-    """Check that a row has these fields, each a text or, for messages, a chat.
-
-    Raises:
-        RowError: If one is missing or of another type: names it.
-    """
-    for name in fields:
-        if name not in row:
-            raise RowError(f"cannot be read: no '{name}'")
-        if name == "messages":
-            _check_chat(row[name])
-        else:
-            _check_text(f"`{name}`", row[name])
+from plastic_export.calibration.rows import Row, RowError, refusal
 
 
 def check_learnable(length: int, offset: int, window: int) -> None:
@@ -73,36 +36,6 @@ def check_ended(tokens: Sequence[int | None]) -> None:
     if None in tokens:
         reason = "the tokenizer has no token that ends a text, and mlx-lm puts it after every row"
         raise RowError(reason, "name its 'eos_token' in tokenizer_config.json")
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise RowError(f"cannot be read: {name} must be a string, got {_kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise RowError(f"cannot be read: {name} has half a character, U+{code:04X}") from None
-
-
-def _check_chat(messages: Any) -> None:
-    """Check the outside alone: what a message may hold is for the chat template to say."""
-    if not isinstance(messages, list) or not messages:
-        got = "an empty list" if messages == [] else _kind(messages)
-        raise RowError(f"cannot be read: `messages` must be a list of messages, got {got}")
-    for message in messages:
-        if not isinstance(message, dict):
-            raise RowError(f"cannot be read: a message must be an object, got {_kind(message)}")
-        if "role" not in message:
-            raise RowError("cannot be read: a message has no 'role'")
-        _check_text("`role`", message["role"])
-        if isinstance(content := message.get("content"), str):
-            _check_text("`content`", content)
-
-
-def _kind(value: Any) -> str:
-    kinds = {list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else "a string")
 
 
 class RowTokens:
@@ -142,9 +75,7 @@ class RowTokens:
         try:
             tokens, offset = self.dataset[index]
         except Exception as error:  # tokenizers and chat templates raise what they like
-            named = isinstance(error, KeyError)
-            what = f"no {error}" if named else " ".join(str(error).split())
-            raise RowError(f"cannot be read: {what or type(error).__name__}") from error
+            raise refusal(error) from error
         if offset and not self._asked.begins_with_its_prompt():
             raise RowError(
                 "the chat template makes of its prompt alone what does not begin the whole row, "
