@@ -100,7 +100,6 @@ OPTIONS = [
     (["--keep", "much"], ["--keep", "much"]),
     (["--keep", "0.001"], ["at least"]),
     (["--keep", "0.5", "--strategy", "best"], ["--strategy", "best", "stable", "theorem"]),
-    (["--keep", "0.5", "--strategy", "activation"], ["--calibration"]),
     (["--keep", "0.5", "--include", "*nothing*"], ["*nothing*"]),
     (["--keep", "0.5", "--exclude", "*"], ["no matrix"]),
     (["--keep", "0.5", "--include", "model.embed_tokens"], ["model.embed_tokens.weight"]),

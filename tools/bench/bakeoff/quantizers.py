@@ -66,7 +66,7 @@ class Task:
 
     def windows(self, length: int, limit: int | None) -> mx.array:
         """Windows of the calibration text, shape (windows, length)."""
-        text = read_text(self.calibration.text)
+        text = read_text(self.calibration.file)
         return text_windows(load_tokenizer(self.source), text, length=length, limit=limit)
 
     def tokens(self) -> mx.array:

@@ -195,6 +195,17 @@ def test_a_factored_checkpoint_is_made_dense_by_the_command_that_made_it(
     assert conversion(folder)[2] == "small-dense"
 
 
+def test_a_dense_copy_calibrates_with_the_shipped_texts_where_the_original_did(
+    tmp_path: Path,
+) -> None:
+    shipped = {"sha256": "0" * 64, "window": 128, "windows": 7, "set": {"name": "s", "version": 1}}
+    options = {"keep": 0.6, "strategy": "activation", "calibration": shipped}
+    folder = make_factored(tmp_path / "small", options, HUB)
+    (words,) = [words for words in commands(folder) if words[0] == "plastic"]
+    given = parsed("compress", words[2:])
+    assert (given["calibration"], given["window"], given["windows"]) == (None, 128, 7)
+
+
 def test_the_original_behind_a_factored_checkpoint_is_offered_too(tmp_path: Path) -> None:
     folder = make_factored(tmp_path / "small", {}, {"name": "lm", "revision": None})
     (line,) = [line for line in guide(folder) if "plastic restore" in line]

@@ -1,4 +1,4 @@
-"""Gram matrices of a checkpoint's layers, measured on a text.
+"""Gram matrices of a checkpoint's layers, measured on a text; the texts, as tokens.
 
 Stands on ``model`` and below.
 """

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from plastic_export.calibration.notes import note_what_is_missing
+from plastic_export.calibration.shipped_set import SHIPPED, shipped_record
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.tokenizer import digests_in, tokenizer_folder
@@ -20,8 +21,9 @@ class Calibration:
     """A calibration text and how much of it to use.
 
     Attributes:
-        text: UTF-8 text file, or the ids of its tokens, a ``.npy`` or ``.json`` of integers: one
-            row for a text, or one row per window.
+        text: UTF-8 text file; rows of texts and chats, a ``.jsonl`` in mlx-lm's formats; or the ids
+            of its tokens, a ``.npy`` or ``.json`` of integers: one row for a text, or one row per
+            window. None stands for the texts of many kinds that this package ships.
         window: Tokens per window; each is run on its own, from an empty context.
         windows: How many windows at most, spread evenly over the text.
         tokenizer: Folder or Hub id of the tokenizer; by default that of the checkpoint.
@@ -31,20 +33,34 @@ class Calibration:
         >>> with open_checkpoint("SRC") as checkpoint:
         ...     calibration.tokens(checkpoint).shape
         (8, 24)
+        >>> Calibration().record()["set"]
+        {'name': 'mixed texts of plastic-export', 'version': 1}
     """
 
-    text: str | Path
+    text: str | Path | None = None
     window: int = 256
     windows: int = 128
     tokenizer: str | Path | None = None
 
+    @property
+    def file(self) -> Path:
+        """Return where the text is."""
+        return SHIPPED if self.text is None else Path(self.text)
+
+    @property
+    def name(self) -> str:
+        """Return what messages call the text."""
+        return "the shipped texts" if self.text is None else self.file.name
+
     def record(self) -> dict[str, Any]:
         """Return the entry of the manifest: the digests of text and tokenizer, not their places."""
-        digest = hashlib.sha256(Path(self.text).read_bytes()).hexdigest()
-        record = {"sha256": digest, "window": self.window, "windows": self.windows}
-        if self.tokenizer is None:
-            return record
-        return record | {"tokenizer": digests_in(tokenizer_folder(self.tokenizer))}
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        record: dict[str, Any] = {"sha256": digest, "window": self.window, "windows": self.windows}
+        if self.text is None:
+            record["set"] = shipped_record()
+        if self.tokenizer is not None:
+            record["tokenizer"] = digests_in(tokenizer_folder(self.tokenizer))
+        return record
 
     def tokens(self, checkpoint: Checkpoint) -> mx.array:
         """Cut the text into the windows that are used.
@@ -63,7 +79,7 @@ class Calibration:
 
     def all_tokens(self, checkpoint: Checkpoint) -> mx.array:
         """Cut the text into all its windows, those among them that `tokens` leaves out."""
-        return self.reader(checkpoint).windows(self.text, length=self.window)
+        return self.reader(checkpoint).windows(self.file, length=self.window)
 
     def reader(self, checkpoint: Checkpoint) -> TokenReader:
         """Return what reads the text in the tokens of a checkpoint."""
@@ -71,6 +87,6 @@ class Calibration:
 
     def cut(self, reader: TokenReader) -> mx.array:
         """Return the windows that are used, as `tokens` does, from a reader at hand."""
-        windows = reader.windows(self.text, length=self.window, limit=self.windows)
-        note_what_is_missing(self.text, windows, reader, is_all=self.windows > len(windows))
+        windows = reader.windows(self.file, length=self.window, limit=self.windows)
+        note_what_is_missing(self.file, windows, reader, is_all=self.windows > len(windows))
         return windows

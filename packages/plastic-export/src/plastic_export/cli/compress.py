@@ -65,7 +65,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
     **RANK,
 )
 @format_option(RANK_FORMATS, "factored", **RANK)
-@calibration_option(help=f"Text for --strategy {NEEDS_TEXT}.", **RANK)
+@calibration_option(help=f"Text for --strategy {NEEDS_TEXT}", **RANK)
 @window_option(**RANK)
 @windows_option(**RANK)
 @tokenizer_option(**RANK)
@@ -113,7 +113,8 @@ def compress_command(
     _check_form("rank", "{} names a budget of a plan; give the --plan, too")
     if keep is None:
         raise click.UsageError("give --keep, or a --plan and perhaps which of its budgets")
-    if calibration is None:
+    reads = calibration is not None or strategy in NEED_GRAM
+    if not reads:
         _check_text_options()
     result = compress(
         src,
@@ -121,7 +122,7 @@ def compress_command(
         keep=keep.value,
         strategy=strategy,
         format=format_,
-        calibration=(Calibration(calibration, window, windows, tokenizer) if calibration else None),
+        calibration=Calibration(calibration, window, windows, tokenizer) if reads else None,
         include=include,
         exclude=exclude,
         **writing,

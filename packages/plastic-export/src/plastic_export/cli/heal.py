@@ -29,7 +29,7 @@ _DEFAULT = HealingOptions()
 @click.command("heal", short_help="Bring a compressed checkpoint nearer to its source.")
 @click.argument("folder", type=FOLDER)
 @click.option("--reference", required=True, metavar="SRC", help="What FOLDER was made from.")
-@calibration_option(required=True, help="Text to learn from.")
+@calibration_option(help="Text to learn from")
 @click.option("--steps", type=click.IntRange(1), default=_DEFAULT.steps, show_default=True)
 @window_option()
 @windows_option(
@@ -55,7 +55,7 @@ _DEFAULT = HealingOptions()
 def heal_command(
     folder: Path,
     reference: str,
-    calibration: Path,
+    calibration: Path | None,
     steps: int,
     window: int,
     windows: int,

@@ -20,7 +20,11 @@ from plastic_export.plan.budgets import Budget, parse_size
 FOLDER = click.Path(path_type=Path)
 TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
 
-IDS = "A .npy or .json of integers holds the ids of its tokens."
+IDS = (
+    "A .jsonl holds rows as mlx-lm reads them: texts, or chats for the chat template; a .npy or "
+    ".json of integers, the ids of tokens."
+)
+MIXED = "by default the texts of many kinds that come with plastic."
 
 BudgetKind = Literal["bits_per_weight", "size", "keep"]
 BUDGETS: dict[BudgetKind, str] = {
@@ -92,8 +96,8 @@ def format_option(names: Sequence[str], default: str, **settings: Any) -> Callab
 
 
 def calibration_option(*, help: str, **settings: Any) -> Callable[[FC], FC]:
-    """Declare ``--calibration``, a text."""
-    return click.option("--calibration", type=TEXT, help=f"{help} {IDS}", **settings)
+    """Declare ``--calibration``, a text; without it the shipped ones are taken."""
+    return click.option("--calibration", type=TEXT, help=f"{help}; {MIXED} {IDS}", **settings)
 
 
 def tokenizer_option(**settings: Any) -> Callable[[FC], FC]:

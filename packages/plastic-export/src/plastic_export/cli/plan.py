@@ -54,7 +54,7 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 
 @click.command("plan", short_help="Choose bits, group sizes and ranks for a size in bytes.")
 @click.argument("src")
-@calibration_option(required=True, help="Text to measure the loss on.")
+@calibration_option(help="Text to measure the loss on")
 @budget_option("bits_per_weight", several=True, help="Budgets, by default 3,3.5,4.5: ")
 @budget_option("size", several=True, help="Budgets: ")
 @budget_option("keep", several=True, help="Budgets: ")
@@ -94,7 +94,7 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @json_option()
 def plan_command(
     src: str,
-    calibration: Path,
+    calibration: Path | None,
     bits_per_weight: list[Budget] | None,
     size: list[Budget] | None,
     keep: list[Budget] | None,

@@ -84,8 +84,9 @@ def compress(
         format: ``"factored"``: two thin matrices and a model file beside them; smaller, loads
             with ``--trust-remote-code``. ``"dense"``: their product, as large as the source,
             loads everywhere.
-        calibration: Text and amount; for the strategies that need one,
-            ``plastic_select.rules.NEED_GRAM``; refused by the others.
+        calibration: Text and amount, for the strategies that need one,
+            ``plastic_select.rules.NEED_GRAM``, which without it take the shipped texts; refused by
+            the others.
         include: Glob patterns of the matrices to take; default: see ``compressible``.
         exclude: Glob patterns of matrices to leave alone.
         revision: Commit or branch, for a Hub id.
@@ -105,8 +106,8 @@ def compress(
             was cut had other options, versions or another source (the difference is named).
         FailedCheckError: If the output cannot be run, or predicts no better than a model that
             knows nothing.
-        ValueError: If an argument is out of range, the strategy lacks its calibration, or the
-            work does not fit into memory.
+        ValueError: If an argument is out of range, the strategy uses no calibration and has one,
+            or the work does not fit into memory.
         BusyError: If another process is writing ``out``.
         OSError: If reading or writing fails. What is finished is kept for the next run.
 
@@ -117,7 +118,7 @@ def compress(
     """
     check_keep(keep)
     strategy = strategy or ("activation" if calibration else "stable")
-    _check_calibration(strategy, calibration)
+    calibration = _calibration(strategy, calibration)
     target = format_named(format, RANK_FORMATS)
     options = {
         "keep": keep,
@@ -234,17 +235,15 @@ def _chosen_names(
     return chosen_names(linears, default=default, include=include, exclude=exclude)
 
 
-def _check_calibration(strategy: str, calibration: Calibration | None) -> None:
+def _calibration(strategy: str, calibration: Calibration | None) -> Calibration | None:
+    """Return what a strategy needs: the shipped texts where no other are given, or nothing."""
     needs_gram = as_rule(strategy).needs_gram
-    if needs_gram and calibration is None:
-        raise ValueError(
-            f"strategy {strategy!r} needs a calibration text; name one with --calibration FILE"
-        )
     if not needs_gram and calibration is not None:
         raise ValueError(
             f"strategy {strategy!r} does not use a calibration text; "
             f"drop --calibration or take --strategy {' or '.join(NEED_GRAM)}"
         )
+    return calibration or (Calibration() if needs_gram else None)
 
 
 def _check_factorable(source: Source, linears: Sequence[str], include: Sequence[str]) -> None:

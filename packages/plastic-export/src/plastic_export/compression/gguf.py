@@ -138,7 +138,8 @@ def _compress_command(folder: Path, dense: str) -> str:
     ]
     if options["calibration"]:
         windows = options["calibration"]
-        words += ["--calibration", "CALIBRATION_TEXT"]
+        if "set" not in windows:
+            words += ["--calibration", "CALIBRATION_TEXT"]
         words += ["--window", str(windows["window"]), "--windows", str(windows["windows"])]
     for option in ("include", "exclude"):
         for pattern in options[option]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -59,7 +58,7 @@ def check_window(checkpoint: Checkpoint, calibration: Calibration | None) -> Che
     length, rows = _length(checkpoint), embedding_rows(checkpoint.config)
     if calibration is not None:
         ids = calibration.tokens(checkpoint)[:1, :length]
-        return CheckWindow(Path(calibration.text).name, ids)
+        return CheckWindow(calibration.name, ids)
     try:
         ids = text_windows(load_tokenizer(checkpoint.folder), _TEXT, length=length, limit=1)
     except (FormatError, ValueError):

@@ -71,6 +71,7 @@ def _lines(plan: LossPlan, file: Path, plot: Path | None) -> list[Table | str]:
         "",
         f"matrices   {_counted(plan)} planned, {untouched}",
         *_skipped(plan),
+        *_shipped(plan),
         *_unreached(plan),
         *_plain(plan),
         f"plan       {file}; its Grams: {plan.grams[0]}",
@@ -113,6 +114,12 @@ def _skipped(plan: LossPlan) -> list[Table | str]:
         names = ", ".join(m.name for m in those)
         lines.append(f"skipped    {len(those)} of {nbytes}, {reason}: {names}")
     return lines
+
+
+def _shipped(plan: LossPlan) -> list[Table | str]:
+    """Return a line about the shipped texts, if the plan was made with them."""
+    named = plan.calibration.get("set")
+    return [f"text       {named['name']}, version {named['version']}"] if named else []
 
 
 def _unreached(plan: LossPlan) -> list[Table | str]:
