@@ -33,8 +33,7 @@ from mlx_lm import utils
 from mlx_lm.quant import awq, dwq, dynamic_quant, gptq
 from plastic_core import linalg
 from plastic_core.factors import BITS
-from plastic_export import Calibration, load_tokenizer, text_windows
-from plastic_export.model import read_text
+from plastic_export import Calibration, open_checkpoint
 
 from bakeoff.hostpatches import divergences_of, quick
 
@@ -66,8 +65,9 @@ class Task:
 
     def windows(self, length: int, limit: int | None) -> mx.array:
         """Windows of the calibration text, shape (windows, length)."""
-        text = read_text(self.calibration.file)
-        return text_windows(load_tokenizer(self.source), text, length=length, limit=limit)
+        file = self.calibration.file
+        with open_checkpoint(self.source) as checkpoint:
+            return self.calibration.reader(checkpoint).windows(file, length=length, limit=limit)
 
     def tokens(self) -> mx.array:
         """The windows that ``plastic plan`` measures the Grams on."""
