@@ -34,6 +34,8 @@ from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.reporting.run_report import Report, report
+from plastic_export.tasks.judging import evaluate_tasks
+from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 from plastic_export.training.run import DivergedError, TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
 
@@ -71,13 +73,17 @@ __all__ = [
     "Report",
     "Restored",
     "RunSpeed",
+    "ScoreDifference",
     "Summary",
     "Surveyed",
+    "TaskScore",
+    "TaskSettings",
     "TrainedRun",
     "TrainingOptions",
     "compare",
     "compress",
     "evaluate",
+    "evaluate_tasks",
     "execute_plan",
     "export_safetensors",
     "gguf_guide",
