@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plastic_core.factors import BITS, GROUP_SIZES
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.choices import plain_offer
-from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, Trial, plan_bits
+from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, Tried, plan_bits
 from plastic_export.plan.one_width import one_width
 from plastic_export.plan.pricing import pareto
 from plastic_export.plan.tried import better
@@ -79,14 +79,14 @@ def test_a_matrix_that_is_smaller_as_it_is_stays() -> None:
 
 
 def test_what_costs_less_as_a_whole_is_taken_whatever_the_sum_says() -> None:
-    plan = BitsPlan(3.0, "3", 100, 0.0, {"w": Offer(2, 10, 1e-3)}, Trial(3e-3, 0.0, 1e-3))
-    plain = replace(plan, trial=Trial(2e-3, 0.0, 5e-3), by="one width")
+    plan = BitsPlan(3.0, "3", 100, 0.0, {"w": Offer(2, 10, 1e-3)}, Tried(3e-3, 0.0, 1e-3))
+    plain = replace(plan, tried=Tried(2e-3, 0.0, 5e-3), by="one width")
     assert better(plan, plain) == replace(plain, rival_kl=3e-3)
-    assert better(plan, replace(plain, trial=plan.trial)).by == "prices"
+    assert better(plan, replace(plain, tried=plan.tried)).by == "prices"
 
 
 def test_a_prediction_is_what_the_trial_found_and_moves_with_edited_choices() -> None:
-    plan = BitsPlan(3.0, "3", 100, 0.0, {"w": Offer(2, 10, 1e-3)}, Trial(3e-3, 6e-4, 1e-3))
+    plan = BitsPlan(3.0, "3", 100, 0.0, {"w": Offer(2, 10, 1e-3)}, Tried(3e-3, 6e-4, 1e-3))
     assert plan.predicted == pytest.approx(3e-3)
     edited = replace(plan, chosen={"w": Offer(3, 20, 2e-4)})
     assert edited.predicted == pytest.approx(6e-4)
@@ -94,5 +94,5 @@ def test_a_prediction_is_what_the_trial_found_and_moves_with_edited_choices() ->
     low, high = plan.interval
     assert low < plan.predicted < high
     assert low * high == pytest.approx(plan.predicted**2)
-    assert replace(plan, trial=None).predicted == plan.cost
-    assert replace(plan, trial=None).interval is None
+    assert replace(plan, tried=None).predicted == plan.cost
+    assert replace(plan, tried=None).interval is None

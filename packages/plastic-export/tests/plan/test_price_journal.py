@@ -17,7 +17,7 @@ from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.plan import prices
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.measured import GroupCost
-from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Trial
+from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Tried
 from plastic_export.plan.price_journal import PriceJournal
 
 FEW = Choices(bits=(2, 4), group_sizes=(64,))
@@ -72,7 +72,7 @@ def test_a_price_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_a_trial_comes_back_to_the_bit_for_the_same_choices_alone(tmp_path: Path) -> None:
     plan = BitsPlan(4.0, "4", 2048, 0.0, {"w": OFFERS[0]})
-    found = Trial(1 / 3, 1e-17, plan.cost)
+    found = Tried(1 / 3, 1e-17, plan.cost)
     with PriceJournal(tmp_path / "p", MADE_FOR) as journal:
         assert journal.trial(plan) is None
         journal.add_trial(plan, found)

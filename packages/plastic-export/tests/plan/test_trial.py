@@ -13,7 +13,7 @@ from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.model.load import load_model
 from plastic_export.plan import trial as trials
-from plastic_export.plan.offers import Trial
+from plastic_export.plan.offers import Tried
 from plastic_export.plan.probe import PriceProbe
 from plastic_export.reporting.plan import present_plan
 
@@ -36,7 +36,7 @@ def test_a_trial_is_near_what_the_written_checkpoint_does_on_the_same_tokens(
     execute_plan(DATA, tmp_path / "out", file, budget=budget)
     with open_checkpoint(DATA) as checkpoint:
         probe = PriceProbe.of(checkpoint, FEW, trials.TRIED_TOKENS)
-    trial = plan.budget(budget).trial
+    trial = plan.budget(budget).tried
     assert trial is not None
     assert trial.kl == pytest.approx(divergence(probe, tmp_path / "out"), rel=0.15)
 
@@ -55,9 +55,9 @@ def test_a_plan_keeps_its_trials_and_says_what_one_width_would_cost(
     plan, file = planned
     assert read_plan(file) == plan
     for budget in plan.budgets:
-        assert budget.trial is not None
-        assert budget.trial.cost == budget.cost
-        assert budget.predicted == budget.trial.kl
+        assert budget.tried is not None
+        assert budget.tried.cost == budget.cost
+        assert budget.predicted == budget.tried.kl
         assert budget.rival_kl is None or budget.rival_kl >= budget.predicted
         if budget.by == "prices":
             assert budget.rival_kl is not None
@@ -66,9 +66,9 @@ def test_a_plan_keeps_its_trials_and_says_what_one_width_would_cost(
 def test_one_width_is_taken_and_told_where_the_trial_finds_it_better(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def favouring(self: trials.PlanTrial, plan: object) -> Trial:
+    def favouring(self: trials.PlanTrial, plan: object) -> Tried:
         sizes = {offer.choice for offer in plan.chosen.values()}  # type: ignore[attr-defined]
-        return Trial(1e-3 if len(sizes) == 1 else 2e-3, 1e-4, plan.cost)  # type: ignore[attr-defined]
+        return Tried(1e-3 if len(sizes) == 1 else 2e-3, 1e-4, plan.cost)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(trials.PlanTrial, "of", favouring)
     file = tmp_path / "plan.json"

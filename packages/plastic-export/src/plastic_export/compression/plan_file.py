@@ -17,7 +17,7 @@ from plastic_export.checkpoint.tensors import Kind
 from plastic_export.folder.manifest import source_record
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
-from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered, Trial
+from plastic_export.plan.offers import BitsPlan, Candidate, Choice, Offer, Offered, Tried
 
 SCHEMA = 5
 _PLAN = (
@@ -25,7 +25,7 @@ _PLAN = (
     "budgets", "matrices",
 )  # fmt: skip
 _BUDGET = (
-    "asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "trial", "by", "rival_kl",
+    "asked", "bits_per_weight", "bytes", "predicted_kl", "lower_bound", "tried", "by", "rival_kl",
     "matrices",
 )  # fmt: skip
 _MATRIX = (
@@ -212,7 +212,7 @@ def _budget_record(b: BitsPlan) -> dict[str, Any]:
         "bytes": b.nbytes,
         "predicted_kl": b.predicted,
         "lower_bound": b.lower_bound,
-        "trial": None if b.trial is None else b.trial._asdict(),
+        "tried": None if b.tried is None else b.tried._asdict(),
         "by": b.by,
         "rival_kl": b.rival_kl,
         "matrices": {name: _offer_record(o) for name, o in b.chosen.items()},
@@ -350,12 +350,12 @@ def _budget(raw: Mapping[str, Any], matrices: tuple[Offered, ...], format: Forma
         weights=sum(m.matrix.weights for m in matrices),
         lower_bound=float(raw["lower_bound"]),
         chosen={m.name: m.offer(*choices[m.name]) for m in matrices},
-        trial=None if raw["trial"] is None else _trial(raw["trial"]),
+        tried=None if raw["tried"] is None else _tried(raw["tried"]),
         by=raw["by"],
         rival_kl=raw["rival_kl"],
     )
 
 
-def _trial(raw: Mapping[str, Any]) -> Trial:
-    _check_entries(raw, Trial._fields)
-    return Trial(*(float(raw[name]) for name in Trial._fields))
+def _tried(raw: Mapping[str, Any]) -> Tried:
+    _check_entries(raw, Tried._fields)
+    return Tried(*(float(raw[name]) for name in Tried._fields))

@@ -190,7 +190,7 @@ def _written(bits: int | None) -> str:
     return "null" if bits is None else str(bits)
 
 
-class Trial(NamedTuple):
+class Tried(NamedTuple):
     """What a plan was found to cost as a whole; see `PlanTrial`.
 
     Attributes:
@@ -215,7 +215,7 @@ class BitsPlan:
         lower_bound: No choice within the budget is predicted to cost less, nats per token: the
             optimum of the linear relaxation.
         chosen: The offer of each matrix, by tensor name, in the order of the checkpoint.
-        trial: What it was found to cost as a whole; None where it was not tried.
+        tried: What it was found to cost as a whole; None where it was not tried.
         by: What chose: the prices, or the trial of one width for all (`one_width`).
         rival_kl: What the other of the two was found to cost, nats per token; None where there is
             none.
@@ -231,7 +231,7 @@ class BitsPlan:
     weights: int
     lower_bound: float
     chosen: Mapping[str, Offer]
-    trial: Trial | None = None
+    tried: Tried | None = None
     by: Literal["prices", "one width"] = "prices"
     rival_kl: float | None = None
 
@@ -257,16 +257,16 @@ class BitsPlan:
         What the trial found, or the sum of the costs; for choices that were edited since, the sum
         times what the trial found of the others.
         """
-        if self.trial is None or self.trial.cost == 0:
+        if self.tried is None or self.tried.cost == 0:
             return self.cost
-        return self.cost * (self.trial.kl / self.trial.cost)
+        return self.cost * (self.tried.kl / self.tried.cost)
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Between what it lies in nine cases of ten, nats per token; None without a trial."""
-        if self.trial is None or self.trial.kl == 0:
+        if self.tried is None or self.tried.kl == 0:
             return None
-        spread = math.hypot(SPREAD, self.trial.error / self.trial.kl)
+        spread = math.hypot(SPREAD, self.tried.error / self.tried.kl)
         factor = math.exp(NINE_OF_TEN * spread)
         return self.predicted / factor, self.predicted * factor
 

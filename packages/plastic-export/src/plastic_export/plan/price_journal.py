@@ -12,7 +12,7 @@ from typing import Any
 from plastic_core.files import Closing, FormatError, Journal
 
 from plastic_export.plan.measured import GroupCost, GroupCosts
-from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Trial
+from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Tried
 
 _FIRST = {"prices of": "an unfinished plan"}
 
@@ -46,7 +46,7 @@ class PriceJournal(Closing):
         records = self._journal.records[2:]
         self._offers = {r["matrix"]["name"]: r for r in records if "matrix" in r}
         self._measured = {tuple(r["group"]): r["measured"] for r in records if "group" in r}
-        self._tried = {_key(r["tried"]): Trial(*r["trial"]) for r in records if "tried" in r}
+        self._tried = {_key(r["tried"]): Tried(*r["trial"]) for r in records if "tried" in r}
 
     def offers(self, m: Candidate) -> list[Offer] | None:
         """Return what was found of a matrix; None if it is to be priced."""
@@ -69,11 +69,11 @@ class PriceJournal(Closing):
         rows = [[bits, *cost] for bits, cost in found.items()]
         self._journal.append({"group": list(group), "measured": rows})
 
-    def trial(self, plan: BitsPlan) -> Trial | None:
+    def trial(self, plan: BitsPlan) -> Tried | None:
         """Return what a plan of these choices was found to cost; None if it is to be tried."""
         return self._tried.get(_key(_choices(plan)))
 
-    def add_trial(self, plan: BitsPlan, found: Trial) -> None:
+    def add_trial(self, plan: BitsPlan, found: Tried) -> None:
         """Note down a plan that was tried."""
         self._journal.append({"tried": _choices(plan), "trial": list(found)})
 

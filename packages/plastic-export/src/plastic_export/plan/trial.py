@@ -14,7 +14,7 @@ from plastic_runtime import LossGrams
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.plan.gram_uses import Uses
 from plastic_export.plan.measured import in_nine_digits
-from plastic_export.plan.offers import BitsPlan, Offer, Offered, Trial
+from plastic_export.plan.offers import BitsPlan, Offer, Offered, Tried
 from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.pricing import WeightRounding
 from plastic_export.plan.probe import PriceProbe, WeightChange
@@ -52,7 +52,7 @@ class PlanTrial:
         self._matrices = {module_path(m.name): m for m in matrices}
         self._journal = journal
 
-    def of(self, plan: BitsPlan) -> Trial:
+    def of(self, plan: BitsPlan) -> Tried:
         """Return what a plan costs as a whole.
 
         Cost:
@@ -67,7 +67,7 @@ class PlanTrial:
             self._journal.add_trial(plan, found)
         return found
 
-    def _tried(self, plan: BitsPlan) -> Trial:
+    def _tried(self, plan: BitsPlan) -> Tried:
         chosen = {path: plan.chosen[m.name] for path, m in self._matrices.items()}
         changed = [path for path, offer in chosen.items() if offer.bits or offer.rank]
 
@@ -76,7 +76,7 @@ class PlanTrial:
 
         kl = self._probe.token_divergences(changed, changes)
         error = float(kl.std()) / math.sqrt(kl.size)
-        return Trial(in_nine_digits(max(0.0, float(kl.mean()))), in_nine_digits(error), plan.cost)
+        return Tried(in_nine_digits(max(0.0, float(kl.mean()))), in_nine_digits(error), plan.cost)
 
     def _changes(self, offered: Offered, offer: Offer) -> Iterator[WeightChange]:
         """Return what an offer takes from a matrix, or from those of a stack."""

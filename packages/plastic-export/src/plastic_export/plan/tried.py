@@ -41,12 +41,12 @@ def tried_plans(
     pairs = list(zip(plans, budgets, strict=True))
     found = list[BitsPlan]()
     for plan, budget in track(pairs, "trying plans"):
-        priced = replace(plan, trial=trial.of(plan))
+        priced = replace(plan, tried=trial.of(plan))
         plain = one_width(matrices, plan, budget, left_bytes=left_bytes, overhead=overhead)
         if plain is None or plain.chosen == plan.chosen:
             found.append(priced)
         else:
-            found.append(better(priced, replace(plain, trial=trial.of(plain), by="one width")))
+            found.append(better(priced, replace(plain, tried=trial.of(plain), by="one width")))
     return tuple(found)
 
 
