@@ -30,9 +30,9 @@ from pathlib import Path
 
 from bakeoff.setting import DATA
 from costs.kinds import KINDS
-from costs.measurements import Measurements
 from costs.rows import OF_THE_MODEL, ROWS, Bench, Line
 from costs.scale import FULL_SCALE, QUICK
+from kept.measurements import Measurements
 from real_model import CACHE, ON_A_GRID, SMOLLM2, real_model
 from rich import box
 from rich.console import Console

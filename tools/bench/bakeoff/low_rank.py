@@ -141,7 +141,8 @@ def _write(
 ) -> Written:
     """Approximate every matrix, write the dense result, count the bytes, predict the KL."""
     source, changed = study.checkpoint, dict[str, mx.array]()
-    nbytes, predicted = sum(p.stat().st_size for p in source.weight_files), 0.0
+    nbytes, predicted = sum(info.nbytes for info in source.tensors.values()), 0.0
+    headers = sum(p.stat().st_size for p in source.weight_files) - nbytes
     for m in study.matrices:
         if bits is None and _factor_bytes(m, ranks[m]) >= m.source_bytes:
             continue
@@ -159,7 +160,7 @@ def _write(
     export_safetensors(out / "model.safetensors", tensors | changed, metadata={"format": "pt"})
     write_json(out / "config.json", source.config)
     source.copy_side_files(out)
-    return Written(out, nbytes, predicted)
+    return Written(out, headers + nbytes, nbytes, predicted)
 
 
 def _stored_product(factors: Factors, dtype: str) -> Array:

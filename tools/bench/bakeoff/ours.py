@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,40 +10,43 @@ from plastic_export import HealingOptions, compress, execute_plan, heal, read_pl
 from plastic_export.compression import write_plan
 from plastic_select.rules import NEED_GRAM
 
-from bakeoff.quantizers import BATCH, HELD_OUT
-from bakeoff.setting import BakeOff, Method, weigh, whole_bits
-from bakeoff.written import Written
+from bakeoff.bench import FIRST, BakeOff, Method, whole_bits
+from bakeoff.written import Written, weigh
 
 
 def in_format(format: str) -> Method:
     """Ours, in one of its formats."""
 
     def method(bench: BakeOff, out: Path, budget: float) -> Written:
-        file = bench.plan(format)
+        file = bench.plan(format, budget)
         result = execute_plan(bench.task.source, out, file, budget=budget)
         return weigh(out, result.plan.predicted)
 
     return method
 
 
-def healed(bench: BakeOff, out: Path, budget: float) -> Written:
-    """Ours in the format of bits and ranks, after a distillation as long as that of DWQ.
+def healed(format: str) -> Method:
+    """Ours in one of its formats, after a distillation of as many steps as DWQ makes."""
 
-    On as many windows of the text as DWQ may read.
-    """
-    folder = out.with_name(f"{out.name}-unhealed")
-    unhealed = in_format("corrected")(bench, folder, budget)
-    steps = bench.options.steps
-    text = replace(bench.task.calibration, windows=steps * BATCH + HELD_OUT)
-    heal(folder, bench.task.source, out, calibration=text, options=HealingOptions(steps=steps))
-    return weigh(out, unhealed.predicted)
+    def method(bench: BakeOff, out: Path, budget: float) -> Written:
+        folder, options = out.with_name(f"{out.name}-unhealed"), HealingOptions(steps=bench.steps)
+        in_format(format)(bench, folder, budget)
+        heal(folder, bench.task.source, out, calibration=bench.task.calibration, options=options)
+        shutil.rmtree(folder)
+        return weigh(out)
+
+    return method
 
 
 def uniform_bits(bench: BakeOff, out: Path, budget: float) -> Written:
     """Our backbone, with the same bits in every matrix."""
-    plan = read_plan(bench.plan("mixed"))
-    chosen = {m.name: m.offer(whole_bits(budget)) for m in plan.matrices}
-    file = bench.folder / "uniform.json"
+    bits = whole_bits(budget)
+    plan = read_plan(bench.plan(FIRST, budget))
+    chosen = {m.name: m.offer(bits) for m in plan.matrices}
+    file = out.with_name(f"{out.name}.json")
+    grams = file.with_name(plan.grams[0])
+    if not grams.exists():
+        grams.hardlink_to(bench.setting.place / plan.grams[0])
     write_plan(file, replace(plan, budgets=(replace(plan.budget(budget), chosen=chosen),)))
     result = execute_plan(bench.task.source, out, file)
     return weigh(out, result.plan.predicted)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import mlx.core as mx
@@ -37,7 +37,7 @@ from plastic_export import Calibration, open_checkpoint
 
 from bakeoff.hostpatches import divergences_of, quick
 
-GROUP, SEED, BATCH, HELD_OUT = 64, 123, 8, 32
+GROUP, SEED, BATCH = 64, 123, 8
 SCALES = 32 / GROUP  # bits per weight of a scale and a bias of 16 bits
 
 
@@ -53,8 +53,9 @@ class Task:
         source: Folder of the checkpoint.
         paths: Module paths of the matrices.
         calibration: Text and windows, those of ``plastic plan``.
-        steps: The steps of DWQ, each on 8 windows; its text is read again and again as needed.
-        rates: The rates of DWQ; the one that ends best on 32 windows held back is taken.
+        steps: The steps of DWQ, each on 8 windows that are read again and again as needed.
+        rates: The rates of DWQ; the one that ends best on the windows held back, every eighth as
+            for ``plastic heal``, is taken.
     """
 
     source: Path
@@ -63,15 +64,10 @@ class Task:
     steps: int = 200
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
 
-    def windows(self, length: int, limit: int | None) -> mx.array:
-        """Windows of the calibration text, shape (windows, length)."""
-        file = self.calibration.file
-        with open_checkpoint(self.source) as checkpoint:
-            return self.calibration.reader(checkpoint).windows(file, length=length, limit=limit)
-
     def tokens(self) -> mx.array:
-        """The windows that ``plastic plan`` measures the Grams on."""
-        return self.windows(self.calibration.window, self.calibration.windows)
+        """The windows that ``plastic plan`` measures the Grams on, shape (windows, window)."""
+        with open_checkpoint(self.source) as checkpoint:
+            return self.calibration.tokens(checkpoint)
 
 
 def gptq_bits(task: Task, out: Path, bits: int) -> None:
@@ -98,12 +94,14 @@ def awq_bits(task: Task, out: Path, bits: int) -> None:
 
 def dwq_bits(task: Task, out: Path, bits: int) -> None:
     """mlx-lm's DWQ from its start, rounding to nearest."""
-    length = task.calibration.window + 1  # the last token of each is not read
-    windows = task.windows(length, task.steps * BATCH + HELD_OUT)
-    rows = cast(list[list[int]], windows.tolist())
-    if len(rows) < BATCH + HELD_OUT:
-        raise Unsupported(f"DWQ needs {BATCH + HELD_OUT} windows of text, found {len(rows)}")
-    held_out, rest = rows[-HELD_OUT:], rows[:-HELD_OUT]
+    windows = linalg.to_numpy(task.tokens())
+    length = windows.shape[1] + 1
+    rows = np.pad(windows, [(0, 0), (0, 1)]).tolist()  # the last token of each is not read
+    kept_back = max(BATCH, len(rows) // 8)
+    if len(rows) < BATCH + kept_back:
+        raise Unsupported(f"DWQ needs {2 * BATCH} windows of text, found {len(rows)}")
+    held_out = rows[:: len(rows) // kept_back][:kept_back]
+    rest = [row for row in rows if row not in held_out]
     orders = [np.random.default_rng([SEED, i]).permutation(len(rest)) for i in range(task.steps)]
     train = [(rest[i], 0) for i in np.concatenate(orders)[: task.steps * BATCH]]
     valid, inputs = [(row, 0) for row in held_out], mx.array(held_out)[:, :-1]
@@ -123,7 +121,7 @@ def dwq_bits(task: Task, out: Path, bits: int) -> None:
                 seed=SEED,
                 dtype=model.dtype,
             )
-            batches = [inputs[i : i + BATCH] for i in range(0, HELD_OUT, BATCH)]
+            batches = [inputs[i : i + BATCH] for i in range(0, kept_back, BATCH)]
             losses = [float(divergences_of(model.module(x), teacher(x)).mean()) for x in batches]
             found.append((sum(losses), model))
         min(found, key=lambda pair: pair[0])[1].save(out)

@@ -1,78 +1,127 @@
-"""What every row starts from, and what it leaves."""
+"""What rows have in common: the source, the texts, how much of them is read, where things lie."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from plastic_core.factors import BITS
-from plastic_export import Calibration, Checkpoint, plan_checkpoint, read_plan
-from plastic_export.checkpoint import module_path
-from plastic_export.compression import plannable
-from plastic_export.source import Source
-from plastic_runtime import GramFile
-
-from bakeoff.low_rank import Study
-from bakeoff.quantizers import SCALES, Task, Unsupported
-from bakeoff.written import Written
+from plastic_core.files import sha256_file
+from plastic_export import Calibration, open_checkpoint
 
 DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
+BOARD = DATA.with_name("board")
 
 
-class BakeOff:
-    """What every row needs: the options, a folder, and what the other modules start from."""
+@dataclass(frozen=True)
+class Setting:
+    """What every row of a table shares.
 
-    def __init__(self, options: argparse.Namespace, folder: Path, checkpoint: Checkpoint) -> None:
-        self.options = options
-        self.folder = folder
-        self.checkpoint = checkpoint
-        exclude, embeddings = options.exclude, options.embeddings
-        self.matrices = tuple(
-            plannable(Source.of(checkpoint), exclude=exclude, embeddings=embeddings)
-        )
-        paths = frozenset(module_path(m.name) for m in self.matrices)
-        calibration = Calibration(options.calibration, 256, options.windows)
-        self.task = Task(options.source, paths, calibration, options.steps, tuple(options.rates))
+    Attributes:
+        source: Folder of the checkpoint.
+        calibration: Text to calibrate on; None for the shipped set.
+        texts: Texts to measure on.
+        window: Tokens of a window of the calibration text.
+        windows: How many are read, by every method.
+        measured: Windows of every text that are measured.
+        measured_window: Tokens of each.
+        embeddings: Whether embeddings are among the matrices.
+        exclude: Glob patterns of matrices to leave alone.
+        budgets: Bits per weight that our plans are made for.
+        work: Folder of plans, Grams, log-probabilities and outputs.
+    """
+
+    source: Path
+    calibration: Path | None
+    texts: tuple[Path, ...]
+    window: int
+    windows: int
+    measured: int
+    measured_window: int
+    embeddings: bool
+    exclude: tuple[str, ...]
+    budgets: tuple[float, ...]
+    work: Path
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Setting:
+        """Return what `as_json` made a record of."""
+        calibration = record["calibration"]
+        changed = {
+            "source": Path(record["source"]),
+            "calibration": None if calibration is None else Path(calibration),
+            "texts": tuple(map(Path, record["texts"])),
+            "exclude": tuple(record["exclude"]),
+            "budgets": tuple(record["budgets"]),
+            "work": Path(record["work"]),
+        }
+        return cls(**{**record, **changed})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it in the types of JSON."""
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return record
+
+    @property
+    def text(self) -> Calibration:
+        """What every method calibrates on."""
+        return Calibration(self.calibration, self.window, self.windows)
 
     @cached_property
-    def study(self) -> Study:
-        """The Grams that a plan leaves."""
-        grams = read_plan(self.plan("mixed")).grams[0]
-        return Study(self.checkpoint, self.matrices, GramFile(self.folder / grams))
+    def planned(self) -> dict[str, Any]:
+        """All that plans depend on, beside the budget and the format."""
+        return {
+            "source": self._source,
+            "calibration": self.text.record(),
+            "embeddings": self.embeddings,
+            "exclude": sorted(self.exclude),
+        }
 
-    def plan(self, format: str) -> Path:
-        """One plan of a format for all budgets, made when it is first asked for."""
-        file, grams = self.folder / f"{format}.json", self.folder / "mixed.grams.npz"
-        if not file.exists():
-            if grams.exists() and format != "mixed":
-                file.with_suffix(".grams.npz").hardlink_to(grams)
-            plan_checkpoint(
-                self.options.source,
-                file,
-                calibration=self.task.calibration,
-                budgets=self.options.bits,
-                format=format,
-                exclude=self.options.exclude,
-                embeddings=self.options.embeddings,
-            )
-        return file
+    @cached_property
+    def judged(self) -> dict[str, Any]:
+        """All that the predictions of the source depend on."""
+        return {
+            "source": self._source,
+            "texts": {text.stem: sha256_file(text) for text in self.texts},
+            "measured": [self.measured, self.measured_window],
+        }
+
+    @cached_property
+    def _source(self) -> str:
+        """The SHA-256 of the weights and of the configuration."""
+        with open_checkpoint(self.source) as checkpoint:
+            digests = [sha256_file(file) for file in sorted(checkpoint.weight_files)]
+            return digest_of([*digests, checkpoint.config])
+
+    @property
+    def place(self) -> Path:
+        """The folder of plans, Grams and outputs."""
+        return self.work / digest_of(self.planned)[:12]
+
+    @property
+    def reference(self) -> Path:
+        """The file of the log-probabilities of the source."""
+        return self.work / f"{digest_of(self.judged)[:12]}.reference"
+
+    def folder_of(self, table: str, method: str, budget: Any, steps: int) -> Path:
+        """Return the folder in which a row is made."""
+        return self.place / f"{table}-{method}-{shown(budget)}-{steps}"
 
 
-Method = Callable[[BakeOff, Path, Any], Written]  # writes what it makes of one budget
+def shown(budget: Any) -> str:
+    """Return a budget as tables have it: ``"3.5"``, or ``"2+0.25"`` for bits and those of factors.
+
+    Examples:
+        >>> shown(3.0), shown((2, 0.25))
+        ('3', '2+0.25')
+    """
+    return "{}+{:g}".format(*budget) if isinstance(budget, tuple | list) else f"{budget:g}"
 
 
-def weigh(folder: Path, predicted: float | None = None) -> Written:
-    """A finished checkpoint: the bytes of its model files and of its adapter."""
-    files = [*folder.glob("model*.safetensors"), *folder.glob("adapters/*.safetensors")]
-    return Written(folder, sum(p.stat().st_size for p in files), predicted)
-
-
-def whole_bits(budget: float) -> int:
-    """The bits that take ``budget`` bits per weight with their scales."""
-    bits = budget - SCALES
-    if bits not in BITS:
-        raise Unsupported(f"no whole bits take {budget:g} bits per weight")
-    return int(bits)
+def digest_of(record: Any) -> str:
+    """Return the SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

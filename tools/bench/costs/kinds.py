@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kept.measurements import Kind
+
 from costs.made_up import calibrated, compressed_made_up
-from costs.measurements import Kind
 from costs.one_matrix import fully_rounded, priced, sampled
 from costs.prices import planned_twice
 from costs.real import ours, peer

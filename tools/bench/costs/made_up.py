@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from bakeoff.setting import DATA
 from calibration import forward, gram_bytes, random_model
+from kept.measurements import Figures
 from meters import peak, resident, spent
 from mlx.utils import tree_flatten
 from plastic_core.files import write_json
@@ -19,7 +20,6 @@ from plastic_export.model import use_numpy_functions
 from plastic_runtime import measure_grams
 from plastic_runtime.measure import linear_layers
 
-from costs.measurements import Figures
 from costs.one_matrix import SMALL, fully_rounded
 
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")

@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import numpy as np
+from kept.measurements import Figures
 from meters import peak, resident, spent
 from numpy.typing import NDArray
 from plastic_core import block_side, difference, predicted_cost
@@ -18,7 +19,6 @@ from plastic_export.plan import corrected_offers, expected_offers, gram_roots, r
 from plastic_runtime import Gram, LossGrams
 from plastic_runtime.measure import LONGEST_DENSE_SIDE, is_dense
 
-from costs.measurements import Figures
 from costs.shapes import matrix
 
 SMALL, GROUP = (64, 128), 64

@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kept.measurements import Figures, Measurements
 from plastic_export import Candidate
 from plastic_export.calibration import pulled_tokens
 from plastic_export.plan import PROBED_TOKENS, alike, in_a_block, samples_of
 
-from costs.measurements import Figures, Measurements
 from costs.scale import Scale
 from costs.shapes import llama
 

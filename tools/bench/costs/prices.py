@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kept.measurements import Figures
 from plastic_export import Calibration, execute_plan, plan_checkpoint
 
-from costs.measurements import Figures
 from costs.real import divergence_from
 
 FULL: dict[str, Any] = {"thorough": True}

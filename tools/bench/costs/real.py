@@ -17,14 +17,13 @@ from typing import Any
 
 from bakeoff import quantizers
 from bakeoff.quantizers import SCALES, Task
+from kept.measurements import Figures
 from meters import spent
 from plastic_export import Calibration, evaluate, load_tokenizer, open_checkpoint
 from plastic_export.checkpoint import module_path
 from plastic_export.compression import plannable
 from plastic_export.model import read_text
 from plastic_export.source import Source
-
-from costs.measurements import Figures
 
 PEERS: dict[str, Callable[[Task, Path, Any], None]] = {
     "gptq": quantizers.gptq_bits,

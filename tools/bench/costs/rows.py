@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from costs.measurements import Figures, Measurements, NotMeasured
+from kept.measurements import Figures, Measurements, NotMeasured
+
 from costs.paper import seven_billion
 from costs.real import PEERS
 from costs.scale import Scale

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
 """What a measurement found, in the types of JSON."""
+STOPPED = "stopped"
+"""The one figure of a measurement that took too long: the seconds it was allowed."""
+
+LONGEST = 60
+"""Characters of a setting that is named while it is measured, at most: no digests."""
 
 
 class NotMeasured(Exception):
     """There is no figure; the message says why."""
+
+
+class Kept(NamedTuple):
+    """One measurement of the file.
+
+    Attributes:
+        kind: What was measured.
+        settings: All that the figures depend on.
+        figures: What was found.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    figures: Figures
 
 
 class Measurements:
@@ -30,17 +50,36 @@ class Measurements:
         file: Where figures are kept; the last line of a measurement counts.
         again: Measure anew whatever is asked for.
         kept: Measure nothing: what the file does not hold is `NotMeasured`.
+        places: Settings of every child that its figures do not depend on: where files are.
+        limit: Seconds of processor time after which the child ends itself by SIGXCPU; it is told
+            them. The figure is then ``{"stopped": limit}``, until more seconds are allowed.
     """
 
-    def __init__(self, script: Path, file: Path, *, again: bool, kept: bool) -> None:
+    def __init__(
+        self,
+        script: Path,
+        file: Path,
+        *,
+        again: bool,
+        kept: bool,
+        places: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+    ) -> None:
         self._script, self._file = script, file
         self._again, self._kept = again, kept
+        self._limit = limit
+        self._places = {**(places or {})} | ({} if limit is None else {"limit": limit})
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         records = [json.loads(line) for line in lines]
-        self._known: dict[str, Figures] = {
-            _key(r["kind"], r["settings"]): r["figures"] for r in records
+        self._known = {
+            _key(r["kind"], r["settings"]): Kept(r["kind"], r["settings"], r["figures"])
+            for r in records
         }
         self._fresh = set[str]()
+
+    def __iter__(self) -> Iterator[Kept]:
+        """Yield all that is kept, each measurement once."""
+        yield from self._known.values()
 
     def of(self, kind: str, **settings: Any) -> Figures:
         """Return the figures of a measurement, made now or kept from an earlier run.
@@ -50,17 +89,26 @@ class Measurements:
         """
         key = _key(kind, settings)
         known = key in self._known and (key in self._fresh or not self._again)
-        if not known:
+        if not known or (not self._kept and self._was_stopped_early(key)):
             if self._kept:
                 raise NotMeasured(f"{kind}: not in {self._file}")
             self._keep(key, kind, settings, self._measured(kind, settings))
-        return self._known[key]
+        return self._known[key].figures
+
+    def _was_stopped_early(self, key: str) -> bool:
+        """Tell whether a measurement was stopped after fewer seconds than are allowed now."""
+        allowed = self._known[key].figures.get(STOPPED)
+        return allowed is not None and (self._limit is None or self._limit > allowed)
 
     def _measured(self, kind: str, settings: dict[str, Any]) -> Figures:
-        shown = " ".join(f"{name}={value}" for name, value in settings.items())
+        short = {name: value for name, value in settings.items() if len(str(value)) <= LONGEST}
+        shown = " ".join(f"{name}={value}" for name, value in short.items())
         print(f"{kind} {shown}", file=sys.stderr, flush=True)
-        command = [sys.executable, str(self._script), "--child", kind, json.dumps(settings)]
+        given = json.dumps(settings | self._places)
+        command = [sys.executable, str(self._script), "--child", kind, given]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == -signal.SIGXCPU:
+            return {STOPPED: self._limit}
         if done.returncode:
             print(done.stderr, file=sys.stderr)
             last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
@@ -80,7 +128,7 @@ class Measurements:
         }
         with self._file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
-        self._known[key] = figures
+        self._known[key] = Kept(kind, settings, figures)
         self._fresh.add(key)
 
 

@@ -1,0 +1,1 @@
+"""Measurements that are kept in a file, each made in a process of its own."""
