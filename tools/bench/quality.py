@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 from bakeoff.board import about, row_table
 from bakeoff.goals import goal_table
 from bakeoff.making import made_row
+from bakeoff.quantizers import Unsupported
 from bakeoff.results import Group, grouped
 from bakeoff.rows import EMBEDDINGS, TABLES, TUNED
-from bakeoff.setting import BOARD, DATA, Setting
+from bakeoff.setting import BOARD, DATA, Setting, shown
 from kept.measurements import STOPPED, Measurements, NotMeasured
 from real_model import CACHE, ON_A_GRID, real_model
 from rich.console import Console
@@ -159,7 +160,8 @@ def measure(options: argparse.Namespace) -> None:
         try:
             found = measurements.of(ROW, **row)
         except NotMeasured as error:
-            print(f"left out: {row['method']} at {row['budget']}: {error}", file=sys.stderr)
+            label = f"{row['method']} at {shown(row['budget'])}"
+            print(f"left out: {label}: {error}", file=sys.stderr)
             continue
         if STOPPED in found:
             steps = row.get("steps", 0)
@@ -180,7 +182,10 @@ def main() -> None:
     """Measure, then print one row per compressed checkpoint, and the targets."""
     options = bake_off_options()
     if options.child:
-        print(json.dumps(made_row(**json.loads(options.child[1]))))
+        try:
+            print(json.dumps(made_row(**json.loads(options.child[1]))))
+        except Unsupported as error:
+            sys.exit(str(error))
         return
     if not options.finished:
         measure(options)

@@ -11,9 +11,10 @@ from typing import Any
 from meters import Spent, spent
 from plastic_core.factors import BITS
 from plastic_core.files import write_json
-from plastic_export import Candidate, Checkpoint, plan_checkpoint, read_plan
+from plastic_export import Candidate, Checkpoint, Choices, plan_checkpoint, read_plan
 from plastic_export.checkpoint import module_path
 from plastic_export.compression import plannable
+from plastic_export.plan import backbones_of, packed_bytes
 from plastic_export.source import Source
 from plastic_runtime import GramFile
 
@@ -35,6 +36,9 @@ class BakeOff:
         rates: Rates of DWQ.
 
     Attributes:
+        source: The source as mlx-lm's model holds it.
+        matrices: What every method stores anew.
+        task: The same for mlx-lm's quantisers.
         planned: Seconds that the plans took which were made here.
         used: Seconds that the plans took which were used, by format, whenever they were made.
     """
@@ -43,8 +47,9 @@ class BakeOff:
         self, setting: Setting, checkpoint: Checkpoint, steps: int, rates: tuple[float, ...]
     ) -> None:
         self.setting, self.checkpoint, self.steps = setting, checkpoint, steps
+        self.source = Source.of(checkpoint)
         self.matrices = tuple(
-            plannable(Source.of(checkpoint), exclude=setting.exclude, embeddings=setting.embeddings)
+            plannable(self.source, exclude=setting.exclude, embeddings=setting.embeddings)
         )
         paths = frozenset(module_path(m.name) for m in self.matrices)
         self.task = Task(setting.source, paths, setting.text, steps, rates)
@@ -64,6 +69,31 @@ class BakeOff:
         return every - sum(m.source_bytes for m in self.matrices)
 
     @cached_property
+    def least(self) -> float:
+        """The fewest bits per weight of all matrices: least bits, largest groups."""
+        nbytes = [
+            min(packed_bytes(m.shape, b, size, m.dtype) for b, size in backbones_of(m, Choices()))
+            for m in self.matrices
+        ]
+        return (
+            8
+            * sum(n * m.matrices for n, m in zip(nbytes, self.matrices, strict=True))
+            / self.weights
+        )
+
+    def check_budget(self, budget: float) -> None:
+        """Refuse a budget that the least bits and the largest groups exceed.
+
+        Raises:
+            Unsupported: If they do.
+        """
+        if budget < self.least:
+            raise Unsupported(
+                f"{budget:g} bits per weight are too few: 2 bits in the largest groups that "
+                f"divide the inputs take {self.least:.3f}"
+            )
+
+    @cached_property
     def study(self) -> Study:
         """The Grams that a plan leaves."""
         file = self.plan(FIRST)
@@ -77,6 +107,8 @@ class BakeOff:
         All of them read the Grams of the first. A budget that a plan does not hold is added to it,
         by pricing again.
         """
+        if budget is not None:
+            self.check_budget(budget)
         file = self.setting.place / f"{format}.json"
         held = [plan.budget for plan in read_plan(file).budgets] if file.exists() else []
         if not held or (budget is not None and budget not in held):
@@ -85,7 +117,7 @@ class BakeOff:
                 if not file.with_suffix(".grams.npz").exists():
                     file.with_suffix(".grams.npz").hardlink_to(grams)
             asked = {*held, *self.setting.budgets, *([] if budget is None else [budget])}
-            self._make(file, format, sorted(asked))
+            self._make(file, format, sorted(b for b in asked if b >= self.least))
         self.used[format] = _seconds(file)
         if format != FIRST:
             self.used[FIRST] = _seconds(self.setting.place / f"{FIRST}.json")

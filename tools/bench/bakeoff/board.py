@@ -83,4 +83,6 @@ def about(group: Group) -> Iterator[str]:
 
 def _calibration(record: dict[str, Any]) -> str:
     amount = f"at most {record['windows']} windows of {record['window']} tokens"
-    return f"{record['sha256'][:12]}, {amount}, the same for every method"
+    shipped = record.get("set")
+    name = f"{shipped['name']} {shipped['version']}, " if shipped else ""
+    return f"{name}{record['sha256'][:12]}, {amount}, the same for every method"

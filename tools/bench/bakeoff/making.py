@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kept.measurements import Figures
-from meters import Spent, cpu_seconds, spent
+from meters import Spent, spent
 from plastic_export import Evaluation, evaluate, open_checkpoint
 
 from bakeoff.bench import BakeOff
-from bakeoff.rows import TABLES
+from bakeoff.limit import at_most
+from bakeoff.rows import BEFORE, TABLES
 from bakeoff.setting import Setting
 from bakeoff.written import Written
 
@@ -59,6 +59,8 @@ def made_row(
         bench = BakeOff(shared, checkpoint, steps, tuple(rates))
         place = shared.folder_of(table, method, budget, steps)
         with _emptied(place, keep=keep_folders) as folder:
+            if method in BEFORE:
+                BEFORE[method]()
             with at_most(limit):
                 taken, written = spent(lambda: TABLES[table][method](bench, folder / "out", asked))
             found = measured(written.folder, shared)
@@ -83,19 +85,6 @@ def _emptied(place: Path, *, keep: bool) -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(place)
-
-
-@contextlib.contextmanager
-def at_most(seconds: int | None) -> Iterator[None]:
-    """End this process by SIGXCPU if the block takes more seconds of its processor time."""
-    if seconds is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds()) + seconds, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def measured(folder: Path, setting: Setting) -> list[Evaluation]:

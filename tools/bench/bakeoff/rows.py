@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_lm import convert
-
 from bakeoff import low_rank, quantizers
-from bakeoff.bench import BakeOff, Method, packing, whole_bits
+from bakeoff.autoround import auto_round, auto_round_mixed, installed
+from bakeoff.bench import BakeOff, Method, whole_bits
+from bakeoff.knapsack import knapsack
 from bakeoff.low_rank import Study
 from bakeoff.ours import healed, in_format, strategy, uniform_bits
 from bakeoff.quantizers import Task
+from bakeoff.stock import stock_rounding
 from bakeoff.written import Written, weigh
-
-
-def stock_rounding(bench: BakeOff, out: Path, budget: float) -> Written:
-    """Stock ``mlx_lm.convert`` of the same matrices."""
-    paths = bench.task.paths
-    bits, group_size = packing(budget, bench.matrices)
-    with contextlib.redirect_stdout(io.StringIO()):
-        convert(
-            str(bench.task.source),
-            str(out),
-            quantize=True,
-            q_bits=bits,
-            q_group_size=group_size,
-            quant_predicate=lambda path, module: path in paths,
-        )
-    return weigh(out)
 
 
 def stock(
@@ -58,6 +41,9 @@ TABLES: dict[str, dict[str, Method]] = {
         "awq": stock(quantizers.awq_bits),
         "dwq": stock(quantizers.dwq_bits),
         "dynamic": stock(quantizers.dynamic_bits, bits=float),
+        "autoround": auto_round,
+        "autoround-mixed": auto_round_mixed,
+        "knapsack": knapsack,
         "feedback": uniform_bits,
         "mixed": in_format("mixed"),
         "adapter": in_format("adapter"),
@@ -75,7 +61,12 @@ TABLES: dict[str, dict[str, Method]] = {
         "loss": studied(low_rank.loss_aware_correction),
     },
 }
-TUNED = {"dwq": ("steps", "rates"), "mixed-healed": ("steps",), "healed": ("steps",)}
+TUNED = {
+    "dwq": ("steps", "rates"),
+    **dict.fromkeys(("autoround", "autoround-mixed", "mixed-healed", "healed"), ("steps",)),
+}
 """The options that rows depend on beside the budget, by method."""
 EMBEDDINGS = ("bits",)
 """The tables whose methods take embeddings too."""
+BEFORE = dict.fromkeys(("autoround", "autoround-mixed"), installed)
+"""What is done before a clock starts, by method."""

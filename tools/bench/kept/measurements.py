@@ -110,9 +110,10 @@ class Measurements:
         if done.returncode == -signal.SIGXCPU:
             return {STOPPED: self._limit}
         if done.returncode:
-            print(done.stderr, file=sys.stderr)
-            last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-            raise NotMeasured(f"{kind}: {last[0]}")
+            said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            if len(said) > 1:
+                print(done.stderr, file=sys.stderr)
+            raise NotMeasured(f"{kind}: {said[-1]}")
         figures: Figures = json.loads(done.stdout.splitlines()[-1])
         return figures
 
