@@ -127,7 +127,7 @@ def test_a_measurement_that_takes_too_long_is_stopped_and_made_with_more_time(
 
 def test_processor_time_is_limited(bakeoff: Any) -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1])\n"
-    code += "from bakeoff.limit import at_most\n"
+    code += "from kept.limit import at_most\n"
     code += "with at_most(1):\n    while True: pass\n"
     done = subprocess.run([sys.executable, "-c", code, str(BENCH)], timeout=60, check=False)
     assert done.returncode == -signal.SIGXCPU
@@ -136,8 +136,8 @@ def test_processor_time_is_limited(bakeoff: Any) -> None:
 def row(bakeoff: Any, method: str, budget: float, prose: float, code: float) -> Any:
     """A row that was measured: its KL on two texts, ten times that in the tail."""
     texts = {name: {"kl": kl, "kl_999": 10 * kl} for name, kl in (("prose", prose), ("code", code))}
-    results = importlib.import_module("bakeoff.results")
-    return results.Row(method, budget, 0, {"texts": texts, "predicted": None})
+    results = importlib.import_module("board.results")
+    return results.KeptRow(method, budget, 0, {"texts": texts, "predicted": None})
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def row(bakeoff: Any, method: str, budget: float, prose: float, code: float) -> 
 def test_a_target_is_judged_on_every_text(
     bakeoff: Any, ours: tuple[float, float], verdict: str
 ) -> None:
-    goals, results = (importlib.import_module(f"bakeoff.{n}") for n in ("goals", "results"))
+    goals, results = (importlib.import_module(f"board.{n}") for n in ("goals", "results"))
     rows = [
         row(bakeoff, "gptq", 3.5, 1.0, 2.0),
         row(bakeoff, "awq", 3.5, 2.0, 1.0),
         row(bakeoff, "mixed", 3.5, *ours),
     ]
-    lines = [*goals.ratio_lines(results.Group({}, {"bits": rows}), goals.REAL, "kl_999")]
+    lines = [*goals.ratio_lines(results.Comparable({}, {"bits": rows}), goals.REAL, "kl_999")]
     (line,) = (each for each in lines if each.what.startswith("mixed / best"))
     assert (line.budget, line.verdict) == ("3.5", verdict)

@@ -29,13 +29,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.board import about, row_table
-from bakeoff.goals import goal_table
 from bakeoff.making import made_row
 from bakeoff.quantizers import Unsupported
-from bakeoff.results import Group, grouped
 from bakeoff.rows import EMBEDDINGS, TABLES, TUNED
 from bakeoff.setting import BOARD, DATA, Setting, shown
+from board.goals import goal_table
+from board.results import Comparable, grouped
+from board.tables import about, row_table
 from kept.measurements import STOPPED, Measurements, NotMeasured
 from real_model import CACHE, ON_A_GRID, real_model
 from rich.console import Console
@@ -147,7 +147,7 @@ def asked_rows(options: argparse.Namespace, setting: Setting) -> Iterator[dict[s
                     yield {**shared, "table": table, "method": method, "budget": budget, **own}
 
 
-def measure(options: argparse.Namespace) -> None:
+def make_rows(options: argparse.Namespace) -> None:
     """Make and measure all rows that are not kept yet; those that fail are named."""
     setting = setting_of(options)
     setting.work.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def measure(options: argparse.Namespace) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def print_group(console: Console, group: Group) -> None:
+def print_group(console: Console, group: Comparable) -> None:
     """Print the tables of rows that can be compared, and their targets."""
     for table in group.tables:
         console.print(row_table(table, group))
@@ -188,7 +188,7 @@ def main() -> None:
             sys.exit(str(error))
         return
     if not options.finished:
-        measure(options)
+        make_rows(options)
     kept = Measurements(Path(__file__), options.results, again=False, kept=True)
     console = Console(width=1000)  # a line of Markdown is not broken
     for group in grouped(kept):

@@ -1,1 +1,1 @@
-"""The rows of ``tools/bench/quality.py``: who takes part, one kind per module, and the goals."""
+"""The bake-off: who takes part, one kind of method per module, and how a row is made."""

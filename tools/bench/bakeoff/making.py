@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kept.limit import at_most
 from kept.measurements import Figures
 from meters import Spent, spent
 from plastic_export import Evaluation, evaluate, open_checkpoint
 
 from bakeoff.bench import BakeOff
-from bakeoff.limit import at_most
 from bakeoff.rows import BEFORE, TABLES
 from bakeoff.setting import Setting
 from bakeoff.written import Written
@@ -63,7 +63,7 @@ def made_row(
                 BEFORE[method]()
             with at_most(limit):
                 taken, written = spent(lambda: TABLES[table][method](bench, folder / "out", asked))
-            found = measured(written.folder, shared)
+            found = measured_on_texts(written.folder, shared)
         return {
             "model": checkpoint.name,
             **_sizes(bench, written),
@@ -87,7 +87,7 @@ def _emptied(place: Path, *, keep: bool) -> Iterator[Path]:
             shutil.rmtree(place)
 
 
-def measured(folder: Path, setting: Setting) -> list[Evaluation]:
+def measured_on_texts(folder: Path, setting: Setting) -> list[Evaluation]:
     """Measure a checkpoint on every text; the source runs once for all rows."""
     file, window, windows = setting.reference, setting.measured_window, setting.measured
     measure = partial(evaluate, folder, setting.texts, window=window, windows=windows)

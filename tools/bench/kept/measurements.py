@@ -25,7 +25,7 @@ class NotMeasured(Exception):
     """There is no figure; the message says why."""
 
 
-class Kept(NamedTuple):
+class KeptFigures(NamedTuple):
     """One measurement of the file.
 
     Attributes:
@@ -72,12 +72,12 @@ class Measurements:
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         records = [json.loads(line) for line in lines]
         self._known = {
-            _key(r["kind"], r["settings"]): Kept(r["kind"], r["settings"], r["figures"])
+            _key(r["kind"], r["settings"]): KeptFigures(r["kind"], r["settings"], r["figures"])
             for r in records
         }
         self._fresh = set[str]()
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[KeptFigures]:
         """Yield all that is kept, each measurement once."""
         yield from self._known.values()
 
@@ -129,7 +129,7 @@ class Measurements:
         }
         with self._file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
-        self._known[key] = Kept(kind, settings, figures)
+        self._known[key] = KeptFigures(kind, settings, figures)
         self._fresh.add(key)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bakeoff.setting import shown
 from kept.measurements import STOPPED
 from rich import box
 from rich.table import Table
 
-from bakeoff.results import Group, Row
-from bakeoff.setting import shown
+from board.results import Comparable, KeptRow
 
 UNIT = 1e-3  # nats per token in a millinat
 
 
-def row_table(name: str, group: Group) -> Table:
+def row_table(name: str, group: Comparable) -> Table:
     """Return one table: a line per row, fewest bytes first."""
     rows, texts = group.tables[name], [*group.shared["texts"]]
     has_tail = any(row.each("kl_999") for row in group.measured(name))
@@ -35,7 +35,7 @@ def row_table(name: str, group: Group) -> Table:
     return table
 
 
-def _cells(row: Row, texts: list[str], *, has_tail: bool) -> Iterator[str]:
+def _cells(row: KeptRow, texts: list[str], *, has_tail: bool) -> Iterator[str]:
     figures = row.figures
     yield from (shown(row.budget), row.label, f"{figures['nbytes']:,}")
     yield f"{figures['bits_per_weight']:.3f}"
@@ -55,7 +55,7 @@ def _millinats(nats: float | None) -> str:
     return "" if nats is None else f"{nats / UNIT:#.4g}".rstrip(".")
 
 
-def about(group: Group) -> Iterator[str]:
+def about(group: Comparable) -> Iterator[str]:
     """Yield what all rows share, and the versions that made them, a line of Markdown each."""
     rows = [row.figures for name in group.tables for row in group.measured(name)]
     if not rows:

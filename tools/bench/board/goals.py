@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from bakeoff.setting import shown
 from rich import box
 from rich.table import Table
 
-from bakeoff.results import Group, Row
-from bakeoff.setting import shown
+from board.results import Comparable, KeptRow
 
 UNHEALED, HEALED = ("mixed", "corrected", "adapter"), ("mixed-healed", "healed")
 OURS = {*UNHEALED, *HEALED, "feedback", "loss"}
@@ -71,7 +71,7 @@ SHIPPED = (
 """Those that were set on small checkpoints: mean KL alone, the worst text."""
 
 
-class Line(NamedTuple):
+class TargetLine(NamedTuple):
     """One target.
 
     Attributes:
@@ -98,24 +98,24 @@ class Line(NamedTuple):
         return f"missed on {', '.join(missed)}"
 
 
-def _ratios(ours: list[Row], theirs: list[Row], measure: str) -> dict[str, float]:
+def _ratios(ours: list[KeptRow], theirs: list[KeptRow], measure: str) -> dict[str, float]:
     """Return the least of ours over the least of theirs, by text."""
     left, right = ([row.each(measure) for row in rows] for rows in (ours, theirs))
     texts = set.intersection(*({*each} for each in left + right))
     return {t: min(r[t] for r in left) / min(r[t] for r in right) for t in sorted(texts)}
 
 
-def ratio_lines(group: Group, goals: tuple[Goal, ...], measure: str) -> Iterator[Line]:
+def ratio_lines(group: Comparable, goals: tuple[Goal, ...], measure: str) -> Iterator[TargetLine]:
     """Yield the targets that there are rows for."""
     for what, table, ours, theirs, limits in goals:
         for budget, limit in limits.items():
             rows = [row for row in group.measured(table) if row.budget == budget]
             left, right = ([r for r in rows if r.method in m] for m in (ours, theirs))
             if left and right and (found := _ratios(left, right, measure)):
-                yield Line(f"{what}: {MEASURES[measure]}", shown(budget), limit, found)
+                yield TargetLine(f"{what}: {MEASURES[measure]}", shown(budget), limit, found)
 
 
-def other_lines(group: Group) -> Iterator[Line]:
+def other_lines(group: Comparable) -> Iterator[TargetLine]:
     """Yield how well predictions hold, and whether more bytes always buy less KL."""
     for table in group.tables:
         rows = [row for row in group.measured(table) if row.method in OURS]
@@ -125,8 +125,8 @@ def other_lines(group: Group) -> Iterator[Line]:
             for text, kl in row.each("kl").items() if predicted else ():
                 found[text] = max(found.get(text, 0.0), abs(predicted / kl - 1))
         if found:
-            yield Line(f"{table}: predicted / measured, distance from 1", "all", 0.25, found)
-        by_label = dict[str, list[Row]]()
+            yield TargetLine(f"{table}: predicted / measured, distance from 1", "all", 0.25, found)
+        by_label = dict[str, list[KeptRow]]()
         for row in rows:
             by_label.setdefault(row.label, []).append(row)
         worst = dict[str, float]()
@@ -135,10 +135,10 @@ def other_lines(group: Group) -> Iterator[Line]:
                 for text in less:
                     worst[text] = max(worst.get(text, 0.0), more[text] / less[text])
         if worst:
-            yield Line(f"{table}: KL with more bytes / with fewer", "all", 1.0, worst)
+            yield TargetLine(f"{table}: KL with more bytes / with fewer", "all", 1.0, worst)
 
 
-def goal_table(group: Group) -> Table:
+def goal_table(group: Comparable) -> Table:
     """Return the targets, each with its figure on every text."""
     texts = [*group.shared["texts"]]
     table = Table("what", "bits", "target", *texts, "verdict", box=box.MARKDOWN)

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kept.measurements import STOPPED, Figures, Kept
+from kept.measurements import STOPPED, Figures, KeptFigures
 
 OWN = ("table", "method", "budget", "steps", "rates")
 """The settings of a row that others of its table do not share."""
 
 
-class Row(NamedTuple):
+class KeptRow(NamedTuple):
     """A row that is kept.
 
     Attributes:
@@ -43,7 +43,7 @@ class Row(NamedTuple):
         return {text: value for text, value in found.items() if value is not None}
 
 
-class Group(NamedTuple):
+class Comparable(NamedTuple):
     """The rows that share all settings, by table.
 
     Attributes:
@@ -52,25 +52,25 @@ class Group(NamedTuple):
     """
 
     shared: dict[str, Any]
-    tables: dict[str, list[Row]]
+    tables: dict[str, list[KeptRow]]
 
-    def measured(self, table: str) -> Iterator[Row]:
+    def measured(self, table: str) -> Iterator[KeptRow]:
         """Yield the rows of a table that were not stopped."""
         return (row for row in self.tables.get(table, []) if row.is_measured)
 
 
-def grouped(kept: Iterable[Kept]) -> list[Group]:
+def grouped(kept: Iterable[KeptFigures]) -> list[Comparable]:
     """Return all rows, in groups.
 
     Args:
         kept: What a file of measurements holds.
     """
-    groups = dict[str, Group]()
+    groups = dict[str, Comparable]()
     for _, settings, figures in kept:
         shared = {name: value for name, value in settings.items() if name not in OWN}
-        group = groups.setdefault(json.dumps(shared, sort_keys=True), Group(shared, {}))
+        group = groups.setdefault(json.dumps(shared, sort_keys=True), Comparable(shared, {}))
         budget = settings["budget"]
-        row = Row(
+        row = KeptRow(
             settings["method"],
             tuple(budget) if isinstance(budget, list) else budget,
             settings.get("steps", 0),

@@ -1,0 +1,1 @@
+"""The board of the bake-off: rows that are kept, their tables in Markdown, the targets."""
