@@ -41,6 +41,9 @@ def run_apart(*words: object) -> str:
     """Return what Python prints in the environment of AutoRound.
 
     A process that ran into the limit of processor time takes this one with it.
+
+    Raises:
+        Unsupported: If it fails; what was said last is named.
     """
     packages = ["--with", f"auto-round=={VERSION}", "--with", "torch"]
     place = ["uv", "run", "--quiet", "--no-project", "--python", sys.executable, *packages]
@@ -56,7 +59,8 @@ def run_apart(*words: object) -> str:
         os.kill(os.getpid(), signal.SIGXCPU)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        raise RuntimeError("AutoRound failed; what it said stands above")
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise Unsupported(f"auto-round {VERSION} by uv: {said[-1]}")
     return done.stdout
 
 
