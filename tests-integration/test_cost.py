@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,19 @@ def test_a_row_that_was_not_measured_says_so(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("not measured") == 3
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_peer_that_takes_longer_than_it_is_let_bounds_the_ratio(
+    costs: Any,
+) -> None:
+    ours = {"cpu": 30.0, "wall": 20.0, "kl": 0.1}
+    measured = {"ours": ours, "peer": {"stopped": 40}}
+    made = SimpleNamespace(of=lambda kind, **_: measured[kind])
+    scale = SimpleNamespace(windows=1, window=2, steps=1)
+    bench = costs.Bench(made, made, scale, "model", {}, "text", "heldout")
+    line = costs.over_peer(bench, "mixed", "awq", 1.0)
+    assert (line.figure, line.met) == ("below 0.75, 30 s / stopped after 40 s", True)
+    assert costs.over_peer(bench, "mixed", "awq", 0.5).met is None
 
 
 def test_an_unknown_row_is_refused_by_name(tmp_path: Path) -> None:

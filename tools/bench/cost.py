@@ -63,6 +63,7 @@ def cost_options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=CACHE / "cost.jsonl", help="JSON lines")
     parser.add_argument("--again", action="store_true", help="repeat what is kept there")
     parser.add_argument("--finished", action="store_true", help="print what is kept there")
+    parser.add_argument("--limit", type=int, help="processor seconds of a peer, then stop")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -76,8 +77,10 @@ def bench_of(options: argparse.Namespace) -> Bench:
     elif not kept and OF_THE_MODEL & {*options.rows}:
         real_model(options.model)
     checkpoints = {name: str(folder.resolve()) for name, folder in named.items() if folder}
+    script = Path(__file__)
     return Bench(
-        Measurements(Path(__file__), file, again=again, kept=kept),
+        Measurements(script, file, again=again, kept=kept),
+        Measurements(script, file, again=again, kept=kept, limit=options.limit),
         QUICK if options.quick else FULL_SCALE,
         checkpoints["shipped" if options.quick else "SmolLM2"],
         checkpoints,

@@ -17,6 +17,7 @@ from typing import Any
 
 from bakeoff import quantizers
 from bakeoff.quantizers import SCALES, Task
+from kept.limit import at_most
 from kept.measurements import Figures
 from meters import spent
 from plastic_export import Calibration, evaluate, load_tokenizer, open_checkpoint
@@ -66,15 +67,17 @@ def peer(
     method: str,
     bits_per_weight: float,
     steps: int,
+    limit: int | None = None,
 ) -> Figures:
-    """One of mlx-lm's quantisers, at groups of 64."""
+    """One of mlx-lm's quantisers, at groups of 64, stopped after ``limit`` processor seconds."""
     with tempfile.TemporaryDirectory() as name, open_checkpoint(source) as checkpoint:
         matrices = plannable(Source.of(checkpoint), embeddings=True)
         cut, out = cut_text(source, text, windows * window, Path(name)), Path(name) / "out"
         paths = frozenset(module_path(m.name) for m in matrices)
         task = Task(Path(source), paths, Calibration(cut, window, windows), steps, RATES)
         bits = bits_per_weight if method == "dynamic" else int(bits_per_weight - SCALES)
-        seconds, _ = spent(lambda: PEERS[method](task, out, bits))
+        with at_most(limit):
+            seconds, _ = spent(lambda: PEERS[method](task, out, bits))
         return {**seconds._asdict(), "kl": divergence_from(source, out, heldout)}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kept.measurements import Figures, Measurements, NotMeasured
+from kept.measurements import STOPPED, Figures, Measurements, NotMeasured
 
 from costs.paper import seven_billion
 from costs.real import PEERS
@@ -45,6 +45,7 @@ class Bench:
 
     Attributes:
         measure: Makes the measurements.
+        peers: Makes those of peers, which may be stopped.
         scale: How much is measured.
         model: Folder of the real model.
         checkpoints: Folders by name, for the quality of plans by cheap prices.
@@ -53,6 +54,7 @@ class Bench:
     """
 
     measure: Measurements
+    peers: Measurements
     scale: Scale
     model: str
     checkpoints: dict[str, str]
@@ -93,12 +95,20 @@ def over_peer(bench: Bench, format: str, method: str, most: float) -> Line:
 
     def line() -> Line:
         ours = bench.measure.of("ours", **shared, format=format)
-        theirs = bench.measure.of("peer", **shared, method=method, steps=bench.scale.steps)
+        theirs = bench.peers.of("peer", **shared, method=method, steps=bench.scale.steps)
+        if STOPPED in theirs:
+            return stopped(ours["cpu"], theirs[STOPPED])
         ratio, wall = (ours[t] / theirs[t] for t in ("cpu", "wall"))
         times = f"{ours['cpu']:.0f} s / {theirs['cpu']:.0f} s"
         quality = f"{1e3 * ours['kl']:.0f} and {1e3 * theirs['kl']:.0f} millinats"
         figure = f"{ratio:.2f} ({wall:.2f}), {times}, {quality}"
         return Line(what, target, figure, ratio <= most)
+
+    def stopped(seconds: float, most_of_theirs: float) -> Line:
+        """A peer that took longer than it was let: the ratio is below what is printed."""
+        ratio = seconds / most_of_theirs
+        figure = f"below {ratio:.2f}, {seconds:.0f} s / stopped after {most_of_theirs:.0f} s"
+        return Line(what, target, figure, True if ratio <= most else None)
 
     return guarded(what, target, line)
 

@@ -10,6 +10,7 @@ from plastic_export.estimate.peaks import (
     probing_peak,
     rounding_peak,
     running_peak,
+    trying_peak,
     whole_peak,
 )
 
@@ -41,6 +42,14 @@ def test_a_calibration_holds_the_grams_of_one_block() -> None:
 def test_a_probe_holds_the_model_as_it_is_stored() -> None:
     few, many = (probing_peak(model(n), tokens=64, length=64) for n in (2, 50))
     assert many - few == 48 * 2 * SIDE**2
+
+
+def test_a_trial_holds_the_errors_of_one_block_beside_that() -> None:
+    few, many = (
+        trying_peak(model(n), tokens=64, length=64) - probing_peak(model(n), tokens=64, length=64)
+        for n in (2, 50)
+    )
+    assert few == many >= 4 * SIDE**2
 
 
 def test_the_most_demanding_matrix_decides() -> None:

@@ -30,6 +30,8 @@ def plan(shape: ModelShape, **options: object) -> Work:
         "probed": 10,
         "sampled": [],
         "corrected": False,
+        "tried": 1,
+        "trial": 10,
     } | options
     return planning_work(shape, shape.weights, **settings)  # type: ignore[arg-type]
 
@@ -62,6 +64,7 @@ def test_what_is_asked_for_beside_costs_more() -> None:
     shape = model(256)
     assert plan(shape, corrected=True).seconds(SLOW) > plan(shape).seconds(SLOW)
     assert plan(shape, sampled=shape.weights).doubles > plan(shape).doubles
+    assert plan(shape, tried=2).seconds(SLOW) > plan(shape).seconds(SLOW)
     assert plan(shape, tokens=0, pulled=0).seconds(SLOW) < plan(shape).seconds(SLOW)
     assert plan(shape, widest=16).products < plan(shape).products
     assert (

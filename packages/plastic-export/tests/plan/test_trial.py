@@ -58,9 +58,8 @@ def test_a_plan_keeps_its_trials_and_says_what_one_width_would_cost(
         assert budget.tried is not None
         assert budget.tried.cost == budget.cost
         assert budget.predicted == budget.tried.kl
+        assert budget.by == "prices"
         assert budget.rival_kl is None or budget.rival_kl >= budget.predicted
-        if budget.by == "prices":
-            assert budget.rival_kl is not None
 
 
 def test_one_width_is_taken_and_told_where_the_trial_finds_it_better(
@@ -68,13 +67,28 @@ def test_one_width_is_taken_and_told_where_the_trial_finds_it_better(
 ) -> None:
     def favouring(self: trials.PlanTrial, plan: object) -> Tried:
         sizes = {offer.choice for offer in plan.chosen.values()}  # type: ignore[attr-defined]
-        return Tried(1e-3 if len(sizes) == 1 else 2e-3, 1e-4, plan.cost)  # type: ignore[attr-defined]
+        return Tried(0.5 if len(sizes) == 1 else 0.9, 1e-2, plan.cost)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(trials.PlanTrial, "of", favouring)
     file = tmp_path / "plan.json"
     plan = plan_checkpoint(DATA, file, calibration=FEW, budgets=[3.5])
     (budget,) = plan.budgets
     assert {(o.bits, o.group_size) for o in budget.chosen.values()} == {(3, 64)}
-    assert (budget.by, budget.predicted, budget.rival_kl) == ("one width", 1e-3, 2e-3)
+    assert (budget.by, budget.predicted, budget.rival_kl) == ("one width", 0.5, 0.9)
     lines = "\n".join(map(str, present_plan(plan, file, None).lines))
-    assert "one width  for 3.5: 1 mnat as tried, and by prices 2" in lines
+    assert "one width  for 3.5: 500 mnat as tried, and by prices 900" in lines
+
+
+def test_one_width_is_not_tried_where_its_prices_leave_no_doubt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = list[object]()
+
+    def counting(self: trials.PlanTrial, plan: object) -> Tried:
+        tried.append(plan)
+        return Tried(plan.cost, 0.0, plan.cost)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(trials.PlanTrial, "of", counting)
+    plan = plan_checkpoint(DATA, tmp_path / "plan.json", calibration=FEW, budgets=[2.5])
+    assert len(tried) == 1
+    assert plan.budgets[0].rival_kl is None

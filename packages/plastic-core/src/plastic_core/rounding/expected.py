@@ -24,8 +24,6 @@ from plastic_core.rounding.levels import nearest_errors
 
 PANEL = 256
 """Outputs whose errors are summed at a time."""
-SOLVED = 512
-"""Columns that a thread solves for at a time."""
 
 
 def expected_costs(
@@ -130,8 +128,8 @@ def expected_error(
         ValueError: As `error_feedback`.
 
     Note:
-        ``(in^3 + out^3) / 3 + in^2 out + out^2 in`` operations in float64. Memory: two float64
-        matrices of the shape of ``W``, and two of that of the larger Gram.
+        ``(in^3 + out^3) / 3`` operations in float64, ``in^2 out + out^2 in`` in float32. Memory:
+        three float32 matrices of the shape of ``W``, and as `GramRoot.feedback` for each Gram.
 
     Examples:
         >>> W = np.tile(np.float32([0, 1, 2, 3.5]), (2, 16))
@@ -157,13 +155,7 @@ def expected_error(
 def _spread(G: Feedback, Z: Float32) -> Float32:
     """Return ``inverse(I + F).T @ Z`` for ``Z (n, k)``."""
     lower = np.ascontiguousarray((np.eye(len(G.F), dtype=np.float32) + G.F)[::-1, ::-1])
-    E = np.empty(Z.shape, np.float32)
-
-    def solve(part: slice) -> None:
-        E[::-1, part] = solve_transposed(lower, Z[::-1, part])
-
-    in_threads(solve, [slice(i, i + SOLVED) for i in range(0, Z.shape[1], SOLVED)])
-    return E
+    return solve_transposed(lower, Z[::-1])[::-1]
 
 
 def _weighted_energy(E: Float32, rows: Float64 | None, columns: Float32) -> float:

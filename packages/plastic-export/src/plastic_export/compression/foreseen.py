@@ -15,9 +15,9 @@ from plastic_export.estimate.peaks import (
     LIBRARIES,
     calibration_peak,
     held_gram_bytes,
-    probing_peak,
     rounding_peak,
     running_peak,
+    trying_peak,
 )
 from plastic_export.estimate.phases import SAMPLED, planning_work, writing_work
 from plastic_export.evaluation.check_window import CHECK_LENGTH
@@ -53,7 +53,7 @@ def foresee_plan(
         corrected: Whether corrections are offered.
         thorough: Whether every matrix is rounded in every way on offer, and run by itself.
         is_calibrated: Whether the Grams are there already.
-        budgets: How many there are: two plans are tried for each.
+        budgets: How many there are: a plan is tried for each, and rarely a second one.
         memory: Bytes of memory that it may take; None for what the machine has.
         say: Takes the line.
 
@@ -73,8 +73,8 @@ def foresee_plan(
         measured = calibration_peak(
             shape, planned, rows=rows, length=calibration.window, widest=widest
         )
-        probed = probing_peak(shape, tokens=TRIED_TOKENS, length=calibration.window)
-        return max(measured, probed, rounding_peak(planned, widest))
+        tried = trying_peak(shape, tokens=TRIED_TOKENS, length=calibration.window)
+        return max(measured, tried, rounding_peak(planned, widest))
 
     def smaller() -> Iterator[Smaller]:
         side = 1 << max(max(w.outputs, w.inputs) for w in planned).bit_length() - 1
@@ -97,7 +97,7 @@ def foresee_plan(
         probed=PROBED_TOKENS * len(groups),
         sampled=_shapes([m for group in groups for m in samples_of(group)] * repeated),
         corrected=corrected,
-        tried=2 * budgets,
+        tried=budgets,
         trial=TRIED_TOKENS,
     )
     spooled = 4 * shape.width * (pulled * len(shape.blocks) + 2 * tokens)

@@ -84,6 +84,12 @@ def probing_peak(shape: ModelShape, *, tokens: int, length: int) -> int:
     return LIBRARIES + COMPILER + stored + predicted + _pass(shape, [], 1, length)
 
 
+def trying_peak(shape: ModelShape, *, tokens: int, length: int) -> int:
+    """Return the bytes of a trial: those of the probe, and the errors of one block."""
+    changed = 4 * (entries_of(shape.largest_block) + entries_of(shape.outside))
+    return probing_peak(shape, tokens=tokens, length=length) + changed
+
+
 def learning_peak(shape: ModelShape, rows: int, length: int) -> int:
     """Return the bytes of steps forwards and backwards through a model that is held as a whole."""
     kept = ACTIVATIONS * len(shape.blocks) * 4 * rows * length * shape.width

@@ -23,7 +23,7 @@ PROBES = 1.4
 CHANGED = 2.0
 """Forward passes of a trial: what the weights give, and what is added to it."""
 SPREADING = 1.0
-"""Multiplications in float64 of an expected error, per ``m n (m + n)``."""
+"""Multiplications in float32 of an expected error, per ``m n (m + n)``."""
 SAMPLED = 3
 """Widths in which the samples of a group are rounded in full."""
 ROOT = 0.9
@@ -137,10 +137,11 @@ def _priced(w: WeightShape, widest: int) -> Work:
 
 
 def _spread(w: WeightShape, widest: int) -> Work:
-    """Return the work of an expected error: both Grams factored twice, both solved for."""
+    """Return the work of an expected error: both Grams factored, and solved for."""
     sides = _dense_sides(w, widest)
-    roots = 2 * ROOT * w.matrices * sum(side**3 for side in sides)
-    return Work(doubles=roots + SPREADING * w.entries * sum(sides), entries=READING * w.entries)
+    roots = ROOT * w.matrices * sum(side**3 for side in sides)
+    spread = SPREADING * w.entries * sum(sides)
+    return Work(products=spread, doubles=roots, entries=READING * w.entries)
 
 
 def _rounded(w: WeightShape, widest: int) -> Work:

@@ -12,6 +12,10 @@ from plastic_export.plan.offers import BitsPlan, Offered, Overhead, no_overhead
 from plastic_export.plan.one_width import one_width
 from plastic_export.plan.trial import PlanTrial
 
+CLEAR = 0.8
+"""A plan that costs no more than this part of the prices of one width is the better one: as a whole
+one width costs 0.9 times the sum of its prices or more (heuristic: see the decision on trials)."""
+
 
 def tried_plans(
     plans: Sequence[BitsPlan],
@@ -24,6 +28,8 @@ def tried_plans(
     track: Track = untracked,
 ) -> tuple[BitsPlan, ...]:
     """Try the plan of every budget, and one width for all beside it; return the better ones.
+
+    One width is not tried where its prices leave no doubt (`CLEAR`).
 
     Args:
         plans: The plans by prices, one per budget.
@@ -43,7 +49,7 @@ def tried_plans(
     for plan, budget in track(pairs, "trying plans"):
         priced = replace(plan, tried=trial.of(plan))
         plain = one_width(matrices, plan, budget, left_bytes=left_bytes, overhead=overhead)
-        if plain is None or plain.chosen == plan.chosen:
+        if plain is None or plain.chosen == plan.chosen or priced.predicted <= CLEAR * plain.cost:
             found.append(priced)
         else:
             found.append(better(priced, replace(plain, tried=trial.of(plain), by="one width")))
