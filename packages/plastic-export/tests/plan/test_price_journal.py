@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from plastic_core.files import FormatError
 from plastic_export.calibration.text import Calibration
+from plastic_export.compression import planning
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.plan import prices
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.measured import GroupCost
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Tried
 from plastic_export.plan.price_journal import PriceJournal
+from plastic_export.plan.trial import PlanTrial
 
 FEW = Choices(bits=(2, 4), group_sizes=(64,))
 MADE_FOR = {"seed": 1, "bits": [2, 4]}
@@ -127,6 +129,21 @@ def test_an_interrupted_pricing_goes_on_to_the_same_plan(
     assert [*first, *second] == everything
     assert len(first) == 3
     assert not prices.exists()
+
+
+def test_a_plan_that_was_tried_is_not_tried_again(
+    source: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = planned(source, text, "whole.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "write_plan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            planned(source, text, "cut.json")
+    monkeypatch.setattr(PlanTrial, "_tried", interrupted)
+    assert planned(source, text, "cut.json") == whole
 
 
 def test_prices_of_other_choices_do_not_serve(

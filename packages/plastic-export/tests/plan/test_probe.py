@@ -138,7 +138,7 @@ def test_block_by_block_the_divergence_is_that_of_all_changes_at_once(
     }
     if not is_chain:
         monkeypatch.setattr("plastic_export.plan.probe.BlockChain.of", lambda *_: None)
-    probe, asked = PriceProbe(model, tokens), list[list[str]]()
+    probe, asked = PriceProbe(model, tokens[:2], tokens[2:]), list[list[str]]()
 
     def of(wanted: list[str]) -> list[WeightChange]:
         asked.append(wanted)
@@ -146,7 +146,10 @@ def test_block_by_block_the_divergence_is_that_of_all_changes_at_once(
 
     found = probe.token_divergences(paths, of)
     assert found.shape == (3, 19)
-    assert found.mean() == pytest.approx(probe.divergence([*changes.values()]), rel=1e-5)
+    for some, windows in ((found[:2], tokens[:2]), (found, tokens)):
+        wanted = PriceProbe(model, windows).divergence([*changes.values()])
+        assert some.mean() == pytest.approx(wanted, rel=1e-5)
+    assert probe.divergence([*changes.values()]) == pytest.approx(found[:2].mean(), rel=1e-5)
     assert [len(some) for some in asked] == ([1, 2, 2] if is_chain else [5])
 
 

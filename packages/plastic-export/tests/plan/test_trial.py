@@ -35,7 +35,7 @@ def test_a_trial_is_near_what_the_written_checkpoint_does_on_the_same_tokens(
     plan, file = planned
     execute_plan(DATA, tmp_path / "out", file, budget=budget)
     with open_checkpoint(DATA) as checkpoint:
-        probe = PriceProbe.of(checkpoint, FEW, trials.TRIED_TOKENS)
+        probe = PriceProbe.of(checkpoint, FEW)
     trial = plan.budget(budget).tried
     assert trial is not None
     assert trial.kl == pytest.approx(divergence(probe, tmp_path / "out"), rel=0.15)

@@ -23,8 +23,7 @@ from plastic_export.estimate.phases import SAMPLED, planning_work, writing_work
 from plastic_export.evaluation.check_window import CHECK_LENGTH
 from plastic_export.plan.likeness import alike, samples_of
 from plastic_export.plan.offers import Candidate
-from plastic_export.plan.probe import PROBED_TOKENS
-from plastic_export.plan.trial import TRIED_TOKENS
+from plastic_export.plan.probe import PROBED_TOKENS, TRIED_TOKENS
 
 _NARROWEST = 256
 _PACKINGS = 18  # bits and group sizes, of which each is rounded for a thorough plan

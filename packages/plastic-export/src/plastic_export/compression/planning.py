@@ -54,7 +54,7 @@ from plastic_export.plan.offers import (
 from plastic_export.plan.price_journal import PriceJournal, check_price_journal
 from plastic_export.plan.prices import price
 from plastic_export.plan.probe import PriceProbe
-from plastic_export.plan.trial import TRIED_TOKENS, PlanTrial
+from plastic_export.plan.trial import PlanTrial
 from plastic_export.plan.tried import tried_plans
 from plastic_export.process.interruption import saying_when_interrupted
 from plastic_export.source.layers import Layer
@@ -308,8 +308,7 @@ def _priced(
                 journal=journal,
                 track=track,
             )
-            trier = PriceProbe.of(checkpoint, calibration, TRIED_TOKENS)
-            left, plans = spend(offered, PlanTrial(source, grams, offered, trier, journal))
+            left, plans = spend(offered, PlanTrial(source, grams, offered, probe, journal))
         return _Priced(offered, left, plans, digest, unreached, unmeasured)
 
 

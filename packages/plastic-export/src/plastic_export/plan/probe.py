@@ -40,6 +40,8 @@ from plastic_export.model.text import evenly_spread
 PROBED_TOKENS = 512
 """How many tokens are measured, about (heuristic: twice as many gave SmolLM2-135M 1,570 for 1,540
 millinats at 2.5 bits per weight)."""
+TRIED_TOKENS = 1024
+"""How many tokens a whole plan is tried on, about, those that are probed among them (heuristic)."""
 REFERENCE_BYTES = 2**30
 """Bytes of log-probabilities of the unchanged model that are held."""
 CHECKED_TOKENS = 8
@@ -74,54 +76,56 @@ class PriceProbe:
             every measurement.
         tokens: Windows, shape ``(windows, length)``; as many of them are used as
             `REFERENCE_BYTES` hold.
+        further: More of them, which `token_divergences` reads as well.
 
     Note:
-        A measurement runs the blocks from the first that is changed on, and the head.
+        A `divergence` runs the blocks from the first that is changed on, and the head.
     """
 
-    def __init__(self, model: nn.Module, tokens: mx.array) -> None:
+    def __init__(self, model: nn.Module, tokens: mx.array, further: mx.array | None = None) -> None:
         self._model = model
         self._modules = modules_by_path(model)
         self._linears, _ = linear_layers(model, None)
         width = model(tokens[:1, :1]).shape[-1]
         fitting = max(1, REFERENCE_BYTES // (4 * tokens.shape[1] * width))
-        tokens, rows = tokens[:fitting], rows_at_once(tokens.shape[1], width)
-        batches = [tokens[start : start + rows] for start in range(0, len(tokens), rows)]
+        rows, more = (
+            rows_at_once(tokens.shape[1], width),
+            tokens[:0] if further is None else further,
+        )
+        batches = _batches(tokens[:fitting], rows)
         self._chain = BlockChain.of(model, self._linears, (), batches[0][:1, :CHECKED_TOKENS])
         room = KEPT_BYTES // len(batches)
         with self._quickly():
-            self._batches = [self._unchanged(batch, room) for batch in batches]
+            self._probed = [self._unchanged(batch, room) for batch in batches]
+            left = more[: max(0, fitting - len(tokens))]
+            self._further = [self._unchanged(batch, 1) for batch in _batches(left, rows)]
 
     @classmethod
-    def of(
-        cls, checkpoint: Checkpoint, calibration: Calibration, tokens: int = PROBED_TOKENS
-    ) -> PriceProbe:
+    def of(cls, checkpoint: Checkpoint, calibration: Calibration) -> PriceProbe:
         """Probe a checkpoint on windows of the calibration text that it is not calibrated on.
 
         Where the text has no others, on some of the same: a factor is the same on both (measured:
         1.38 and 1.41 for the head of a model of 5.8 M parameters, 1.29 and 1.35 elsewhere).
-
-        Args:
-            checkpoint: The checkpoint.
-            calibration: Its text, and what of it is calibrated on.
-            tokens: How many tokens are measured, about; one window at least.
 
         Raises:
             FormatError: If the model or the text cannot be read.
             ValueError: If the text is shorter than one window.
         """
         everything = calibration.all_tokens(checkpoint)
-        windows = max(1, tokens // calibration.window)
-        rows = mx.array(probed_rows(len(everything), calibration.windows, windows))
+        probed, tried = (
+            probed_rows(len(everything), calibration.windows, max(1, tokens // calibration.window))
+            for tokens in (PROBED_TOKENS, TRIED_TOKENS)
+        )
+        further = np.setdiff1d(tried, probed)[: len(tried) - len(probed)]
         model = load_model(checkpoint.folder)
         use_float32(model)
-        return cls(model, everything[rows])
+        return cls(model, everything[mx.array(probed)], everything[mx.array(further)])
 
     def divergence(self, changes: Sequence[WeightChange]) -> float:
         """Return KL(model || model with all the changes), nats per token, not negative."""
         first, found = self._first_block({c.path for c in changes}), list[NDArray[np.float64]]()
         with self._quickly(), self._changed(changes):
-            for batch in self._batches:
+            for batch in self._probed:
                 log_p = log_probabilities_of(self._logits(batch, first))
                 found.append(token_divergences(batch.log_q, log_p))
         return max(float(np.concatenate(found).mean()), 0.0)
@@ -144,10 +148,13 @@ class PriceProbe:
         with self._quickly(), self._changed(changes(outside)):
             log_p = self._run_changed(inside, changes) if self._chain else self._run_whole()
             found = [
-                token_divergences(batch.log_q, p)
-                for batch, p in zip(self._batches, log_p, strict=True)
+                token_divergences(batch.log_q, p) for batch, p in zip(self._all, log_p, strict=True)
             ]
         return np.concatenate(found)
+
+    @property
+    def _all(self) -> list[_Probed]:
+        return [*self._probed, *self._further]
 
     def _by_block(self, paths: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
         """Return the paths that lie in every block, and those in none."""
@@ -159,7 +166,7 @@ class PriceProbe:
         return inside, outside
 
     def _run_whole(self) -> Iterator[LogProbabilities]:
-        for batch in self._batches:
+        for batch in self._all:
             yield log_probabilities_of(self._model(batch.tokens[:, :-1]))
 
     def _run_changed(
@@ -169,7 +176,7 @@ class PriceProbe:
     ) -> Iterator[LogProbabilities]:
         """Run block after block, all windows through each while it is changed."""
         assert self._chain is not None
-        seen = [batch.tokens[:, :-1] for batch in self._batches]
+        seen = [batch.tokens[:, :-1] for batch in self._all]
         entries = [self._chain.entry(tokens) for tokens in seen]
         states = [x for x, _ in entries]
         for number, paths in enumerate(inside.values()):
@@ -231,6 +238,10 @@ class PriceProbe:
         for call in calls[start:]:
             x = call(x)
         return self._chain.logits_from(seen, x)
+
+
+def _batches(tokens: mx.array, rows: int) -> list[mx.array]:
+    return [tokens[start : start + rows] for start in range(0, len(tokens), rows)]
 
 
 class _Probed(NamedTuple):

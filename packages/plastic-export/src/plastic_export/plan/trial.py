@@ -20,9 +20,6 @@ from plastic_export.plan.pricing import WeightRounding
 from plastic_export.plan.probe import PriceProbe, WeightChange
 from plastic_export.source.source import Source
 
-TRIED_TOKENS = 1024
-"""How many tokens a plan is tried on, about (heuristic)."""
-
 
 class PlanTrial:
     """Tries plans: changes all weights by errors like those of the rounding, and runs the model.
@@ -36,7 +33,7 @@ class PlanTrial:
         source: The source.
         grams: Both Grams by module path.
         matrices: What each matrix offers.
-        probe: Runs the model, on tokens that it is not calibrated on.
+        probe: Runs the model.
         journal: Knows the plans that were tried before, and is told of those that are now.
     """
 
