@@ -5,7 +5,7 @@ from __future__ import annotations
 from kept.measurements import Kind
 
 from costs.made_up import calibrated, compressed_made_up
-from costs.one_matrix import fully_rounded, priced, sampled
+from costs.one_matrix import foreseen, fully_rounded, priced, sampled
 from costs.prices import planned_twice
 from costs.real import ours, peer
 
@@ -15,6 +15,7 @@ KINDS: dict[str, Kind] = {
     "price": priced,
     "round": fully_rounded,
     "sample": sampled,
+    "foresee": foreseen,
     "calibrate": calibrated,
     "prices": planned_twice,
     "grow": compressed_made_up,

@@ -13,6 +13,7 @@ from meters import peak, resident, spent
 from numpy.typing import NDArray
 from plastic_core import block_side, difference, predicted_cost
 from plastic_core.linalg import Float64
+from plastic_core.rounding import expected_error
 from plastic_export import Candidate, Choices, Offer
 from plastic_export.format import FORMATS
 from plastic_export.plan import corrected_offers, expected_offers, gram_roots, rounded
@@ -59,12 +60,32 @@ def sampled(rows: int, columns: int, bits: list[int]) -> Figures:
     return {**seconds._asdict()}
 
 
+def foreseen(rows: int, columns: int, bits: int) -> Figures:
+    """About what rounding one matrix leaves, as a plan is tried with it."""
+    error_of(problem(SMALL), bits)
+    whole = problem((rows, columns))
+    seconds, _ = spent(lambda: error_of(whole, bits))
+    return {**seconds._asdict()}
+
+
+def error_of(problem: Problem, bits: int) -> NDArray[np.float32]:
+    """The expected error of a matrix."""
+    weight, _, grams = problem
+    R, C = gram_roots(grams)
+    return expected_error(weight, bits, inputs=R, outputs=C, group_size=GROUP)
+
+
 def run_sample(problem: Problem, bits: list[int]) -> list[float]:
-    """What the rounding to every width is predicted to cost."""
+    """What the rounding to every width is predicted to cost, and what was expected of it."""
     weight, m, grams = problem
     R, C = roots = gram_roots(grams)
-    stand = (rounded(weight, b, roots, m, group_size=GROUP) for b in bits)
-    return [predicted_cost(difference(weight, A), inputs=R, outputs=C) for A in stand]
+    costs = list[float]()
+    for b in bits:
+        left = difference(weight, rounded(weight, b, roots, m, group_size=GROUP))
+        expected = expected_error(weight, b, inputs=R, outputs=C, group_size=GROUP)
+        costs.append(predicted_cost(left, inputs=R, outputs=C))
+        costs.append(predicted_cost(expected, inputs=R, outputs=C))
+    return costs
 
 
 def problem(shape: tuple[int, int]) -> Problem:

@@ -4,7 +4,7 @@ Nothing of it runs as a whole. Measured are: a block of that width under two num
 of gradients, so that what each of them takes is told from what each block takes; the same with the
 head's vocabulary; the price and the rounding of every shape; a forward pass. Prices are corrected
 by samples of every group of alike matrices, which take as many times a rounding as a square one
-does, and the model runs with them from the first block that is changed on.
+does, and the model runs with them from the first block that is changed on. One plan is tried.
 Seconds on so many cores are processor seconds over cores: every core is taken to be busy all the
 time, with other matrices or other rows of the same product.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kept.measurements import Figures, Measurements
 from plastic_export import Candidate
 from plastic_export.calibration import pulled_tokens
-from plastic_export.plan import PROBED_TOKENS, alike, in_a_block, samples_of
+from plastic_export.plan import PROBED_TOKENS, TRIED_TOKENS, alike, in_a_block, samples_of
 
 from costs.scale import Scale
 from costs.shapes import llama
@@ -26,6 +26,7 @@ from costs.shapes import llama
 WINDOW = 256
 SPARE = 512  # tokens of a vocabulary that a block is measured with
 BITS = 4
+CHANGED = 2  # products of a layer whose weight is changed
 ROUNDED, RUN = (2, 3, 4), 2  # widths of samples; in how many those in blocks are run
 
 
@@ -47,16 +48,18 @@ def seven_billion(measure: Measurements, scale: Scale) -> Sum:
     shapes = Counter(m.shape for m in matrices)
     groups = alike(matrices)
     sampled = Counter(m.shape for group in groups for m in samples_of(group))
-    prices = samples = rounding = 0.0
+    prices = samples = errors = rounding = 0.0
     per_rounding = _roundings_of_a_sample(measure, scale.hidden)
     for (rows, columns), count in shapes.items():
         shape = {"rows": rows, "columns": columns}
         prices += count * measure.of("price", **shape, format="mixed")["cpu"]
         once = measure.of("round", **shape, bits=BITS)["cpu"]
         rounding += count * once
+        errors += count * measure.of("foresee", **shape, bits=BITS)["cpu"]
         samples += sampled[rows, columns] * per_rounding * once
     passes = sum(_passes_with(group, scale.layers) for group in groups)
     parts = _passes(measure, scale, passes)
+    parts["trial"] += errors
     parts |= {"prices": prices, "samples": samples, "rounding": rounding}
     return Sum(parts, sum(m.weights for m in matrices))
 
@@ -77,7 +80,7 @@ def _passes_with(group: Sequence[Candidate], layers: int) -> float:
 
 
 def _passes(measure: Measurements, scale: Scale, passes: float) -> dict[str, float]:
-    """Seconds of the calibration, and of so many forward passes of the probe of prices."""
+    """Seconds of the calibration, of so many passes of the probe of prices, and of a trial's."""
 
     def block(windows: int, gradients: int, vocabulary: int) -> Figures:
         size = {"width": scale.hidden, "inner": scale.inner, "vocabulary": vocabulary}
@@ -99,4 +102,5 @@ def _passes(measure: Measurements, scale: Scale, passes: float) -> dict[str, flo
     return {
         "calibration": scale.layers * in_block + of_head * pulled,
         "probe": forward * PROBED_TOKENS * passes,
+        "trial": CHANGED * forward * TRIED_TOKENS,
     }

@@ -13,12 +13,13 @@ from plastic_export.plan.gram_uses import DAMPING, gram_roots
 from plastic_export.plan.likeness import alike, in_a_block, samples_of
 from plastic_export.plan.offers import factor_bytes, packed_bytes
 from plastic_export.plan.pricing import corrected_offers, expected_offers, pareto, rounded_offers
-from plastic_export.plan.probe import PROBED_TOKENS
+from plastic_export.plan.probe import PROBED_TOKENS, TRIED_TOKENS
 from plastic_export.plan.storing import rounded
 
 __all__ = [
     "DAMPING",
     "PROBED_TOKENS",
+    "TRIED_TOKENS",
     "alike",
     "backbones_of",
     "choices_for",
