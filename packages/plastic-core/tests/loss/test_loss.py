@@ -1,5 +1,6 @@
 """Loss-aware factors: what they cost is known beforehand, and nothing of their rank costs less."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
@@ -21,6 +22,7 @@ from plastic_core.linalg import Float32, Float64, lapack
 from plastic_core.loss.damping import block_side
 from plastic_core.loss.gram_root import GramRoot
 from plastic_core.loss.loss import loss_factors, loss_spectrum, predicted_cost
+from plastic_core.loss.pivots import pivots_of
 from plastic_core.testing import (
     EPS,
     assert_orthonormal,
@@ -471,3 +473,24 @@ def test_the_strongest_group_comes_first_and_in_it_the_strongest_entry(size: int
     assert (np.diff(power[groups], axis=1) <= 0).all()
     whole = (np.eye(n) + R.F.astype(np.float64)) * R.pivots @ (np.eye(n) + R.F).T
     assert np.abs(whole - R.gram).max() <= 100 * EPS * R.gram.max()
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_shrunk_gram_is_that_with_less_off_its_diagonal(blocks: int) -> None:
+    X = np.random.default_rng(5).standard_normal((blocks, 40, 32))
+    G = X.swapaxes(1, 2) @ X / 40
+    shrunk = 0.9 * G + 0.1 * G * np.eye(32)
+    G, shrunk = (A[0] if blocks == 1 else A for A in (G, shrunk))
+    root = GramRoot.of(G, damping=1e-2, shrinkage=0.1)
+    wanted = GramRoot.of(shrunk, damping=1e-2)
+    np.testing.assert_allclose(root.root, wanted.root, atol=1e-12)
+    np.testing.assert_allclose(pivots_of(root, 32), pivots_of(wanted, 32), rtol=1e-12)
+    for ours, theirs in zip(root.feedback(32) or (), wanted.feedback(32) or (), strict=True):
+        np.testing.assert_allclose(ours.F, theirs.F, atol=1e-6)
+        np.testing.assert_allclose(ours.gram, theirs.gram, atol=1e-6)
+
+
+@pytest.mark.parametrize("shrinkage", [-0.1, 1.1, math.nan])
+def test_a_shrinkage_is_a_fraction(shrinkage: float) -> None:
+    with pytest.raises(ValueError, match="`shrinkage` must be from 0 to 1"):
+        GramRoot.of(np.eye(2), damping=0.0, shrinkage=shrinkage)

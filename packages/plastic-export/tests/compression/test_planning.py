@@ -31,7 +31,14 @@ from plastic_export.format.table import PLAN_FORMATS
 from plastic_export.model.load import load_model
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.choices import Choices
-from plastic_export.plan.gram_uses import Uses, combined_grams, gram_roots, smoothed
+from plastic_export.plan.gram_uses import (
+    INPUT_SHRINKAGE,
+    OUTPUT_SHRINKAGE,
+    Uses,
+    combined_grams,
+    gram_roots,
+    smoothed,
+)
 from plastic_export.plan.offers import BitsPlan, Kind
 from plastic_export.plan.pricing import rounded_offers
 from plastic_export.plan.storing import rounded
@@ -128,7 +135,9 @@ def test_the_cost_of_an_embedding_is_that_of_all_its_uses(
 
 
 def half_trace(R: Float64, D: np.ndarray, C: Float64) -> float:
-    """The cost of a change of a weight, its Grams damped as prices have them."""
+    """The cost of a change of a weight, its Grams shrunk and damped as prices have them."""
+    shares = ((R, INPUT_SHRINKAGE), (C, OUTPUT_SHRINKAGE))
+    R, C = ((1 - s) * A + s * A * np.eye(len(A)) for A, s in shares)
     R, C = (A + 1e-2 * np.trace(A) / len(A) * np.eye(len(A)) for A in (R, C))
     return float(np.trace(C @ D @ R @ D.T)) / 2
 

@@ -204,7 +204,7 @@ def test_every_bit_comes_back_whatever_the_groups(mixture: Path, wide: Path) -> 
 def test_healing_keeps_every_group_size(mixture: Path, wide: Path, text: Path) -> None:
     few = Calibration(text, window=24, windows=16)
     healed = mixture.with_name("healed")
-    heal(mixture, wide, healed, calibration=few, options=HealingOptions(steps=2, batch=2))
+    heal(mixture, wide, healed, calibration=few, options=HealingOptions(steps=12, batch=2))
     assert verify(healed) == []
     before, after = read_manifest(mixture).matrices, read_manifest(healed).matrices
     for name, choice in MIXTURE.items():

@@ -41,10 +41,12 @@ def gram_side(gram: Matrix) -> int:
     return math.prod(np.shape(gram)[:-1])
 
 
-def check_gram(gram: Matrix, damping: float) -> NDArray[Any]:
-    """Return a Gram as a NumPy array; raise unless `damped_gram` can damp it."""
+def check_gram(gram: Matrix, damping: float, shrinkage: float = 0.0) -> NDArray[Any]:
+    """Return a Gram as a NumPy array; raise unless `damped_gram` can damp and shrink it."""
     if not 0 <= damping < math.inf:
         raise ValueError(f"`damping` must be finite and not negative, got {damping}.")
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"`shrinkage` must be from 0 to 1, got {shrinkage}.")
     G = linalg.to_numpy(gram)
     if G.ndim not in (2, 3) or G.shape[-1] != G.shape[-2]:
         raise ValueError(
@@ -69,12 +71,23 @@ def damping_power(gram: NDArray[Any], damping: float) -> float:
     return damping * total / power.size
 
 
-def damped_gram(gram: NDArray[Any], damping: float) -> Float64:
-    """Return a new matrix ``gram + damping * (trace(gram) / n) * I``, float64."""
+def damped_gram(gram: NDArray[Any], damping: float, shrinkage: float = 0.0) -> Float64:
+    """Return a new matrix: the Gram shrunk by `shrink`, and ``damping * (trace / n) * I``."""
     G = gram.astype(np.float64)
+    shrink(G, shrinkage)
     diagonal = np.einsum("...ii->...i", G)  # a view
     diagonal += damping_power(gram, damping)
     return G
+
+
+def shrink(G: Float64, shrinkage: float) -> None:
+    """Replace a Gram, or its blocks, by ``(1 - s) G + s diag(G)``, in its memory."""
+    if not shrinkage:
+        return
+    diagonal = np.einsum("...ii->...i", G)  # a view
+    power = diagonal.copy()
+    G *= 1 - shrinkage
+    diagonal[:] = power
 
 
 def damped_cholesky(G: Float64) -> Float64:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plastic_core.linalg import Float32, Float64
-from plastic_core.loss.damping import damped_cholesky, damping_power
+from plastic_core.loss.damping import damped_cholesky, damping_power, shrink
 
 
 class Feedback(NamedTuple):
@@ -57,7 +57,7 @@ def feedback_of(G: Float64, places: NDArray[np.intp] | None = None) -> Feedback:
 
 
 def feedback_by_power(
-    gram: NDArray[Any], damping: float, group_size: int
+    gram: NDArray[Any], damping: float, group_size: int, shrinkage: float = 0.0
 ) -> tuple[Feedback, ...] | None:
     """Damp and factor a Gram in the order in which its inputs or outputs are rounded.
 
@@ -71,26 +71,32 @@ def feedback_by_power(
             entry.
         damping: What is added to every eigenvalue, as a fraction of their mean.
         group_size: A divisor of n; 1 where there are no groups.
+        shrinkage: What is taken from the entries off the diagonal, as a fraction of them.
 
     Returns:
         One for each block; None for a diagonal without groups, in which no entry minds another.
     """
     power = damping_power(gram, damping)
     if gram.ndim == 2:
-        return (_ordered(gram, 0, power, group_size),)
+        return (_ordered(gram, 0, power, group_size, shrinkage),)
     if gram.shape[1] == 1:
         if group_size == 1:
             return None
         gram = gram.reshape(-1, group_size, 1) * np.eye(group_size)
     side = gram.shape[1]
-    return tuple(_ordered(block, i * side, power, group_size) for i, block in enumerate(gram))
+    return tuple(
+        _ordered(block, i * side, power, group_size, shrinkage) for i, block in enumerate(gram)
+    )
 
 
-def _ordered(gram: NDArray[Any], start: int, damping: float, group_size: int) -> Feedback:
+def _ordered(
+    gram: NDArray[Any], start: int, damping: float, group_size: int, shrinkage: float
+) -> Feedback:
     """Return the block of a Gram that begins at the entry ``start``, ``damping`` added to it."""
     power = np.diagonal(gram).astype(np.float64) + damping
     order = power_order(power, group_size)
     G = gram[np.ix_(order, order)].astype(np.float64, copy=False)
+    shrink(G, shrinkage)
     np.fill_diagonal(G, power[order])
     G *= len(G) / power.sum()
     return feedback_of(G, start + order)

@@ -30,6 +30,7 @@ class GramRoot:
         gram: The Gram without its damping: the caller's memory, which must not change. None for
             the identity.
         damping: What is added to every eigenvalue, as a fraction of their mean.
+        shrinkage: What is taken from the entries off the diagonal first, as a fraction of them.
 
     Examples:
         >>> import numpy as np
@@ -38,14 +39,19 @@ class GramRoot:
         [[2.0, 4.0]]
     """
 
-    def __init__(self, gram: NDArray[Any] | None, damping: float = 0.0) -> None:
-        self.gram, self.damping = gram, damping
+    def __init__(
+        self, gram: NDArray[Any] | None, damping: float = 0.0, shrinkage: float = 0.0
+    ) -> None:
+        self.gram, self.damping, self.shrinkage = gram, damping, shrinkage
         self._making = Lock()
         self._feedback = dict[tuple[int, float], tuple[Feedback, ...] | None]()
 
     @classmethod
-    def of(cls, gram: Matrix | None, *, damping: float) -> Self:
-        """Take ``gram + damping * (trace(gram) / n) * I``.
+    def of(cls, gram: Matrix | None, *, damping: float, shrinkage: float = 0.0) -> Self:
+        """Take ``(1 - s) gram + s diag(gram) + damping * (trace(gram) / n) * I``.
+
+        A Gram of few tokens tells apart, as if they were certain, directions that other text uses
+        otherwise; what its inputs have in common is the less certain part of it.
 
         Args:
             gram: Mean of ``x x^T``, symmetric positive semidefinite of shape ``(n, n)``; the blocks
@@ -53,14 +59,19 @@ class GramRoot:
                 stands for the identity.
             damping: What is added to every eigenvalue, as a fraction of their mean; not negative,
                 and positive where the Gram is singular.
+            shrinkage: s, from 0 to 1: shrinkage towards the diagonal (Ledoit and Wolf, *A
+                well-conditioned estimator for large-dimensional covariance matrices*, J.
+                Multivariate Analysis 88, 2004; they shrink towards a multiple of the identity).
 
         Raises:
             TypeError: If ``gram`` does not hold floating-point numbers.
-            ValueError: If ``gram`` is not square, not finite or zero, or ``damping`` is negative or
-                not finite. If the Gram is not positive definite after the damping, its first use
-                says so.
+            ValueError: If ``gram`` is not square, not finite or zero, or ``damping`` or
+                ``shrinkage`` is out of range. If the Gram is not positive definite after the
+                damping, its first use says so.
         """
-        return cls(None) if gram is None else cls(check_gram(gram, damping), damping)
+        if gram is None:
+            return cls(None)
+        return cls(check_gram(gram, damping, shrinkage), damping, shrinkage)
 
     @property
     def size(self) -> int | None:
@@ -79,7 +90,9 @@ class GramRoot:
         Note:
             ``n b^2 / 3`` operations in float64, b = n without blocks.
         """
-        return None if self.gram is None else damped_cholesky(damped_gram(self.gram, self.damping))
+        if self.gram is None:
+            return None
+        return damped_cholesky(damped_gram(self.gram, self.damping, self.shrinkage))
 
     def feedback(
         self, group_size: int = 1, *, least_damping: float = 0.0
@@ -106,7 +119,9 @@ class GramRoot:
         key = group_size, max(self.damping, least_damping)
         with self._making:
             if key not in self._feedback:
-                self._feedback[key] = feedback_by_power(self.gram, key[1], group_size)
+                self._feedback[key] = feedback_by_power(
+                    self.gram, key[1], group_size, self.shrinkage
+                )
             return self._feedback[key]
 
     def times_root(self, A: NDArray[Any]) -> NDArray[Any]:

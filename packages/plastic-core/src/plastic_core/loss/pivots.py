@@ -32,7 +32,7 @@ def pivots_of(root: GramRoot, group_size: int = 1, *, least_damping: float = 0.0
     """
     if root.gram is None:
         return None
-    G = damped_gram(root.gram, max(root.damping, least_damping))
+    G = damped_gram(root.gram, max(root.damping, least_damping), root.shrinkage)
     if G.ndim == 2:
         return _of_block(G, group_size)
     if G.shape[1] == 1:

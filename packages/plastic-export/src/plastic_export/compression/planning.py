@@ -41,7 +41,12 @@ from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.model.tokenizer import tokenizer_digests
 from plastic_export.plan.budgets import Budget, check_budget
 from plastic_export.plan.choices import Choices, candidate, smallest_offers
-from plastic_export.plan.gram_uses import DAMPING, is_measured
+from plastic_export.plan.gram_uses import (
+    DAMPING,
+    INPUT_SHRINKAGE,
+    OUTPUT_SHRINKAGE,
+    is_measured,
+)
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
@@ -198,6 +203,7 @@ def plan_checkpoint(
             calibration=calibration.record()
             | {
                 "damping": DAMPING,
+                "shrinkage": [INPUT_SHRINKAGE, OUTPUT_SHRINKAGE],
                 "widest": widest,
                 "thorough": thorough,
                 "unreached_experts": measured.unreached,
