@@ -59,7 +59,7 @@ def test_it_diverges_about_as_predicted(
     # Measured 1.0, 1.2 and 1.1.
     ratio = (
         divergence(in_every_format[format].out, checkpoint, heldout)
-        / in_every_format[format].plan.cost
+        / in_every_format[format].plan.predicted
     )
     assert 0.7 < ratio < 2.4
 

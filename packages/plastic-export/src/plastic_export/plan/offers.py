@@ -20,7 +20,7 @@ Overhead = Callable[["Candidate", "Offer"], int]
 """Bytes that an offer takes in the headers of the files, beside its own."""
 
 
-SPREAD = 0.15
+SPREAD = 0.2
 """Standard deviation of the logarithm of what is measured over what a trial finds, where the
 tokens are many (heuristic: see the decision on trials)."""
 NINE_OF_TEN = 1.645
