@@ -180,7 +180,7 @@ def plan_checkpoint(
         identity = source_identity(checkpoint)
 
         def spend(offered: Sequence[Offered], trial: PlanTrial) -> tuple[Remainder, Plans]:
-            """Solve for every budget, and try what comes out; the least that is left changes."""
+            """Return the plans, tried, and what is left beside the matrices that were priced."""
             fewer = len(offered) < len(wanted)
             rest = Remainder.of(traced, [m.matrix for m in offered]) if fewer else left
             return rest, _spent(rest, offered, stated, target, trial, track)
