@@ -88,10 +88,8 @@ class PriceProbe:
         self._linears, _ = linear_layers(model, None)
         width = model(tokens[:1, :1]).shape[-1]
         fitting = max(1, REFERENCE_BYTES // (4 * tokens.shape[1] * width))
-        rows, more = (
-            rows_at_once(tokens.shape[1], width),
-            tokens[:0] if further is None else further,
-        )
+        rows = rows_at_once(tokens.shape[1], width)
+        more = tokens[:0] if further is None else further
         batches = _batches(tokens[:fitting], rows)
         self._chain = BlockChain.of(model, self._linears, (), batches[0][:1, :CHECKED_TOKENS])
         room = KEPT_BYTES // len(batches)
@@ -188,15 +186,15 @@ class PriceProbe:
 
     def _changed(self, changes: Sequence[WeightChange]) -> AbstractContextManager[None]:
         """Let layers compute what they would with changed weights, inside the block."""
-        added = dict[str, list[WeightChange]]()
+        added = dict[str, list[tuple[mx.array, int]]]()
         for change in changes:
-            added.setdefault(change.path, []).append(change)
+            added.setdefault(change.path, []).append((mx.array(change.weight), change.expert))
 
         def around(path: str, call: BoundCall, x: mx.array) -> mx.array:
             own = path.removesuffix(f".{AS_LINEAR}")
             y: mx.array = call(x)
-            for change in added[own]:
-                y = y + _effect(change, self._modules[own], call, x).astype(y.dtype)
+            for weight, expert in added[own]:
+                y = y + _effect(weight, expert, self._modules[own], call, x).astype(y.dtype)
             return y
 
         return intercepted({path: self._modules[path] for path in added}, around)
@@ -252,19 +250,20 @@ class _Probed(NamedTuple):
     inputs: dict[int, mx.array]
 
 
-def _effect(change: WeightChange, module: nn.Module, call: BoundCall, x: mx.array) -> mx.array:
-    """Return ``x @ change.weight.T``, what a change adds to the output of a layer.
+def _effect(
+    change: mx.array, expert: int, module: nn.Module, call: BoundCall, x: mx.array
+) -> mx.array:
+    """Return ``x @ change.T``, what a change adds to the output of a layer.
 
     For an embedding, where tokens are looked up, their rows of the change; for a stack, what is
     added where its expert was chosen.
     """
-    weight = mx.array(change.weight)
     if not mx.issubdtype(x.dtype, mx.floating):
-        return weight[x]
-    wide, linear = x.astype(mx.float32), linear_from(weight, None)
+        return change[x]
+    wide, linear = x.astype(mx.float32), linear_from(change, None)
     added: mx.array = numpy_product(wide, linear) if on_cpu() else linear(wide)
     if is_stack(module):
-        added = mx.where((chosen_experts(call) == change.expert)[..., None, None], added, 0.0)
+        added = mx.where((chosen_experts(call) == expert)[..., None, None], added, 0.0)
     return added
 
 
