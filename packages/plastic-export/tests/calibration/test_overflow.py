@@ -16,7 +16,7 @@ from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.cli.command import main
 from plastic_export.evaluation.evaluation import evaluate
-from plastic_export.reporting.evaluate import present_evaluations
+from plastic_export.reporting.evaluation.evaluate import present_evaluations
 
 Make = Callable[..., Path]
 SCALES = {"model.layers.0.mlp.down_proj.weight": 3e4, "model.layers.0.mlp.up_proj.weight": 1e3}

@@ -21,7 +21,7 @@ from plastic_export.evaluation.evaluation import evaluate
 from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import HealingOptions
 from plastic_export.plan.choices import Choices
-from plastic_export.reporting.evaluate import present_evaluations
+from plastic_export.reporting.evaluation.evaluate import present_evaluations
 from plastic_export.reporting.heal import present_healed
 from plastic_export.training.run import train
 from plastic_export.training.settings import TrainingOptions

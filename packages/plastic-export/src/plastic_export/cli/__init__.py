@@ -1,4 +1,4 @@
-"""The ``plastic`` command: one file per subcommand; parse, one library call, print.
+"""The ``plastic`` command: its frame, and one file per subcommand.
 
 Stands on everything; nothing stands on it.
 """

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import click
 from plastic_core.files import BusyError, FormatError
 
-from plastic_export.cli.compress import compress_command
+from plastic_export.cli.commands.compress import compress_command
+from plastic_export.cli.commands.evaluate import evaluate_command
+from plastic_export.cli.commands.gguf import gguf_command
+from plastic_export.cli.commands.heal import heal_command
+from plastic_export.cli.commands.inspect import inspect_command
+from plastic_export.cli.commands.plan import plan_command
+from plastic_export.cli.commands.report import report_command
+from plastic_export.cli.commands.restore import restore_command
+from plastic_export.cli.commands.train import train_command
+from plastic_export.cli.commands.verify import verify_command
 from plastic_export.cli.console import escape_what_cannot_be_encoded, printed_warnings
-from plastic_export.cli.evaluate import evaluate_command
-from plastic_export.cli.gguf import gguf_command
-from plastic_export.cli.heal import heal_command
-from plastic_export.cli.inspect import inspect_command
-from plastic_export.cli.plan import plan_command
-from plastic_export.cli.report import report_command
-from plastic_export.cli.restore import restore_command
-from plastic_export.cli.train import train_command
-from plastic_export.cli.verify import verify_command
 from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.folder.shards import WIDER_TYPE
 from plastic_export.model.library import model_failure

@@ -20,12 +20,12 @@ from plastic_export.cli.options import (
 )
 from plastic_export.evaluation.convention import CONVENTIONS, OWN, Like
 from plastic_export.evaluation.evaluation import compare
-from plastic_export.reporting.evaluate import present_evaluations
+from plastic_export.reporting.evaluation.evaluate import present_evaluations
+from plastic_export.reporting.evaluation.task_scores import present_scores
 from plastic_export.reporting.plots.drawing import check_drawing
 from plastic_export.reporting.plots.kl_plot import save_kl_plot
 from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.tables import Presented
-from plastic_export.reporting.task_scores import present_scores
 from plastic_export.tasks.judging import check_tasks, evaluate_tasks
 
 OF_TEXTS = ("save_reference", "window", "windows", "like", "both_directions", "full", "plot")

@@ -13,7 +13,7 @@ from rich.table import Table
 from plastic_export.evaluation.distribution import needed_tokens
 from plastic_export.evaluation.estimates import Evaluation
 from plastic_export.evaluation.intervals import Interval
-from plastic_export.reporting.full_evaluation import full_lines
+from plastic_export.reporting.evaluation.full_evaluation import full_lines
 from plastic_export.reporting.tables import Presented, figures
 
 MEASURES = ("nll", "perplexity", "kl", "top1")

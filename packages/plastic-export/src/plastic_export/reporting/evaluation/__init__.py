@@ -1,0 +1,1 @@
+"""What ``plastic evaluate`` prints: rows, whole figures, scores of tasks."""
