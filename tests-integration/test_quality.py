@@ -10,7 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from plastic_export import Calibration, load_model
+from plastic_runtime import input_grams
 
 BENCH = Path(__file__).parents[1] / "tools" / "bench"
 FEW = ("--windows", "4", "--window", "64", "--measured", "2")
@@ -160,3 +166,33 @@ def test_a_target_is_judged_on_every_text(
     lines = [*goals.ratio_lines(results.Comparable({}, {"bits": rows}), goals.REAL, "kl_999")]
     (line,) = (each for each in lines if each.what.startswith("mixed / best"))
     assert (line.budget, line.verdict) == ("3.5", verdict)
+
+
+def dense_weights(folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Every matrix of a folder as its layer computes with it, by module path."""
+    found = {}
+    for path, m in load_model(folder).named_modules():
+        if isinstance(m, nn.QuantizedLinear):
+            W = mx.dequantize(m.weight, m.scales, m.biases, m.group_size, m.bits)
+        elif isinstance(m, nn.Linear):
+            W = m.weight
+        else:
+            continue
+        found[path] = np.array(W.astype(mx.float32), dtype=np.float64)
+    return found
+
+
+def test_gptq_of_the_bench_leaves_less_error_in_every_layer_than_rounding(
+    bakeoff: Any, tmp_path: Path, checkpoint: Path, calibration: Path
+) -> None:
+    quantizers = importlib.import_module("bakeoff.quantizers")
+    source = dense_weights(checkpoint)
+    task = quantizers.Task(checkpoint, frozenset(source), Calibration(calibration, 64, 16))
+    quantizers.gptq_bits(task, tmp_path / "gptq", 3)
+    grams = input_grams(load_model(checkpoint), [row[None] for row in task.tokens()])
+    gptq = dense_weights(tmp_path / "gptq")
+    for path, W in source.items():
+        G = grams[path].matrix
+        packed = mx.quantize(mx.array(W, mx.float32), 64, 3)
+        E, plain = gptq[path] - W, np.array(mx.dequantize(*packed, 64, 3)) - W
+        assert np.vdot(E @ G, E) < np.vdot(plain @ G, plain), path
