@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -18,6 +20,7 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
+from mlx_lm.tuner import trainer
 from plastic_core import RankLayer
 from plastic_core.files import load_safetensors, read_json
 from plastic_export import (
@@ -30,12 +33,31 @@ from plastic_export import (
     report,
     train,
 )
-from plastic_export.training import GAUGE
-from plastic_runtime import Generations, PlasticityManager, attach
+from plastic_export.training import GAUGE, read_training_data
+from plastic_runtime import Generations, PlasticityManager, ResumableBatches, attach
 from zoo.building import build_checkpoint
 
 FAULTS = Path(__file__).parents[1] / "tools" / "faults"
 SHORT = TrainingOptions(steps=8, batch=2, window=32, rank=2, evaluate_every=4, evaluate_batches=2)
+ADAPTED = TrainingOptions(
+    steps=24,
+    batch=2,
+    window=48,
+    rank=3,
+    learning_rate=3e-4,
+    decay=False,
+    evaluate_every=2,
+    evaluate_batches=2,
+    plasticity={
+        "patience": 1,
+        "window": 1,
+        "cooldown": 0,
+        "delta": 10.0,
+        "gamma": 1e-4,
+        "guard": 100,
+    },
+)
+BLOCKS = ["*.2.self_attn.*", "*.3.mlp.*"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -60,20 +82,14 @@ def adapted(
     """The trained checkpoint, over-trained on two rows: its validation loss falls, then rises."""
     folder = tmp_path_factory.mktemp("adapted")
     write_rows(folder / "data", calibration.read_text())
-    restless = {"patience": 1, "window": 1, "cooldown": 0, "delta": 10.0, "gamma": 1e-4}
-    training = TrainingOptions(
-        steps=24,
-        batch=2,
-        window=48,
-        rank=3,
-        learning_rate=3e-4,
-        decay=False,
-        evaluate_every=2,
-        evaluate_batches=2,
-        plasticity=restless | {"guard": 100},
-    )
-    blocks = ["*.2.self_attn.*", "*.3.mlp.*"]
-    return train(checkpoint, folder / "data", folder / "run", training, include=blocks)
+    return train(checkpoint, folder / "data", folder / "run", ADAPTED, include=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def overtrained(adapted: TrainedRun, checkpoint: Path) -> TrainedRun:
+    """The same run, with adapters of its last state."""
+    options, out = replace(ADAPTED, state="last"), adapted.out.with_name("overtrained")
+    return train(checkpoint, adapted.out.with_name("data"), out, options, include=BLOCKS)
 
 
 def write_rows(folder: Path, text: str) -> None:
@@ -102,11 +118,11 @@ def test_a_run_in_mlx_lms_trainer_shows_growth_shrink_and_waking_in_its_report(
 
 
 def test_stock_mlx_lm_gives_the_same_logits_with_the_adapter(
-    adapted: TrainedRun, checkpoint: Path
+    overtrained: TrainedRun, checkpoint: Path
 ) -> None:
-    stock, tokenizer = mlx_lm.load(str(checkpoint), adapter_path=str(adapted.adapter))
+    stock, tokenizer = mlx_lm.load(str(checkpoint), adapter_path=str(overtrained.adapter))
     base, _ = mlx_lm.load(str(checkpoint))
-    ours = restored(adapted, checkpoint)
+    ours = restored(overtrained, checkpoint, "generations")
     tokens = mx.array([tokenizer.encode("def read(self):\n    return")])
     for model in (stock, base):
         model.set_dtype(mx.float32)
@@ -122,7 +138,7 @@ def test_the_exact_form_has_every_rank_and_the_same_weights(
     config = read_json(adapted.peft / "adapter_config.json")
     tensors = load_safetensors(adapted.peft / "adapter_model.safetensors")
     layers = plastic_layers(restored(adapted, checkpoint))
-    ranks = {layer.path: layer.last for layer in adapted.history.layers if layer.last}
+    ranks = {path: layer.rank for path, layer in layers.items() if layer.rank}
     assert config["rank_pattern"] == config["alpha_pattern"] == ranks
     assert sorted(config["target_modules"]) == sorted(ranks)
     for path, rank in ranks.items():
@@ -134,18 +150,57 @@ def test_the_exact_form_has_every_rank_and_the_same_weights(
     assert not tensors
 
 
-def restored(run: TrainedRun, checkpoint: Path) -> nn.Module:
-    """The model in training, made again from the newest state alone."""
+def test_the_adapters_hold_the_state_of_the_lowest_validation_loss(
+    adapted: TrainedRun, checkpoint: Path
+) -> None:
+    _, tokenizer = mlx_lm.load(str(checkpoint))
+    data = adapted.out.with_name("data")
+    rows = read_training_data(data, tokenizer, batch=2, window=48, mask_prompt=False)
+    order = ResumableBatches(trainer.iterate_batches, seed=ADAPTED.seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = restored(adapted, checkpoint)
+        found = trainer.evaluate(model, rows.valid, 2, 2, 48, iterate_batches=order)
+    losses = dict(adapted.history.valid)
+    assert adapted.written.loss == min(losses.values()) < losses[max(losses)]
+    assert losses[adapted.written.step] == adapted.written.loss
+    assert found == pytest.approx(adapted.written.loss, rel=1e-5)
+
+
+def test_a_run_ends_when_patience_does_and_stays_so(
+    adapted: TrainedRun, checkpoint: Path, tmp_path: Path
+) -> None:
+    data, base = adapted.out.with_name("data"), checkpoint
+    options = replace(ADAPTED, patience=2)
+    done = train(base, data, tmp_path / "run", options, include=BLOCKS)
+    assert done.history.steps == done.written.step + 2 * options.interval < ADAPTED.steps
+    assert done.written == adapted.written
+    before = snapshot(tmp_path / "run")
+    assert train(base, data, tmp_path / "run", options, include=BLOCKS).history == done.history
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_the_last_state_is_written_where_it_is_asked_for(
+    adapted: TrainedRun, overtrained: TrainedRun
+) -> None:
+    last = overtrained.history.valid[-1]
+    assert (overtrained.written.step, overtrained.written.loss) == last
+    first, second = (
+        read_json(run.adapter / "adapter_config.json") for run in (adapted, overtrained)
+    )
+    assert first["lora_parameters"]["rank"] < second["lora_parameters"]["rank"]
+
+
+def restored(run: TrainedRun, checkpoint: Path, states: str = "best") -> nn.Module:
+    """The model in training, made again from a saved state alone."""
     model = load_model(checkpoint)
     model.set_dtype(mx.float32)
     record = read_json(run.out / "plastic-run.json")
     attach(model, 1, keys=[*record["ranks"]], also=[p for p in record["ranks"] if "." not in p])
-    generations = Generations(run.out / "generations", record["identity"])
     options = record["identity"]["option plasticity"]
     training = TrainingOptions(learning_rate=1.0, plasticity=options)
-    optimizer = training.build_optimizer()
+    optimizer = None if states == "best" else training.build_optimizer()
     manager = PlasticityManager(model, optimizer, gauge=GAUGE, **options)
-    assert generations.load(model, optimizer, manager)
+    assert Generations(run.out / states, record["identity"]).load(model, optimizer, manager)
     return model.eval()
 
 
@@ -389,10 +444,12 @@ def test_every_saved_state_since_the_cut_would_be_written_within_the_size(
         **({"rank": None, "plasticity": restless} | options),
     )
     sizes: list[tuple[int, int]] = []
+    best: list[tuple[int, int]] = []
     save = Generations.save
 
     def saved(self: Generations, step: int, model: nn.Module, *rest: Any, **more: Any) -> Any:
-        sizes.append((step, stock_bytes(tmp_path / "now.safetensors", plastic_layers(model))))
+        nbytes = stock_bytes(tmp_path / "now.safetensors", plastic_layers(model))
+        (sizes if self.folder.name == "generations" else best).append((step, nbytes))
         return save(self, step, model, *rest, **more)
 
     monkeypatch.setattr(Generations, "save", saved)
@@ -400,6 +457,8 @@ def test_every_saved_state_since_the_cut_would_be_written_within_the_size(
     cut = 0 if training.follow == "loss" else 4
     assert [step for step, _ in sizes] == list(range(0, 25, 2))
     assert all(nbytes <= 26_000 for step, nbytes in sizes if step >= cut), sizes
+    assert best
+    assert all(nbytes <= 26_000 for _, nbytes in best), best
     assert {e.action for _, e in done.history.events}
 
 

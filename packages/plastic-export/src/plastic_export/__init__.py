@@ -36,6 +36,7 @@ from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan
 from plastic_export.reporting.run_report import Report, report
 from plastic_export.tasks.judging import evaluate_tasks
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
+from plastic_export.training.best_state import Validated
 from plastic_export.training.run import DivergedError, TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
 
@@ -80,6 +81,7 @@ __all__ = [
     "TaskSettings",
     "TrainedRun",
     "TrainingOptions",
+    "Validated",
     "compare",
     "compress",
     "evaluate",

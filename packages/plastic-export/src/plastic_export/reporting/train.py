@@ -21,12 +21,14 @@ def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     lines: list[Table | str] = [
         run_table(result.history),
         "",
+        f"state      after step {result.written.step:,}, validation loss {result.written.loss:.4f}",
         f"written    {result.adapter} {sizes['adapter']:,} bytes, {result.peft} {sizes['peft']:,}",
         f"run it     {shlex.join(words)} --prompt ...",
         f"see it     plastic report {shlex.quote(str(out))}",
     ]
+    state = {"state_step": result.written.step, "state_loss": result.written.loss}
     record = files | {f"{name}_bytes": nbytes for name, nbytes in sizes.items()}
-    return Presented(record | facts(result.history), lines)
+    return Presented(record | state | facts(result.history), lines)
 
 
 def _weight_bytes(adapter: Path) -> int:

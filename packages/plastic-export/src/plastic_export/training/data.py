@@ -52,6 +52,12 @@ def read_training_data(
         FormatError: If a file or enough rows are missing, a row is no row or has no token to
             learn from within the window: names the line.
         OSError: If a file cannot be read.
+
+    Examples:
+        >>> from mlx_lm.utils import load_tokenizer
+        >>> rows = read_training_data(Path("data"), load_tokenizer("SRC"), batch=2, window=32)
+        >>> len(rows.train) >= 2, len(rows.valid) >= 1
+        (True, True)
     """
     if not folder.is_dir():
         raise FormatError.about(folder, "there is no such folder", "name one with train.jsonl")

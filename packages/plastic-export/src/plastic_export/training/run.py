@@ -34,6 +34,7 @@ from plastic_runtime import (
     append_loss,
     find_rank_layers,
     format_bytes,
+    read_losses,
 )
 
 from plastic_export.calibration.overflow import overflows
@@ -45,6 +46,7 @@ from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
+from plastic_export.training.best_state import BestState, Validated
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.history import History, read_history
 from plastic_export.training.plastic_model import load_plastic_model
@@ -74,6 +76,7 @@ class TrainedRun:
         adapter: Adapter of one rank, for mlx-lm's ``--adapter-path``.
         peft: Adapter of exact ranks in the form of PEFT.
         history: The history of the run.
+        written: The state that both hold.
         resumed: Step that the run went on from; None if it was not cut.
 
     Examples:
@@ -88,6 +91,7 @@ class TrainedRun:
     adapter: Path
     peft: Path
     history: History
+    written: Validated
     resumed: int | None
 
 
@@ -106,7 +110,8 @@ def train(
 ) -> TrainedRun:
     """Fine-tune a checkpoint with a plastic part beside its frozen projections.
 
-    ``out`` gets the logs (`report`), the newest states, and at the end two adapters. Called again
+    ``out`` gets the logs (`report`), the newest states and the best one, and at the end two
+    adapters of the best one. Called again
     with the same arguments after it was cut anywhere, it goes on, and what it writes is bit for
     bit what an undisturbed run writes (CPU, same versions and hardware).
 
@@ -178,10 +183,11 @@ def train(
             max_bytes=training.max_bytes,
         )
         with claimed(out, run), _quiet():
-            resumed = _Run(out, model, rows, training, count, run.identity, say).go()
+            course = _Run(out, model, rows, training, count, run.identity, say)
+            resumed, written = course.go(), course.finish()
             _check_size(count(_ranks(layers)), training)
             adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
-        return TrainedRun(out, adapter, peft, read_history(out), resumed)
+        return TrainedRun(out, adapter, peft, read_history(out), written, resumed)
 
 
 def _foresee(
@@ -247,6 +253,7 @@ class _Run:
         )
         self.callback = PlasticityCallback(self.manager, accumulation=training.accumulate)
         self.generations = Generations(out / GENERATIONS, identity)
+        self.best, self.count = BestState(out, identity), count
         self.start = 0
         self.train_loss: float | None = None
 
@@ -257,15 +264,35 @@ class _Run:
         state = self.generations.load(*parts)
         step, sizes = state or (0, _NOTHING)
         _cut_logs(self.out, sizes)
+        self.best.go_on()
         if state:
             self.say(f"going on from step {step}")
         self.start = self.order.position = step
         remaining = self.training.steps - step
-        if remaining > 0:
+        if remaining > 0 and not self._is_over():
             with saying_when_interrupted(lambda: ["the same command goes on with it"]):
                 self._train(remaining, evaluated=state is not None)
-                self._evaluate(self.training.steps, last=True)
+                if not self._is_over():
+                    self._evaluate(self.training.steps, last=True)
         return step if state else None
+
+    def finish(self) -> Validated:
+        """Put into the model what the adapters are written from; return which state that is."""
+        last, kept = _last_validated(self.out / LOSSES), self.best.kept
+        if self.training.state == "last" or kept is None:
+            return last
+        self.best.put_back(self.model, self.manager)
+        if kept.step < last.step:
+            self.say(
+                f"the validation loss was lowest after step {kept.step} ({kept.loss:.4f}, at the "
+                f"end {last.loss:.4f}): the adapters hold that state"
+            )
+        return kept
+
+    def _is_over(self) -> bool:
+        """Tell whether patience has run out."""
+        patience = self.training.patience
+        return patience is not None and self.best.validations_since >= patience
 
     def _train(self, steps: int, *, evaluated: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -293,6 +320,8 @@ class _Run:
         for step, batch in enumerate(self._order(*args, **kwargs), start=self.start):
             if step % self.training.interval == 0 and not (evaluated and step == self.start):
                 self._evaluate(step)
+            if self._is_over():
+                return
             yield batch
 
     def _order(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -311,11 +340,18 @@ class _Run:
         self.model.train()
         _check_finite("validation", loss, step)
         append_loss(self.out / LOSSES, step, "valid", loss)
+        if self._fits():
+            self.best.offer(Validated(step, loss), self.model, self.manager)
         if not last:
             self.callback.on_val_loss_report({"iteration": step, "val_loss": loss})
         sizes = _synced_sizes(self.out)
         self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
         self.say(self._line(step, loss))
+
+    def _fits(self) -> bool:
+        """Tell whether the adapters would obey the ceiling."""
+        ceiling = self.training.max_bytes
+        return ceiling is None or self.count(self.manager.ranks()) <= ceiling
 
     def on_train_loss_report(self, info: Mapping[str, Any]) -> None:
         """Put the training loss on record; a hook of mlx-lm."""
@@ -441,6 +477,12 @@ def _check_finite(kind: str, loss: float, step: int) -> None:
             f"the {kind} loss is {loss} at step {step}: no rank was changed and nothing saved "
             "since the validation before; begin again with a lower learning rate"
         )
+
+
+def _last_validated(losses: Path) -> Validated:
+    """Return the last step that was validated."""
+    found = [(r.step, r.loss) for r in read_losses(losses) if r.kind == "valid"]
+    return max(Validated(step, loss) for step, loss in found if loss is not None)
 
 
 def _synced_sizes(out: Path) -> dict[str, int]:

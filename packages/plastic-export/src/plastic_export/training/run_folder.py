@@ -17,10 +17,12 @@ RUN = "plastic-run.json"
 EVENTS = "events.jsonl"
 LOSSES = "losses.jsonl"
 GENERATIONS = "generations"
+BEST = "best"
 VERSION = 1
 HALF_WRITTEN = (
     f".{RUN}*.tmp",
     f"{GENERATIONS}/.step-*.tmp",
+    f"{BEST}/.step-*.tmp",
     "adapters/.adapter*.tmp",
     "peft/.adapter*.tmp",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -34,6 +34,8 @@ FIRST_CUT = 0.13  # of the steps
 _LARGEST_SEED = 2**64 - 1  # of mlx
 
 Follow = Literal["loss", "budget"]
+State = Literal["best", "last"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,9 @@ class TrainingOptions:
         evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
         mask_prompt: Learn completions alone, not what is asked.
         grad_checkpoint: Compute activations twice rather than keep them.
+        state: What the adapters are written from: the state of the lowest validation loss that
+            obeys ``max_bytes``, or the last one.
+        patience: Validations without a lower loss after which the run ends; None for never.
         seed: The seed of the directions, of the order of the data and of everything else.
         plasticity: Further arguments of the `PlasticityManager`, by name.
 
@@ -86,11 +91,13 @@ class TrainingOptions:
     evaluate_batches: int = 25
     mask_prompt: bool = False
     grad_checkpoint: bool = False
+    state: State = "best"
+    patience: int | None = None
     seed: int = 0
     plasticity: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("steps", "batch", "accumulate", "rank", "evaluate_every", "max_bytes")
+        names = ("steps", "batch", "accumulate", "rank", "evaluate_every", "max_bytes", "patience")
         for name, least in (*((name, 1) for name in names), ("window", 2), ("warmup", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -101,10 +108,7 @@ class TrainingOptions:
             raise ValueError(
                 f"`learning_rate` must be a finite number above 0, got {self.learning_rate}."
             )
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}."
-            )
+        self._check_choices()
         if self.evaluate_batches == 0 or self.evaluate_batches < -1:
             raise ValueError(
                 f"`evaluate_batches` must be positive, or -1 for all, got {self.evaluate_batches}."
@@ -173,6 +177,11 @@ class TrainingOptions:
     def record(self) -> dict[str, Any]:
         """Return all of it in JSON's types."""
         return asdict(self) | {"plasticity": dict(self.plasticity)}
+
+    def _check_choices(self) -> None:
+        for name, choices in (("optimizer", OPTIMIZERS), ("state", STATES)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
 
     def _check_follow(self) -> None:
         if self.follow not in (None, "loss", "budget"):

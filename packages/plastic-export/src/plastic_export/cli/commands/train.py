@@ -22,7 +22,7 @@ from plastic_export.cli.options import (
 from plastic_export.plan.budgets import parse_size
 from plastic_export.reporting.train import present_trained
 from plastic_export.training.run import train
-from plastic_export.training.settings import OPTIMIZERS, TrainingOptions
+from plastic_export.training.settings import OPTIMIZERS, STATES, TrainingOptions
 
 _DEFAULT = TrainingOptions()
 _COUNT = click.IntRange(1)
@@ -71,6 +71,8 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
     help="Batches between validations, after which ranks may change; 50, or fewer in a short run.",
 )
 @_number("--evaluate-batches", click.IntRange(-1), "Batches of a validation; -1 for all.")
+@_number("--patience", _COUNT, "End after so many validations without a lower loss.")
+@_number("--state", click.Choice(STATES), "What the adapters are written from.")
 @click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
 @click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")
 @_number("--seed", click.IntRange(0))
@@ -97,7 +99,8 @@ def train_command(
 
     Rows of --data are texts, prompts with completions, or chats, as mlx_lm.lora reads them. A run
     that was cut goes on when it is started again with the same arguments. RUN gets the logs
-    (`plastic report RUN`), the newest states, and at the end `adapters` for mlx-lm and `peft`.
+    (`plastic report RUN`), the newest states and that of the lowest validation loss, from which in
+    the end `adapters` for mlx-lm and `peft` are written.
     """
     output = Output(as_json)
     result = train(
