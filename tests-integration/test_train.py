@@ -24,15 +24,18 @@ from mlx_lm.tuner import trainer
 from plastic_core import RankLayer
 from plastic_core.files import load_safetensors, read_json
 from plastic_export import (
+    Calibration,
     CheckpointWarning,
     DivergedError,
     FormatError,
     TrainedRun,
     TrainingOptions,
     load_model,
+    open_checkpoint,
     report,
     train,
 )
+from plastic_export.model import divergences, log_softmax
 from plastic_export.training import GAUGE, read_training_data
 from plastic_runtime import Generations, PlasticityManager, ResumableBatches, attach
 from zoo.building import build_checkpoint
@@ -757,3 +760,43 @@ def test_the_command_prints_what_came_of_it(tiny: Any, tmp_path: Path, run: Run)
     assert "training steps" in out
     record = json.loads(run("train", tiny.base, *words, "--window", 32, "--rank", 2, "--json")[1])
     assert record["adapter"] == str(tmp_path / "run" / "adapters")
+
+
+def test_a_limit_on_what_is_forgotten_turns_the_dial_down(
+    adapted: TrainedRun, checkpoint: Path, heldout: Path, tmp_path: Path
+) -> None:
+    free = divergence_from_base(adapted, checkpoint, heldout)
+    limit = round(free / 4, 4)
+    data, options = adapted.out.with_name("data"), replace(ADAPTED, forget=limit)
+    words: dict[str, Any] = {"include": BLOCKS, "base_text": heldout}
+    done = train(checkpoint, data, tmp_path / "run", options, **words)
+    written, *curve = done.dial
+    assert curve[0].forgotten == pytest.approx(free, rel=1e-4)
+    assert curve[0].loss == pytest.approx(done.written.loss, rel=1e-6)
+    assert (curve[-1].scale, curve[-1].forgotten) == (0, pytest.approx(0, abs=1e-6))
+    assert 0.8 * limit < written.forgotten <= limit
+    found = divergence_from_base(done, checkpoint, heldout)
+    assert found == pytest.approx(written.forgotten, rel=1e-4)
+    assert train(checkpoint, data, tmp_path / "run", options, **words).dial == done.dial
+
+
+def divergence_from_base(run: TrainedRun, checkpoint: Path, text: Path) -> float:
+    """KL of what stock mlx-lm makes of the adapter, on the windows that the dial reads."""
+    base, _ = mlx_lm.load(str(checkpoint))
+    stock, _ = mlx_lm.load(str(checkpoint), adapter_path=str(run.adapter))
+    for model in (base, stock):
+        model.set_dtype(mx.float32)
+    with open_checkpoint(checkpoint) as opened:
+        tokens = Calibration(text, ADAPTED.window, 16).tokens(opened)
+    found = [divergences(stock(row[None]), log_softmax(base(row[None]))).mean() for row in tokens]
+    return float(np.mean([float(kl) for kl in found]))
+
+
+def test_a_text_of_the_base_without_a_limit_is_refused(tiny: Any, tmp_path: Path, run: Run) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words " * 50)
+    words = ["--data", str(tiny.data), "--out", str(tmp_path / "run"), "--base-text", str(text)]
+    code, _, printed = run("train", str(tiny.base), *words)
+    assert code == 2
+    assert "--base-text must be None where there is no --forget" in printed
+    assert not (tmp_path / "run").exists()

@@ -37,6 +37,7 @@ from plastic_export.reporting.run_report import Report, report
 from plastic_export.tasks.judging import evaluate_tasks
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 from plastic_export.training.best_state import Validated
+from plastic_export.training.forgetting import DialPoint
 from plastic_export.training.run import DivergedError, TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
 
@@ -52,6 +53,7 @@ __all__ = [
     "Choices",
     "Comparison",
     "Compressed",
+    "DialPoint",
     "Distance",
     "Distribution",
     "DivergedError",

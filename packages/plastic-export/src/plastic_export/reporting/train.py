@@ -9,7 +9,7 @@ from rich.table import Table
 
 from plastic_export.reporting.report import run_table
 from plastic_export.reporting.run_report import facts
-from plastic_export.reporting.tables import Presented
+from plastic_export.reporting.tables import Presented, figures
 from plastic_export.training.run import TrainedRun
 
 
@@ -21,14 +21,26 @@ def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     lines: list[Table | str] = [
         run_table(result.history),
         "",
+        *_dial(result),
         f"state      after step {result.written.step:,}, validation loss {result.written.loss:.4f}",
         f"written    {result.adapter} {sizes['adapter']:,} bytes, {result.peft} {sizes['peft']:,}",
         f"run it     {shlex.join(words)} --prompt ...",
         f"see it     plastic report {shlex.quote(str(out))}",
     ]
+    dial = {"dial": [point._asdict() for point in result.dial]} if result.dial else {}
     state = {"state_step": result.written.step, "state_loss": result.written.loss}
     record = files | {f"{name}_bytes": nbytes for name, nbytes in sizes.items()}
-    return Presented(record | state | facts(result.history), lines)
+    return Presented(record | state | dial | facts(result.history), lines)
+
+
+def _dial(result: TrainedRun) -> list[Table | str]:
+    """Show both losses over the factor on every S, and which one was written."""
+    if not result.dial:
+        return []
+    table = figures("factor on S", "validation loss", "nats from SRC", text=0)
+    for point in sorted({*result.dial}, reverse=True):
+        table.add_row(f"{point.scale:.2f}", f"{point.loss:.4f}", f"{point.forgotten:.4f}")
+    return [table, "", f"dial       every S times {result.dial[0].scale:.2f}, as --forget asks"]
 
 
 def _weight_bytes(adapter: Path) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -38,6 +38,7 @@ from plastic_runtime import (
 )
 
 from plastic_export.calibration.overflow import overflows
+from plastic_export.calibration.text import Calibration
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import warn_about
@@ -48,6 +49,14 @@ from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
 from plastic_export.training.best_state import BestState, Validated
 from plastic_export.training.data import TrainingData, read_training_data
+from plastic_export.training.forgetting import (
+    LENGTH,
+    SCALES,
+    WINDOWS,
+    DialPoint,
+    SDial,
+    turned_within,
+)
 from plastic_export.training.history import History, read_history
 from plastic_export.training.plastic_model import load_plastic_model
 from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES, RunFile, claimed
@@ -77,6 +86,8 @@ class TrainedRun:
         peft: Adapter of exact ranks in the form of PEFT.
         history: The history of the run.
         written: The state that both hold.
+        dial: Both losses under factors on every ``S``, where a limit on what is forgotten was set;
+            the first one is what was written.
         resumed: Step that the run went on from; None if it was not cut.
 
     Examples:
@@ -92,6 +103,7 @@ class TrainedRun:
     peft: Path
     history: History
     written: Validated
+    dial: tuple[DialPoint, ...]
     resumed: int | None
 
 
@@ -105,6 +117,7 @@ def train(
     exclude: Sequence[str] = (),
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    base_text: str | os.PathLike[str] | None = None,
     memory: int | None = None,
     say: Say = lambda line: None,
 ) -> TrainedRun:
@@ -124,6 +137,8 @@ def train(
         exclude: Glob patterns of matrices to leave alone.
         tokenizer: Folder or Hub id of the tokenizer; by default that of ``src``.
         revision: Commit, tag or branch of a Hub id.
+        base_text: Text that the base knows, to measure forgetting on (``training.forget``); by
+            default the texts of many kinds that come along.
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Takes one line about what it will take and one per validation.
 
@@ -167,6 +182,7 @@ def train(
                 reader.check(each[i][0][: training.window])
         overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
+        other = _other_text(reader, training, base_text)
         _foresee(checkpoint, rows, training, memory, say)
         with _quiet():
             model, layers, notes = load_plastic_model(
@@ -177,7 +193,7 @@ def train(
         for note in notes:
             say(note)
         run = RunFile(
-            identity=_identity(checkpoint, rows, training, patterns, reader),
+            identity=_identity(checkpoint, rows, training, patterns, reader) | other.identity,
             ranks=_ranks(layers),
             bytes_awake=count(_ranks(layers)),
             max_bytes=training.max_bytes,
@@ -185,9 +201,10 @@ def train(
         with claimed(out, run), _quiet():
             course = _Run(out, model, rows, training, count, run.identity, say)
             resumed, written = course.go(), course.finish()
+            dial = course.turn_down(other.tokens)
             _check_size(count(_ranks(layers)), training)
             adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
-        return TrainedRun(out, adapter, peft, read_history(out), written, resumed)
+        return TrainedRun(out, adapter, peft, read_history(out), written, dial, resumed)
 
 
 def _foresee(
@@ -289,6 +306,15 @@ class _Run:
             )
         return kept
 
+    def turn_down(self, other: mx.array | None) -> tuple[DialPoint, ...]:
+        """Turn every S down as far as the limit on forgetting asks; return all points measured."""
+        limit = self.training.forget
+        if limit is None or other is None:
+            return ()
+        dial = SDial(self.model, find_rank_layers(self.model), other, self._validation_loss)
+        points = dial.points(SCALES)
+        return turned_within(dial, points, limit), *points
+
     def _is_over(self) -> bool:
         """Tell whether patience has run out."""
         patience = self.training.patience
@@ -329,15 +355,7 @@ class _Run:
 
     def _evaluate(self, step: int, *, last: bool = False) -> None:
         """Validate, let ranks change unless nothing would follow, and save."""
-        loss = self.trainer.evaluate(
-            self.model,
-            self.rows.valid,
-            min(self.training.batch, len(self.rows.valid)),
-            self.training.evaluate_batches,
-            self.training.window,
-            iterate_batches=self._order,
-        )
-        self.model.train()
+        loss = self._validation_loss()
         _check_finite("validation", loss, step)
         append_loss(self.out / LOSSES, step, "valid", loss)
         if self._fits():
@@ -347,6 +365,18 @@ class _Run:
         sizes = _synced_sizes(self.out)
         self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
         self.say(self._line(step, loss))
+
+    def _validation_loss(self) -> float:
+        loss: float = self.trainer.evaluate(
+            self.model,
+            self.rows.valid,
+            min(self.training.batch, len(self.rows.valid)),
+            self.training.evaluate_batches,
+            self.training.window,
+            iterate_batches=self._order,
+        )
+        self.model.train()
+        return loss
 
     def _fits(self) -> bool:
         """Tell whether the adapters would obey the ceiling."""
@@ -383,6 +413,27 @@ def _check_source(checkpoint: Checkpoint) -> None:
         remedy = checkpoint.quantizer.remedy(checkpoint.folder)
         outcome = "they are trained as what they stand for; where mlx-lm cannot load them, "
         warn_about(checkpoint.folder, reason, outcome + remedy)
+
+
+class _OtherText(NamedTuple):
+    """Text that the base knows, and how it is told from another."""
+
+    tokens: mx.array | None
+    identity: dict[str, Any]
+
+
+def _other_text(
+    reader: TokenReader, training: TrainingOptions, text: str | os.PathLike[str] | None
+) -> _OtherText:
+    """Return what forgetting is measured on, where there is a limit on it."""
+    if training.forget is None:
+        if text is not None:
+            raise ValueError(f"`base_text` must be None where there is no `forget`, got {text}.")
+        return _OtherText(None, {})
+    windows = Calibration(
+        None if text is None else Path(text), min(LENGTH, training.window), WINDOWS
+    )
+    return _OtherText(windows.cut(reader), {"base text": windows.record()["sha256"]})
 
 
 def _ranks(layers: Mapping[str, RankLayer]) -> dict[str, int]:

@@ -68,6 +68,9 @@ class TrainingOptions:
         state: What the adapters are written from: the state of the lowest validation loss that
             obeys ``max_bytes``, or the last one.
         patience: Validations without a lower loss after which the run ends; None for never.
+        forget: How far the adapters may move the model from its base on text that it is not trained
+            on: KL divergence in nats per token. Every ``S`` is turned down as far as it takes. None
+            for no limit.
         seed: The seed of the directions, of the order of the data and of everything else.
         plasticity: Further arguments of the `PlasticityManager`, by name.
 
@@ -93,6 +96,7 @@ class TrainingOptions:
     grad_checkpoint: bool = False
     state: State = "best"
     patience: int | None = None
+    forget: float | None = None
     seed: int = 0
     plasticity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,10 +108,10 @@ class TrainingOptions:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ValueError(f"`seed` must be from 0 to 2^64 - 1, got {self.seed}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"`learning_rate` must be a finite number above 0, got {self.learning_rate}."
-            )
+        for name in ("learning_rate", "forget"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
         self._check_choices()
         if self.evaluate_batches == 0 or self.evaluate_batches < -1:
             raise ValueError(

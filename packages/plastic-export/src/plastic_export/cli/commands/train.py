@@ -73,6 +73,12 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @_number("--evaluate-batches", click.IntRange(-1), "Batches of a validation; -1 for all.")
 @_number("--patience", _COUNT, "End after so many validations without a lower loss.")
 @_number("--state", click.Choice(STATES), "What the adapters are written from.")
+@_number(
+    "--forget",
+    click.FloatRange(0, min_open=True),
+    "KL divergence from SRC on other text that the adapters may have, in nats per token.",
+)
+@click.option("--base-text", type=FOLDER, help="That other text; texts of many kinds by default.")
 @click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
 @click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")
 @_number("--seed", click.IntRange(0))
@@ -91,6 +97,7 @@ def train_command(
     exclude: tuple[str, ...],
     tokenizer: str | None,
     revision: str | None,
+    base_text: Path | None,
     memory: int | None,
     as_json: bool,
     **numbers: Any,
@@ -112,6 +119,7 @@ def train_command(
         exclude=exclude,
         tokenizer=tokenizer,
         revision=revision,
+        base_text=base_text,
         memory=memory,
         say=output.say,
     )
