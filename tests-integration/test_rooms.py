@@ -26,7 +26,7 @@ FLOORS = {
     "plastic_core": "linalg files factors loss rounding layer testing",
     "plastic_runtime": "measure sleep log surgery manager training",
     "plastic_export": "process checkpoint folder model source calibration estimate evaluation "
-    "tasks plan format exact compression training healing reporting cli",
+    "tasks plan format exact compression training healing merging gguf shipping reporting cli",
 }
 Import = tuple[str, str | None, int]
 """Module, name in it (None: the module itself), line."""

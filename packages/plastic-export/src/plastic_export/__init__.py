@@ -34,6 +34,8 @@ from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.reporting.run_report import Report, report
+from plastic_export.shipping.exporting import export
+from plastic_export.shipping.request import Exported
 from plastic_export.tasks.judging import evaluate_tasks
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 from plastic_export.training.best_state import Validated
@@ -60,6 +62,7 @@ __all__ = [
     "Estimated",
     "Evaluation",
     "EvaluationSettings",
+    "Exported",
     "FailedCheckError",
     "FormatError",
     "Healed",
@@ -89,6 +92,7 @@ __all__ = [
     "evaluate",
     "evaluate_tasks",
     "execute_plan",
+    "export",
     "export_safetensors",
     "gguf_guide",
     "heal",

@@ -1,0 +1,1 @@
+"""GGUF, the files of llama.cpp: models with their tokenizers, and adapters, through ``gguf``."""

@@ -1,0 +1,1 @@
+"""Checkpoints, outputs and runs in the form that another program loads: one target each."""

@@ -1,0 +1,29 @@
+"""The targets of ``plastic export``: what a source can be written as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from plastic_export.shipping.dense_folder import export_dense, export_mlx
+from plastic_export.shipping.request import Exported, ExportRequest
+
+
+@dataclass(frozen=True)
+class Target:
+    """One form that a source can be written in.
+
+    Attributes:
+        write: Writes it, whole or not at all.
+        about: What the help says of it.
+    """
+
+    write: Callable[[ExportRequest], Exported]
+    about: str
+
+
+TARGETS: Mapping[str, Target] = {
+    "mlx": Target(export_mlx, "a dense folder for stock mlx-lm"),
+    "dense": Target(export_dense, "a dense folder for transformers and what reads its form"),
+}
+"""Every target, by the name that users type."""
