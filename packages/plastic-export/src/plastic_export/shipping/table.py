@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from plastic_export.shipping.dense_folder import export_dense, export_mlx
+from plastic_export.shipping.gguf_target import export_gguf
 from plastic_export.shipping.request import Exported, ExportRequest
 
 
@@ -23,6 +24,7 @@ class Target:
 
 
 TARGETS: Mapping[str, Target] = {
+    "gguf": Target(export_gguf, "one file for llama.cpp"),
     "mlx": Target(export_mlx, "a dense folder for stock mlx-lm"),
     "dense": Target(export_dense, "a dense folder for transformers and what reads its form"),
 }
