@@ -31,7 +31,7 @@ def block_type(packing: Packing) -> str | None:
     return "Q4_1" if packing.bits <= 4 else "Q5_1"
 
 
-def blocks_of(layer: Any, packing: Packing) -> Bytes:
+def same_code_rows(layer: Any, packing: Packing) -> Bytes:
     """Return the rows of a packed layer as blocks of its `block_type`, with the same codes.
 
     Args:
@@ -61,7 +61,8 @@ def _halves(blocks: Bytes) -> Bytes:
     """The low four bits: of the first half of a block in the low ones of a byte."""
     low = blocks & 0x0F
     first, second = low[..., : BLOCK // 2], low[..., BLOCK // 2 :]
-    return np.bitwise_or(first, np.left_shift(second, 4), dtype=np.uint8)
+    both: Bytes = np.bitwise_or(first, np.left_shift(second, 4), dtype=np.uint8)
+    return both
 
 
 def _fifth_bits(blocks: Bytes) -> Bytes:

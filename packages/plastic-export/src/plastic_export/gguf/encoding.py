@@ -17,7 +17,7 @@ BLOCK = 32  # entries of a row that share a scale, in every type used here
 _LARGEST_F16 = 65504.0
 
 
-def encoded(values: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
+def encoded_rows(values: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """Return the bytes of every row in a type of GGUF.
 
     Args:
@@ -38,8 +38,8 @@ def encoded(values: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rows).view(np.uint8)
 
 
-def decoded(rows: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
-    """Return the numbers that `encoded` bytes stand for, shape (..., in)."""
+def decoded_rows(rows: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
+    """Return the numbers that rows of `encoded_rows` stand for, shape (..., in)."""
     package = gguf_package()
     values: Any = package.quants.dequantize(rows, package.GGMLQuantizationType[type])
     return np.asarray(values, np.float32)
@@ -63,4 +63,4 @@ def fitting(type: str, shape: tuple[int, ...]) -> str:
 def relative_error(values: NDArray[np.float32], rows: NDArray[np.uint8], type: str) -> float:
     """Return the Frobenius norm of what the encoding changed over that of the values."""
     norm = float(np.linalg.norm(values))
-    return float(np.linalg.norm(decoded(rows, type) - values)) / norm if norm else 0.0
+    return float(np.linalg.norm(decoded_rows(rows, type) - values)) / norm if norm else 0.0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from plastic_runtime import Track
 
 from plastic_export.gguf.architectures import Architecture
-from plastic_export.gguf.codes import block_type, blocks_of
-from plastic_export.gguf.encoding import encoded, fitting, relative_error
+from plastic_export.gguf.codes import block_type, same_code_rows
+from plastic_export.gguf.encoding import encoded_rows, fitting, relative_error
 from plastic_export.gguf.gguf_file import GGUFFile, GGUFTensor, check_dest, new_writer
 from plastic_export.gguf.metadata import (
     add_metadata,
@@ -131,10 +131,10 @@ class _Rows:
         if self._unit_offset and kind.endswith("norm"):
             values = values + np.float32(1.0)
         if tensor.packing is not None and block_type(tensor.packing) == place.type:
-            rows = blocks_of(tensor.layer, tensor.packing)
+            rows = same_code_rows(tensor.layer, tensor.packing)
             self._written.same_codes += 1
         else:
-            rows = encoded(values, place.type)
+            rows = encoded_rows(values, place.type)
         self._note(kind, relative_error(values, rows, place.type))
         return self._order.of(kind, rows)
 
