@@ -133,7 +133,6 @@ def _named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """``"a.b.c"`` -> ``"a.b"``, ``"a"``."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
+    """``"a.b.c"`` -> ``"a"``, ``"a.b"``: a layer before the layers that it is made of."""
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts)))
