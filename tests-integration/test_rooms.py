@@ -25,8 +25,9 @@ FLOORS = {
     "plastic_select": "linalg check budget spectrum polynomial rules allocation choose together",
     "plastic_core": "linalg files factors loss rounding layer testing",
     "plastic_runtime": "measure sleep log surgery manager training",
-    "plastic_export": "process checkpoint folder model source calibration estimate evaluation "
-    "tasks plan format exact compression training healing merging gguf shipping reporting cli",
+    "plastic_export": "process checkpoint folder model source adapters calibration estimate "
+    "evaluation tasks plan format exact compression training healing merging gguf shipping "
+    "reporting cli",
 }
 Import = tuple[str, str | None, int]
 """Module, name in it (None: the module itself), line."""

@@ -4,6 +4,9 @@ from importlib.metadata import version
 
 from plastic_core.files import FormatError, export_safetensors, load_safetensors
 
+from plastic_export.adapters.adapter import Adapter, LoraPair
+from plastic_export.adapters.reading import read_adapter
+from plastic_export.adapters.writing import write_adapter
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import CheckpointWarning
@@ -46,6 +49,7 @@ from plastic_export.training.settings import TrainingOptions
 __version__ = version("plastic-export")
 
 __all__ = [
+    "Adapter",
     "BitsPlan",
     "Budget",
     "Calibration",
@@ -67,6 +71,7 @@ __all__ = [
     "FormatError",
     "Healed",
     "HealingOptions",
+    "LoraPair",
     "LossPlan",
     "Manifest",
     "MatrixPlan",
@@ -104,6 +109,7 @@ __all__ = [
     "plan_bits",
     "plan_checkpoint",
     "plan_ranks",
+    "read_adapter",
     "read_manifest",
     "read_plan",
     "report",
@@ -112,4 +118,5 @@ __all__ = [
     "text_windows",
     "train",
     "verify",
+    "write_adapter",
 ]

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.image import imread
 from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
+from plastic_export.folder.adapter_files import RUN_FILE
 from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
@@ -25,7 +26,7 @@ from plastic_export.reporting.plots.run_plots import (
     short_names,
 )
 from plastic_export.training.history import build_history, read_history
-from plastic_export.training.run_folder import EVENTS, LOSSES, RUN, RunFile
+from plastic_export.training.run_folder import EVENTS, LOSSES, RunFile
 from plastic_runtime import LossRecord, PlasticityEvent, append_loss
 
 START = {"m.layers.9.q": 4, "m.layers.10.q": 4, "m.layers.10.v": 2}
@@ -59,7 +60,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def write_run(folder: Path, *, events: list[PlasticityEvent] = CHANGES) -> Path:
     """A run folder of 80 training steps with these events."""
     folder.mkdir()
-    RunFile({}, START, 900, 5000).write(folder / RUN)
+    RunFile({}, START, 900, 5000).write(folder / RUN_FILE)
     (folder / EVENTS).write_text("".join(f"{e.to_json()}\n" for e in events))
     for step in range(10, 81, 10):
         append_loss(folder / LOSSES, step, "train", 3 - step / 100)
@@ -219,8 +220,8 @@ BROKEN: dict[str, tuple[str, str]] = {
     "a negative rank": (EVENTS, json.dumps(asdict(CHANGES[0]) | {"rank_after": -1})),
     "a loss of no kind": (LOSSES, '{"step": 1, "kind": "test", "loss": 1.0}'),
     "a loss of words": (LOSSES, '{"step": 1, "kind": "train", "loss": "low"}'),
-    "a run file of a later version": (RUN, '{"version": 99}'),
-    "a run file that is none": (RUN, "[]"),
+    "a run file of a later version": (RUN_FILE, '{"version": 99}'),
+    "a run file that is none": (RUN_FILE, "[]"),
 }
 
 
@@ -248,7 +249,7 @@ def test_no_run_is_refused(tmp_path: Path) -> None:
         report(tmp_path)
     run = write_run(tmp_path / "run")
     with pytest.raises(FormatError, match="it is not a folder; name another --out"):
-        report(run, run / RUN)
+        report(run, run / RUN_FILE)
     with pytest.raises(ValueError, match="`losses` must be None for a folder"):
         report(run, losses=run / LOSSES)
 

@@ -1,4 +1,4 @@
-"""The adapter beside a checkpoint: its files, and whether it belongs there."""
+"""The adapters beside a checkpoint or in a run: their files, and whether one belongs there."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ from plastic_export.folder.manifest import MANIFEST
 FOLDER = "adapters"
 FILE = "adapters.safetensors"
 CONFIG = "adapter_config.json"
+PEFT_FOLDER = "peft"
+PEFT_FILE = "adapter_model.safetensors"
+RUN_FILE = "plastic-run.json"
+"""The file that says that a folder is a run of ``plastic train``."""
 
 
 def adapter_of(folder: Path) -> Path | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from plastic_core.files import FormatError
 from plastic_runtime import LossRecord, PlasticityEvent, read_events, read_losses
 
-from plastic_export.training.run_folder import EVENTS, LOSSES, RUN, RunFile, read_run_file
+from plastic_export.folder.adapter_files import RUN_FILE
+from plastic_export.training.run_folder import EVENTS, LOSSES, RunFile, read_run_file
 
 CHANGES = ("grow", "shrink", "wake")
 Series = tuple[tuple[int, float], ...]
@@ -99,7 +100,7 @@ def read_history(
     if path.is_dir():
         if losses is not None:
             raise ValueError(f"`losses` must be None for a folder, which has its own, got {losses}")
-        known = read_run_file(path / RUN) if (path / RUN).exists() else None
+        known = read_run_file(path / RUN_FILE) if (path / RUN_FILE).exists() else None
         events_file, losses_file = path / EVENTS, path / LOSSES
     events = _events(events_file)
     records = _losses(losses_file, required=losses is not None)

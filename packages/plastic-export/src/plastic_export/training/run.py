@@ -37,6 +37,7 @@ from plastic_runtime import (
     read_losses,
 )
 
+from plastic_export.adapters.base_name import base_name
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.calibration.tokens import TokenReader
@@ -46,7 +47,7 @@ from plastic_export.estimate.learning import foresee_learning
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.process.interruption import between, saying_when_interrupted
-from plastic_export.training.adapters import count_adapter_bytes, write_adapter, write_peft
+from plastic_export.training.adapters import count_run_bytes, write_adapters
 from plastic_export.training.best_state import BestState, Validated
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.forgetting import (
@@ -83,7 +84,7 @@ class TrainedRun:
     Attributes:
         out: Its folder.
         adapter: Adapter of one rank, for mlx-lm's ``--adapter-path``.
-        peft: Adapter of exact ranks in the form of PEFT.
+        peft: The same in the form of PEFT.
         history: The history of the run.
         written: The state that both hold.
         dial: Both losses under factors on every ``S``, where a limit on what is forgotten was set;
@@ -190,7 +191,8 @@ def train(
             )
         count = _adapter_count(layers, training)
         _check_ceiling(layers, count, training)
-        for note in notes:
+        base = base_name(checkpoint)
+        for note in (*notes, *filter(None, [base.note])):
             say(note)
         run = RunFile(
             identity=_identity(checkpoint, rows, training, patterns, reader) | other.identity,
@@ -203,7 +205,7 @@ def train(
             resumed, written = course.go(), course.finish()
             dial = course.turn_down(other.tokens)
             _check_size(count(_ranks(layers)), training)
-            adapter, peft = write_adapter(out, layers), write_peft(out, layers, checkpoint.name)
+            adapter, peft = write_adapters(out, layers, base)
         return TrainedRun(out, adapter, peft, read_history(out), written, dial, resumed)
 
 
@@ -443,7 +445,7 @@ def _ranks(layers: Mapping[str, RankLayer]) -> dict[str, int]:
 def _adapter_count(layers: Mapping[str, RankLayer], training: TrainingOptions) -> ByteCount:
     """Return how the bytes of the run are counted: as its adapters take them."""
     most = sum(sum(layer.shape) * max(layer.shape) for layer in layers.values())
-    return count_adapter_bytes(layers, training.max_bytes or most * mx.float32.size)
+    return count_run_bytes(layers, training.max_bytes or most * mx.float32.size)
 
 
 def _candidates(model: nn.Module) -> dict[str, int]:

@@ -13,14 +13,15 @@ from typing import Any
 from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read_json, write_json
 from plastic_runtime.training import OTHER_RUN_REMEDY
 
-RUN = "plastic-run.json"
+from plastic_export.folder.adapter_files import RUN_FILE
+
 EVENTS = "events.jsonl"
 LOSSES = "losses.jsonl"
 GENERATIONS = "generations"
 BEST = "best"
 VERSION = 1
 HALF_WRITTEN = (
-    f".{RUN}*.tmp",
+    f".{RUN_FILE}*.tmp",
     f"{GENERATIONS}/.step-*.tmp",
     f"{BEST}/.step-*.tmp",
     "adapters/.adapter*.tmp",
@@ -89,13 +90,13 @@ def claimed(out: Path, run: RunFile) -> Iterator[None]:
     lock = FolderLock(out)
     try:
         _check_place(out)
-        if (out / RUN).is_file():
-            earlier = read_run_file(out / RUN).identity
-            check_same(out / RUN, earlier, run.identity, remedy=OTHER_RUN_REMEDY)
+        if (out / RUN_FILE).is_file():
+            earlier = read_run_file(out / RUN_FILE).identity
+            check_same(out / RUN_FILE, earlier, run.identity, remedy=OTHER_RUN_REMEDY)
         for stray in (path for pattern in HALF_WRITTEN for path in out.glob(pattern)):
             stray.unlink(missing_ok=True)
-        if not (out / RUN).is_file():
-            run.write(out / RUN)
+        if not (out / RUN_FILE).is_file():
+            run.write(out / RUN_FILE)
         yield
     finally:
         lock.unsign()
@@ -106,10 +107,10 @@ def _check_place(out: Path) -> None:
     """Refuse a place that is not ours."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise FormatError.about(out, "it is a link or a file", "choose another folder")
-    if (out / RUN).is_file() or not out.exists():
+    if (out / RUN_FILE).is_file() or not out.exists():
         return
-    begun = re.compile(rf"{re.escape(HOLDER)}|\.{re.escape(RUN)}\..*tmp")
+    begun = re.compile(rf"{re.escape(HOLDER)}|\.{re.escape(RUN_FILE)}\..*tmp")
     if all(begun.fullmatch(name) for name in os.listdir(out)):
         return
-    reason = f"the folder is not empty and holds no {RUN}"
+    reason = f"the folder is not empty and holds no {RUN_FILE}"
     raise FormatError.about(out, reason, "choose another folder")

@@ -1,0 +1,48 @@
+"""The bytes that adapters take as files, at any ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import mlx.core as mx
+from plastic_core.files import dtype_name
+from plastic_runtime import ByteCount
+
+from plastic_export.adapters.peft_form import PREFIX
+
+_HEADER = 8 + len('{"__metadata__":{"format":"mlx"}}') + 7  # its length, its own, its padding
+
+
+def count_adapter_bytes(
+    layers: Mapping[str, tuple[tuple[int, int], mx.Dtype]], largest: int, *, one_rank: bool = True
+) -> ByteCount:
+    """Return the bytes that the adapters of these layers take as files, at any ranks.
+
+    Args:
+        layers: Shape ``(out, in)`` and dtype of the factors, by path.
+        largest: Bytes that no adapter goes beyond: a header writes the place of every tensor.
+        one_rank: Whether the smaller ranks are filled up with zeros.
+
+    Returns:
+        Ranks to bytes: those of the file in the form of PEFT or of mlx-lm, whose names are
+        shorter, or a few tens of bytes per layer more.
+    """
+    return ByteCount(
+        components={path: sum(shape) * dtype.size for path, (shape, dtype) in layers.items()},
+        layers={path: _name_bytes(path, *layer, largest) for path, layer in layers.items()},
+        fixed=_HEADER,
+        one_rank=one_rank,
+    )
+
+
+def _name_bytes(path: str, shape: tuple[int, int], dtype: mx.Dtype, largest: int) -> int:
+    """Return the bytes that the two tensors of a layer take in the longer header."""
+    entry = {
+        "dtype": dtype_name(mx.zeros(0, dtype)),
+        "shape": [max(shape), max(shape)],
+        "data_offsets": [largest, largest],
+    }
+    names = (f"{PREFIX}{path}.lora_{side}.weight" for side in "AB")
+    text = json.dumps(dict.fromkeys(names, entry), ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode()) - 1  # its braces are one too many, and a comma goes before
