@@ -28,7 +28,7 @@ class BaseName(NamedTuple):
     note: str = ""
 
 
-def base_name(checkpoint: Checkpoint) -> BaseName:
+def name_of_base(checkpoint: Checkpoint) -> BaseName:
     """Return what an adapter over ``checkpoint`` calls its base.
 
     PEFT loads the base with transformers, which reads no checkpoint that MLX quantised. So the

@@ -9,6 +9,7 @@ from pathlib import Path
 from plastic_core.files import FormatError
 
 from plastic_export.adapters.adapter import Adapter
+from plastic_export.adapters.fitting import check_fits
 from plastic_export.adapters.kohya_form import read_kohya
 from plastic_export.adapters.mlx_form import read_mlx
 from plastic_export.adapters.peft_form import read_peft
@@ -52,25 +53,10 @@ def read_adapter(source: str | os.PathLike[str], *, base: Checkpoint | None = No
     return adapter
 
 
-def check_fits(source: Path, adapter: Adapter, base: Checkpoint) -> None:
-    """Refuse an adapter of another base.
-
-    Args:
-        source: Where the adapter is from.
-        adapter: The adapter.
-        base: The checkpoint that it is laid over.
-
-    Raises:
-        FormatError: If the base lacks a layer, or has it in another shape: names both.
-    """
-    remedy = f"name the base that it was trained on, not {base.folder}"
-    for path, pair in adapter.layers.items():
-        name = f"{path}.weight"
-        if name not in base.tensors:
-            raise FormatError.about(source, f"the base has no layer '{path}'", remedy)
-        if (shape := tuple(base.shape(name))) != pair.shape:
-            reason = f"layer '{path}' is for a matrix of shape {pair.shape}, the base has {shape}"
-            raise FormatError.about(source, reason, remedy)
+def is_adapter(source: Path) -> bool:
+    """Tell whether a path is an adapter or a run, and not a checkpoint."""
+    names = (RUN_FILE, PEFT_FILE, FILE, _PICKLE)
+    return source.is_file() or any((source / name).is_file() for name in names)
 
 
 def _read(source: Path, base: Checkpoint | None) -> Adapter:

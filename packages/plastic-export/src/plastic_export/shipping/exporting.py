@@ -20,6 +20,7 @@ def export(
     base: str | os.PathLike[str] | None = None,
     piece: Piece | None = None,
     revision: str | None = None,
+    uniform: bool = False,
     track: Track = untracked,
 ) -> Exported:
     """Write a checkpoint, an output, a run or an adapter in the form that another program loads.
@@ -29,13 +30,15 @@ def export(
     Args:
         source: Its folder, or a Hub id.
         dest: The file or folder to write; must not exist.
-        to: The target: ``"gguf"``, ``"dense"`` or ``"mlx"``.
+        to: The target: ``"gguf"``, ``"dense"``, ``"mlx"`` or ``"peft"``.
         type: Type of the weights: ``"f32"``, ``"f16"``, ``"bf16"``, for GGUF also ``"q8_0"``; None
             for what is stored.
         base: The checkpoint that an adapter belongs to; None for the one that it names.
         piece: ``"whole"``, ``"base"`` or ``"adapter"``: what of a base and its adapter is written;
             None for the adapter of a run where the target has adapters, else the whole.
         revision: Commit, tag or branch of a Hub id.
+        uniform: One rank for all layers of an adapter for PEFT, smaller ones filled up with zeros,
+            for programs that do not read ``alpha_pattern`` (vLLM, SGLang).
         track: Wraps the long loops.
 
     Returns:
@@ -52,6 +55,8 @@ def export(
         >>> export("FACTORED", "MERGED", to="mlx").types
         {'BF16': 21}
     """
+    if uniform and to != "peft":
+        raise ValueError(f"`uniform` must be False unless `to` is 'peft', got {to!r}.")
     if to not in TARGETS:
         raise ValueError(f"`to` must be one of {', '.join(TARGETS)}, got {to!r}.")
     request = ExportRequest(
@@ -62,5 +67,6 @@ def export(
         piece,
         revision,
         track,
+        uniform,
     )
     return TARGETS[to].write(request)

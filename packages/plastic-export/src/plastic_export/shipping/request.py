@@ -28,6 +28,7 @@ class ExportRequest:
             of all else.
         revision: Commit, tag or branch of a Hub id.
         track: Wraps the long loops.
+        uniform: One rank for all layers of an adapter in the form of PEFT.
     """
 
     source: str
@@ -37,6 +38,7 @@ class ExportRequest:
     piece: Piece | None = None
     revision: str | None = None
     track: Track = untracked
+    uniform: bool = False
 
 
 @dataclass(frozen=True)

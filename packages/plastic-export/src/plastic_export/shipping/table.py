@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from plastic_export.shipping.dense_folder import export_dense, export_mlx
 from plastic_export.shipping.gguf_target import export_gguf
+from plastic_export.shipping.adapter_folder import export_for_mlx, export_peft
+from plastic_export.shipping.dense_folder import export_dense
 from plastic_export.shipping.request import Exported, ExportRequest
 
 
@@ -25,7 +26,8 @@ class Target:
 
 TARGETS: Mapping[str, Target] = {
     "gguf": Target(export_gguf, "one file for llama.cpp"),
-    "mlx": Target(export_mlx, "a dense folder for stock mlx-lm"),
+    "mlx": Target(export_for_mlx, "for stock mlx-lm, a dense folder or an adapter"),
     "dense": Target(export_dense, "a dense folder for transformers and what reads its form"),
+    "peft": Target(export_peft, "an adapter for PEFT"),
 }
 """Every target, by the name that users type."""

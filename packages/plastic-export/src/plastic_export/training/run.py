@@ -37,7 +37,7 @@ from plastic_runtime import (
     read_losses,
 )
 
-from plastic_export.adapters.base_name import base_name
+from plastic_export.adapters.base_name import name_of_base
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.calibration.tokens import TokenReader
@@ -191,7 +191,7 @@ def train(
             )
         count = _adapter_count(layers, training)
         _check_ceiling(layers, count, training)
-        base = base_name(checkpoint)
+        base = name_of_base(checkpoint)
         for note in (*notes, *filter(None, [base.note])):
             say(note)
         run = RunFile(

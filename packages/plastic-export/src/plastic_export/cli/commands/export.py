@@ -32,6 +32,7 @@ ABOUT = " ".join(f"{name}: {target.about}." for name, target in TARGETS.items())
     type=click.Choice(get_args(Piece)),
     help="What of a base and its adapter is written; by default whole, of a run the adapter.",
 )
+@click.option("--uniform", is_flag=True, help="One rank for all: of peft, for vLLM and SGLang.")
 @revision_option()
 @json_option()
 def export_command(
@@ -41,6 +42,7 @@ def export_command(
     type_: str | None,
     base: str | None,
     piece: Piece | None,
+    uniform: bool,
     revision: str | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +56,7 @@ def export_command(
         base=base,
         piece=piece,
         revision=revision,
+        uniform=uniform,
         track=output.track,
     )
     output.show(present_exported(done))
