@@ -27,7 +27,7 @@ FLOORS = {
     "plastic_runtime": "measure sleep log surgery manager training",
     "plastic_export": "process checkpoint folder model source adapters calibration estimate "
     "evaluation tasks plan format exact compression training healing merging gguf shipping "
-    "reporting cli",
+    "reshaping reporting cli",
 }
 Import = tuple[str, str | None, int]
 """Module, name in it (None: the module itself), line."""

@@ -37,6 +37,8 @@ from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.reporting.run_report import Report, report
+from plastic_export.reshaping.rank_choice import RankGoal
+from plastic_export.reshaping.resizing import Reshaped, resize
 from plastic_export.shipping.exporting import export
 from plastic_export.shipping.request import Exported
 from plastic_export.tasks.judging import evaluate_tasks
@@ -81,7 +83,9 @@ __all__ = [
     "Offered",
     "OutputCheck",
     "Plan",
+    "RankGoal",
     "Report",
+    "Reshaped",
     "Restored",
     "RunSpeed",
     "ScoreDifference",
@@ -113,6 +117,7 @@ __all__ = [
     "read_manifest",
     "read_plan",
     "report",
+    "resize",
     "restore",
     "summarize",
     "text_windows",

@@ -16,6 +16,7 @@ from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import module_path
 
 KOHYA_FILE = "lora.safetensors"
+KOHYA_NAMES = ("lora_down.weight", "lora_up.weight", "alpha")
 _SIDES = {"lora_down": "A", "lora_up": "B"}
 _FACTOR = re.compile(r"(.+)\.(lora_down|lora_up)\.weight")
 _PREFIX = re.compile(r"lora_(?:unet_|te\d?_|transformer_|llm_)?")

@@ -9,13 +9,19 @@ import mlx.core as mx
 from plastic_core.files import dtype_name
 from plastic_runtime import ByteCount
 
+from plastic_export.adapters.adapter import Form
+from plastic_export.adapters.kohya_form import KOHYA_NAMES
 from plastic_export.adapters.peft_form import PREFIX
 
 _HEADER = 8 + len('{"__metadata__":{"format":"mlx"}}') + 7  # its length, its own, its padding
 
 
 def count_adapter_bytes(
-    layers: Mapping[str, tuple[tuple[int, int], mx.Dtype]], largest: int, *, one_rank: bool = True
+    layers: Mapping[str, tuple[tuple[int, int], mx.Dtype]],
+    largest: int,
+    *,
+    one_rank: bool = True,
+    form: Form = "peft",
 ) -> ByteCount:
     """Return the bytes that the adapters of these layers take as files, at any ranks.
 
@@ -23,26 +29,31 @@ def count_adapter_bytes(
         layers: Shape ``(out, in)`` and dtype of the factors, by path.
         largest: Bytes that no adapter goes beyond: a header writes the place of every tensor.
         one_rank: Whether the smaller ranks are filled up with zeros.
+        form: The form of the file. That of PEFT has the longer names, and is counted for mlx-lm's.
 
     Returns:
-        Ranks to bytes: those of the file in the form of PEFT or of mlx-lm, whose names are
-        shorter, or a few tens of bytes per layer more.
+        Ranks to bytes: those of the file, or a few tens of bytes per layer more.
     """
     return ByteCount(
         components={path: sum(shape) * dtype.size for path, (shape, dtype) in layers.items()},
-        layers={path: _name_bytes(path, *layer, largest) for path, layer in layers.items()},
+        layers={path: _name_bytes(path, *layer, largest, form) for path, layer in layers.items()},
         fixed=_HEADER,
         one_rank=one_rank,
     )
 
 
-def _name_bytes(path: str, shape: tuple[int, int], dtype: mx.Dtype, largest: int) -> int:
-    """Return the bytes that the two tensors of a layer take in the longer header."""
+def _name_bytes(
+    path: str, shape: tuple[int, int], dtype: mx.Dtype, largest: int, form: Form
+) -> int:
+    """Return the bytes that the tensors of a layer take in the header, and a number of kohya's."""
     entry = {
         "dtype": dtype_name(mx.zeros(0, dtype)),
         "shape": [max(shape), max(shape)],
         "data_offsets": [largest, largest],
     }
-    names = (f"{PREFIX}{path}.lora_{side}.weight" for side in "AB")
+    if form == "kohya":
+        names, extra = [f"{path}.{last}" for last in KOHYA_NAMES], mx.float32.size
+    else:
+        names, extra = [f"{PREFIX}{path}.lora_{side}.weight" for side in "AB"], 0
     text = json.dumps(dict.fromkeys(names, entry), ensure_ascii=False, separators=(",", ":"))
-    return len(text.encode()) - 1  # its braces are one too many, and a comma goes before
+    return len(text.encode()) - 1 + extra  # its braces are one too many, and a comma goes before

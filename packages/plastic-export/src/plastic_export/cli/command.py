@@ -18,6 +18,7 @@ from plastic_export.cli.commands.heal import heal_command
 from plastic_export.cli.commands.inspect import inspect_command
 from plastic_export.cli.commands.plan import plan_command
 from plastic_export.cli.commands.report import report_command
+from plastic_export.cli.commands.resize import resize_command
 from plastic_export.cli.commands.restore import restore_command
 from plastic_export.cli.commands.train import train_command
 from plastic_export.cli.commands.verify import verify_command
@@ -68,6 +69,7 @@ for _command in (
     inspect_command,
     plan_command,
     report_command,
+    resize_command,
     restore_command,
     train_command,
     verify_command,

@@ -143,8 +143,8 @@ def check_option() -> Callable[[FC], FC]:
     return click.option("--no-check", "check", flag_value=False, default=True, help=text)
 
 
-def memory_option() -> Callable[[FC], FC]:
-    """Declare ``--memory``: bytes, or None."""
+def size_option(flag: str, *, help: str) -> Callable[[FC], FC]:
+    """Declare an option that is a size: bytes, or None."""
 
     def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
         try:
@@ -152,8 +152,13 @@ def memory_option() -> Callable[[FC], FC]:
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
 
+    return click.option(flag, callback=size, help=help)
+
+
+def memory_option() -> Callable[[FC], FC]:
+    """Declare ``--memory``: bytes, or None."""
     text = "Memory that it may take, such as 16GB; what needs more is refused before the work."
-    return click.option("--memory", callback=size, help=text)
+    return size_option("--memory", help=text)
 
 
 def revision_option() -> Callable[[FC], FC]:

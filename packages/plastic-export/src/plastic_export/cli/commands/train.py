@@ -17,22 +17,15 @@ from plastic_export.cli.options import (
     json_option,
     memory_option,
     revision_option,
+    size_option,
     tokenizer_option,
 )
-from plastic_export.plan.budgets import parse_size
 from plastic_export.reporting.train import present_trained
 from plastic_export.training.run import train
 from plastic_export.training.settings import OPTIMIZERS, STATES, TrainingOptions
 
 _DEFAULT = TrainingOptions()
 _COUNT = click.IntRange(1)
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else int(parse_size(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]:
@@ -45,9 +38,8 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.argument("src")
 @click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
 @click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
-@click.option(
+@size_option(
     "--max-size",
-    callback=_size,
     help="Bytes of the adapter at most, such as 3MB: of RUN/adapters as mlx-lm loads it, and of "
     "RUN/peft.",
 )
