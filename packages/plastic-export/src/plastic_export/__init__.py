@@ -37,6 +37,8 @@ from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.reporting.run_report import Report, report
+from plastic_export.reshaping.adding import merge
+from plastic_export.reshaping.into_base import MergedBase, merge_into
 from plastic_export.reshaping.rank_choice import RankGoal
 from plastic_export.reshaping.resizing import Reshaped, resize
 from plastic_export.shipping.exporting import export
@@ -78,6 +80,7 @@ __all__ = [
     "Manifest",
     "MatrixPlan",
     "MatrixRecord",
+    "MergedBase",
     "ModelSize",
     "Offer",
     "Offered",
@@ -108,6 +111,8 @@ __all__ = [
     "load_model",
     "load_safetensors",
     "load_tokenizer",
+    "merge",
+    "merge_into",
     "open_checkpoint",
     "parse_size",
     "plan_bits",

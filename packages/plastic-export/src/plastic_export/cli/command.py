@@ -16,6 +16,7 @@ from plastic_export.cli.commands.export import export_command
 from plastic_export.cli.commands.gguf import gguf_command
 from plastic_export.cli.commands.heal import heal_command
 from plastic_export.cli.commands.inspect import inspect_command
+from plastic_export.cli.commands.merge import merge_command
 from plastic_export.cli.commands.plan import plan_command
 from plastic_export.cli.commands.report import report_command
 from plastic_export.cli.commands.resize import resize_command
@@ -67,6 +68,7 @@ for _command in (
     gguf_command,
     heal_command,
     inspect_command,
+    merge_command,
     plan_command,
     report_command,
     resize_command,
