@@ -46,7 +46,11 @@ EXPECTED = (
 )
 
 
-ARGUMENTS = {"max_bytes": "--max-size", "length": "--window", "limit": "--windows"}
+ARGUMENTS = {
+    "max_bytes": "--max-size",
+    "length": "--window",
+    "limit": "--windows",
+}
 """Options whose argument in the library has another name."""
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from plastic_export.shipping.gguf_target import export_gguf
 from plastic_export.shipping.adapter_folder import export_for_mlx, export_peft
 from plastic_export.shipping.dense_folder import export_dense
+from plastic_export.shipping.gguf_target import export_gguf
 from plastic_export.shipping.request import Exported, ExportRequest
 
 

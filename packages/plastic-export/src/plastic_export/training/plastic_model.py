@@ -13,12 +13,14 @@ from plastic_core.linalg import on_cpu
 from plastic_runtime import attach
 from plastic_runtime.training import adaptable_layers
 
+from plastic_export.adapters.adapter import Adapter
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
 from plastic_export.training.data import TrainingData
 from plastic_export.training.first_step import FirstStep
 from plastic_export.training.settings import GAUGE, HEAD, TrainingOptions
+from plastic_export.training.starting_adapter import begin_with, check_trained
 
 
 def load_plastic_model(
@@ -28,6 +30,7 @@ def load_plastic_model(
     *,
     include: Sequence[str],
     exclude: Sequence[str],
+    start: Adapter | None = None,
 ) -> tuple[nn.Module, dict[str, RankLayer], list[str]]:
     """Load a checkpoint with plastic parts on the matrices chosen.
 
@@ -40,6 +43,7 @@ def load_plastic_model(
         training: How to train.
         include: Glob patterns of the matrices to adapt; by default all that can be.
         exclude: Glob patterns of matrices to leave alone.
+        start: The adapter to go on from; None to begin with components that change nothing.
 
     Returns:
         The model; the layers by path, in the model's order; and lines to say about what is left
@@ -47,7 +51,8 @@ def load_plastic_model(
 
     Raises:
         FormatError: If the model cannot be trained.
-        ValueError: If no matrix is left, or a pattern matches none.
+        ValueError: If no matrix is left, a pattern matches none, or a layer of the adapter is not
+            among those that are trained.
     """
     model = load_model(checkpoint.folder)
     if on_cpu():
@@ -55,7 +60,11 @@ def load_plastic_model(
     trial = FirstStep(checkpoint, model, rows, training)
     written = trial.written_by_the_model()
     layers = _attached(model, training, written, include, exclude)
+    if start is not None:
+        begin_with(start, layers, training.seed)
     learning = trial.learning(layers)
+    if start is not None:
+        check_trained(start, learning)
     idle = {path: layer.base for path, layer in layers.items() if path not in learning}
     model.update_modules(tree_unflatten(list(idle.items())))
     notes = [

@@ -37,7 +37,9 @@ from plastic_runtime import (
     read_losses,
 )
 
+from plastic_export.adapters.adapter import Adapter
 from plastic_export.adapters.base_name import name_of_base
+from plastic_export.adapters.reading import read_adapter
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
 from plastic_export.calibration.tokens import TokenReader
@@ -62,6 +64,7 @@ from plastic_export.training.history import History, read_history
 from plastic_export.training.plastic_model import load_plastic_model
 from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES, RunFile, claimed
 from plastic_export.training.settings import GAUGE, PROBE, RANK, TrainingOptions
+from plastic_export.training.starting_adapter import adapter_digest
 
 DEFAULT = TrainingOptions()
 _LOGS = (EVENTS, LOSSES)
@@ -119,6 +122,7 @@ def train(
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     base_text: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     memory: int | None = None,
     say: Say = lambda line: None,
 ) -> TrainedRun:
@@ -140,6 +144,8 @@ def train(
         revision: Commit, tag or branch of a Hub id.
         base_text: Text that the base knows, to measure forgetting on (``training.forget``); by
             default the texts of many kinds that come along.
+        start: An adapter to go on from, see `read_adapter`: the run begins at the sum of the base
+            and of it.
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Takes one line about what it will take and one per validation.
 
@@ -185,9 +191,10 @@ def train(
         patterns = {"include": include, "exclude": exclude}
         other = _other_text(reader, training, base_text)
         _foresee(checkpoint, rows, training, memory, say)
+        begun = None if start is None else read_adapter(start, base=checkpoint)
         with _quiet():
             model, layers, notes = load_plastic_model(
-                checkpoint, rows, training, include=include, exclude=exclude
+                checkpoint, rows, training, include=include, exclude=exclude, start=begun
             )
         count = _adapter_count(layers, training)
         _check_ceiling(layers, count, training)
@@ -195,7 +202,8 @@ def train(
         for note in (*notes, *filter(None, [base.note])):
             say(note)
         run = RunFile(
-            identity=_identity(checkpoint, rows, training, patterns, reader) | other.identity,
+            identity=_identity(checkpoint, rows, training, patterns, reader, begun)
+            | other.identity,
             ranks=_ranks(layers),
             bytes_awake=count(_ranks(layers)),
             max_bytes=training.max_bytes,
@@ -507,6 +515,7 @@ def _identity(
     training: TrainingOptions,
     patterns: Mapping[str, Sequence[str]],
     reader: TokenReader,
+    start: Adapter | None,
 ) -> dict[str, Any]:
     """Return all that the course of the run depends on. Reads every byte of the base."""
     files = [[path.name, sha256_file(path)] for path in checkpoint.weight_files]
@@ -518,6 +527,7 @@ def _identity(
         **{f"file {name}": digest for name, digest in reader.digests().items()},
         **{f"{kind} data": digest for kind, digest in rows.digests.items()},
         **{f"option {name}": list(words) for name, words in patterns.items()},
+        **({} if start is None else {"start": adapter_digest(start)}),
         "device": str(mx.default_device()),
         **options,
         **{f"version of {name}": version(name) for name in packages},

@@ -43,6 +43,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
     help="Bytes of the adapter at most, such as 3MB: of RUN/adapters as mlx-lm loads it, and of "
     "RUN/peft.",
 )
+@click.option("--from", "start", type=FOLDER, help="Adapter to go on from: of mlx-lm, PEFT, a RUN.")
 @click.option(
     "--follow",
     type=click.Choice(["loss", "budget"]),
@@ -85,6 +86,7 @@ def train_command(
     data: Path,
     out: Path,
     max_size: int | None,
+    start: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     tokenizer: str | None,
@@ -112,6 +114,7 @@ def train_command(
         tokenizer=tokenizer,
         revision=revision,
         base_text=base_text,
+        start=start,
         memory=memory,
         say=output.say,
     )
