@@ -35,6 +35,7 @@ from plastic_export import (
     read_adapter,
     report,
     train,
+    write_adapter,
 )
 from plastic_export.model import divergences, log_softmax
 from plastic_export.training import GAUGE, read_training_data
@@ -184,6 +185,29 @@ def test_a_run_ends_when_patience_does_and_stays_so(
     before = snapshot(tmp_path / "run")
     assert train(base, data, tmp_path / "run", options, include=BLOCKS).history == done.history
     assert snapshot(tmp_path / "run") == before
+
+
+def test_a_run_goes_on_from_an_adapter(
+    adapted: TrainedRun, checkpoint: Path, tmp_path: Path
+) -> None:
+    data, options = adapted.out.with_name("data"), replace(ADAPTED, steps=2, rank=2)
+    start = write_adapter(read_adapter(adapted.out), tmp_path / "start", "mlx")
+    done = train(checkpoint, data, tmp_path / "run", options, include=BLOCKS, start=start)
+    assert done.history.valid[0][1] == pytest.approx(adapted.written.loss, rel=1e-5)
+    ranks = {layer.path: layer.first for layer in done.history.layers}
+    before = read_adapter(start).ranks
+    assert ranks == {path: max(2, before.get(path, 0)) for path in ranks}
+    with pytest.raises(FormatError, match="start"):
+        train(checkpoint, data, tmp_path / "run", options, include=BLOCKS)
+
+
+def test_an_adapter_of_layers_that_are_not_trained_is_refused(
+    adapted: TrainedRun, checkpoint: Path, tmp_path: Path
+) -> None:
+    data, options = adapted.out.with_name("data"), replace(ADAPTED, steps=2)
+    with pytest.raises(ValueError, match="`start` must be an adapter of the layers that are"):
+        train(checkpoint, data, tmp_path / "run", options, include=BLOCKS[:1], start=adapted.out)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_last_state_is_written_where_it_is_asked_for(
