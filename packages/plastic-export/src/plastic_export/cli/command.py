@@ -13,6 +13,7 @@ from plastic_core.files import BusyError, FormatError
 from plastic_export.cli.commands.compress import compress_command
 from plastic_export.cli.commands.evaluate import evaluate_command
 from plastic_export.cli.commands.export import export_command
+from plastic_export.cli.commands.extract import extract_command
 from plastic_export.cli.commands.gguf import gguf_command
 from plastic_export.cli.commands.heal import heal_command
 from plastic_export.cli.commands.inspect import inspect_command
@@ -69,6 +70,7 @@ for _command in (
     compress_command,
     evaluate_command,
     export_command,
+    extract_command,
     gguf_command,
     heal_command,
     inspect_command,

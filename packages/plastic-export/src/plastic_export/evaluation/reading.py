@@ -110,9 +110,20 @@ class Reading:
         announce(estimate, memory=self.memory, say=say, smaller=self._shorter())
 
     def measure(
-        self, source: str | Path, folder: Path, reference: SavedReference | None
+        self,
+        source: str | Path,
+        folder: Path,
+        reference: SavedReference | None,
+        *,
+        adapter: Path | None = None,
     ) -> Measured:
         """Measure a checkpoint; no more than a block of it is in memory.
+
+        Args:
+            source: What messages call it.
+            folder: Where it is.
+            reference: What another holds of the same windows.
+            adapter: Folder of an adapter that is laid over it.
 
         Raises:
             FormatError: If no prediction of a text is finite.
@@ -120,7 +131,8 @@ class Reading:
         mx.reset_peak_memory()
         began, blocks = time.perf_counter(), list[str]()
         found: list[list[TokenMeasures]] = [[] for _ in self.texts]
-        for batch, log_p in zip(self._batches(), self._predictions(folder, blocks), strict=True):
+        predicted = self._predictions(folder, blocks, adapter)
+        for batch, log_p in zip(self._batches(), predicted, strict=True):
             log_q = None
             if reference is not None:
                 log_q = reference.read(batch.first, len(batch.tokens), self.vocabulary)
@@ -196,7 +208,9 @@ class Reading:
         limit = memory_limit() if self.memory is None else self.memory
         return next((rows for rows in range(ROWS, 1, -1) if self._peak(rows) <= limit), 1)
 
-    def _predictions(self, folder: Path, lost: list[str]) -> Iterator[LogProbabilities]:
+    def _predictions(
+        self, folder: Path, lost: list[str], adapter: Path | None = None
+    ) -> Iterator[LogProbabilities]:
         """Yield them; a block that makes them infinite, or NaN, is named in ``lost``."""
         return log_probabilities_by_blocks(
             folder,
@@ -206,6 +220,7 @@ class Reading:
             partial(self._check_whole, folder),
             context=self.context,
             lost=lost.append,
+            adapter=adapter,
         )
 
     def _batches(self) -> Iterator[_Batch]:

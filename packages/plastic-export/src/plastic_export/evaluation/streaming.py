@@ -41,6 +41,7 @@ def log_probabilities_by_blocks(
     *,
     context: int = 0,
     lost: Lost = lambda block: None,
+    adapter: Path | None = None,
 ) -> Iterator[LogProbabilities]:
     """Yield what `log_probabilities` returns for every batch, to the same bits.
 
@@ -60,13 +61,14 @@ def log_probabilities_by_blocks(
         context: See `log_probabilities`.
         lost: Is told the first block that makes what is not finite; not where a model is held as
             a whole.
+        adapter: Folder of an adapter that is laid over the checkpoint.
 
     Raises:
         FormatError, ModuleNotFoundError, OSError: As `load_for_inference` does.
     """
     with ExitStack() as stack:
         stack.enter_context(many_files())
-        model = _Streamed(folder)
+        model = _Streamed(folder, adapter)
         chain = model.chain(batches[0][:1, :_CHECK])
         if chain is None:
             check_whole()
@@ -120,12 +122,15 @@ class _Streamed:
 
     Args:
         folder: Folder of a checkpoint.
+        adapter: Folder of an adapter that is laid over it, if there is one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.module = load_for_inference(folder)
+    def __init__(self, folder: Path, adapter: Path | None) -> None:
+        self.module = load_for_inference(folder, adapter=adapter)
         self._blocks = blocks_of(self.module)
-        copies = [blocks_of(load_for_inference(folder)) for _ in range(_CHECK_RUNS)]
+        copies = [
+            blocks_of(load_for_inference(folder, adapter=adapter)) for _ in range(_CHECK_RUNS)
+        ]
         self._unread = {path: [_read_by(copy[path]) for copy in copies] for path in self._blocks}
 
     def chain(self, tokens: mx.array) -> BlockChain | None:

@@ -33,7 +33,7 @@ MODEL_FILE = Path(__file__).parent / "plastic_model.py"
 """The model file that lies beside a factored checkpoint. This copy of it is what runs."""
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def load_model(folder: str | Path, *, adapter: Path | None = None) -> nn.Module:
     """Load a checkpoint as mlx-lm would, every format that this package writes included.
 
     Code in the folder never runs: a factored checkpoint is built by this package's own model file.
@@ -43,6 +43,7 @@ def load_model(folder: str | Path) -> nn.Module:
 
     Args:
         folder: Folder in Hugging Face or mlx-community form.
+        adapter: Folder of another adapter in mlx-lm's form, which is laid over it instead.
 
     Returns:
         The model in evaluation mode, its parameters in the types in which they are stored and
@@ -59,7 +60,7 @@ def load_model(folder: str | Path) -> nn.Module:
         >>> model(mx.array([[5, 6, 7]])).shape
         (1, 3, 80)
     """
-    return load_watched(folder, lambda weights: weights)
+    return load_watched(folder, lambda weights: weights, adapter=adapter)
 
 
 Watch = Callable[[dict[str, mx.array]], dict[str, mx.array]]
@@ -67,7 +68,12 @@ Watch = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 
 
 def load_watched(
-    folder: str | Path, watch: Watch, *, with_adapter: bool = True, foreign: bool = True
+    folder: str | Path,
+    watch: Watch,
+    *,
+    with_adapter: bool = True,
+    adapter: Path | None = None,
+    foreign: bool = True,
 ) -> nn.Module:
     """Load a checkpoint as `load_model` does, and see the tensors before mlx-lm changes them.
 
@@ -75,6 +81,7 @@ def load_watched(
         folder: Folder in Hugging Face or mlx-community form.
         watch: Called once, before the ``sanitize`` of mlx-lm's model. Nothing is read yet.
         with_adapter: Whether the adapter of a checkpoint of this package is laid over it.
+        adapter: Folder of another adapter in mlx-lm's form, which is laid over it instead.
         foreign: Whether foreign weights are made plain, which mlx-lm itself does not do.
 
     Returns:
@@ -98,7 +105,7 @@ def load_watched(
     classes = _factored_classes() if is_factored else stock_classes(config, file)
     warn_of_ignored_rope(config, file, built)
     checked = _check_weights(folder)
-    adapter = adapter_of(folder) if with_adapter else None
+    own = adapter_of(folder) if with_adapter and adapter is None else None
     try:
         # model_file is withheld, so that mlx-lm asks for the classes instead of running it
         with plain_path(folder) as place:
@@ -112,8 +119,11 @@ def load_watched(
                 ),
             )
             del model.sanitize
-            if adapter is not None:
-                utils.load_adapters(model, place / adapter.name).eval()
+            if own is not None:
+                utils.load_adapters(model, place / own.name).eval()
+        if adapter is not None:
+            with plain_path(adapter) as place:
+                utils.load_adapters(model, place).eval()
         if _check_weights(folder) != checked:  # by name: mlx-lm opened them in between
             raise changed(folder)
     except (FormatError, OSError, MemoryError, ImportError):
@@ -150,7 +160,7 @@ def _watched(
     return build
 
 
-def load_for_inference(folder: str | Path) -> nn.Module:
+def load_for_inference(folder: str | Path, *, adapter: Path | None = None) -> nn.Module:
     """Load a model for forward passes without gradients, made quick where MLX runs on the CPU.
 
     There bfloat16 is slow and so are matrix products: weights become float32 (exactly) and
@@ -158,6 +168,7 @@ def load_for_inference(folder: str | Path) -> nn.Module:
 
     Args:
         folder: Folder in Hugging Face or mlx-community form.
+        adapter: See `load_model`.
 
     Returns:
         The model in evaluation mode.
@@ -165,7 +176,7 @@ def load_for_inference(folder: str | Path) -> nn.Module:
     Raises:
         FormatError, ModuleNotFoundError, OSError: As `load_model` does.
     """
-    model = load_model(folder)
+    model = load_model(folder, adapter=adapter)
     if on_cpu():
         model.set_dtype(mx.float32)
         merge_corrections(model)

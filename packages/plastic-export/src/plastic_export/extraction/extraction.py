@@ -1,0 +1,333 @@
+"""A LoRA from two checkpoints: the leading components of what one has learnt beyond the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from plastic_core import Certificate, certify
+from plastic_core.files import MLX_DTYPES, FormatError, export_safetensors, write_json
+from plastic_core.linalg import Float64
+from plastic_runtime import Track, untracked
+
+from plastic_export.adapters.adapter import Adapter, LoraPair
+from plastic_export.adapters.base_name import BaseName, base_name
+from plastic_export.adapters.sizes import count_adapter_bytes
+from plastic_export.adapters.writing import adapter_files
+from plastic_export.calibration.text import Calibration
+from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
+from plastic_export.checkpoint.tensors import chosen_names, module_path
+from plastic_export.extraction.amount import Amount
+from plastic_export.extraction.change import Change, change_of, difference_of
+from plastic_export.extraction.gain import WINDOWS, Gain, measure_gain
+from plastic_export.extraction.grams import Norms, norms_of
+from plastic_export.extraction.pair import Pair
+from plastic_export.extraction.rest import LeftOut, Rest, rest_of
+from plastic_export.folder.adapter_files import FILE, FOLDER, PEFT_FILE, PEFT_FOLDER
+from plastic_export.folder.output import OutputFolder
+
+RECORD = "plastic-extract.json"
+BESIDE = "beside.safetensors"
+EVERYTHING = Amount()
+
+
+@dataclass(frozen=True)
+class ExtractedForm:
+    """One of the adapters that were written.
+
+    Attributes:
+        folder: Where it is.
+        nbytes: Bytes of its file of tensors.
+        ranks: Rank of every layer that it has, by path.
+        energy: Share of the squares of all components that it holds.
+    """
+
+    folder: Path
+    nbytes: int
+    ranks: Mapping[str, int]
+    energy: float
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What came of an extraction.
+
+    Attributes:
+        out: The folder.
+        adapter: Adapter of one rank, for mlx-lm's ``--adapter-path``.
+        peft: Adapter in the form of PEFT, every layer with a rank of its own.
+        changes: What was learnt in every matrix.
+        certificates: Relative errors of the factors in ``adapter`` as they are stored, by path.
+        left: What changed and is in no adapter.
+        beside: File with those of ``left`` that are kept; None where there are none.
+        gain: The losses on a text; None where they were not measured.
+        note: What is to be known about the name of the base; empty where there is nothing.
+
+    Examples:
+        >>> result = extract("SRC", "TUNED", "EXTRACTED", Amount(rank=2), check=False)
+        >>> max(result.peft.ranks.values()), result.adapter.energy > 0.9
+        (2, True)
+    """
+
+    out: Path
+    adapter: ExtractedForm
+    peft: ExtractedForm
+    changes: Sequence[Change]
+    certificates: Mapping[str, Certificate]
+    left: Sequence[LeftOut]
+    beside: Path | None
+    gain: Gain | None
+    note: str
+
+
+def extract(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    amount: Amount = EVERYTHING,
+    *,
+    calibration: Calibration | None = None,
+    text: Calibration | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    check: bool = True,
+    memory: int | None = None,
+    seed: int = 0,
+    track: Track = untracked,
+) -> Extracted:
+    r"""Write the adapter that takes ``base`` nearest to ``tuned``, at a rank per layer.
+
+    For every matrix the leading components of the difference :math:`D = W_t - W_b` are kept, the
+    best approximation of their number in the Frobenius norm or, with a calibration, in that of
+    :math:`C^{1/2} D R^{1/2}`, whose square is twice the divergence that leaving a component out is
+    predicted to cost. One budget holds for all layers: what is worth most per byte comes first.
+    Components that the rounding of the stored weights alone explains are never kept, so that a
+    merged adapter comes back with its own rank.
+
+    Two matrices are in memory at a time, beside what their factorisation takes. Each is read twice:
+    for its spectrum, and for its factors once the ranks of all are chosen.
+
+    Args:
+        base: Folder or Hub id; dense or quantised, of any floating type.
+        tuned: Folder or Hub id of what was made of it; may be stored otherwise.
+        out: Folder to write; must not exist, or be empty.
+        amount: How much to keep. A number of bytes holds for the file of either adapter, and each
+            has the ranks that are best for it: mlx-lm's form has one rank for all layers.
+        calibration: Text that decides which directions count; run through ``base``.
+        text: Text on which the losses are measured; by default the shipped one, 24 windows.
+        include: Glob patterns of the matrices to take; by default every linear layer of mlx-lm's
+            model but the routers of experts.
+        exclude: Glob patterns of matrices to leave.
+        check: Whether the losses of base, adapter and tuned are measured before ``out`` is there.
+        memory: Bytes of memory that the measurement may take; by default what the machine has.
+        seed: Decides all that is random.
+        track: Wraps every long loop, to show progress.
+
+    Raises:
+        FormatError: If the checkpoints cannot be subtracted (the tensors and their shapes, or the
+            tokens, are named), are the same, or hold what is not finite.
+        ValueError: If the budget is below one component, or a pattern matches nothing.
+        BusyError: If another process is writing ``out``.
+        ModuleNotFoundError: If mlx-lm is not installed.
+        OSError: If the system refuses.
+
+    Examples:
+        >>> result = extract("SRC", "TUNED", "NEW", Amount(max_bytes=20_000), check=False)
+        >>> result.adapter.nbytes <= 20_000 and result.peft.nbytes <= 20_000
+        True
+    """
+    with (
+        open_checkpoint(base) as before,
+        open_checkpoint(tuned) as after,
+        OutputFolder(out, source=before.folder) as folder,
+    ):
+        pair = Pair.of(before, after)
+        names = _chosen(pair, include, exclude)
+        paths = [module_path(name) for name in names]
+        with norms_of(before, calibration, paths, folder, track) as norms:
+            changes = [
+                change_of(pair, name, norms(module_path(name)))
+                for name in track(names, "reading differences")
+            ]
+            rest = rest_of(pair, [name for name in pair.layers if name not in names])
+            _check_differ(pair, changes, rest)
+            ranks = _ranks(pair, changes, amount)
+            made = _factored(pair, ranks, norms, seed, track)
+        named = base_name(before)
+        forms = _written(folder, made, ranks, changes, named)
+        if rest.tensors:
+            export_safetensors(folder / BESIDE, rest.tensors, metadata={"format": "mlx"})
+        gain = None
+        if check:
+            judged = text or Calibration(windows=WINDOWS)
+            gain = measure_gain(before, after, forms[0].folder, judged, memory=memory, track=track)
+        record = _record(before, after, amount, calibration, forms, made, changes, rest, gain)
+        write_json(folder / RECORD, record)
+        before.check_unchanged()
+        after.check_unchanged()
+    place = Path(out)
+    adapter, peft = (_moved(form, place) for form in forms)
+    return Extracted(
+        place,
+        adapter,
+        peft,
+        changes,
+        made.certificates,
+        rest.left,
+        place / BESIDE if rest.tensors else None,
+        gain,
+        named.note,
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The factors of every layer at its highest rank, and their errors in mlx-lm's form."""
+
+    pairs: Mapping[str, LoraPair]
+    certificates: Mapping[str, Certificate]
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """The ranks of both forms, by the name of the weight."""
+
+    adapter: Mapping[str, int]
+    peft: Mapping[str, int]
+
+
+def _chosen(pair: Pair, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Return the matrices that an adapter may update."""
+    linears = [n for n, layer in pair.layers.items() if layer.kind == "linear"]
+    default = [name for name in linears if not pair.layers[name].is_router]
+    return chosen_names(linears, default=default, include=include, exclude=exclude)
+
+
+def _check_differ(pair: Pair, changes: Sequence[Change], rest: Rest) -> None:
+    """Refuse what no adapter can be made of."""
+    tuned = pair.tuned.checkpoint
+    if not any(change.total for change in changes):
+        what = "the same weights" if not rest.left else "the same matrices"
+        reason = f"it holds {what} as {pair.base.checkpoint.name}"
+        if rest.left:
+            reason += f"; only {', '.join(left.name for left in rest.left[:3])} changed"
+        raise FormatError.about(tuned.folder, reason, "name the checkpoint that was trained")
+    if not any(len(change.values) for change in changes):
+        reason = f"it differs from {pair.base.checkpoint.name} by rounding alone"
+        raise FormatError.about(tuned.folder, reason, "name the checkpoint that was trained")
+
+
+def _type(pair: Pair, name: str) -> mx.Dtype:
+    """Return the type of the factors of a matrix: that which the base has for it."""
+    return MLX_DTYPES[pair.layers[name].dtype]
+
+
+def _ranks(pair: Pair, changes: Sequence[Change], amount: Amount) -> _Ranks:
+    """Choose the ranks of both forms, each for its own way of counting bytes."""
+    spectra: dict[str, Float64] = {change.name: change.values for change in changes}
+    sides = {change.name: (change.shape, _type(pair, change.name)) for change in changes}
+    largest = amount.max_bytes or sum(4 * m * n for (m, n), _ in sides.values())
+    named = {module_path(name): side for name, side in sides.items()}
+    by_path = {module_path(name): values for name, values in spectra.items()}
+    padded, own = (
+        amount.ranks(by_path, count_adapter_bytes(named, largest, one_rank=one_rank))
+        for one_rank in (True, False)
+    )
+    return _Ranks(
+        {name: padded[module_path(name)] for name in spectra},
+        {name: own[module_path(name)] for name in spectra},
+    )
+
+
+def _factored(pair: Pair, ranks: _Ranks, norms: Norms, seed: int, track: Track) -> _Made:
+    """Compute the factors of every layer that has a component in either form."""
+    pairs, certificates = dict[str, LoraPair](), dict[str, Certificate]()
+    highest = {name: max(ranks.adapter[name], ranks.peft[name]) for name in ranks.adapter}
+    for name in track([name for name, rank in highest.items() if rank], "extracting"):
+        path, dtype = module_path(name), _type(pair, name)
+        D = difference_of(pair, name)
+        B, A = norms(path).components(D, highest[name], seed)
+        stored = LoraPair(mx.array(A).astype(dtype), mx.array(B).astype(dtype))
+        mx.eval(stored.A, stored.B)
+        rank = ranks.adapter[name]
+        certificates[path] = certify(D, stored.B[:, :rank], stored.A[:rank], key=seed)
+        pairs[path] = stored
+    return _Made(pairs, certificates)
+
+
+def _written(
+    folder: Path, made: _Made, ranks: _Ranks, changes: Sequence[Change], base: BaseName
+) -> tuple[ExtractedForm, ExtractedForm]:
+    """Write both forms."""
+    total = sum(change.total for change in changes)
+
+    def written(form: Any, place: str, file: str, chosen: Mapping[str, int]) -> ExtractedForm:
+        of = {module_path(name): rank for name, rank in chosen.items() if rank}
+        layers = {path: _leading(made.pairs[path], rank) for path, rank in of.items()}
+        adapter = Adapter(layers, base=base.name, revision=base.revision)
+        adapter_files(adapter, form).write(folder / place)
+        kept = sum(change.energy(chosen[change.name]) for change in changes)
+        nbytes = (folder / place / file).stat().st_size
+        return ExtractedForm(folder / place, nbytes, of, kept / total)
+
+    return (
+        written("mlx", FOLDER, FILE, ranks.adapter),
+        written("peft", PEFT_FOLDER, PEFT_FILE, ranks.peft),
+    )
+
+
+def _leading(pair: LoraPair, rank: int) -> LoraPair:
+    return LoraPair(pair.A[:rank], pair.B[:, :rank])
+
+
+def _moved(form: ExtractedForm, out: Path) -> ExtractedForm:
+    return ExtractedForm(out / form.folder.name, form.nbytes, form.ranks, form.energy)
+
+
+def _record(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    amount: Amount,
+    calibration: Calibration | None,
+    forms: Sequence[ExtractedForm],
+    made: _Made,
+    changes: Sequence[Change],
+    rest: Rest,
+    gain: Gain | None,
+) -> dict[str, Any]:
+    """Return what the folder says of itself."""
+    return {
+        "version": 1,
+        "base": {"name": base.name, "revision": base.revision},
+        "tuned": {"name": tuned.name, "revision": tuned.revision},
+        "amount": asdict(amount),
+        "calibration": calibration.record() if calibration else None,
+        "adapters": [
+            {
+                "folder": form.folder.name,
+                "bytes": form.nbytes,
+                "energy": form.energy,
+                "ranks": dict(form.ranks),
+            }
+            for form in forms
+        ],
+        "layers": {
+            module_path(change.name): {
+                "shape": change.shape,
+                "relative_change": change.relative,
+                "components": len(change.values),
+                **_errors(made.certificates.get(module_path(change.name))),
+            }
+            for change in changes
+        },
+        "left": [asdict(left) for left in rest.left],
+        "gain": asdict(gain) if gain else None,
+    }
+
+
+def _errors(certificate: Certificate | None) -> dict[str, float]:
+    return {} if certificate is None else dict(certificate._asdict())
