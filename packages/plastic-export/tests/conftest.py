@@ -166,6 +166,12 @@ def make_checkpoint(tmp_path: Path, tiny_weights: dict[str, mx.array]) -> Callab
     return make
 
 
+@pytest.fixture(scope="session")
+def write_weights() -> Callable[[Path, dict[str, mx.array]], Path]:
+    """A function that writes a folder with these weights of the tiny Llama."""
+    return lambda folder, weights: write_folder(folder, weights, LLAMA)
+
+
 @pytest.fixture
 def checkpoint_folder(make_checkpoint: Callable[..., Path]) -> Path:
     """A tiny random Llama in one bfloat16 file."""

@@ -11,7 +11,7 @@ from plastic_core.linalg import Float32
 
 from plastic_export.checkpoint.reader import Checkpoint, refuse_non_finite, widened
 from plastic_export.checkpoint.tensors import COMPANIONS, FLOATS, module_path
-from plastic_export.model.tokenizer import digests_in, load_tokenizer
+from plastic_export.model.tokenizer import VOCABULARIES, digests_in, load_tokenizer
 from plastic_export.source.layers import Layer
 from plastic_export.source.source import Source
 
@@ -134,9 +134,9 @@ def _remedy(
 
 def _check_tokenizers(base: Checkpoint, tuned: Checkpoint) -> None:
     """Refuse two vocabularies; a checkpoint without a tokenizer has none to differ."""
-    digests = [digests_in(checkpoint.folder) for checkpoint in (base, tuned)]
-    same = digests[0].get("tokenizer.json") == digests[1].get("tokenizer.json")
-    if same or not all(any("token" in file for file in found) for found in digests):
+    found = [digests_in(checkpoint.folder) for checkpoint in (base, tuned)]
+    both = [name for name in VOCABULARIES if all(name in digests for digests in found)]
+    if not both or all(found[0][name] == found[1][name] for name in both):
         return
     ours, theirs = (load_tokenizer(each.folder).get_vocab() for each in (base, tuned))
     others = sorted(word for word in ours.keys() | theirs.keys() if _differ(word, ours, theirs))

@@ -16,7 +16,7 @@ from plastic_export.checkpoint.warning import warn_about
 from plastic_export.model.library import brief, mlx_lm_utils
 
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json")
 _REMEDY = (
     "put the tokenizer's files beside the weights, name another tokenizer (--tokenizer), or give "
     "token ids as the text (.npy, .json)"
@@ -123,6 +123,6 @@ def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
     """Refuse a tokenizer without its vocabulary, of which the library makes one of no tokens."""
     named = getattr(tokenizer, "vocab_files_names", None) or {}
     files = [*named.values()]
-    if files and not any((folder / name).exists() for name in (*files, *_VOCABULARIES)):
+    if files and not any((folder / name).exists() for name in (*files, *VOCABULARIES)):
         reason = f"its tokenizer has no vocabulary: none of {', '.join(files)} is there"
         raise FormatError.about(folder, reason, _REMEDY)
