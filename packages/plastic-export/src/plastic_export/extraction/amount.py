@@ -9,6 +9,8 @@ import numpy as np
 from plastic_core.linalg import Float64
 from plastic_runtime import ByteCount, Holding, redistribute
 
+_FIRST = 16  # components of a matrix that are looked at where nothing says how many
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -16,7 +18,8 @@ class Amount:
 
     Attributes:
         max_bytes: Bytes of the file of an adapter at most.
-        energy: Share of the squares of all components that stand out, in (0, 1].
+        energy: Share of the squares of all components, in (0, 1]; where rounding hides what is
+            missing for it, all that stands out.
         rank: Components of every layer at most.
 
     Raises:
@@ -40,13 +43,22 @@ class Amount:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"`rank` must be at least 1, got {self.rank}")
 
-    def ranks(self, spectra: Mapping[str, Float64], count: ByteCount) -> dict[str, int]:
+    def first_guess(self, count: ByteCount) -> int:
+        """Return how many components of a matrix to look at first."""
+        if self.max_bytes is None:
+            return self.rank or _FIRST
+        return _FIRST // 2 + 2 * self.max_bytes // sum(count.components.values())
+
+    def ranks(
+        self, spectra: Mapping[str, Float64], count: ByteCount, total: float
+    ) -> dict[str, int]:
         """Choose the rank of every layer: the components that are worth most for their bytes.
 
         Args:
             spectra: Singular values of what may be kept of every layer, non-increasing, by path.
                 A component is worth the square of its own.
             count: The bytes of an adapter at given ranks.
+            total: The squares of all components, those among them that may not be kept.
 
         Returns:
             Ranks by path, 0 among them.
@@ -57,7 +69,7 @@ class Amount:
         if self.max_bytes is not None:
             return _within(spectra, count, self.max_bytes)
         if self.energy is not None:
-            return _with_energy(spectra, count, self.energy)
+            return _with_energy(spectra, count, self.energy * total)
         most = self.rank or max(len(values) for values in spectra.values())
         return {path: min(most, len(values)) for path, values in spectra.items()}
 
@@ -76,14 +88,14 @@ def _within(spectra: Mapping[str, Float64], count: ByteCount, max_bytes: int) ->
     return redistribute(held, max_bytes, count)
 
 
-def _with_energy(spectra: Mapping[str, Float64], count: ByteCount, share: float) -> dict[str, int]:
-    """Take components in the order of their squares per byte until they have the share."""
+def _with_energy(spectra: Mapping[str, Float64], count: ByteCount, wanted: float) -> dict[str, int]:
+    """Take components in the order of their squares per byte until they are enough."""
     lengths = [len(values) for values in spectra.values()]
     squares = np.concatenate([values**2 for values in spectra.values()])
     owners = np.repeat(np.arange(len(spectra)), lengths)
     nbytes = np.repeat([count.components[path] for path in spectra], lengths)
     order = np.argsort(-squares / nbytes, kind="stable")
     sums = np.cumsum(squares[order])
-    enough = int(np.searchsorted(sums, share * sums[-1] * (1 - 1e-12))) + 1
+    enough = int(np.searchsorted(sums, wanted * (1 - 1e-12))) + 1
     ranks = np.bincount(owners[order[:enough]], minlength=len(spectra))
     return dict(zip(spectra, ranks.tolist(), strict=True))

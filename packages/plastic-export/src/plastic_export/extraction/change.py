@@ -1,16 +1,16 @@
-"""What one checkpoint has learnt beyond another in one matrix: its spectrum, and what is noise."""
+"""What one checkpoint has learnt beyond another in one matrix: its leading components."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from plastic_core import weighted_spectrum
 from plastic_core.linalg import Float32, Float64, frobenius_norm
 
 from plastic_export.extraction.pair import Pair
 from plastic_export.extraction.rounding_noise import noise_edge
-from plastic_export.extraction.whitening import Whitening
+from plastic_export.extraction.whitening import Components, Whitening
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,14 @@ class Change:
         shape: ``(out, in)``.
         relative: Frobenius norm of the change over that of the weight of the base.
         total: Sum of the squares of all its components, in the norm that they are cut in.
-        values: Singular values in that norm, non-increasing: of as many components as stand out
+        values: Singular values in that norm, non-increasing, of leading components that stand out
             of the rounding of the stored weights.
+        is_complete: Whether these are all that do.
+
+    Examples:
+        >>> change = Change("w", (4, 4), 0.1, 5.0, np.array([2.0, 1.0]), True)
+        >>> change.energy(1), change.energy(2)
+        (4.0, 5.0)
     """
 
     name: str
@@ -31,10 +37,11 @@ class Change:
     relative: float
     total: float
     values: Float64
+    is_complete: bool
 
     def energy(self, rank: int) -> float:
         """Return the sum of the squares of the leading components."""
-        return float(np.sum(self.values[:rank] ** 2))
+        return math.fsum(self.values[:rank] ** 2)
 
 
 def difference_of(pair: Pair, name: str) -> Float32:
@@ -47,13 +54,20 @@ def difference_of(pair: Pair, name: str) -> Float32:
     return np.subtract(after, before, out=after)
 
 
-def change_of(pair: Pair, name: str, whitening: Whitening) -> Change:
-    """Measure the change of a single matrix; at most three of its size are in memory.
+def change_of(
+    pair: Pair, name: str, whitening: Whitening, rank: int, seed: int
+) -> tuple[Change, Components | None]:
+    """Read the leading components of the change of a single matrix.
 
     Args:
         pair: Both checkpoints.
         name: Name of the weight.
         whitening: The norm in which components are cut.
+        rank: How many components are computed.
+        seed: Decides all that is random.
+
+    Returns:
+        What is known of it, and the components; None where nothing changed.
 
     Raises:
         FormatError: If a weight cannot be read or is not finite.
@@ -61,20 +75,14 @@ def change_of(pair: Pair, name: str, whitening: Whitening) -> Change:
     ((before, after),) = pair.matrices(name)
     of_base = frobenius_norm(before)
     D = np.subtract(after, before, out=before)
-    norm = frobenius_norm(D)
-    shape = pair.layers[name].shape
+    norm, shape = frobenius_norm(D), pair.layers[name].shape
     if norm == 0.0:
-        return Change(name, shape, 0.0, 0.0, np.zeros(0))
-    edge = noise_edge(after, _stored_type(pair, name), norm)
+        return Change(name, shape, 0.0, 0.0, np.zeros(0), True), None
+    edge = noise_edge(after, pair.tuned.specs[name].dtype, norm)
     del after
-    plain = weighted_spectrum(D)
-    standing = int(np.count_nonzero(plain > edge))
-    values = plain if whitening.is_plain else whitening.spectrum(D)
-    relative = norm / of_base if of_base else float("inf")
-    return Change(name, shape, relative, float(np.sum(values**2)), values[:standing])
-
-
-def _stored_type(pair: Pair, name: str) -> str:
-    """Return the type that the tuned weight was rounded to; packed ones are known exactly."""
-    layer = pair.tuned.layers[name]
-    return pair.tuned.specs[layer.name].dtype
+    rank = min(rank, *shape)
+    found = whitening.components(D, norm, rank, seed)
+    standing = int(np.count_nonzero(found.plain > edge))
+    relative = norm / of_base if of_base else math.inf
+    is_complete = standing < rank or rank == min(shape)
+    return Change(name, shape, relative, found.total, found.values[:standing], is_complete), found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import mlx.core as mx
 from plastic_core import Certificate, certify
 from plastic_core.files import MLX_DTYPES, FormatError, export_safetensors, write_json
-from plastic_core.linalg import Float64
 from plastic_runtime import Track, untracked
 
 from plastic_export.adapters.adapter import Adapter, LoraPair
@@ -22,11 +22,12 @@ from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, module_path
 from plastic_export.extraction.amount import Amount
-from plastic_export.extraction.change import Change, change_of, difference_of
+from plastic_export.extraction.change import Change, difference_of
 from plastic_export.extraction.gain import WINDOWS, Gain, measure_gain
-from plastic_export.extraction.grams import Norms, norms_of
+from plastic_export.extraction.grams import norms_of
 from plastic_export.extraction.pair import Pair
 from plastic_export.extraction.rest import LeftOut, Rest, rest_of
+from plastic_export.extraction.survey import Survey
 from plastic_export.folder.adapter_files import FILE, FOLDER, PEFT_FILE, PEFT_FOLDER
 from plastic_export.folder.output import OutputFolder
 
@@ -109,7 +110,8 @@ def extract(
     merged adapter comes back with its own rank.
 
     Two matrices are in memory at a time, beside what their factorisation takes. Each is read twice:
-    for its spectrum, and for its factors once the ranks of all are chosen.
+    for its leading components, which wait on the disk until the ranks of all are chosen, and for
+    the certificate of those that are stored.
 
     Args:
         base: Folder or Hub id; dense or quantised, of any floating type.
@@ -144,19 +146,20 @@ def extract(
         open_checkpoint(base) as before,
         open_checkpoint(tuned) as after,
         OutputFolder(out, source=before.folder) as folder,
+        tempfile.TemporaryDirectory() as parts,
     ):
         pair = Pair.of(before, after)
         names = _chosen(pair, include, exclude)
         paths = [module_path(name) for name in names]
-        with norms_of(before, calibration, paths, folder, track) as norms:
-            changes = [
-                change_of(pair, name, norms(module_path(name)))
-                for name in track(names, "reading differences")
-            ]
-            rest = rest_of(pair, [name for name in pair.layers if name not in names])
-            _check_differ(pair, changes, rest)
-            ranks = _ranks(pair, changes, amount)
-            made = _factored(pair, ranks, norms, seed, track)
+        share = _Share(pair, names, amount)
+        with norms_of(before, calibration, paths, Path(parts), track) as norms:
+            survey = Survey(pair, norms, Path(parts), seed)
+            survey.read(names, share.first_guess, share.highest, track)
+        changes = [survey.changes[name] for name in names]
+        rest = rest_of(pair, [name for name in pair.layers if name not in names])
+        _check_differ(pair, changes, rest)
+        ranks = share.ranks(changes)
+        made = _stored(pair, survey, ranks, seed, track)
         named = base_name(before)
         forms = _written(folder, made, ranks, changes, named)
         if rest.tensors:
@@ -226,34 +229,44 @@ def _type(pair: Pair, name: str) -> mx.Dtype:
     return MLX_DTYPES[pair.layers[name].dtype]
 
 
-def _ranks(pair: Pair, changes: Sequence[Change], amount: Amount) -> _Ranks:
-    """Choose the ranks of both forms, each for its own way of counting bytes."""
-    spectra: dict[str, Float64] = {change.name: change.values for change in changes}
-    sides = {change.name: (change.shape, _type(pair, change.name)) for change in changes}
-    largest = amount.max_bytes or sum(4 * m * n for (m, n), _ in sides.values())
-    named = {module_path(name): side for name, side in sides.items()}
-    by_path = {module_path(name): values for name, values in spectra.items()}
-    padded, own = (
-        amount.ranks(by_path, count_adapter_bytes(named, largest, one_rank=one_rank))
-        for one_rank in (True, False)
-    )
-    return _Ranks(
-        {name: padded[module_path(name)] for name in spectra},
-        {name: own[module_path(name)] for name in spectra},
-    )
+class _Share:
+    """The ranks of both forms, each for its own way of counting bytes."""
+
+    def __init__(self, pair: Pair, names: Sequence[str], amount: Amount) -> None:
+        sides = {module_path(n): (pair.layers[n].shape, _type(pair, n)) for n in names}
+        largest = amount.max_bytes or sum(4 * m * n for (m, n), _ in sides.values())
+        self._amount = amount
+        self._counts = [
+            count_adapter_bytes(sides, largest, one_rank=one_rank) for one_rank in (True, False)
+        ]
+
+    @property
+    def first_guess(self) -> int:
+        """How many components of a matrix to look at first."""
+        return self._amount.first_guess(self._counts[0])
+
+    def ranks(self, changes: Sequence[Change]) -> _Ranks:
+        """Choose from what is known of every matrix."""
+        spectra = {module_path(change.name): change.values for change in changes}
+        total = sum(change.total for change in changes)
+        both = [self._amount.ranks(spectra, count, total) for count in self._counts]
+        return _Ranks(*({c.name: ranks[module_path(c.name)] for c in changes} for ranks in both))
+
+    def highest(self, changes: Sequence[Change]) -> dict[str, int]:
+        """Return the higher of both ranks of every matrix."""
+        ranks = self.ranks(changes)
+        return {name: max(rank, ranks.peft[name]) for name, rank in ranks.adapter.items()}
 
 
-def _factored(pair: Pair, ranks: _Ranks, norms: Norms, seed: int, track: Track) -> _Made:
-    """Compute the factors of every layer that has a component in either form."""
+def _stored(pair: Pair, survey: Survey, ranks: _Ranks, seed: int, track: Track) -> _Made:
+    """Round the factors of every layer that has a component to their type, and certify them."""
     pairs, certificates = dict[str, LoraPair](), dict[str, Certificate]()
-    highest = {name: max(ranks.adapter[name], ranks.peft[name]) for name in ranks.adapter}
-    for name in track([name for name, rank in highest.items() if rank], "extracting"):
+    highest = {name: max(rank, ranks.peft[name]) for name, rank in ranks.adapter.items()}
+    for name in track([name for name, rank in highest.items() if rank], "certifying"):
         path, dtype = module_path(name), _type(pair, name)
-        D = difference_of(pair, name)
-        B, A = norms(path).components(D, highest[name], seed)
+        B, A = survey.components(name, highest[name])
         stored = LoraPair(mx.array(A).astype(dtype), mx.array(B).astype(dtype))
-        mx.eval(stored.A, stored.B)
-        rank = ranks.adapter[name]
+        rank, D = ranks.adapter[name], difference_of(pair, name)
         certificates[path] = certify(D, stored.B[:, :rank], stored.A[:rank], key=seed)
         pairs[path] = stored
     return _Made(pairs, certificates)

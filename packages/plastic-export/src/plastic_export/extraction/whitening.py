@@ -3,69 +3,69 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
-from plastic_core import (
-    GramRoot,
-    factorized_lowrank,
-    loss_factors,
-    loss_spectrum,
-    weighted_spectrum,
-)
+from plastic_core import Factors, GramRoot, factorized_lowrank, loss_factors, predicted_cost
 from plastic_core.linalg import Float32, Float64, to_numpy
 
 DAMPING = 0.01
 """Of the mean eigenvalue of a Gram: what its text did not show is still worth something."""
+IDENTITY = GramRoot(None)
 _TINY = float(np.finfo(np.float32).tiny)
+
+
+class Components(NamedTuple):
+    """The leading components of a difference: the first k of them are the best of rank k.
+
+    Attributes:
+        B: Shape ``(m, r)``.
+        A: Shape ``(r, n)``, every row as long as its column of B.
+        values: Singular values in the norm that they were cut in, shape ``(r,)``.
+        plain: Leading singular values of the difference itself, shape ``(r,)``.
+        total: Sum of the squares of all singular values in that norm.
+    """
+
+    B: Float32
+    A: Float32
+    values: Float64
+    plain: Float64
+    total: float
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Roots of the Grams of a layer; without them every direction counts alike.
+    """Roots of the Grams of a layer; by default every direction counts alike.
 
     Attributes:
-        inputs: Root of ``E[x x^T]``; None for the identity.
-        outputs: Root of ``E[g g^T]`` over gradients at the outputs; None for the identity.
+        inputs: Root of ``E[x x^T]``.
+        outputs: Root of ``E[g g^T]`` over gradients at the outputs.
     """
 
-    inputs: GramRoot | None = None
-    outputs: GramRoot | None = None
+    inputs: GramRoot = IDENTITY
+    outputs: GramRoot = IDENTITY
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether every direction counts alike."""
-        return self.inputs is None and self.outputs is None
-
-    def spectrum(self, D: Float32) -> Float64:
-        """Return the singular values of ``C^(1/2) D R^(1/2)``, shape ``(min(m, n),)``."""
-        if self.is_plain:
-            return weighted_spectrum(D)
-        return loss_spectrum(D, inputs=_root(self.inputs), outputs=_root(self.outputs))
-
-    def components(self, D: Float32, rank: int, seed: int) -> tuple[Float32, Float32]:
-        """Return the best ``B (m, r)`` and ``A (r, n)``, every row of A as long as its column of B.
-
-        The leading ``k`` of both are the best of rank ``k``.
+    def components(self, D: Float32, norm: float, rank: int, seed: int) -> Components:
+        """Return the leading components of a difference.
 
         Args:
             D: The difference, shape ``(m, n)``.
-            rank: The number of components, from 1 on.
+            norm: Its Frobenius norm.
+            rank: How many, from 1 on.
             seed: Decides all that is random.
         """
-        if self.is_plain:
-            factors = factorized_lowrank(D, rank, key=seed)
-        else:
-            roots = {"inputs": _root(self.inputs), "outputs": _root(self.outputs)}
-            factors = loss_factors(D, rank, **roots, key=seed)
-        U, S, Vh = (to_numpy(factor.astype(mx.float32)) for factor in factors)
-        A = S[:, None] * Vh
-        long, wide = (
-            np.maximum(np.linalg.norm(side, axis=i), _TINY) for i, side in enumerate((U, A))
-        )
-        ratio = np.sqrt(wide / long)
-        return U * ratio, A / ratio[:, None]
+        plain = factorized_lowrank(D, rank, key=seed)
+        if self.inputs is IDENTITY and self.outputs is IDENTITY:
+            return _balanced(plain, plain, norm**2)
+        roots = {"inputs": self.inputs, "outputs": self.outputs}
+        total = 2 * predicted_cost(D, **roots)
+        return _balanced(loss_factors(D, rank, **roots, key=seed), plain, total)
 
 
-def _root(root: GramRoot | None) -> GramRoot:
-    return GramRoot(None) if root is None else root
+def _balanced(factors: Factors, plain: Factors, total: float) -> Components:
+    U, S, Vh = (to_numpy(factor) for factor in factors)
+    A = S[:, None] * Vh
+    of_U, of_A = np.linalg.norm(U, axis=0), np.linalg.norm(A, axis=1)
+    ratio = np.sqrt(np.maximum(of_A, _TINY) / np.maximum(of_U, _TINY))
+    values, singular = (to_numpy(f.S).astype(np.float64) for f in (factors, plain))
+    return Components(U * ratio, A / ratio[:, None], values, singular, total)

@@ -1,0 +1,78 @@
+"""The leading components of all matrices: as many of each as its rank may need, kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from plastic_core.files import read_arrays, write_arrays
+from plastic_core.linalg import Float32, to_numpy
+from plastic_runtime import Track
+
+from plastic_export.checkpoint.tensors import module_path
+from plastic_export.extraction.change import Change, change_of
+from plastic_export.extraction.grams import Norms
+from plastic_export.extraction.pair import Pair
+
+Choose = Callable[[Sequence[Change]], Mapping[str, int]]
+"""Gives the highest rank that each matrix needs, by its name, from what is known of all."""
+
+
+class Survey:
+    """What is known of the differences of two checkpoints.
+
+    Args:
+        pair: Both checkpoints.
+        norms: The norm in which each is cut.
+        folder: Where the components are kept.
+        seed: Decides all that is random.
+
+    Attributes:
+        changes: What is known of each matrix, by the name of its weight.
+    """
+
+    def __init__(self, pair: Pair, norms: Norms, folder: Path, seed: int) -> None:
+        self.changes: dict[str, Change] = {}
+        self._pair, self._norms, self._folder, self._seed = pair, norms, folder, seed
+
+    def read(self, names: Sequence[str], rank: int, choose: Choose, track: Track) -> None:
+        """Read the components that a choice of ranks takes: more of a matrix where all are taken.
+
+        Args:
+            names: The matrices.
+            rank: How many components are read of each at first.
+            choose: The choice.
+            track: Wraps the loop over the matrices.
+
+        Raises:
+            FormatError: If a weight cannot be read or is not finite.
+        """
+        wanted = dict.fromkeys(names, rank)
+        what = "reading differences"
+        while wanted:
+            for name in track(list(wanted), what):
+                self._read(name, wanted[name])
+            changes = [self.changes[name] for name in names]
+            if not any(len(change.values) for change in changes):
+                return
+            chosen = choose(changes)
+            short = [c for c in changes if chosen[c.name] == len(c.values) and not c.is_complete]
+            wanted = {c.name: 2 * len(c.values) for c in short}
+            what = "reading more of some"
+
+    def components(self, name: str, rank: int) -> tuple[Float32, Float32]:
+        """Return ``B (m, r)`` and ``A (r, n)`` of the leading components of a matrix."""
+        arrays, _ = read_arrays(self._file(name))
+        B, A = (to_numpy(arrays[side]).astype(np.float32) for side in "BA")
+        return B[:, :rank], A[:rank]
+
+    def _read(self, name: str, rank: int) -> None:
+        norm = self._norms(module_path(name))
+        change, found = change_of(self._pair, name, norm, rank, self._seed)
+        self.changes[name] = change
+        if found is not None:
+            write_arrays(self._file(name), {"B": found.B, "A": found.A}, {})
+
+    def _file(self, name: str) -> Path:
+        return self._folder / name
