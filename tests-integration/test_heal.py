@@ -316,7 +316,7 @@ def test_weights_that_mlx_lm_changes_on_loading_are_healed_as_they_are_loaded(
 
     def measured() -> float:
         words = ("--text", held, "--window", 17, "--windows", 1)
-        (found,) = command("evaluate", out, "--reference", source, *words)
+        (found,) = command("evaluate", out, "--reference", source, *words)["evaluations"]
         return float(found["kl"])
 
     before = measured()

@@ -24,6 +24,7 @@ def test_the_prediction_holds_for_weights_that_are_used_in_loops(
     plan, out = tmp_path / "plan.json", tmp_path / "OUT"
     planned = command("plan", source, "--calibration", text, *FEW, *CHOICES, "--out", plan)
     command("compress", source, out, "--plan", plan)
-    (measured,) = command("evaluate", out, "--reference", source, "--text", text, *FEW)
+    evaluated = command("evaluate", out, "--reference", source, "--text", text, *FEW)
+    (measured,) = evaluated["evaluations"]
     predicted = planned["budgets"][0]["predicted_kl"]
     assert predicted / ABOVE < measured["kl"] < ABOVE * predicted

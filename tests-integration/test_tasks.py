@@ -182,7 +182,8 @@ def test_the_command_prints_a_table_and_json(
     texts = ["--text", heldout, "--windows", 2, "--window", 32]
     code, out, err = run("evaluate", *words, *texts, "--json")
     assert (code, err) == (0, "")
-    on_text, acc, acc_norm = json.loads(out)
+    found = json.loads(out)
+    (on_text,), (acc, acc_norm) = found["evaluations"], found["scores"]
     assert on_text["text"] == heldout.name
     assert (acc["task"], acc["measure"], acc_norm["measure"]) == (tasks.name, "acc", "acc_norm")
     assert acc["difference"]["against"] == str(checkpoint)

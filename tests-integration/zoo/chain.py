@@ -102,7 +102,8 @@ class Row:
         words = ("--text", self.text, *FEW)
         command("evaluate", self.source, *words)  # what is refused of it is refused of outputs
         try:
-            found = command("evaluate", *outs, "--reference", self.source, *words)
+            evaluated = command("evaluate", *outs, "--reference", self.source, *words)
+            found = evaluated["evaluations"]
         except RefusedError as error:
             raise WrongError(f"an output cannot be evaluated: {error}") from error
         measured = [float(one["kl"]) for one in found]

@@ -36,7 +36,7 @@ from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
-from plastic_export.reporting.run_report import Report, report
+from plastic_export.reporting.pages.run_page import Report, report
 from plastic_export.reshaping.adding import merge
 from plastic_export.reshaping.into_base import MergedBase, merge_into
 from plastic_export.reshaping.rank_choice import RankGoal

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from collections.abc import Sequence
 from random import Random
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plastic_export.cli import bar
 from plastic_export.cli.bar import Pace, ProgressBar
-from plastic_runtime import Weighted
+from plastic_runtime import Noted, Weighted
 from rich.console import Console
 
 
@@ -27,14 +29,37 @@ def test_every_item_passes_and_quick_work_is_silent(terminal: bool) -> None:
     assert stream.getvalue() == ""
 
 
-def test_long_work_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bar, "PATIENCE", -1.0)
-    target, stream = console(True)
-    assert list(ProgressBar(target)([1, 2, 3], "counting")) == [1, 2, 3]
-    assert "counting" in stream.getvalue()
-    target, stream = console(False)
-    list(ProgressBar(target)([1, 2, 3], "counting"))
-    assert stream.getvalue() == ""
+def shown_of(items: Sequence[int], *, terminal: bool, number: int = 0) -> str:
+    """What a bar draws while the item of a number takes its time."""
+    target, stream = console(terminal)
+    for i, _ in enumerate(ProgressBar(target)(items, "counting")):
+        if i == number:
+            deadline = time.monotonic() + 10
+            while "counting" not in stream.getvalue() and time.monotonic() < deadline and terminal:
+                time.sleep(0.01)
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())  # colours and moves
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bar, "PATIENCE", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_long_work_shows_how_far_it_is_within_its_first_item_too() -> None:
+    assert re.search(r"counting .*0/3.* 0:00:0\d so far", shown_of([1, 2, 3], terminal=True))
+    assert shown_of([1, 2, 3], terminal=False) == ""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_there_is_to_say_stands_beside_the_bar() -> None:
+    drawn = shown_of(Noted([1, 2, 3], lambda: "loss 2.3 [x]"), terminal=True, number=1)
+    assert re.search(r"1/3 +loss 2\.3 \[x\] .*left", drawn)
+
+
+def test_steps_of_minutes_have_a_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = shown_left(monkeypatch, [1.0] * 5, [600.0] * 5)
+    assert seen == [(2400, 2400), (1800, 1800), (1200, 1200), (600, 600)]
 
 
 class Clock:

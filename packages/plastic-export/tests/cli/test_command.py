@@ -7,6 +7,8 @@ import json
 import os
 import pkgutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +43,48 @@ def source(write_readable: Callable[[Path], Path], tmp_path: Path) -> Path:
 PLAN = ["--bits-per-weight", 5.5, "--window", 24, "--windows", 8, "--bits", "4,8"]
 HEAL = ["--steps", 6, "--window", 24, "--windows", 8, "--batch", 2]
 TRAIN = ["--steps", 8, "--batch", 2, "--window", 32, "--rank", 2, "--evaluate-every", 4]
+
+
+def test_alone_it_prints_its_help(run: Run) -> None:
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert (code, out, err) == run("--help")
+    assert out.startswith("Usage: plastic [OPTIONS] COMMAND [ARGS]...\n\n  Compress")
+
+
+@pytest.mark.parametrize("width", ["80", "100"])
+def test_no_summary_of_a_command_is_cut(
+    run: Run, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert not [line for line in run("--help")[1].splitlines() if line.endswith("...")][1:]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str) -> None:
+    def printed(**settings: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", "from plastic_command import start; start()"],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    assert "_plastic_completion" in printed(_PLASTIC_COMPLETE=f"{shell}_source")
+    words = {"COMP_WORDS": "plastic inspect --sp", "COMP_CWORD": "2"}
+    if shell == "fish":
+        words["COMP_CWORD"] = "--sp"
+    assert "--spectra" in printed(_PLASTIC_COMPLETE=f"{shell}_complete", **words)
+
+
+def test_the_package_is_a_program_too() -> None:
+    words = [sys.executable, "-m", "plastic_export", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("plastic, version ")
+
+
 WAITS = "the same command goes on with it\n"
 
 

@@ -350,7 +350,7 @@ def test_the_command_tells_machines_and_people_the_same(
     words = ["evaluate", *words, "--window", str(WINDOW), "--windows", "10"]
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--json"])
-    records = json.loads(capsys.readouterr().out)
+    records = json.loads(capsys.readouterr().out)["evaluations"]
     results = compare([far, near], [text], reference=reference, window=WINDOW, windows=10)
     assert [r.keys() for r in records] == [RECORD, RECORD]
     for record, result in zip(records, results, strict=True):
@@ -383,7 +383,7 @@ def test_the_command_takes_one_checkpoint_without_a_reference(
     words = ["evaluate", str(make_model("a")), "--text", str(text), "--window", str(WINDOW)]
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--json"])
-    (record,) = json.loads(capsys.readouterr().out)
+    (record,) = json.loads(capsys.readouterr().out)["evaluations"]
     assert record.keys() == RECORD
     assert {name for name, value in record.items() if value is None} == {
         *("kl", "kl_error", "kl_interval", "top1", "top1_error", "top1_interval", "difference"),

@@ -18,7 +18,7 @@ from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.grams import Gram, LossGrams
 from plastic_runtime.measure.jacobian import JacobianRank, jacobian_rank
 from plastic_runtime.measure.probes import input_grams
-from plastic_runtime.measure.progress import Track, Weighted, untracked
+from plastic_runtime.measure.progress import Noted, Track, Weighted, untracked
 from plastic_runtime.sleep.sleep_dict import Parked, SleepDict
 from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
 from plastic_runtime.surgery.byte_count import ByteCount
@@ -53,6 +53,7 @@ __all__ = [
     "JacobianRank",
     "LossGrams",
     "LossRecord",
+    "Noted",
     "Parked",
     "PlasticityCallback",
     "PlasticityEvent",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Timer
 from typing import TypeVar
 
-from plastic_runtime import Weighted
+from plastic_runtime import Noted, Weighted
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -66,8 +68,9 @@ class ProgressBar:
     def __call__(self, items: Sequence[T], description: str) -> Iterator[T]:
         """Yield the items, and show how many are done once ``PATIENCE`` is over.
 
-        The bar and the time left go by the weights of items that are `Weighted`. An interruption
-        that was lost while an item was worked on is raised after it.
+        The bar and the time left go by the weights of items that are `Weighted`; what there is to
+        say of `Noted` ones stands beside them. An interruption that was lost while an item was
+        worked on is raised after it.
         """
         if not self.console.is_terminal:
             yield from between(items)
@@ -78,34 +81,51 @@ class ProgressBar:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[count]}/{task.fields[items]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             _TimeLeft(),
             console=self.console,
             transient=True,
+            redirect_stdout=False,
         )
-        task = bar.add_task(description, total=pace.left, count=0, items=len(items), pace=pace)
-        started = before = time.monotonic()
-        try:
+        task = bar.add_task(
+            description, total=pace.left, count=0, items=len(items), pace=pace, note=""
+        )
+        before = time.monotonic()
+        with _shown_later(bar):
             for count, (weight, item) in enumerate(zip(weights, between(items), strict=True), 1):
                 yield item
                 now = time.monotonic()
                 pace.advance(weight, now - before)
                 before = now
-                bar.update(task, advance=weight, count=count)
-                if not bar.live.is_started and now - started > PATIENCE:
-                    bar.start()
-        finally:
-            bar.stop()
+                note = items.note() if isinstance(items, Noted) else ""
+                bar.update(task, advance=weight, count=count, note=note)
+
+
+@contextmanager
+def _shown_later(bar: Progress) -> Iterator[None]:
+    """Show a bar once ``PATIENCE`` is over, in the middle of an item too, and remove it."""
+    starter = Timer(PATIENCE, bar.start)
+    starter.daemon = True
+    starter.start()
+    try:
+        yield
+    finally:
+        starter.cancel()
+        starter.join()
+        bar.stop()
 
 
 class _TimeLeft(ProgressColumn):
-    """The time that a `Pace` says is left; rich's own takes all items to be alike."""
+    """The time that a `Pace` says is left, or that the first item has taken so far.
+
+    The column that rich has takes all items to be alike, and forgets what took over half a minute.
+    """
 
     max_refresh = 0.5
 
     def render(self, task: Task) -> Text:
         left = task.fields["pace"].seconds_left
-        if left is None:
-            return Text("-:--:--", style="progress.remaining")
-        minutes, seconds = divmod(round(left), 60)
+        what, shown = ("so far", task.elapsed or 0.0) if left is None else ("left", left)
+        minutes, seconds = divmod(round(shown), 60)
         hours, minutes = divmod(minutes, 60)
-        return Text(f"{hours}:{minutes:02}:{seconds:02}", style="progress.remaining")
+        return Text(f"{hours}:{minutes:02}:{seconds:02} {what}", style="progress.remaining")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
 from collections.abc import Sequence
 
@@ -25,14 +24,13 @@ from plastic_export.cli.commands.restore import restore_command
 from plastic_export.cli.commands.train import train_command
 from plastic_export.cli.commands.verify import verify_command
 from plastic_export.cli.console import escape_what_cannot_be_encoded, printed_warnings
+from plastic_export.cli.wording import in_words_of
 from plastic_export.evaluation.output_check import FailedCheckError
-from plastic_export.folder.shards import WIDER_TYPE
 from plastic_export.model.library import model_failure
 from plastic_export.process.interruption import interruptible, is_interrupted
 from plastic_export.process.worker import WorkerError
 
 DEFECT, BAD_INPUT, IO_ERROR, BUSY, INTERRUPTED = 1, 2, 3, 4, 5
-CHOOSE_WIDER = re.compile(r"Choose a wider `dtype`[^.]*\.")  # for which there is no option
 PIPE_CLOSED = "the reader of the output was gone before all of it was written (EPIPE)"
 
 EXPECTED = (
@@ -47,23 +45,22 @@ EXPECTED = (
 )
 
 
-ARGUMENTS = {
-    "max_bytes": "--max-size",
-    "length": "--window",
-    "limit": "--windows",
-}
-"""Options whose argument in the library has another name."""
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="plastic-export")
-def plastic_command(debug: bool) -> None:
+@click.pass_context
+def plastic_command(context: click.Context, debug: bool) -> None:
     """Compress checkpoints to a size in bytes, heal them, train with ranks that adapt.
 
     Bits and ranks are chosen by what the loss would pay; what a compression by rank leaves out
     sleeps beside it and wakes again. Everything runs in stock mlx-lm.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for _command in (
@@ -110,8 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
             if "--debug" in words[:1] or not _is_expected(error):
                 raise
             code = _report(error, words)
-        except SystemExit:  # the way in which click and rich end where the reader of a pipe is gone
-            code = _report(OSError(PIPE_CLOSED), words)
+        except SystemExit as ended:  # without 0, the reader of a pipe was gone; with it, click
+            code = _report(OSError(PIPE_CLOSED), words) if ended.code else 0  # has completed words
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -128,8 +125,11 @@ def _is_interruption(error: BaseException) -> bool:
 
 def _report(error: BaseException, words: Sequence[str]) -> int:
     message = _message(error)
-    if not isinstance(error, FormatError):  # which is about the content of a file
-        message = _with_options(message, words)
+    command = next(
+        (plastic_command.commands[w] for w in words if w in plastic_command.commands), None
+    )
+    if command and not isinstance(error, FormatError):  # which is about the content of a file
+        message = in_words_of(command, words, message)
     for line in message.splitlines():
         click.echo(f"error: {line}", err=True)
     if _is_interruption(error):
@@ -139,21 +139,6 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
     if isinstance(error, BusyError):
         return BUSY
     return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
-
-
-def _with_options(message: str, words: Sequence[str]) -> str:
-    """Call what the library names as an argument by the option of the command that sets it."""
-    command = next(
-        (plastic_command.commands[w] for w in words if w in plastic_command.commands), None
-    )
-    options = {p.name: p.opts[0] for p in command.params if p.opts[0][:1] == "-"} if command else {}
-    known = {**ARGUMENTS, **options}
-
-    def named(match: re.Match[str]) -> str:
-        return known.get(match[1]) or match[0]
-
-    said = CHOOSE_WIDER.sub(f"{WIDER_TYPE[0].upper()}{WIDER_TYPE[1:]}.", message)
-    return re.sub(r"`(\w+)`", named, said) if command else said
 
 
 def _message(error: BaseException) -> str:

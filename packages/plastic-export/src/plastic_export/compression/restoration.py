@@ -101,7 +101,7 @@ def _restore_parked(
     stored_anew = {n: p for n, p in contents.parts.items() if p.present}
     specs = _specs(manifest, stored_anew)
     with StoredMatrices(folder) as stored, OutputFolder(dest, source=folder) as target:
-        with open_place("model", target, specs) as shards:
+        with open_place("model", target, specs, framework="pt") as shards:
             for spec in track(specs, "waking"):
                 if spec.name in stored_anew:
                     weight = stored.terms(stored_anew[spec.name], asleep=True).summed()
@@ -122,7 +122,7 @@ def _restore_parked(
 def _restore_exactly(folder: Path, dest: Path, track: Track) -> Restored:
     """Write every tensor of the source, each compared with its digest."""
     with Exact(folder) as source, OutputFolder(dest, source=folder) as target:
-        with open_place("model", target, source.specs()) as shards:
+        with open_place("model", target, source.specs(), framework="pt") as shards:
             for name in track(list(source.kept), "restoring"):
                 shards.write(name, source.raw(name))
         with AtomicFile(target / "config.json") as config:

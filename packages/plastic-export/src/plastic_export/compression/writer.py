@@ -236,10 +236,13 @@ def write_tensors(
         side by side as there are cores.
     """
     layout = recipe.layout
+    framework = layout.contents.format.framework
     errors = dict.fromkeys(layout.contents.matrices, Errors())
     with ExitStack() as stack:
         files: dict[Place, Shards] = {
-            place: stack.enter_context(open_place(place, folder, specs, keep=True))
+            place: stack.enter_context(
+                open_place(place, folder, specs, framework=framework, keep=True)
+            )
             for place, specs in layout.files.items()
         }
         steps = Steps(journal, *files.values())

@@ -174,12 +174,12 @@ class Evaluation:
 
     @property
     def nll_interval(self) -> Interval | None:
-        """95 % confidence interval of ``nll``, None if there is only one window."""
-        return interval_within(self.nll, self.nll_error, self._draws)
+        """95 % confidence interval of ``nll``, cut off at 0; None if there is only one window."""
+        return interval_within(self.nll, self.nll_error, self._draws, least=0)
 
     @property
     def perplexity_interval(self) -> Interval | None:
-        """95 % confidence interval of ``perplexity``: the exponentials of that of ``nll``."""
+        """95 % confidence interval of ``perplexity``, at least 1: ``exp`` of that of ``nll``."""
         limits = self.nll_interval
         return None if limits is None else (exp_or_inf(limits[0]), exp_or_inf(limits[1]))
 

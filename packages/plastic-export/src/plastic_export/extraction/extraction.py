@@ -15,7 +15,7 @@ from plastic_core.files import MLX_DTYPES, FormatError, export_safetensors, writ
 from plastic_runtime import Track, untracked
 
 from plastic_export.adapters.adapter import Adapter, LoraPair
-from plastic_export.adapters.base_name import BaseName, base_name
+from plastic_export.adapters.base_name import BaseName, name_of_base
 from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.adapters.writing import adapter_files
 from plastic_export.calibration.text import Calibration
@@ -160,7 +160,7 @@ def extract(
         _check_differ(pair, changes, rest)
         ranks = share.ranks(changes)
         made = _stored(pair, survey, ranks, seed, track)
-        named = base_name(before)
+        named = name_of_base(before)
         forms = _written(folder, made, ranks, changes, named)
         if rest.tensors:
             export_safetensors(folder / BESIDE, rest.tensors, metadata={"format": "mlx"})

@@ -70,9 +70,10 @@ class AdapterFormat(PlanFormat):
         write_json(folder / FOLDER / CONFIG, config)
 
     def how_to_run(self, out: Path, offers: Iterable[Offer]) -> list[str]:
-        """Say to run it with ``--adapter-path``, if there is an adapter, and warn."""
+        """Say to run it with ``--adapter-path``, or that there is no adapter, and warn."""
         if not any(offer.rank for offer in offers):
-            return super().how_to_run(out, offers)
+            none = "no adapter  no correction is worth its bytes at this size: run it without one"
+            return [none, *super().how_to_run(out, offers)]
         words = ["mlx_lm.generate", "--model", str(out), "--adapter-path", str(out / FOLDER)]
         return [
             f"run it     {shlex.join(words)} --prompt ...",

@@ -21,6 +21,7 @@ class DenseFormat(RankFormat):
     """Weights of lower rank where the weights were, as large as before."""
 
     name = "dense"
+    framework = "pt"
     about = "the product of the factors, loads everywhere and saves no bytes"
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:

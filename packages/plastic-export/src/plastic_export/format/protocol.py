@@ -13,6 +13,7 @@ from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams
 
 from plastic_export.folder.header_bytes import entry_bytes
+from plastic_export.folder.places import Framework
 from plastic_export.format.errors import Errors
 from plastic_export.format.parts import Parts, Pieces, whole_specs
 from plastic_export.plan.choices import Choices
@@ -41,6 +42,7 @@ class Format:
         linears_only: Whether it holds nothing but ``nn.Linear`` layers of mlx-lm's model.
         about: What the help of the command says of it, in one line.
         beside: Paths in the output, other than those that outputs of every format have.
+        framework: Whose layout the model's tensors have, for the headers of its files.
 
     Examples:
         >>> from plastic_export.format import FORMATS
@@ -57,6 +59,7 @@ class Format:
     linears_only = False
     about: str
     beside: tuple[str, ...] = ()
+    framework: Framework = "mlx"
 
     @property
     def packs_factors(self) -> bool:

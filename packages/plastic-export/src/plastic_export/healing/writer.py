@@ -27,7 +27,7 @@ from plastic_export.folder.manifest import (
     source_record,
     write_manifest,
 )
-from plastic_export.folder.places import METADATA, open_place
+from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import Shards
 from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents
@@ -85,7 +85,7 @@ def write_healed(
         folder: Existing folder.
         track: Wraps the loops.
     """
-    metadata = read_header(checkpoint.weight_files[0]).metadata or METADATA
+    metadata = read_header(checkpoint.weight_files[0]).metadata
     specs = _specs(checkpoint.tensors.values())
     with Shards(folder, specs, metadata) as model:
         for name in track(list(checkpoint.tensors), "writing"):

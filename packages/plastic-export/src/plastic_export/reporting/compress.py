@@ -14,7 +14,7 @@ from plastic_export.compression.writer import Compressed, widths_of
 from plastic_export.plan.offers import BitsPlan
 from plastic_export.reporting.output_check import check_line
 from plastic_export.reporting.plan import budget_record
-from plastic_export.reporting.tables import Presented, figures
+from plastic_export.reporting.tables import Name, Presented, figures
 
 
 def present_by_rank(result: Compressed[Plan]) -> Presented:
@@ -48,7 +48,7 @@ def _rank_lines(result: Compressed[Plan]) -> list[Table | str]:
     table = figures("matrix", *numbers)
     for r in result.matrices:
         table.add_row(
-            r.name.removesuffix(".weight"),
+            Name(r.name.removesuffix(".weight")),
             "{} x {}".format(*r.shape),
             "dense" if r.is_unchanged else str(r.rank),
             str(r.parked),
@@ -86,18 +86,18 @@ def _plan_record(result: Compressed[BitsPlan]) -> dict[str, Any]:
 
 
 def _plan_lines(result: Compressed[BitsPlan]) -> list[Table | str]:
-    numbers = ("shape", "bits", "group", "rank", "bytes", "of source", "predicted KL", "rel. error")
+    numbers = ("shape", "bits", "group", "rank", "bytes", "of source", "KL, mnat", "rel. error")
     table = figures("matrix", *numbers)
     for r in result.matrices:
         table.add_row(
-            r.name.removesuffix(".weight"),
+            Name(r.name.removesuffix(".weight")),
             (f"{r.experts} x " if r.experts else "") + "{} x {}".format(*r.shape),
             "-" if r.bits is None else str(r.bits),
             str(r.group_size or "-"),
             f"{r.rank} ({r.factor_bits} bits)" if r.rank else "-",
             format_bytes(r.stored_bytes),
             f"{r.stored_bytes / r.source_bytes:.1%}",
-            f"{1e3 * r.predicted_kl:.4f} mnat",
+            f"{1e3 * r.predicted_kl:.4f}",
             f"{r.relative_error:.4f}",
         )
     plan = result.plan

@@ -8,7 +8,7 @@ from plastic_runtime import format_bytes
 from rich.table import Table
 
 from plastic_export.compression.summary import Spectrum, Summary
-from plastic_export.reporting.tables import Presented, figures
+from plastic_export.reporting.tables import Name, Presented, figures
 
 
 def present_summary(summary: Summary) -> Presented:
@@ -29,7 +29,7 @@ def _matrices(summary: Summary) -> Table:
     for group in summary.groups:
         shape = "{} x {}".format(*group.shape)
         size = format_bytes(group.nbytes)
-        table.add_row(group.name, str(group.count), shape, size, str(group.break_even))
+        table.add_row(Name(group.name), str(group.count), shape, size, str(group.break_even))
     return table
 
 
@@ -37,5 +37,5 @@ def _ranks(spectra: dict[str, Spectrum]) -> Table:
     table = figures("matrix", "stable", "effective", "90 % energy", "99 % energy", "threshold")
     for name, x in spectra.items():
         ranks = (str(rank) for rank in (x.energy_90, x.energy_99, x.threshold))
-        table.add_row(name, f"{x.stable:.1f}", f"{x.effective:.1f}", *ranks)
+        table.add_row(Name(name), f"{x.stable:.1f}", f"{x.effective:.1f}", *ranks)
     return table

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from plastic_export.reporting.report import run_table
-from plastic_export.reporting.run_report import facts
+from plastic_export.reporting.pages.run_facts import run_record, run_table
 from plastic_export.reporting.tables import Presented, figures
 from plastic_export.training.run import TrainedRun
 
@@ -30,7 +29,7 @@ def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     dial = {"dial": [point._asdict() for point in result.dial]} if result.dial else {}
     state = {"state_step": result.written.step, "state_loss": result.written.loss}
     record = files | {f"{name}_bytes": nbytes for name, nbytes in sizes.items()}
-    return Presented(record | state | dial | facts(result.history), lines)
+    return Presented(record | state | dial | run_record(result.history), lines)
 
 
 def _dial(result: TrainedRun) -> list[Table | str]:

@@ -21,7 +21,6 @@ from plastic_export.checkpoint.packing import Packing, unpacked, without_quantiz
 from plastic_export.checkpoint.reader import CONFIG, Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path, stored_parts
 from plastic_export.folder.output import OutputFolder
-from plastic_export.folder.places import METADATA
 from plastic_export.folder.shards import Shards, as_float32, as_stored
 from plastic_export.reshaping.adding import added
 
@@ -97,7 +96,7 @@ def merge_into(
         adapter = added(sources, weights, checkpoint)
         _check_plain(checkpoint, adapter)
         work = _Merging(checkpoint, adapter, dequantize)
-        with Shards(folder, work.specs, METADATA) as shards:
+        with Shards(folder, work.specs, {"format": "mlx"}) as shards:
             for name in track(work.names, "merging"):
                 for written, data in work.tensors(name):
                     shards.write(written, data)

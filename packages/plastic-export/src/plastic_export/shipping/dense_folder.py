@@ -14,7 +14,6 @@ from plastic_core.files import FormatError, TensorSpec, files_under, write_json
 from plastic_export.checkpoint.reader import QUANTIZATION, Checkpoint
 from plastic_export.checkpoint.tensors import FLOATS, module_path
 from plastic_export.folder.output import OutputFolder
-from plastic_export.folder.places import METADATA
 from plastic_export.folder.shards import Shards, as_stored
 from plastic_export.merging.dense_layers import Values
 from plastic_export.merging.dense_model import DenseModel, DenseTensor
@@ -59,7 +58,7 @@ def export_dense(request: ExportRequest) -> Exported:
             that what it holds is not what transformers knows.
         ValueError, OSError: See `export_mlx`.
     """
-    return _export_folder(request, "dense", METADATA)
+    return _export_folder(request, "dense", {"format": "pt"})
 
 
 def _export_folder(request: ExportRequest, target: str, metadata: Mapping[str, str]) -> Exported:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ def read_training_data(
         (True, True)
     """
     if not folder.is_dir():
-        raise FormatError.about(folder, "there is no such folder", "name one with train.jsonl")
+        raise FormatError.about(folder, "there is no such folder", _remedy(folder))
     least = {"train": batch, "valid": 1}
     read = {
         kind: _read(
@@ -75,6 +77,15 @@ def read_training_data(
         longest=max(max(own) for own in lengths.values()),
         digests={kind: sha256_file(folder / name) for kind, name in NAMES.items()},
     )
+
+
+def _remedy(folder: Path) -> str:
+    """Say what to name instead; what looks like a data set of the Hub is fetched first."""
+    remedy = f"name one with {' and '.join(NAMES.values())}"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        return remedy
+    fetch = ("hf", "download", "--repo-type", "dataset", str(folder), "--local-dir", "DIR")
+    return f"{remedy}; a data set of the Hub is fetched first: {shlex.join(fetch)}"
 
 
 def _read(

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,13 +28,16 @@ from plastic_runtime import (
     ByteCount,
     EventLog,
     Generations,
+    Noted,
     PlasticityCallback,
     PlasticityManager,
     ResumableBatches,
+    Track,
     append_loss,
     find_rank_layers,
     format_bytes,
     read_losses,
+    untracked,
 )
 
 from plastic_export.adapters.adapter import Adapter
@@ -125,6 +128,7 @@ def train(
     start: str | os.PathLike[str] | None = None,
     memory: int | None = None,
     say: Say = lambda line: None,
+    track: Track = untracked,
 ) -> TrainedRun:
     """Fine-tune a checkpoint with a plastic part beside its frozen projections.
 
@@ -148,6 +152,7 @@ def train(
             and of it.
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Takes one line about what it will take and one per validation.
+        track: Wraps the steps, which are `Noted`: the newest training loss and tokens per second.
 
     Returns:
         Where things are and what happened.
@@ -209,7 +214,7 @@ def train(
             max_bytes=training.max_bytes,
         )
         with claimed(out, run), _quiet():
-            course = _Run(out, model, rows, training, count, run.identity, say)
+            course = _Run(out, model, rows, training, count, run.identity, say, track)
             resumed, written = course.go(), course.finish()
             dial = course.turn_down(other.tokens)
             _check_size(count(_ranks(layers)), training)
@@ -256,11 +261,13 @@ class _Run:
         count: ByteCount,
         identity: Mapping[str, Any],
         say: Say,
+        track: Track,
     ) -> None:
         from mlx_lm.tuner import trainer
 
         self.trainer = trainer
         self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
+        self.track = track
         self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
         self.optimizer = training.build_optimizer()
         probed = min(max(PROBE, training.batch), len(rows.train))
@@ -283,6 +290,7 @@ class _Run:
         self.best, self.count = BestState(out, identity), count
         self.start = 0
         self.train_loss: float | None = None
+        self.tokens_per_second = 0.0
 
     def go(self) -> int | None:
         """Train from the newest state to the end; return the step of that state."""
@@ -342,18 +350,30 @@ class _Run:
                 grad_accumulation_steps=self.training.accumulate,
                 adapter_file=str(Path(folder, "unused.safetensors")),
             )
-            self.trainer.train(
-                self.model,
-                self.optimizer,
-                self.rows.train,
-                args=arguments,
-                iterate_batches=partial(self._batches, evaluated=evaluated),
-                training_callback=self,
-            )
+            with contextlib.closing(self._steps(steps)) as numbers:
+                self.trainer.train(
+                    self.model,
+                    self.optimizer,
+                    self.rows.train,
+                    args=arguments,
+                    iterate_batches=partial(self._batches, numbers, evaluated=evaluated),
+                    training_callback=self,
+                )
 
-    def _batches(self, *args: Any, evaluated: bool, **kwargs: Any) -> Iterator[Any]:
+    def _steps(self, count: int) -> Generator[int, None, None]:
+        """Yield the numbers of the steps to come, and show how far they are."""
+        yield from self.track(Noted(range(self.start, self.start + count), self._note), "training")
+
+    def _note(self) -> str:
+        if self.train_loss is None:
+            return ""
+        return f"loss {self.train_loss:.4f}, {self.tokens_per_second:.0f} tokens/s"
+
+    def _batches(
+        self, steps: Iterator[int], *args: Any, evaluated: bool, **kwargs: Any
+    ) -> Iterator[Any]:
         """Yield the training's batches, with all that has to happen between two steps."""
-        for step, batch in enumerate(self._order(*args, **kwargs), start=self.start):
+        for step, batch in zip(steps, self._order(*args, **kwargs), strict=False):
             if step % self.training.interval == 0 and not (evaluated and step == self.start):
                 self._evaluate(step)
             if self._is_over():
@@ -397,6 +417,7 @@ class _Run:
         """Put the training loss on record; a hook of mlx-lm."""
         step = self.start + int(info["iteration"])
         self.train_loss = float(info["train_loss"])
+        self.tokens_per_second = float(info["tokens_per_second"])
         _check_finite("training", self.train_loss, step)
         append_loss(self.out / LOSSES, step, "train", self.train_loss)
 
@@ -483,14 +504,14 @@ def _check_ceiling(
     each, awake = count(dict.fromkeys(layers, 1)), count(_ranks(layers))
     if ceiling < each:
         raise ValueError(
-            f"`max_bytes` must be at least {each}, one component for each of the {len(layers)} "
-            f"layers, got {ceiling}; raise it, or adapt fewer layers."
+            f"`max_bytes` must be at least {each} bytes, one component for each of the "
+            f"{len(layers)} layers, got {ceiling} bytes; raise it, or adapt fewer layers."
         )
     full = all(layer.rank == layer.max_rank for layer in layers.values())
     if training.by_budget and awake <= ceiling and not full:
         raise ValueError(
             f"`max_bytes` must be below the {awake} bytes that a run which follows the budget "
-            f"begins with, got {ceiling}; give a higher `rank`, or follow the loss."
+            f"begins with, got {ceiling} bytes; give a higher `rank`, or follow the loss."
         )
     if awake > ceiling and not training.by_budget:
         raise ValueError(
@@ -503,9 +524,9 @@ def _check_size(nbytes: int, training: TrainingOptions) -> None:
     """Refuse to write what is larger than was asked for."""
     if training.max_bytes is not None and nbytes > training.max_bytes:
         raise DivergedError(
-            f"the adapters would take {nbytes} bytes, above the {training.max_bytes} asked for: "
-            "no validation since the cut was due found a finite gradient to price components by; "
-            "begin again with a lower learning rate or other data"
+            f"the adapters would take {nbytes} bytes, above the {training.max_bytes} bytes of "
+            "`max_bytes`: no validation since the cut was due found a finite gradient to price "
+            "components by; begin again with a lower learning rate or other data"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -25,10 +25,27 @@ class Weighted(list[T]):
         self.weights = list(weights)
 
 
+class Noted(list[T]):
+    """Items of a loop, with what there is to say of it while they are worked on.
+
+    Args:
+        items: The items.
+        note: Returns a few words about the present state, such as a loss.
+
+    Examples:
+        >>> Noted(range(2), lambda: "loss 2.31").note()
+        'loss 2.31'
+    """
+
+    def __init__(self, items: Iterable[T], note: Callable[[], str]) -> None:
+        super().__init__(items)
+        self.note = note
+
+
 class Track(Protocol):
     """``track(items, description)`` yields the items and may show how far it is.
 
-    Items that take unlike time are `Weighted`.
+    Items that take unlike time are `Weighted`; items that something may be said about are `Noted`.
 
     Examples:
         >>> def announced(items, description):

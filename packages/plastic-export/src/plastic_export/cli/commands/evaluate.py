@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -187,10 +188,12 @@ def _check_choice(texts: tuple[Path, ...], tasks: tuple[str, ...]) -> None:
 
 
 def _together(parts: list[Presented]) -> Presented:
-    """Join what was found on texts and in tasks, one list and one page."""
-    records = [record for part in parts for record in part.record]
+    """Join what was found on texts and in tasks, one object and one page."""
+    record: dict[str, Any] = {"evaluations": [], "scores": []}
+    for part in parts:
+        record |= part.record
     lines = [line for part in parts for line in ("", *part.lines)]
-    return Presented(records, lines[1:])
+    return Presented(record, lines[1:])
 
 
 def _check_plot(plot: Path, reference: str | None) -> None:

@@ -8,8 +8,8 @@ import click
 
 from plastic_export.cli.console import Output
 from plastic_export.cli.options import FOLDER, TEXT, json_option
-from plastic_export.reporting.report import present_report
-from plastic_export.reporting.run_report import report
+from plastic_export.reporting.pages.report import present_report
+from plastic_export.reporting.pages.run_page import report
 
 
 @click.command("report", short_help="Draw a training run.")

@@ -117,5 +117,6 @@ def train_command(
         start=start,
         memory=memory,
         say=output.say,
+        track=output.track,
     )
     output.show(present_trained(result, src, out))

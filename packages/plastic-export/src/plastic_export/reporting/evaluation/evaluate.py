@@ -14,7 +14,7 @@ from plastic_export.evaluation.distribution import needed_tokens
 from plastic_export.evaluation.estimates import Evaluation
 from plastic_export.evaluation.intervals import Interval
 from plastic_export.reporting.evaluation.full_evaluation import full_lines
-from plastic_export.reporting.tables import Presented, figures
+from plastic_export.reporting.tables import Name, Presented, figures
 
 MEASURES = ("nll", "perplexity", "kl", "top1")
 
@@ -26,11 +26,12 @@ def present_evaluations(results: Sequence[Evaluation], *, full: bool = False) ->
         results: What was measured.
         full: Whether every figure of every row follows, a block of lines each.
     """
-    return Presented([_record(r) for r in results], _lines(results, full=full))
+    record = {"evaluations": [_record(r) for r in results]}
+    return Presented(record, _lines(results, full=full))
 
 
 def _record(r: Evaluation) -> dict[str, Any]:
-    """Return one result of ``plastic evaluate`` as JSON; all of them are a list of these.
+    """Return one result of ``plastic evaluate`` as JSON; ``evaluations`` lists them.
 
     ``checkpoint`` and ``text``; the numbers ``windows`` and ``tokens``; for each of ``nll``,
     ``perplexity``, ``kl`` and ``top1`` its value, its standard error ``..._error`` and its 95 %
@@ -90,7 +91,7 @@ def _table(results: Sequence[Evaluation]) -> Table:
                 *([_with_interval(_farthest(r), None, ".1f", unit=1e-3)] if far else []),
                 _with_interval(r.top1, None, ".2%"),
             ]
-        named = [*([escape(r.text)] if several else []), escape(r.checkpoint)]
+        named = [*([Name(r.text)] if several else []), Name(r.checkpoint)]
         table.add_row(*named, *cells)
     return table
 
@@ -158,7 +159,7 @@ def _differences(results: Sequence[Evaluation]) -> list[Table | str]:
     table = figures("text", "checkpoint", against, "verdict", text=2)
     for r, d in compared:
         difference = _with_interval(d.mean, d.interval, "+.3f", unit=1e-3)
-        table.add_row(escape(r.text), escape(r.checkpoint), difference, d.verdict)
+        table.add_row(Name(r.text), Name(r.checkpoint), difference, d.verdict)
     return ["", table]
 
 

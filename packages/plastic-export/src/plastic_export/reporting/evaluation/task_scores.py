@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from plastic_export.reporting.tables import Presented, figures
+from plastic_export.reporting.tables import Name, Presented, figures
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 
 _NAMED = 4  # tasks that a line names
@@ -19,10 +19,10 @@ def present_scores(scores: Sequence[TaskScore]) -> Presented:
     """Show one row per task, measure and checkpoint.
 
     Args:
-        scores: What was found. As JSON it is a list of the fields of `TaskScore`; what is not
-            known is null.
+        scores: What was found. As JSON it is ``scores``, a list of the fields of `TaskScore`;
+            what is not known is null.
     """
-    return Presented([asdict(s) for s in scores], [*_lines(scores)])
+    return Presented({"scores": [asdict(s) for s in scores]}, [*_lines(scores)])
 
 
 def _lines(scores: Sequence[TaskScore]) -> Iterator[Table | str]:
@@ -42,7 +42,7 @@ def _table(scores: Sequence[TaskScore]) -> Table:
         cells = [_items(s.settings), _with_error(s.value, s.error)]
         if compared:
             cells += _compared(s.difference)
-        table.add_row(escape(s.task), s.measure, escape(s.checkpoint), *cells)
+        table.add_row(Name(s.task), s.measure, Name(s.checkpoint), *cells)
     return table
 
 

@@ -127,8 +127,9 @@ def test_events_alone_are_a_run_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     record = json.loads(capsys.readouterr().out)
     names = ["report-ranks.png", "report-bytes.png"]
     assert record["pictures"] == [str(tmp_path / name) for name in names]
-    assert record["changes"] == "growths 1, shrinks 1, wakings 1"
-    assert record["total rank"] == "8 at first, 9 at last, 3 to 6 per layer"
+    assert [record[name] for name in ("growths", "shrinks", "wakings")] == [1, 1, 1]
+    assert (record["total_rank_first"], record["total_rank_last"]) == (8, 9)
+    assert (record["rank_least"], record["rank_most"]) == (3, 6)
 
 
 def test_the_page_is_whole_in_itself_and_runs_nothing(written: Report) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from plastic_core.files import AtomicFile, FormatError
 from plastic_runtime import format_bytes
 
+from plastic_export.reporting.pages.run_facts import facts
 from plastic_export.reporting.plots.drawing import check_drawing
 from plastic_export.reporting.plots.replacing import HTML_METADATA, check_replaceable
 from plastic_export.reporting.plots.run_plots import (
@@ -20,7 +21,7 @@ from plastic_export.reporting.plots.run_plots import (
     rank_figure,
     rendered,
 )
-from plastic_export.training.history import CHANGES, History, read_history
+from plastic_export.training.history import History, read_history
 
 PAGE = "report.html"
 MOST_EVENTS = 2000  # rows of the table; the log has all
@@ -164,30 +165,6 @@ def html(history: History, pictures: dict[str, bytes]) -> str:
     parts.append(f"{layers}</details><h2>Changes</h2>")
     parts.append(_changes(history))
     return "".join([*parts, "</body></html>\n"])
-
-
-def facts(history: History) -> dict[str, str]:
-    """Return the run in a few words and numbers, in the order in which to print them."""
-    told = {f"{history.unit}s": f"{history.steps:,}"}
-    if history.valid:
-        first, last = history.valid[0][1], history.valid[-1][1]
-        step, best = min(history.valid, key=lambda point: point[1])
-        told["validation loss"] = f"{first:.4f} at first, {last:.4f} at last"
-        told["lowest"] = f"{best:.4f} after step {step:,}"
-    if history.layers:
-        total = [sum(getattr(layer, end) for layer in history.layers) for end in ("first", "last")]
-        ranks = [layer.last for layer in history.layers]
-        spread = f"{min(ranks)} to {max(ranks)} per layer"
-        told["total rank"] = f"{total[0]:,} at first, {total[1]:,} at last, {spread}"
-    if history.awake:
-        awake, asleep = (round(series[-1][1]) for series in (history.awake, history.asleep))
-        told["awake"] = f"{format_bytes(awake)} ({awake:,} bytes)"
-        told["asleep"] = f"{format_bytes(asleep)} ({asleep:,} bytes)"
-    if history.max_bytes is not None:
-        told["ceiling"] = f"{format_bytes(history.max_bytes)} ({history.max_bytes:,} bytes)"
-    counts = [sum(e.action == action for _, e in history.events) for action in CHANGES]
-    told["changes"] = "growths {}, shrinks {}, wakings {}".format(*counts)
-    return told
 
 
 def _facts(history: History) -> str:

@@ -1,0 +1,7 @@
+"""``python -m plastic_export``: the ``plastic`` command."""
+
+from __future__ import annotations
+
+from plastic_command import start
+
+start()

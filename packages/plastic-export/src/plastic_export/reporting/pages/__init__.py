@@ -1,0 +1,1 @@
+"""The pages of ``plastic report``, about training runs and about compressions."""

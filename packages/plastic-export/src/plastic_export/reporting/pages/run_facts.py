@@ -1,0 +1,73 @@
+"""A training run in a few facts: words for people, numbers for machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plastic_runtime import format_bytes
+from rich.table import Table
+
+from plastic_export.reporting.tables import figures
+from plastic_export.training.history import CHANGES, History
+
+
+def run_table(history: History) -> Table:
+    """Return the facts of a run as a table."""
+    table = figures("run", history.name, text=2)
+    for name, value in facts(history).items():
+        table.add_row(name, value)
+    return table
+
+
+def facts(history: History) -> dict[str, str]:
+    """Return the run in a few words and numbers, in the order in which to print them."""
+    told = {f"{history.unit}s": f"{history.steps:,}"}
+    if history.valid:
+        first, last = history.valid[0][1], history.valid[-1][1]
+        step, best = min(history.valid, key=lambda point: point[1])
+        told["validation loss"] = f"{first:.4f} at first, {last:.4f} at last"
+        told["lowest"] = f"{best:.4f} after step {step:,}"
+    if history.layers:
+        total = [sum(getattr(layer, end) for layer in history.layers) for end in ("first", "last")]
+        ranks = [layer.last for layer in history.layers]
+        spread = f"{min(ranks)} to {max(ranks)} per layer"
+        told["total rank"] = f"{total[0]:,} at first, {total[1]:,} at last, {spread}"
+    if history.awake:
+        awake, asleep = (round(series[-1][1]) for series in (history.awake, history.asleep))
+        told["awake"] = f"{format_bytes(awake)} ({awake:,} bytes)"
+        told["asleep"] = f"{format_bytes(asleep)} ({asleep:,} bytes)"
+    if history.max_bytes is not None:
+        told["ceiling"] = f"{format_bytes(history.max_bytes)} ({history.max_bytes:,} bytes)"
+    counts = [sum(e.action == action for _, e in history.events) for action in CHANGES]
+    told["changes"] = "growths {}, shrinks {}, wakings {}".format(*counts)
+    return told
+
+
+def run_record(history: History) -> dict[str, Any]:
+    """Return the same as numbers, for JSON; what the logs do not tell is null.
+
+    ``unit`` is what ``steps`` counts, "training step" or "validation". Losses are in nats per
+    token, ranks those of single layers but for the two sums, bytes those of all factors.
+    """
+    valid = [loss for _, loss in history.valid]
+    first, last = ([getattr(layer, end) for layer in history.layers] for end in ("first", "last"))
+    actions = [e.action for _, e in history.events]
+    return {
+        "unit": history.unit,
+        "steps": history.steps,
+        "valid_loss_first": valid[0] if valid else None,
+        "valid_loss_last": valid[-1] if valid else None,
+        "valid_loss_lowest": min(valid, default=None),
+        "step_of_lowest": history.valid[valid.index(min(valid))][0] if valid else None,
+        "layers": len(history.layers),
+        "total_rank_first": sum(first) if first else None,
+        "total_rank_last": sum(last) if last else None,
+        "rank_least": min(last, default=None),
+        "rank_most": max(last, default=None),
+        "bytes_awake": round(history.awake[-1][1]) if history.awake else None,
+        "bytes_asleep": round(history.asleep[-1][1]) if history.asleep else None,
+        "max_bytes": history.max_bytes,
+        "growths": actions.count("grow"),
+        "shrinks": actions.count("shrink"),
+        "wakings": actions.count("wake"),
+    }
