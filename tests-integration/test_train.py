@@ -778,6 +778,32 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
 
+def test_the_steps_are_tracked_with_the_loss_and_the_pace(tiny: Any, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    def track(items: Any, description: str) -> Any:
+        for item in items:
+            yield item
+            notes.append(f"{description} {item} {items.note()}")
+
+    train(tiny.base, tiny.data, tmp_path / "run", SHORT, track=track)
+    steps = [note.split()[1] for note in notes]
+    assert steps == [str(step) for step in range(SHORT.steps - 1)]  # the last one ends the loop
+    assert re.fullmatch(r"training 5 loss \d\.\d{4}, \d+ tokens/s", notes[5])
+
+
+def test_events_and_losses_count_the_same_steps(tiny: Any, tmp_path: Path) -> None:
+    training = replace(SHORT, max_bytes=20_000, rank=None)
+    train(tiny.base, tiny.data, tmp_path / "run", training)
+    events, losses = (
+        [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for name in ("events.jsonl", "losses.jsonl")
+    )
+    assert {e["step"] for e in events} == {4}
+    assert {e["validation"] for e in events} == {2}
+    assert 4 in {loss["step"] for loss in losses if loss["kind"] == "valid"}
+
+
 def test_the_command_prints_what_came_of_it(tiny: Any, tmp_path: Path, run: Run) -> None:
     words = ["--data", tiny.data, "--out", tmp_path / "run", "--steps", 4, "--batch", 2]
     code, out, err = run("train", tiny.base, *words, "--window", 32, "--rank", 2)

@@ -391,6 +391,13 @@ def test_the_command_takes_one_checkpoint_without_a_reference(
     }
 
 
+def test_no_perplexity_is_below_one() -> None:
+    result = Evaluation("t", 2, 100, nll=1.9, nll_error=2.0, perplexity=6.7, perplexity_error=13.4)
+    assert result.nll_interval is not None
+    assert result.perplexity_interval is not None
+    assert (result.nll_interval[0], result.perplexity_interval[0]) == (0.0, 1.0)
+
+
 def test_a_saved_reference_is_worth_the_checkpoint(
     make_model: MakeModel, text: Path, tmp_path: Path
 ) -> None:

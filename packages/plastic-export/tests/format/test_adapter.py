@@ -170,7 +170,10 @@ def test_without_a_correction_there_is_no_adapter(
     result = execute_plan(checkpoint_folder, out, file)
     assert result.adapter_bytes == 0
     assert not (out / "adapters").exists()
-    assert "--adapter-path" not in printed(present_by_plan(result).lines)
+    said = printed(present_by_plan(result).lines)
+    assert "no adapter  no correction is worth its bytes at this size" in said
+    assert f"run it     mlx_lm.generate --model {out} --prompt" in said
+    assert "--adapter-path" not in said
     np.testing.assert_array_equal(logits(load_model(out)), logits(stock_load(out)[0]))
 
 

@@ -18,9 +18,9 @@ class Recorder(PlasticityManager):
         super().__init__(nn.Sequential(layer))  # type: ignore[no-untyped-call]
         self.losses: list[float] = []
 
-    def step(self, val_loss: float | mx.array) -> Any:
+    def step(self, val_loss: float | mx.array, **told: Any) -> Any:
         self.losses.append(float(val_loss))
-        return super().step(val_loss)
+        return super().step(val_loss, **told)
 
 
 class Log:
@@ -85,6 +85,23 @@ def test_a_training_loss_that_is_not_finite_changes_nothing_and_is_on_record() -
     assert manager.losses == []
     (event,) = manager.events
     assert (event.action, event.why) == ("keep", "the training loss is nan: no change")
+
+
+def test_events_are_dated_by_training_steps_as_losses_are() -> None:
+    manager = Recorder()
+    callback = PlasticityCallback(manager, accumulation=2)
+    callback.on_val_loss_report(val(199, 2.5))
+    callback.on_train_loss_report(train(200))
+    callback.on_val_loss_report(val(400, float("nan")))
+    callback.on_train_loss_report(train(410, float("nan")))
+    assert [(e.step, e.validation) for e in manager.events] == [(400, 1), (410, 1)]
+
+
+def test_a_manager_that_knows_no_training_steps_counts_validations() -> None:
+    manager = Recorder()
+    for loss in (2.5, float("nan")):
+        manager.step(loss)
+    assert [(e.step, e.validation) for e in manager.events] == [(1, None)]
 
 
 def test_every_report_goes_on_to_the_wrapped_callback() -> None:

@@ -48,7 +48,7 @@ class History:
     Attributes:
         name: What the run is called.
         unit: What steps count: ``"training step"``, or ``"validation"`` where only events are
-            known, which count validation losses.
+            known and count validation losses.
         steps: The last step that any log speaks of.
         layers: Every layer that the run file names or an event changed, in the model's order.
         awake: Bytes awake over the steps, as the adapters take them.
@@ -118,8 +118,8 @@ def build_history(
 ) -> History:
     """Put events and losses on one axis of steps.
 
-    An event carries the number of validation losses that the manager had seen; the n-th finite
-    one in ``losses`` tells the training step.
+    An event whose step is the number of validation losses that the manager had seen stands at the
+    training step of the n-th finite one in ``losses``.
 
     Args:
         name: What the run is called.
@@ -132,13 +132,14 @@ def build_history(
         for kind in ("train", "valid")
     )
     when = [step for step, _ in valid]
-    placed = [(_training_step(when, e.step), e) for e in events]
+    placed = [(_placed(e, when), e) for e in events]
+    told = any(e.validation is not None for e in events)
     changes = tuple((step, e) for step, e in placed if e.action in CHANGES)
     start = {} if run is None else run.ranks
     awake, asleep = _bytes(changes, None if run is None else run.bytes_awake)
     return History(
         name=name,
-        unit="training step" if when else "validation",
+        unit="training step" if when or told else "validation",
         steps=max([r.step for r in losses] + [step for step, _ in placed], default=0),
         layers=_layers(changes, start),
         awake=awake,
@@ -168,11 +169,16 @@ def _losses(file: Path | None, *, required: bool) -> list[LossRecord]:
         raise FormatError(f"{error}; take a log of losses") from None
 
 
-def _training_step(when: Sequence[int], count: int) -> int:
-    """Return the step of the validation loss number ``count``, or the count if none is known."""
-    if not when:
-        return count
-    return 0 if count == 0 else when[min(count, len(when)) - 1]
+def _placed(event: PlasticityEvent, when: Sequence[int]) -> int:
+    """Return the training step of an event, or what it counts if none is known.
+
+    Args:
+        event: The event.
+        when: The training steps of all validation losses.
+    """
+    if event.validation is not None or not when:
+        return event.step
+    return 0 if event.step == 0 else when[min(event.step, len(when)) - 1]
 
 
 def _layers(

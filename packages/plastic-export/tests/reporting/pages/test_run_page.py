@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,13 @@ def test_events_stand_at_the_training_step_of_their_validation_loss(tmp_path: Pa
     ]
     assert history.awake == ((0, 900), (40, 2000), (40, 2000), (60, 3000))
     assert history.asleep[-1] == (60, 30)
+
+
+def test_events_that_know_their_training_step_stand_there(tmp_path: Path) -> None:
+    dated = [replace(e, step=e.step * EVERY, validation=e.step) for e in CHANGES]
+    history = read_history(write_run(tmp_path / "run", events=dated))
+    assert [step for step, _ in history.events] == [40, 40, 60]
+    assert history.unit == "training step"
 
 
 def test_ranks_are_those_of_the_run_file_until_an_event_changes_them(tmp_path: Path) -> None:

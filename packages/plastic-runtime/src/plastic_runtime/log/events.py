@@ -21,7 +21,8 @@ class PlasticityEvent:
 
     Attributes:
         time: Seconds since the Unix epoch.
-        step: Number of the manager's step that decided, counted from 0 or 1 by the manager.
+        step: Training step after which it was decided, as in the log of losses; where the manager
+            is not told of training steps, the number of validation losses that it had seen.
         layer: Path of the layer in the model.
         action: ``"grow"``, ``"shrink"``, ``"wake"`` or ``"keep"``.
         rank_before: Awake components before the change.
@@ -32,6 +33,8 @@ class PlasticityEvent:
         bytes_asleep: Bytes of the factors asleep in the whole model, after the change.
         loss_before: Moving loss at the decision; None before the first one is known.
         loss_after: Moving loss once the change has been judged; None until then.
+        validation: Number of validation losses that the manager had seen; None where that is
+            ``step``.
 
     Examples:
         >>> event = PlasticityEvent(
@@ -54,6 +57,7 @@ class PlasticityEvent:
     bytes_asleep: int
     loss_before: float | None = None
     loss_after: float | None = None
+    validation: int | None = None
 
     def to_json(self) -> str:
         """Return the event as one line of standard JSON; NaN and infinities become null."""
@@ -134,7 +138,8 @@ def read_events(path: str | os.PathLike[str]) -> list[PlasticityEvent]:
 def _checked(event: PlasticityEvent) -> PlasticityEvent:
     """Refuse what an event cannot hold: a log is read by more than its writer."""
     fields = dataclasses.asdict(event)
-    counts = all(type(fields[name]) is int and fields[name] >= 0 for name in _COUNTS)
+    counted = [*_COUNTS, *(["validation"] if event.validation is not None else [])]
+    counts = all(type(fields[name]) is int and fields[name] >= 0 for name in counted)
     words = all(type(fields[name]) is str for name in _WORDS)
     numbers = [fields["time"], *(fields[name] for name in _NUMBERS if fields[name] is not None)]
     if not (counts and words and all(type(number) in (int, float) for number in numbers)):

@@ -47,6 +47,7 @@ class Actions:
         gauge: How new components are written; None for ``S = 0``.
         counted: How bytes awake are counted; None for those of the factors.
         state: What the policy knows: an event tells its step and its moving loss.
+        training_step: The newest training step that the manager was told of; None before any.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Actions:
     gauge: Gauge | None = None
     counted: ByteCount | None = None
     state: PolicyState = field(default_factory=PolicyState)
+    training_step: int | None = None
 
     @cached_property
     def layers(self) -> dict[str, RankLayer]:
@@ -194,11 +196,11 @@ class Actions:
 
         What judges a shrink names its guard: the event carries the loss before it and that now.
         """
-        layers = self.layers
+        layers, step, validation = self.layers, self.training_step, self.state.step
         rank = layers[path].rank if path else sum(layer.rank for layer in layers.values())
         event = PlasticityEvent(
             time=time.time(),
-            step=self.state.step,
+            step=validation if step is None else step,
             layer=path,
             action=action,
             rank_before=rank if before is None else before,
@@ -209,6 +211,7 @@ class Actions:
             bytes_asleep=self.sleep.nbytes,
             loss_before=guard.before if guard else self.state.moving_loss,
             loss_after=self.state.moving_loss if guard else None,
+            validation=None if step is None else validation,
         )
         self.log.append(event)
         return event
