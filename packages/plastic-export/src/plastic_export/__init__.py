@@ -36,6 +36,7 @@ from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
+from plastic_export.reporting.pages.compression_page import CompressionReport, report_compression
 from plastic_export.reporting.pages.run_page import Report, report
 from plastic_export.reshaping.adding import merge
 from plastic_export.reshaping.into_base import MergedBase, merge_into
@@ -63,6 +64,7 @@ __all__ = [
     "Choices",
     "Comparison",
     "Compressed",
+    "CompressionReport",
     "DialPoint",
     "Distance",
     "Distribution",
@@ -122,6 +124,7 @@ __all__ = [
     "read_manifest",
     "read_plan",
     "report",
+    "report_compression",
     "resize",
     "restore",
     "summarize",

@@ -16,13 +16,13 @@ from matplotlib.image import imread
 from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
 from plastic_export.folder.adapter_files import RUN_FILE
+from plastic_export.reporting.plots.rendering import rendered
 from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
     loss_figure,
     rank_figure,
     rank_map,
-    rendered,
     short_names,
 )
 from plastic_export.training.history import build_history, read_history

@@ -8,19 +8,35 @@ import click
 
 from plastic_export.cli.console import Output
 from plastic_export.cli.options import FOLDER, TEXT, json_option
-from plastic_export.reporting.pages.report import present_report
+from plastic_export.reporting.pages.compression_page import report_compression
+from plastic_export.reporting.pages.compression_view import is_compression
+from plastic_export.reporting.pages.report import present_compression, present_report
 from plastic_export.reporting.pages.run_page import report
 
 
-@click.command("report", short_help="Draw a training run.")
-@click.argument("run", type=FOLDER)
+@click.command("report", short_help="Draw a training run, a compression or a plan.")
+@click.argument("place", metavar="RUN|OUT|PLAN", type=FOLDER)
 @click.option("--losses", type=TEXT, help="Loss log beside a file of events.")
-@click.option("--out", type=FOLDER, help="Folder for the page and its pictures; else RUN's.")
+@click.option("--plan", type=TEXT, help="The plan that OUT was made by, for sizes and quality.")
+@click.option(
+    "--out", type=FOLDER, help="Folder for the page and its pictures; else RUN, or beside the rest."
+)
 @json_option()
-def report_command(run: Path, losses: Path | None, out: Path | None, as_json: bool) -> None:
-    """Draw the training run RUN: one HTML page that needs nothing else, and PNGs.
+def report_command(
+    place: Path, losses: Path | None, plan: Path | None, out: Path | None, as_json: bool
+) -> None:
+    """Draw a training run, a compression or a plan: one HTML page, whole in itself, and PNGs.
 
     RUN is a folder of `plastic train`, still training or not, or the file of events that a
-    PlasticityManager logged. The pictures need matplotlib, the extra `plots`.
+    PlasticityManager logged. OUT is a folder of `plastic compress`, in any format, and PLAN a file
+    of `plastic plan`. The pictures need matplotlib, the extra `plots`.
     """
-    Output(as_json).show(present_report(report(run, out, losses=losses)))
+    output = Output(as_json)
+    if is_compression(place):
+        if losses is not None:
+            raise click.UsageError("--losses is about a training run; drop it")
+        output.show(present_compression(report_compression(place, out, plan=plan)))
+        return
+    if plan is not None:
+        raise click.UsageError(f"--plan is about a compression, and {place} is none; drop it")
+    output.show(present_report(report(place, out, losses=losses)))

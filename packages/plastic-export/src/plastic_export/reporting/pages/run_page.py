@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
+from functools import partial
 from pathlib import Path
 
-from plastic_core.files import AtomicFile, FormatError
 from plastic_runtime import format_bytes
 
-from plastic_export.reporting.pages.run_facts import facts
-from plastic_export.reporting.plots.drawing import check_drawing
-from plastic_export.reporting.plots.replacing import HTML_METADATA, check_replaceable
-from plastic_export.reporting.plots.run_plots import (
-    bytes_figure,
-    loss_figure,
-    rank_figure,
-    rendered,
+from plastic_export.reporting.pages.page import (
+    facts_table,
+    figure,
+    folded,
+    page,
+    section,
+    table,
+    write_page,
 )
+from plastic_export.reporting.pages.run_facts import facts
+from plastic_export.reporting.plots.run_plots import bytes_figure, loss_figure, rank_figure
+from plastic_export.reporting.plots.themes import Picture, pictured
 from plastic_export.training.history import History, read_history
 
-PAGE = "report.html"
 MOST_EVENTS = 2000  # rows of the table; the log has all
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto;
-  padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-figure { margin: 0; } img { width: 100%; height: auto; } figcaption { color: #555; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .15em .9em .15em 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #999; font-weight: 600; } td.n, th.n { text-align: right; }
-summary { cursor: pointer; } code { font-size: .92em; }
-"""
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-{generator}
-<title>{title}</title><style>{style}</style></head><body>
-<h1>{title}</h1>
-"""
 _CAPTIONS = {
     "loss": "Loss over the steps. Below, what changed and when: the larger the mark, the more "
     "components. Dotted lines mark the same steps above.",
@@ -110,69 +91,40 @@ def report(
     path = Path(run)
     history = read_history(path, losses=losses)
     folder = Path(out) if out is not None else path if path.is_dir() else path.parent
-    if folder.exists() and not folder.is_dir():
-        raise FormatError.about(folder, "it is not a folder", "name another --out")
-    figures = run_figures(history)
-    page, pictures = folder / PAGE, [folder / f"report-{name}.png" for name in figures]
-    for written in (page, *pictures):
-        check_replaceable(written)
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture, (png, _) in zip(pictures, figures.values(), strict=True):
-        with AtomicFile(picture) as file:
-            file.write(png)
-    with AtomicFile(page) as file:
-        file.write(html(history, {name: svg for name, (_, svg) in figures.items()}).encode())
-    return Report(page, tuple(pictures), history)
+    pictures = run_pictures(history)
+    written, files = write_page(folder, html(history, pictures), pictures)
+    return Report(written, files, history)
 
 
-def run_figures(history: History) -> dict[str, tuple[bytes, bytes]]:
-    """Return every picture that the history has something for, by name, as PNG and as SVG."""
-    check_drawing()
-    from matplotlib import style
-
+def run_pictures(history: History) -> dict[str, Picture]:
+    """Return every picture that the history has something for, by name."""
     draw = {
         "loss": (loss_figure, history.train or history.valid),
         "ranks": (rank_figure, history.layers),
         "bytes": (bytes_figure, history.awake),
     }
-    with style.context("default"):
-        return {
-            name: (rendered(figure(history), "png"), rendered(figure(history), "svg"))
-            for name, (figure, shown) in draw.items()
-            if shown
-        }
+    return {
+        name: pictured(partial(drawing, history))
+        for name, (drawing, shown) in draw.items()
+        if shown
+    }
 
 
-def html(history: History, pictures: dict[str, bytes]) -> str:
-    """Return the page; ``pictures`` are SVG by name."""
-    parts = [
-        _HEAD.format(
-            generator=HTML_METADATA,
-            title=escape(f"Ranks in training: {history.name}"),
-            style=_STYLE,
-        )
-    ]
-    parts.append(_facts(history))
-    for name, svg in pictures.items():
-        data = base64.b64encode(svg).decode()
-        parts.append(
-            f'<h2>{name.capitalize()}</h2><figure><img alt="{escape(_CAPTIONS[name])}" '
-            f'src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>"
-        )
-    layers = _table(("layer", "first", "least", "most", "last"), _layer_rows(history))
-    parts.append(f"<h2>Layers</h2><details><summary>{len(history.layers)} layers</summary>")
-    parts.append(f"{layers}</details><h2>Changes</h2>")
-    parts.append(_changes(history))
-    return "".join([*parts, "</body></html>\n"])
-
-
-def _facts(history: History) -> str:
-    rows = (
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in facts(history).items()
+def html(history: History, pictures: Mapping[str, Picture]) -> str:
+    """Return the page about a run; ``pictures`` are those of `run_pictures`."""
+    layers = table(("layer", "first", "least", "most", "last"), _layer_rows(history))
+    return page(
+        f"Ranks in training: {history.name}",
+        [
+            facts_table(facts(history)),
+            *(
+                section(name.capitalize(), figure(picture, _CAPTIONS[name]))
+                for name, picture in pictures.items()
+            ),
+            section("Layers", folded(f"{len(history.layers)} layers", layers)),
+            section("Changes", _changes(history)),
+        ],
     )
-    return f"<table>{''.join(rows)}</table>"
 
 
 def _layer_rows(history: History) -> Iterator[tuple[str, ...]]:
@@ -200,16 +152,4 @@ def _changes(history: History) -> str:
     names = ("layer", "action", "why", "step", "rank", "score", "loss", "awake", "asleep")
     untold = len(history.events) - len(shown)
     note = f"<p>{untold} later ones are in the log.</p>" if untold else ""
-    summary = f"<summary>{len(history.events)} changes of rank</summary>"
-    return f"<details>{summary}{_table(names, rows, words=3)}{note}</details>"
-
-
-def _table(names: Sequence[str], rows: Iterator[tuple[str, ...]], *, words: int = 1) -> str:
-    """Return an HTML table; all but the first ``words`` columns are numbers."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = ["" if i < words else ' class="n"' for i in range(len(cells))]
-        pairs = zip(kinds, cells, strict=True)
-        return f"<tr>{''.join(f'<{tag}{k}>{escape(c)}</{tag}>' for k, c in pairs)}</tr>"
-
-    return f"<table>{line('th', names)}{''.join(line('td', row) for row in rows)}</table>"
+    return folded(f"{len(history.events)} changes of rank", table(names, rows, words=3), note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +11,13 @@ from plastic_export.compression.plan_file import LossPlan
 from plastic_export.format.table import FORMATS
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.offers import BitsPlan, plan_bits
-from plastic_export.reporting.plots.size_plot import SizePoint, save_size_plot
+from plastic_export.reporting.plots.size_plot import SizePoint, save_png, size_figure
+
+if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
+    from matplotlib.figure import Figure
 
 BUDGETS = 40  # along the curve
+MOST_LABELS = 8  # of budgets, which may lie close together
 
 
 def save_plan_plot(file: Path, plan: LossPlan) -> None:
@@ -23,10 +28,24 @@ def save_plan_plot(file: Path, plan: LossPlan) -> None:
         OSError: If it cannot be written.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    points = [_point(plan, budget, budget.asked) for budget in plan.budgets]
+    save_png(file, lambda: plan_figure(plan))
+
+
+def plan_figure(plan: LossPlan, made: str | None = None) -> Figure:
+    """Draw predicted KL over size: the plan's budgets, and the curve they lie on.
+
+    Args:
+        plan: The plan.
+        made: The budget that is marked, as the plan states it.
+    """
+    every = -(-len(plan.budgets) // MOST_LABELS)
+    points = [
+        _point(plan, b, "" if i % every else b.asked, is_marked=b.asked == made)
+        for i, b in enumerate(plan.budgets)
+    ]
     curve = [_point(plan, budget, "") for budget in plan_frontier(plan)]
     title = f"{plan.source['name']}, {plan.format}"
-    save_size_plot(file, points, frontier=[p for p in curve if p.predicted_kl > 0], title=title)
+    return size_figure(points, frontier=[p for p in curve if p.predicted_kl > 0], title=title)
 
 
 def plan_frontier(plan: LossPlan) -> tuple[BitsPlan, ...]:
@@ -48,6 +67,8 @@ def plan_frontier(plan: LossPlan) -> tuple[BitsPlan, ...]:
     )
 
 
-def _point(plan: LossPlan, budget: BitsPlan, label: str) -> SizePoint:
+def _point(plan: LossPlan, budget: BitsPlan, label: str, *, is_marked: bool = False) -> SizePoint:
     nbytes = budget.nbytes + plan.left_bytes
-    return SizePoint(nbytes, budget.bits_per_weight, budget.predicted, label=label)
+    return SizePoint(
+        nbytes, budget.bits_per_weight, budget.predicted, label=label, is_marked=is_marked
+    )

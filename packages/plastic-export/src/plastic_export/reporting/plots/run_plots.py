@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_export.reporting.plots.replacing import PNG_METADATA
 from plastic_export.reporting.plots.size_plot import UNITS
+from plastic_export.reporting.plots.themes import ink
 from plastic_export.training.history import CHANGES, History, LayerHistory, Series
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
@@ -23,31 +22,31 @@ AWAKE, ASLEEP = "#0072B2", "#E69F00"
 WIDTH = 9.0  # inches
 TALLEST_ROW, LEAST_ROW, TALLEST_MAP = 0.22, 0.03, 14.0  # inches
 LEGIBLE_ROW = 0.11  # inches that a label of its own needs
+MOST_MARKED = 60  # points of a line that are marked
 
 
 def loss_figure(history: History) -> Figure:
     """Draw training and validation loss over the steps, and when ranks changed below them.
-
-    The scale of the losses follows the validation losses and the later training losses, so that
-    the fall of the first steps does not flatten the rest.
 
     Args:
         history: A history with at least one loss.
     """
     figure = _figure(5.0)
     losses, events = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    if history.train:
-        losses.plot(*_points(history.train), color="0.65", linewidth=1, label="training")
-    if history.valid:
-        style: Any = {"color": "black", "linewidth": 1.4, "marker": ".", "label": "validation"}
-        losses.plot(*_points(history.valid), **style)
-    low, high = _loss_limits(history)
-    losses.set_ylim(low, high)
+    for series, kind, color, width in (
+        (history.train, "training", "0.6", 1.0),
+        (history.valid, "validation", ink(), 1.4),
+    ):
+        if series:
+            style: Any = {"color": color, "linewidth": width, "label": kind, "clip_on": False}
+            marker = "." if len(series) <= MOST_MARKED else ""
+            size = 12 if len(series) == 1 else 6
+            losses.plot(*_points(series), marker=marker, markersize=size, **style)
     losses.set_ylabel("loss, nats per token")
-    losses.grid(color="0.92")
-    losses.legend(frameon=False, loc="upper right")
+    losses.grid()
+    losses.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     for step in {step for step, _ in history.events}:
-        losses.axvline(step, color="0.75", linestyle=":", zorder=0)
+        losses.axvline(step, color="0.6", linestyle=":", zorder=0)
     _draw_events(events, history)
     _steps_below(events, history)
     return figure
@@ -101,11 +100,11 @@ def bytes_figure(history: History) -> Figure:
     total = (awake + asleep) / unit
     axes.fill_between(steps, awake / unit, total, color=ASLEEP, label="asleep", **fill)
     if history.max_bytes is not None:
-        axes.axhline(history.max_bytes / unit, color="black", linestyle="--", label="ceiling")
+        axes.axhline(history.max_bytes / unit, color=ink(), linestyle="--", label="ceiling")
     axes.set_ylim(0, 1.12 * top / unit)
     axes.set_ylabel(f"factors, {UNITS[power]}")
     axes.set_axisbelow(True)
-    axes.grid(color="0.92")
+    axes.grid()
     axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     _steps_below(axes, history)
     return figure
@@ -121,19 +120,6 @@ def rank_map(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]
         for step, rank in layer.ranks:
             row[np.searchsorted(starts, step) :] = rank
     return np.append(starts, end).astype(np.float64), ranks
-
-
-def rendered(figure: Figure, format: str, *, dpi: int = 160) -> bytes:
-    """Return a figure as PNG or SVG; equal figures give equal bytes, and text is drawn as paths."""
-    import matplotlib
-
-    metadata: dict[str, Any] = {"png": PNG_METADATA}.get(
-        format, dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "plastic", "svg.fonttype": "path"}):
-        figure.savefig(out, format=format, dpi=dpi, metadata=metadata)
-    return out.getvalue()
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -158,17 +144,6 @@ def _points(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return steps, values
 
 
-def _loss_limits(history: History) -> tuple[float, float]:
-    """Return every validation loss but for the first, and nine tenths of the training losses."""
-    train = np.array([loss for _, loss in history.train])
-    valid = np.array([loss for _, loss in history.valid])
-    kept = valid[1:] if len(valid) > 2 else valid
-    inner = np.quantile(train, [0.02, 0.9]) if len(train) else kept
-    low, high = min([*kept, *inner]), max([*kept, *inner])
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
-
-
 def _draw_events(axes: Axes, history: History) -> None:
     """One row per kind of event, a mark per step, its area the share of the components moved."""
     moved: dict[tuple[str, int], int] = {}
@@ -185,7 +160,7 @@ def _draw_events(axes: Axes, history: History) -> None:
     axes.set_ylim(len(CHANGES) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)
-    axes.grid(color="0.92")
+    axes.grid()
 
 
 def _counted(history: History, action: str) -> str:

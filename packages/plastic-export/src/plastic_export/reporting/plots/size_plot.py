@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from plastic_core.files import AtomicFile
 
-from plastic_export.reporting.plots.drawing import check_drawing
-from plastic_export.reporting.plots.replacing import PNG_METADATA
+from plastic_export.reporting.plots.rendering import rendered
+from plastic_export.reporting.plots.themes import ink, paper, theme
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKED = "#D55E00"
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -32,6 +32,7 @@ class SizePoint:
         predicted_kl: KL divergence to the source, nats per token.
         measured_kl: The same as measured, if it was.
         label: Written beside the point.
+        is_marked: Whether it is the one that the plot is about.
     """
 
     nbytes: int
@@ -39,6 +40,7 @@ class SizePoint:
     predicted_kl: float
     measured_kl: float | None = None
     label: str = ""
+    is_marked: bool = False
 
 
 def save_size_plot(
@@ -76,14 +78,10 @@ def save_png(file: str | PathLike[str], draw: Callable[[], Figure]) -> None:
         OSError: If the file cannot be written.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    check_drawing()
-    from matplotlib import style
-
-    png = io.BytesIO()
-    with style.context("default"):
-        draw().savefig(png, format="png", dpi=200, metadata=PNG_METADATA)
+    with theme():
+        png = rendered(draw(), "png", dpi=200)
     with AtomicFile(file) as out:
-        out.write(png.getvalue())
+        out.write(png)
 
 
 def size_figure(
@@ -165,7 +163,11 @@ def _draw_points(axes: Axes, points: Sequence[SizePoint], unit: int, floor: floa
     for kind, marker, drawn in kinds:
         if drawn:
             sizes, costs = np.array([(p.nbytes / unit, 1e3 * cost) for p, cost in drawn]).T
-            axes.plot(sizes, costs, f"k{marker}", markerfacecolor="white", label=kind)
+            style: Any = {"color": ink(), "markerfacecolor": paper(), "linestyle": ""}
+            axes.plot(sizes, costs, marker=marker, label=kind, **style)
+    marked = [(p.nbytes / unit, 1e3 * cost) for p, cost in free + predicted if p.is_marked]
+    if marked:
+        axes.plot(*np.array(marked).T, "*", color=MARKED, markersize=14, label="this one", zorder=3)
     for p, cost in free + predicted:
         axes.annotate(
             p.label,
@@ -197,7 +199,7 @@ def scale_divergence(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(label)
-    axes.grid(color="0.9")
+    axes.grid()
 
 
 def bits_above(axes: Axes, sizes: Sequence[float], bits: Sequence[float]) -> None:
