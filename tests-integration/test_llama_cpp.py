@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import sentencepiece
 from numpy.typing import NDArray
 from plastic_export import (
     BitsPlan,
@@ -21,6 +24,9 @@ from plastic_export import (
     load_tokenizer,
     train,
 )
+from plastic_export.gguf import ARCHITECTURES, PRE_TOKENIZERS, Cuts
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from zoo.building import CONFIGS, build_checkpoint
 
 llama_cpp = pytest.importorskip(
     "xllamacpp", reason="xllamacpp, a wheel of llama.cpp for Linux on x86-64, is not installed"
@@ -43,10 +49,8 @@ class Greedy(NamedTuple):
     log_p: NDArray[np.float64]
 
 
-def in_llama_cpp(
-    file: Path, prompt: list[int] | str, size: int, *, lora: Path | None = None, count: int = TOKENS
-) -> Greedy:
-    """Continue a prompt greedily on the CPU, with keys and values in float32."""
+def serve(file: Path, lora: Path | None = None) -> Any:
+    """Load a file into llama.cpp's server, on the CPU, with keys and values in float32."""
     settings = llama_cpp.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = 256, 1, 0
@@ -55,8 +59,21 @@ def in_llama_cpp(
     settings.flash_attn_type = llama_cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if lora is not None:
         settings.lora_adapters = [llama_cpp.CommonAdapterLoraInfo(str(lora), 1.0)]
-    asked = {"prompt": prompt, "n_predict": count, "temperature": 0.0, "n_probs": size}
-    answer = llama_cpp.Server(settings).handle_completions(asked | {"ignore_eos": True})
+    return llama_cpp.Server(settings)
+
+
+def in_llama_cpp(
+    file: Path,
+    prompt: list[int],
+    size: int,
+    *,
+    lora: Path | None = None,
+    banned: Sequence[int] = (),
+) -> Greedy:
+    """Continue a prompt greedily, without banned tokens; ``log_p`` has them all the same."""
+    asked = {"prompt": prompt, "n_predict": TOKENS, "temperature": 0.0, "n_probs": size}
+    asked |= {"ignore_eos": True, "logit_bias": [[token, False] for token in banned]}
+    answer = serve(file, lora).handle_completions(asked)
     answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
     said = answer["choices"][0]["logprobs"]["content"]
     log_p = np.full((len(said), size), -np.inf)
@@ -67,16 +84,23 @@ def in_llama_cpp(
 
 
 def differs(
-    model: Any, prompt: list[int], file: Path, *, lora: Path | None = None
+    model: Any,
+    prompt: list[int],
+    file: Path,
+    *,
+    lora: Path | None = None,
+    banned: Sequence[int] = (),
 ) -> tuple[int, float]:
     """How many greedy tokens are not mlx-lm's, and the mean KL divergence from mlx-lm in nats."""
     model.set_dtype(mx.float32)
     size = model(mx.array([prompt[:1]])).shape[-1]
-    greedy = in_llama_cpp(file, prompt, size, lora=lora)
+    greedy = in_llama_cpp(file, prompt, size, lora=lora, banned=banned)
     logits = model(mx.array([prompt + greedy.tokens[:-1]]))[0, len(prompt) - 1 :]
     log_p = normalised(np.array(logits, np.float64))
     log_q = normalised(greedy.log_p)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+    log_p[:, list(banned)] = -np.inf
+    assert len(greedy.tokens) == TOKENS
     return int((log_p.argmax(axis=-1) != greedy.tokens).sum()), float(kl.mean())
 
 
@@ -123,8 +147,8 @@ def test_an_output_of_a_plan_predicts_the_same_in_float32(
     assert_float32(load_model(out), prompt, file)
 
 
-def assert_float32(model: Any, prompt: list[int], file: Path, lora: Path | None = None) -> None:
-    wrong, kl = differs(model, prompt, file, lora=lora)
+def assert_float32(model: Any, prompt: list[int], file: Path, **settings: Any) -> None:
+    wrong, kl = differs(model, prompt, file, **settings)
     assert (wrong, kl < FLOAT32) == (0, True), kl
 
 
@@ -146,7 +170,7 @@ def test_a_base_and_its_adapter_predict_what_both_do(
     out, base, lora = in_every_format["adapter"].out, tmp_path / "BASE.gguf", tmp_path / "L.gguf"
     export(out, base, to="gguf", type="f32", piece="base")
     export(out, lora, to="gguf", type="f32", piece="adapter")
-    assert_float32(load_model(out), prompt, base, lora)
+    assert_float32(load_model(out), prompt, base, lora=lora)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +196,92 @@ def test_a_run_becomes_an_adapter_over_its_base(
     export(trained.out, lora, to="gguf", base=checkpoint)
     export(trained.out, tmp_path / "FUSED", to="mlx", type="f32", base=checkpoint)
     fused = load_model(tmp_path / "FUSED")
-    assert_float32(fused, prompt, base, lora)
+    assert_float32(fused, prompt, base, lora=lora)
     untouched = differs(fused, prompt, base)[1]
     assert untouched > 100 * FLOAT32  # the adapter changes something
+
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "model_type": "llama",
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "biased": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "gemma3_text": {"sliding_window_pattern": 6, "num_hidden_layers": 7},
+    "smollm3": {"no_rope_layers": None, "num_hidden_layers": 5},
+}
+"""Settings of the zoo's tiny models that llama.cpp has a place for, or that test more of it."""
+
+
+@pytest.mark.parametrize("kind", sorted({*ARCHITECTURES, *SPECIAL}))
+def test_every_architecture_predicts_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    settings = {"model_type": kind, **SPECIAL.get(kind, {})}
+    model_type = settings["model_type"]
+    monkeypatch.setitem(CONFIGS, model_type, {**CONFIGS[model_type], **settings})
+    folder = build_checkpoint(tmp_path / "SRC", model_type, "mlx")
+    tokenizer = byte_level(next(iter(PRE_TOKENIZERS)))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    export(folder, tmp_path / "SRC.gguf", to="gguf", type="f32")
+    prompt = tokenizer.encode(PROMPT).ids
+    # The server says nothing of tokens that are a part of a character.
+    parts = [i for i in range(512) if not tokenizer.decode([i]).isascii() or i < 4]
+    assert_float32(load_model(folder), prompt, tmp_path / "SRC.gguf", banned=parts)
+
+
+CALIBRATION = Path(__file__).parent / "data" / "stdlib-llama" / "calibration.txt"
+AWKWARD = "It's 2024's end: I'LL pay 12345.67 €!\n\n  x  = y\t+ 1;\r\n\r\n über Straße 日本語 😀 ok"
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|end|>"]
+
+
+def byte_level(cuts: Cuts) -> Tokenizer:
+    """A byte-level BPE that cuts by these rules, trained on the shipped text."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=cuts.ignores_merges))
+    steps = [pre_tokenizers.Split(Regex(p), "isolated") for p in cuts.patterns]
+    steps += [pre_tokenizers.Digits(individual_digits=True)] if cuts.digits else []
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cuts.gpt2)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, last])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<unk>", "<s>", "</s>", "<|end|>"],
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator([CALIBRATION.read_text()[:200_000]], trainer)
+    return tokenizer
+
+
+def tokens_in_llama_cpp(file: Path, text: str) -> list[int]:
+    """The tokens that llama.cpp cuts a text into."""
+    server = serve(file)
+    body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+    request = urllib.request.Request(f"{server.listening_address}/tokenize", body)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        tokens: list[int] = json.load(response)["tokens"]
+    return tokens
+
+
+@pytest.mark.parametrize("cuts", PRE_TOKENIZERS, ids=PRE_TOKENIZERS.values())
+def test_llama_cpp_cuts_a_text_alike(tmp_path: Path, cuts: Cuts) -> None:
+    folder = build_checkpoint(tmp_path / "SRC", "llama", "mlx")
+    tokenizer = byte_level(cuts)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    export(folder, tmp_path / "SRC.gguf", to="gguf", type="f16")
+    text = CALIBRATION.read_text()[:4000] + AWKWARD + "<|end|>ok"
+    assert tokens_in_llama_cpp(tmp_path / "SRC.gguf", text) == tokenizer.encode(text).ids
+
+
+def test_llama_cpp_cuts_a_text_as_sentencepiece_does(tmp_path: Path, checkpoint: Path) -> None:
+    export(checkpoint, tmp_path / "SRC.gguf", to="gguf", type="f16")
+    text = CALIBRATION.read_text()[:4000] + AWKWARD
+    wanted = sentencepiece.SentencePieceProcessor(str(checkpoint / "tokenizer.model")).encode(text)
+    assert tokens_in_llama_cpp(tmp_path / "SRC.gguf", text) == wanted

@@ -63,4 +63,5 @@ def fitting(type: str, shape: tuple[int, ...]) -> str:
 def relative_error(values: NDArray[np.float32], rows: NDArray[np.uint8], type: str) -> float:
     """Return the Frobenius norm of what the encoding changed over that of the values."""
     norm = float(np.linalg.norm(values))
-    return float(np.linalg.norm(decoded_rows(rows, type) - values)) / norm if norm else 0.0
+    there = decoded_rows(rows, type).reshape(values.shape)
+    return float(np.linalg.norm(there - values)) / norm if norm else 0.0

@@ -134,7 +134,7 @@ class _Rows:
             rows = same_code_rows(tensor.layer, tensor.packing)
             self._written.same_codes += 1
         else:
-            rows = encoded_rows(values, place.type)
+            rows = encoded_rows(values if values.ndim > 1 else values[:, None], place.type)
         self._note(kind, relative_error(values, rows, place.type))
         return self._order.of(kind, rows)
 

@@ -31,7 +31,7 @@ class Cuts(NamedTuple):
     ignores_merges: bool = False
 
 
-NAMES: Mapping[Cuts, str] = {
+PRE_TOKENIZERS: Mapping[Cuts, str] = {
     Cuts(gpt2=True): "gpt-2",
     Cuts(digits=True, gpt2=True): "smollm",
     Cuts((_LETTERS_AND_MARKS % r"\p{N}{1,3}",), ignores_merges=True): "llama-bpe",
@@ -69,7 +69,7 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str | None:
                 cuts = cuts._replace(patterns=(*cuts.patterns, pattern))
             case _:
                 return None
-    return NAMES.get(cuts)
+    return PRE_TOKENIZERS.get(cuts)
 
 
 def _steps(step: Any) -> Iterator[Any]:

@@ -48,10 +48,20 @@ def check_pieces(content: Any, file: Path) -> None:
 
 
 def piece_tokens(content: Any) -> TokenTable:
-    """Return the pieces with their scores and kinds, which sentencepiece numbers as GGUF does."""
+    """Return the pieces with their scores and kinds, which sentencepiece numbers as GGUF does.
+
+    A character that the user defined is a normal piece, which merges find as well: llama.cpp puts
+    a space after pieces of a user.
+    """
     pieces = content.pieces
     return TokenTable(
         [piece.piece for piece in pieces],
-        [TokenKind(piece.type) for piece in pieces],
+        [_kind(piece) for piece in pieces],
         [piece.score for piece in pieces],
     )
+
+
+def _kind(piece: Any) -> TokenKind:
+    kind = TokenKind(piece.type)
+    is_character = kind is TokenKind.USER_DEFINED and len(piece.piece) == 1
+    return TokenKind.NORMAL if is_character else kind
