@@ -12,7 +12,6 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
-from plastic_export.compression.gguf import gguf_guide
 from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.compression.ranks import MatrixPlan, Plan, Surveyed, plan_ranks
@@ -28,6 +27,7 @@ from plastic_export.evaluation.intervals import Estimated
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.evaluation.settings import EvaluationSettings
 from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
+from plastic_export.gguf.guide import gguf_guide
 from plastic_export.healing.heal_folder import Healed, heal
 from plastic_export.healing.loop import HealingOptions
 from plastic_export.model.load import load_model

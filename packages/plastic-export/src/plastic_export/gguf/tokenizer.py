@@ -55,6 +55,27 @@ def add_tokenizer(writer: Any, folder: Path, size: int) -> str:
     return said
 
 
+def tokenizer_refusal(folder: Path) -> str:
+    """Say why the tokenizer of a folder cannot be written; empty where it can, or there is none.
+
+    A sentencepiece model is not judged where the package for it is missing.
+
+    Args:
+        folder: The folder of the checkpoint.
+    """
+    try:
+        content = open_pieces(folder / PIECES) if (folder / PIECES).is_file() else None
+        if content is not None:
+            check_pieces(content, folder / PIECES)
+        elif (folder / FAST).is_file():
+            byte_level_name(read_json(folder / FAST), folder / FAST)
+    except FormatError as error:
+        return str(error).partition(";")[0].removeprefix(f"{folder}/")
+    except ModuleNotFoundError:
+        pass
+    return ""
+
+
 def _sentencepiece(writer: Any, content: Any, folder: Path) -> tuple[TokenTable, str]:
     check_pieces(content, folder / PIECES)
     table = piece_tokens(content)
