@@ -4,6 +4,7 @@ An example runs in a folder of its own that holds
 
 - ``SRC``, the small checkpoint, with a tokenizer of one token per character, and ``text.txt``,
 - ``FACTORED``, SRC by rank at half its bytes, and ``PACKED``, SRC by the one plan in ``plan.json``,
+- ``TUNED``, SRC with a difference of rank 2 in each projection of a query,
 - ``data``, rows to train on, and ``RUN``, a finished run of 4 steps on them,
 - ``tasks``, the definition of the task ``letters``: six questions of two answers each.
 
@@ -28,6 +29,7 @@ import mlx.nn as nn
 import numpy as np
 import plastic_export
 import pytest
+from plastic_core.testing import matrix_from_spectrum
 from plastic_export import (
     Calibration,
     Choices,
@@ -86,6 +88,7 @@ def material(
     plan_checkpoint(source, plan, calibration=calibration, budgets=[4.5], choices=choices)
     execute_plan(source, folder / "PACKED", plan)
     compress(source, folder / "FACTORED", keep=0.5)
+    write_tuned(source, folder / "TUNED")
     (folder / "data").mkdir()
     rows = [{"text": text.read_text()[i : i + 40]} for i in range(0, 480, 40)]
     for name, chosen in (("train", rows[:8]), ("valid", rows[8:])):
@@ -98,6 +101,16 @@ def material(
     asked = [{"question": letter, "answers": ["AB", "XYZ"]} for letter in "ABCXYZ"]
     (folder / "tasks" / "letters.jsonl").write_text("".join(f"{json.dumps(q)}\n" for q in asked))
     return folder
+
+
+def write_tuned(source: Path, folder: Path) -> None:
+    """Write what a fine-tune might have made of a checkpoint."""
+    shutil.copytree(source, folder)
+    weights = mx.load(str(source / "model.safetensors"))
+    for name in [name for name in weights if name.endswith("q_proj.weight")]:
+        delta = matrix_from_spectrum(np.array([3.0, 1.0]), *weights[name].shape, seed=0)
+        weights[name] += mx.array(delta.astype(np.float32)).astype(weights[name].dtype)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
 
 
 @pytest.mark.parametrize("path", PUBLIC)

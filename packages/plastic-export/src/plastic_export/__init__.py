@@ -26,6 +26,11 @@ from plastic_export.evaluation.evaluation import compare, evaluate
 from plastic_export.evaluation.intervals import Estimated
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.evaluation.settings import EvaluationSettings
+from plastic_export.extraction.amount import Amount
+from plastic_export.extraction.change import Change
+from plastic_export.extraction.extraction import Extracted, ExtractedForm, extract
+from plastic_export.extraction.gain import Gain
+from plastic_export.extraction.rest import LeftOut
 from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.gguf.guide import gguf_guide
 from plastic_export.healing.heal_folder import Healed, heal
@@ -55,10 +60,12 @@ __version__ = version("plastic-export")
 
 __all__ = [
     "Adapter",
+    "Amount",
     "BitsPlan",
     "Budget",
     "Calibration",
     "Candidate",
+    "Change",
     "Checkpoint",
     "CheckpointWarning",
     "Choices",
@@ -73,10 +80,14 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "Exported",
+    "Extracted",
+    "ExtractedForm",
     "FailedCheckError",
     "FormatError",
+    "Gain",
     "Healed",
     "HealingOptions",
+    "LeftOut",
     "LoraPair",
     "LossPlan",
     "Manifest",
@@ -108,6 +119,7 @@ __all__ = [
     "execute_plan",
     "export",
     "export_safetensors",
+    "extract",
     "gguf_guide",
     "heal",
     "load_model",

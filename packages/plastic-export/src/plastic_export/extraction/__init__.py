@@ -1,4 +1,8 @@
 """An adapter from two checkpoints: what one has learnt beyond the other, at a rank per layer.
 
-Stands on ``source``, ``calibration``, ``evaluation``, ``folder`` and ``training``.
+Stands on ``source``, ``adapters``, ``calibration`` and ``evaluation``.
 """
+
+from plastic_export.extraction.pair import Pair
+
+__all__ = ["Pair"]

@@ -46,7 +46,7 @@ class Amount:
     def first_guess(self, count: ByteCount) -> int:
         """Return how many components of a matrix to look at first."""
         if self.max_bytes is None:
-            return self.rank or _FIRST
+            return _FIRST if self.rank is None else self.rank + max(4, self.rank // 2)
         return _FIRST // 2 + 2 * self.max_bytes // sum(count.components.values())
 
     def ranks(

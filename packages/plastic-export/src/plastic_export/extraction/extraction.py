@@ -45,6 +45,11 @@ class ExtractedForm:
         nbytes: Bytes of its file of tensors.
         ranks: Rank of every layer that it has, by path.
         energy: Share of the squares of all components that it holds.
+
+    Examples:
+        >>> made = extract("SRC", "TUNED", "FORMS", Amount(rank=1), check=False)
+        >>> print(made.peft.folder, sorted(set(made.peft.ranks.values())))
+        FORMS/peft [1]
     """
 
     folder: Path
@@ -154,7 +159,7 @@ def extract(
         share = _Share(pair, names, amount)
         with norms_of(before, calibration, paths, Path(parts), track) as norms:
             survey = Survey(pair, norms, Path(parts), seed)
-            survey.read(names, share.first_guess, share.highest, track)
+            survey.read(names, share.first_guess, amount.rank, share.highest, track)
         changes = [survey.changes[name] for name in names]
         rest = rest_of(pair, [name for name in pair.layers if name not in names])
         _check_differ(pair, changes, rest)

@@ -25,6 +25,13 @@ class Pair:
     Attributes:
         base: What was trained.
         tuned: What came of it.
+
+    Examples:
+        >>> from plastic_export.extraction import Pair
+        >>> with open_checkpoint("SRC") as base, open_checkpoint("TUNED") as tuned:
+        ...     ((before, after),) = Pair.of(base, tuned).matrices("lm_head.weight")
+        >>> before.shape == after.shape, np.array_equal(before, after)
+        (True, True)
     """
 
     base: Source

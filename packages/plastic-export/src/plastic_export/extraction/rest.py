@@ -22,6 +22,10 @@ class LeftOut:
         shape: Its shape; of a stack of experts, that of one matrix.
         relative: Norm of its change over the norm that it had.
         kept: Whether the file beside the adapters holds what became of it.
+
+    Examples:
+        >>> LeftOut("model.norm.weight", (64,), 0.02, kept=True).kept
+        True
     """
 
     name: str

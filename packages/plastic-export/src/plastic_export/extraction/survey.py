@@ -36,12 +36,15 @@ class Survey:
         self.changes: dict[str, Change] = {}
         self._pair, self._norms, self._folder, self._seed = pair, norms, folder, seed
 
-    def read(self, names: Sequence[str], rank: int, choose: Choose, track: Track) -> None:
+    def read(
+        self, names: Sequence[str], rank: int, most: int | None, choose: Choose, track: Track
+    ) -> None:
         """Read the components that a choice of ranks takes: more of a matrix where all are taken.
 
         Args:
             names: The matrices.
             rank: How many components are read of each at first.
+            most: How many the choice never goes beyond, if there is such a number.
             choose: The choice.
             track: Wraps the loop over the matrices.
 
@@ -57,7 +60,7 @@ class Survey:
             if not any(len(change.values) for change in changes):
                 return
             chosen = choose(changes)
-            short = [c for c in changes if chosen[c.name] == len(c.values) and not c.is_complete]
+            short = [c for c in changes if _is_short(c, chosen[c.name], most)]
             wanted = {c.name: 2 * len(c.values) for c in short}
             what = "reading more of some"
 
@@ -76,3 +79,8 @@ class Survey:
 
     def _file(self, name: str) -> Path:
         return self._folder / name
+
+
+def _is_short(change: Change, rank: int, most: int | None) -> bool:
+    """Tell whether a choice took all that is known of a matrix, and might take more."""
+    return rank == len(change.values) and not change.is_complete and rank != most

@@ -1,0 +1,1 @@
+"""Adapters from two checkpoints: ours and mergekit's on the same input."""
