@@ -26,8 +26,8 @@ FLOORS = {
     "plastic_core": "linalg files factors loss rounding layer testing",
     "plastic_runtime": "measure sleep log surgery manager training",
     "plastic_export": "process checkpoint folder model source adapters calibration estimate "
-    "evaluation tasks plan format exact compression training extraction healing merging gguf "
-    "shipping reshaping reporting cli",
+    "evaluation tasks plan format exact compression training healing merging gguf "
+    "shipping reshaping extraction reporting cli __main__",
 }
 Import = tuple[str, str | None, int]
 """Module, name in it (None: the module itself), line."""

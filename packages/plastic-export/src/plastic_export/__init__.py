@@ -26,7 +26,6 @@ from plastic_export.evaluation.evaluation import compare, evaluate
 from plastic_export.evaluation.intervals import Estimated
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.evaluation.settings import EvaluationSettings
-from plastic_export.extraction.amount import Amount
 from plastic_export.extraction.change import Change
 from plastic_export.extraction.extraction import Extracted, ExtractedForm, extract
 from plastic_export.extraction.gain import Gain
@@ -60,7 +59,6 @@ __version__ = version("plastic-export")
 
 __all__ = [
     "Adapter",
-    "Amount",
     "BitsPlan",
     "Budget",
     "Calibration",

@@ -20,9 +20,9 @@ from plastic_core.testing import matrix_from_spectrum, parameters, repeatable
 from plastic_export.adapters.reading import read_adapter
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.extraction.amount import Amount
-from plastic_export.extraction.extraction import BESIDE, RECORD, Extracted, extract
-from plastic_runtime import ByteCount
+from plastic_export.extraction.extraction import BESIDE, Extracted, extract
+from plastic_export.folder.adapter_files import EXTRACT_FILE
+from plastic_export.reshaping.rank_choice import RankGoal
 
 Make = Callable[..., Path]
 Weights = dict[str, mx.array]
@@ -40,8 +40,8 @@ def merged(weights: Weights, spectra: dict[str, Float64], dtype: mx.Dtype) -> We
     return result
 
 
-def extracted(base: Path, tuned: Path, amount: Amount, **options: Any) -> Extracted:
-    return extract(base, tuned, tuned.parent / "out", amount, **({"check": False} | options))
+def extracted(base: Path, tuned: Path, goal: RankGoal | None, **options: Any) -> Extracted:
+    return extract(base, tuned, tuned.parent / "out", goal, **({"check": False} | options))
 
 
 def product(result: Extracted, name: str) -> Float64:
@@ -61,7 +61,7 @@ def test_a_merged_adapter_comes_back_with_its_ranks(
 ) -> None:
     base = make_checkpoint("base", weights={n: w.astype(dtype) for n, w in tiny_weights.items()})
     tuned = make_checkpoint("tuned", weights=merged(tiny_weights, SPECTRA, dtype))
-    result = extracted(base, tuned, Amount())
+    result = extracted(base, tuned, None)
     assert result.peft.ranks == {module_path(name): len(s) for name, s in SPECTRA.items()}
     assert set(result.adapter.ranks.values()) == {3, 2}
     precise = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 2e-2}[dtype]
@@ -95,9 +95,9 @@ def test_every_rank_is_found_whatever_the_size(
     tuned = write_weights(folder / "tuned", merged(tiny_weights, s, kind))
     if not any(ranks):
         with pytest.raises(FormatError, match="the same weights"):
-            extracted(base, tuned, Amount())
+            extracted(base, tuned, None)
         return
-    result = extracted(base, tuned, Amount())
+    result = extracted(base, tuned, None)
     assert result.peft.ranks == {module_path(n): r for n, r in zip(s, ranks, strict=True) if r}
 
 
@@ -107,7 +107,7 @@ def test_mlx_lm_runs_the_adapter_as_the_tuned_checkpoint(
     wide = {name: w.astype(mx.float32) for name, w in tiny_weights.items()}
     base = make_checkpoint("base", weights=wide)
     tuned = make_checkpoint("tuned", weights=merged(wide, SPECTRA, mx.float32))
-    result = extracted(base, tuned, Amount())
+    result = extracted(base, tuned, None)
     tokens = mx.array([[5, 6, 7, 8]])
     over = load_adapters(load_model(base)[0], str(result.adapter.folder))
     theirs = load_model(tuned)[0](tokens)
@@ -129,7 +129,7 @@ def test_no_file_is_larger_than_the_budget_and_little_of_it_is_left(
 ) -> None:
     base = make_checkpoint("base")
     tuned = make_checkpoint("tuned", weights=random_change(tiny_weights))
-    result = extracted(base, tuned, Amount(max_bytes=max_bytes))
+    result = extracted(base, tuned, RankGoal(max_bytes=max_bytes))
     files = [*result.adapter.folder.glob("*.safetensors"), *result.peft.folder.glob("*.s*")]
     assert [f.stat().st_size for f in files] == [result.adapter.nbytes, result.peft.nbytes]
     assert all(nbytes <= max_bytes for nbytes in (result.adapter.nbytes, result.peft.nbytes))
@@ -137,29 +137,18 @@ def test_no_file_is_larger_than_the_budget_and_little_of_it_is_left(
     assert result.peft.energy >= result.adapter.energy > 0
 
 
-def test_what_is_worth_most_per_byte_comes_first() -> None:
-    count = ByteCount({"a": 10, "b": 30})
-    spectra = {"a": np.array([3.0, 1.0]), "b": np.array([4.0, 3.0])}
-    assert Amount(max_bytes=40).ranks(spectra, count, 35) == {"a": 1, "b": 1}
-    assert Amount(energy=0.5).ranks(spectra, count, 35) == {"a": 1, "b": 1}
-    assert Amount(energy=0.2).ranks(spectra, count, 35) == {"a": 1, "b": 0}
-    assert Amount(energy=1.0).ranks(spectra, count, 36) == {"a": 2, "b": 2}
-    assert Amount(rank=1).ranks(spectra, count, 35) == {"a": 1, "b": 1}
-    assert Amount().ranks(spectra, count, 35) == {"a": 2, "b": 2}
-
-
 def test_energy_is_what_the_adapter_for_peft_holds(
     make_checkpoint: Make, tiny_weights: Weights
 ) -> None:
     tuned = make_checkpoint("tuned", weights=random_change(tiny_weights))
-    result = extracted(make_checkpoint("base"), tuned, Amount(energy=0.5))
+    result = extracted(make_checkpoint("base"), tuned, RankGoal(energy=0.5))
     assert 0.5 <= result.peft.energy < 0.52
     assert result.adapter.energy >= 0.5
 
 
 def test_what_is_no_matrix_is_kept_or_named(make_checkpoint: Make, tiny_weights: Weights) -> None:
     tuned = make_checkpoint("tuned", weights=random_change(tiny_weights))
-    result = extracted(make_checkpoint("base"), tuned, Amount(rank=2))
+    result = extracted(make_checkpoint("base"), tuned, RankGoal(rank=2))
     left = {one.name: one for one in result.left}
     norms = {name for name in tiny_weights if name.endswith("norm.weight")}
     assert {name for name, one in left.items() if one.kept} == norms
@@ -173,7 +162,7 @@ def test_the_same_bytes_twice(make_checkpoint: Make, tiny_weights: Weights, tmp_
     base = make_checkpoint("base")
     tuned = make_checkpoint("tuned", weights=random_change(tiny_weights))
     for name in ("first", "second"):
-        extract(base, tuned, tmp_path / name, Amount(max_bytes=30_000), check=False)
+        extract(base, tuned, tmp_path / name, RankGoal(max_bytes=30_000), check=False)
     assert written(tmp_path / "first") == written(tmp_path / "second")
 
 
@@ -186,7 +175,7 @@ def test_a_quantised_base_is_taken_as_what_it_stands_for(
     base = tmp_path / "base"
     save_model(base, model)
     (base / "config.json").write_text(json.dumps(config))
-    result = extracted(base, dense, Amount(rank=64))
+    result = extracted(base, dense, RankGoal(rank=64))
     name = module_path(Q)
     layer = parameters(load_model(base)[0])
     codes = {leaf: layer[f"{name}.{leaf}"] for leaf in ("weight", "scales", "biases")}
@@ -206,12 +195,12 @@ def test_a_calibration_keeps_what_its_inputs_see(
     mx.save_safetensors(str(tuned / "model.safetensors"), random_change(weights))
     calibration = Calibration(text, window=24, windows=16)
     options: dict[str, Any] = {"text": calibration, "check": True}
-    plain = extract(base, tuned, tuned.parent / "plain", Amount(max_bytes=30_000), **options)
+    plain = extract(base, tuned, tuned.parent / "plain", RankGoal(max_bytes=30_000), **options)
     seen = extract(
         base,
         tuned,
         tuned.parent / "seen",
-        Amount(max_bytes=30_000),
+        RankGoal(max_bytes=30_000),
         calibration=calibration,
         **options,
     )
@@ -233,7 +222,7 @@ BAD = {
 def test_checkpoints_that_cannot_be_subtracted_are_named(make_llama: Make, case: str) -> None:
     config, message = BAD[case]
     with pytest.raises(FormatError, match=message):
-        extracted(make_llama("base"), make_llama("tuned", **config), Amount())
+        extracted(make_llama("base"), make_llama("tuned", **config), None)
     assert not (make_llama("third").parent / "out").exists()
 
 
@@ -242,24 +231,24 @@ def test_another_tokenizer_is_named(make_llama: Make) -> None:
     file = tuned / "tokenizer.json"
     file.write_text(file.read_text().replace('"A": 19', '"A": 20').replace('"B": 20', '"B": 19'))
     with pytest.raises(FormatError, match=r"differs .* in 2 tokens: 'A' is 19 and 20"):
-        extracted(base, tuned, Amount())
+        extracted(base, tuned, None)
 
 
 def test_another_architecture_is_named(make_checkpoint: Make) -> None:
     base, tuned = make_checkpoint("base"), make_checkpoint("tuned", model_type="qwen2")
     with pytest.raises(FormatError, match="of type 'qwen2', and base of type 'llama'"):
-        extracted(base, tuned, Amount())
+        extracted(base, tuned, None)
 
 
 def test_the_same_checkpoint_is_refused(make_checkpoint: Make) -> None:
     with pytest.raises(FormatError, match="the same weights as base"):
-        extracted(make_checkpoint("base"), make_checkpoint("tuned"), Amount())
+        extracted(make_checkpoint("base"), make_checkpoint("tuned"), None)
 
 
 def test_norms_alone_make_no_adapter(make_checkpoint: Make, tiny_weights: Weights) -> None:
     weights = tiny_weights | {"model.norm.weight": 2 * tiny_weights["model.norm.weight"]}
     with pytest.raises(FormatError, match=r"only model\.norm\.weight changed"):
-        extracted(make_checkpoint("base"), make_checkpoint("tuned", weights=weights), Amount())
+        extracted(make_checkpoint("base"), make_checkpoint("tuned", weights=weights), None)
 
 
 @pytest.mark.parametrize("name", [Q, "model.norm.weight"])
@@ -270,7 +259,7 @@ def test_what_is_not_finite_is_named(
     weights[name] = mx.where(mx.arange(64) == 3, mx.array(mx.nan, mx.bfloat16), weights[name])
     tuned = make_checkpoint("tuned", weights=weights)
     with pytest.raises(FormatError, match=f"{name}.*NaN or infinite"):
-        extracted(make_checkpoint("base"), tuned, Amount())
+        extracted(make_checkpoint("base"), tuned, None)
     assert sorted(f.name for f in tuned.parent.iterdir()) == ["base", "tuned"]
 
 
@@ -278,33 +267,21 @@ def test_a_budget_below_one_component_is_refused(
     make_checkpoint: Make, tiny_weights: Weights
 ) -> None:
     tuned = make_checkpoint("tuned", weights=merged(tiny_weights, SPECTRA, mx.bfloat16))
-    with pytest.raises(ValueError, match=r"`max_bytes` must be at least .* one component takes"):
-        extracted(make_checkpoint("base"), tuned, Amount(max_bytes=300))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"max_bytes": 1, "rank": 1}, "`max_bytes` and `rank`: give one"),
-        ({"energy": 0.0}, "`energy` must be in"),
-        ({"rank": 0}, "`rank` must be at least 1"),
-    ],
-)
-def test_an_amount_out_of_range_is_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Amount(**given)
+    with pytest.raises(ValueError, match=r"`max_bytes` must be at least .* one component"):
+        extracted(make_checkpoint("base"), tuned, RankGoal(max_bytes=300))
 
 
 def test_the_folder_says_what_it_is_of(make_checkpoint: Make, tiny_weights: Weights) -> None:
     base = make_checkpoint("base")
     tuned = make_checkpoint("tuned", weights=merged(tiny_weights, SPECTRA, mx.bfloat16))
-    result = extracted(base, tuned, Amount(rank=2), exclude=["*down_proj"])
-    record = read_json(result.out / RECORD)
+    result = extracted(base, tuned, RankGoal(rank=2), exclude=["*down_proj"])
+    record = read_json(result.out / EXTRACT_FILE)
     assert record["base"]["name"] == "base"
-    assert record["amount"]["rank"] == 2
+    assert record["goal"]["rank"] == 2
     assert record["adapters"][1]["ranks"] == {module_path(Q): 2}
     error = record["layers"][module_path(Q)]["relative_error"]
     assert error == pytest.approx(np.sqrt(1 / 14), rel=0.02)  # the spectrum was 3, 2, 1
     assert read_adapter(result.adapter.folder).base == str(base)
+    assert read_adapter(result.out).ranks == {module_path(Q): 2}
     (left,) = result.left
     assert (left.name, left.kept) == (DOWN, False)

@@ -26,7 +26,7 @@ from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
 from plastic_runtime.surgery.rewriting import rebalance, regauge
-from plastic_runtime.surgery.schedule import Holding, Schedule, redistribute
+from plastic_runtime.surgery.schedule import Schedule
 from plastic_runtime.surgery.scores import (
     find_rank_layers,
     gradient_score,
@@ -49,7 +49,6 @@ __all__ = [
     "GradientFactors",
     "Gram",
     "GramFile",
-    "Holding",
     "JacobianRank",
     "LossGrams",
     "LossRecord",
@@ -83,7 +82,6 @@ __all__ = [
     "read_events",
     "read_losses",
     "rebalance",
-    "redistribute",
     "regauge",
     "relevance_score",
     "save_run",

@@ -15,6 +15,7 @@ from plastic_export.adapters.mlx_form import read_mlx
 from plastic_export.adapters.peft_form import read_peft
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.folder.adapter_files import (
+    EXTRACT_FILE,
     FILE,
     PEFT_FILE,
     PEFT_FOLDER,
@@ -55,7 +56,7 @@ def read_adapter(source: str | os.PathLike[str], *, base: Checkpoint | None = No
 
 def is_adapter(source: Path) -> bool:
     """Tell whether a path is an adapter or a run, and not a checkpoint."""
-    names = (RUN_FILE, PEFT_FILE, FILE, _PICKLE)
+    names = (RUN_FILE, EXTRACT_FILE, PEFT_FILE, FILE, _PICKLE)
     return source.is_file() or any((source / name).is_file() for name in names)
 
 
@@ -68,6 +69,8 @@ def _read(source: Path, base: Checkpoint | None) -> Adapter:
         if not (source / PEFT_FOLDER).is_dir():
             reason = "the run has no adapter before its end"
             raise FormatError.about(source, reason, "let `plastic train` end it")
+        return read_peft(source / PEFT_FOLDER)
+    if (source / EXTRACT_FILE).is_file():
         return read_peft(source / PEFT_FOLDER)
     if (source / PEFT_FILE).is_file():
         return read_peft(source)

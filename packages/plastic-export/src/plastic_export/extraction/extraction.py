@@ -11,29 +11,27 @@ from typing import Any
 
 import mlx.core as mx
 from plastic_core import Certificate, certify
-from plastic_core.files import MLX_DTYPES, FormatError, export_safetensors, write_json
+from plastic_core.files import FormatError, export_safetensors, write_json
 from plastic_runtime import Track, untracked
 
 from plastic_export.adapters.adapter import Adapter, LoraPair
 from plastic_export.adapters.base_name import BaseName, name_of_base
-from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.adapters.writing import adapter_files
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, module_path
-from plastic_export.extraction.amount import Amount
 from plastic_export.extraction.change import Change, difference_of
 from plastic_export.extraction.gain import WINDOWS, Gain, measure_gain
 from plastic_export.extraction.grams import norms_of
 from plastic_export.extraction.pair import Pair
+from plastic_export.extraction.ranks import FormRanks, RankChooser, factor_type
 from plastic_export.extraction.rest import LeftOut, Rest, rest_of
 from plastic_export.extraction.survey import Survey
-from plastic_export.folder.adapter_files import FILE, FOLDER, PEFT_FILE, PEFT_FOLDER
+from plastic_export.folder.adapter_files import EXTRACT_FILE, FILE, FOLDER, PEFT_FILE, PEFT_FOLDER
 from plastic_export.folder.output import OutputFolder
+from plastic_export.reshaping.rank_choice import RankGoal
 
-RECORD = "plastic-extract.json"
 BESIDE = "beside.safetensors"
-EVERYTHING = Amount()
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ExtractedForm:
         energy: Share of the squares of all components that it holds.
 
     Examples:
-        >>> made = extract("SRC", "TUNED", "FORMS", Amount(rank=1), check=False)
+        >>> made = extract("SRC", "TUNED", "FORMS", RankGoal(rank=1), check=False)
         >>> print(made.peft.folder, sorted(set(made.peft.ranks.values())))
         FORMS/peft [1]
     """
@@ -74,7 +72,7 @@ class Extracted:
         note: What is to be known about the name of the base; empty where there is nothing.
 
     Examples:
-        >>> result = extract("SRC", "TUNED", "EXTRACTED", Amount(rank=2), check=False)
+        >>> result = extract("SRC", "TUNED", "EXTRACTED", RankGoal(rank=2), check=False)
         >>> max(result.peft.ranks.values()), result.adapter.energy > 0.9
         (2, True)
     """
@@ -94,7 +92,7 @@ def extract(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    amount: Amount = EVERYTHING,
+    goal: RankGoal | None = None,
     *,
     calibration: Calibration | None = None,
     text: Calibration | None = None,
@@ -122,8 +120,10 @@ def extract(
         base: Folder or Hub id; dense or quantised, of any floating type.
         tuned: Folder or Hub id of what was made of it; may be stored otherwise.
         out: Folder to write; must not exist, or be empty.
-        amount: How much to keep. A number of bytes holds for the file of either adapter, and each
-            has the ranks that are best for it: mlx-lm's form has one rank for all layers.
+        goal: How much to keep; None for all that stands out. A number of bytes holds for the file
+            of either adapter, and each has the ranks that are best for it: mlx-lm's form has one
+            rank for all layers. An energy is that of the whole difference, or all that stands out
+            where rounding hides what is missing for it.
         calibration: Text that decides which directions count; run through ``base``.
         text: Text on which the losses are measured; by default the shipped one, 24 windows.
         include: Glob patterns of the matrices to take; by default every linear layer of mlx-lm's
@@ -143,7 +143,7 @@ def extract(
         OSError: If the system refuses.
 
     Examples:
-        >>> result = extract("SRC", "TUNED", "NEW", Amount(max_bytes=20_000), check=False)
+        >>> result = extract("SRC", "TUNED", "NEW", RankGoal(max_bytes=20_000), check=False)
         >>> result.adapter.nbytes <= 20_000 and result.peft.nbytes <= 20_000
         True
     """
@@ -156,14 +156,14 @@ def extract(
         pair = Pair.of(before, after)
         names = _chosen(pair, include, exclude)
         paths = [module_path(name) for name in names]
-        share = _Share(pair, names, amount)
+        chooser = RankChooser(pair, names, goal)
         with norms_of(before, calibration, paths, Path(parts), track) as norms:
             survey = Survey(pair, norms, Path(parts), seed)
-            survey.read(names, share.first_guess, amount.rank, share.highest, track)
+            survey.read(names, chooser, track)
         changes = [survey.changes[name] for name in names]
         rest = rest_of(pair, [name for name in pair.layers if name not in names])
         _check_differ(pair, changes, rest)
-        ranks = share.ranks(changes)
+        ranks = chooser(changes)
         made = _stored(pair, survey, ranks, seed, track)
         named = name_of_base(before)
         forms = _written(folder, made, ranks, changes, named)
@@ -173,8 +173,8 @@ def extract(
         if check:
             judged = text or Calibration(windows=WINDOWS)
             gain = measure_gain(before, after, forms[0].folder, judged, memory=memory, track=track)
-        record = _record(before, after, amount, calibration, forms, made, changes, rest, gain)
-        write_json(folder / RECORD, record)
+        record = _record(before, after, goal, calibration, forms, made, changes, rest, gain)
+        write_json(folder / EXTRACT_FILE, record)
         before.check_unchanged()
         after.check_unchanged()
     place = Path(out)
@@ -200,14 +200,6 @@ class _Made:
     certificates: Mapping[str, Certificate]
 
 
-@dataclass(frozen=True)
-class _Ranks:
-    """The ranks of both forms, by the name of the weight."""
-
-    adapter: Mapping[str, int]
-    peft: Mapping[str, int]
-
-
 def _chosen(pair: Pair, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
     """Return the matrices that an adapter may update."""
     linears = [n for n, layer in pair.layers.items() if layer.kind == "linear"]
@@ -229,46 +221,12 @@ def _check_differ(pair: Pair, changes: Sequence[Change], rest: Rest) -> None:
         raise FormatError.about(tuned.folder, reason, "name the checkpoint that was trained")
 
 
-def _type(pair: Pair, name: str) -> mx.Dtype:
-    """Return the type of the factors of a matrix: that which the base has for it."""
-    return MLX_DTYPES[pair.layers[name].dtype]
-
-
-class _Share:
-    """The ranks of both forms, each for its own way of counting bytes."""
-
-    def __init__(self, pair: Pair, names: Sequence[str], amount: Amount) -> None:
-        sides = {module_path(n): (pair.layers[n].shape, _type(pair, n)) for n in names}
-        largest = amount.max_bytes or sum(4 * m * n for (m, n), _ in sides.values())
-        self._amount = amount
-        self._counts = [
-            count_adapter_bytes(sides, largest, one_rank=one_rank) for one_rank in (True, False)
-        ]
-
-    @property
-    def first_guess(self) -> int:
-        """How many components of a matrix to look at first."""
-        return self._amount.first_guess(self._counts[0])
-
-    def ranks(self, changes: Sequence[Change]) -> _Ranks:
-        """Choose from what is known of every matrix."""
-        spectra = {module_path(change.name): change.values for change in changes}
-        total = sum(change.total for change in changes)
-        both = [self._amount.ranks(spectra, count, total) for count in self._counts]
-        return _Ranks(*({c.name: ranks[module_path(c.name)] for c in changes} for ranks in both))
-
-    def highest(self, changes: Sequence[Change]) -> dict[str, int]:
-        """Return the higher of both ranks of every matrix."""
-        ranks = self.ranks(changes)
-        return {name: max(rank, ranks.peft[name]) for name, rank in ranks.adapter.items()}
-
-
-def _stored(pair: Pair, survey: Survey, ranks: _Ranks, seed: int, track: Track) -> _Made:
+def _stored(pair: Pair, survey: Survey, ranks: FormRanks, seed: int, track: Track) -> _Made:
     """Round the factors of every layer that has a component to their type, and certify them."""
     pairs, certificates = dict[str, LoraPair](), dict[str, Certificate]()
-    highest = {name: max(rank, ranks.peft[name]) for name, rank in ranks.adapter.items()}
-    for name in track([name for name, rank in highest.items() if rank], "certifying"):
-        path, dtype = module_path(name), _type(pair, name)
+    highest = {name: rank for name, rank in ranks.highest.items() if rank}
+    for name in track(list(highest), "certifying"):
+        path, dtype = module_path(name), factor_type(pair, name)
         B, A = survey.components(name, highest[name])
         stored = LoraPair(mx.array(A).astype(dtype), mx.array(B).astype(dtype))
         rank, D = ranks.adapter[name], difference_of(pair, name)
@@ -278,7 +236,7 @@ def _stored(pair: Pair, survey: Survey, ranks: _Ranks, seed: int, track: Track) 
 
 
 def _written(
-    folder: Path, made: _Made, ranks: _Ranks, changes: Sequence[Change], base: BaseName
+    folder: Path, made: _Made, ranks: FormRanks, changes: Sequence[Change], base: BaseName
 ) -> tuple[ExtractedForm, ExtractedForm]:
     """Write both forms."""
     total = sum(change.total for change in changes)
@@ -309,7 +267,7 @@ def _moved(form: ExtractedForm, out: Path) -> ExtractedForm:
 def _record(
     base: Checkpoint,
     tuned: Checkpoint,
-    amount: Amount,
+    goal: RankGoal | None,
     calibration: Calibration | None,
     forms: Sequence[ExtractedForm],
     made: _Made,
@@ -322,7 +280,7 @@ def _record(
         "version": 1,
         "base": {"name": base.name, "revision": base.revision},
         "tuned": {"name": tuned.name, "revision": tuned.revision},
-        "amount": asdict(amount),
+        "goal": asdict(goal) if goal else None,
         "calibration": calibration.record() if calibration else None,
         "adapters": [
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,7 @@ from plastic_export.checkpoint.tensors import module_path
 from plastic_export.extraction.change import Change, change_of
 from plastic_export.extraction.grams import Norms
 from plastic_export.extraction.pair import Pair
-
-Choose = Callable[[Sequence[Change]], Mapping[str, int]]
-"""Gives the highest rank that each matrix needs, by its name, from what is known of all."""
+from plastic_export.extraction.ranks import RankChooser
 
 
 class Survey:
@@ -36,22 +34,19 @@ class Survey:
         self.changes: dict[str, Change] = {}
         self._pair, self._norms, self._folder, self._seed = pair, norms, folder, seed
 
-    def read(
-        self, names: Sequence[str], rank: int, most: int | None, choose: Choose, track: Track
-    ) -> None:
+    def read(self, names: Sequence[str], choose: RankChooser, track: Track) -> None:
         """Read the components that a choice of ranks takes: more of a matrix where all are taken.
 
         Args:
             names: The matrices.
-            rank: How many components are read of each at first.
-            most: How many the choice never goes beyond, if there is such a number.
-            choose: The choice.
+            choose: The choice, from what is known of all.
             track: Wraps the loop over the matrices.
 
         Raises:
             FormatError: If a weight cannot be read or is not finite.
+            ValueError: If not even one component fits into the budget.
         """
-        wanted = dict.fromkeys(names, rank)
+        wanted = dict.fromkeys(names, choose.first_guess)
         what = "reading differences"
         while wanted:
             for name in track(list(wanted), what):
@@ -59,8 +54,8 @@ class Survey:
             changes = [self.changes[name] for name in names]
             if not any(len(change.values) for change in changes):
                 return
-            chosen = choose(changes)
-            short = [c for c in changes if _is_short(c, chosen[c.name], most)]
+            chosen = choose(changes).highest
+            short = [c for c in changes if _is_short(c, chosen[c.name], choose.most)]
             wanted = {c.name: 2 * len(c.values) for c in short}
             what = "reading more of some"
 

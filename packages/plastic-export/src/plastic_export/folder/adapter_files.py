@@ -14,6 +14,8 @@ PEFT_FOLDER = "peft"
 PEFT_FILE = "adapter_model.safetensors"
 RUN_FILE = "plastic-run.json"
 """The file that says that a folder is a run of ``plastic train``."""
+EXTRACT_FILE = "plastic-extract.json"
+"""The file that says that a folder is of ``plastic extract``: it has the form of a run."""
 
 
 def adapter_of(folder: Path) -> Path | None:

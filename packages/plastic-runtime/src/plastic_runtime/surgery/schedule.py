@@ -78,10 +78,6 @@ class Holding:
         values: Non-increasing: component i is worth ``values[i]^2 / 2`` of the loss.
         bytes_per_rank: Bytes of one component.
         floor: Components that stay in any case.
-
-    Examples:
-        >>> Holding("layers.0", (3.0, 2.0), bytes_per_rank=40).floor
-        1
     """
 
     path: str
@@ -109,11 +105,6 @@ def redistribute(
 
     Raises:
         ValueError: If the floors alone exceed the budget; gives the least one.
-
-    Examples:
-        >>> held = [Holding("a", (3.0, 2.0), 40, 0), Holding("b", (1.0,), 40, 0)]
-        >>> redistribute(held, 80)
-        {'a': 2, 'b': 0}
     """
     count = count or ByteCount({h.path: h.bytes_per_rank for h in holdings})
     floors = {h.path: min(h.floor, len(h.values)) for h in holdings}

@@ -19,33 +19,18 @@ from plastic_export.cli.options import (
     tokenizer_option,
     window_option,
 )
-from plastic_export.extraction.amount import Amount
+from plastic_export.cli.rank_options import rank_goal_options
 from plastic_export.extraction.extraction import extract
 from plastic_export.extraction.gain import WINDOWS
-from plastic_export.plan.budgets import parse_size
 from plastic_export.reporting.extract import present_extracted
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else int(parse_size(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+from plastic_export.reshaping.rank_choice import RankGoal
 
 
 @click.command("extract", short_help="Make a LoRA of what a fine-tune changed.")
 @click.argument("base")
 @click.argument("tuned")
 @click.argument("out", type=FOLDER)
-@click.option(
-    "--max-size", callback=_size, help="Bytes of the file of an adapter at most, such as 50MB."
-)
-@click.option(
-    "--energy",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the squares of all components, such as 0.95, in the fewest bytes.",
-)
-@click.option("--rank", type=click.IntRange(1), help="Components of every layer at most.")
+@rank_goal_options
 @click.option(
     "--calibration",
     type=TEXT,
@@ -109,7 +94,7 @@ def extract_command(
         base,
         tuned,
         out,
-        Amount(max_size, energy, rank),
+        RankGoal(max_bytes=max_size, energy=energy, rank=rank) if named else None,
         calibration=None
         if calibration is None
         else Calibration(calibration, window, calibration_windows, tokenizer),
