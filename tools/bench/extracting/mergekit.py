@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-class Cost(NamedTuple):
+class ProcessCost(NamedTuple):
     """What a process took."""
 
     seconds: float
@@ -38,16 +38,16 @@ class Cost(NamedTuple):
     peak_bytes: int
 
 
-class Row(NamedTuple):
+class ExtractedRow(NamedTuple):
     """One adapter."""
 
     name: str
     nbytes: int
     error: float
-    cost: Cost
+    cost: ProcessCost
 
 
-Factors = Mapping[str, tuple[np.ndarray, np.ndarray]]
+StoredFactors = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """``B`` and ``A`` of every layer, by its path."""
 
 
@@ -69,14 +69,14 @@ def main() -> None:
     Console(width=100).print(table)
 
 
-def both(given: argparse.Namespace, rank: int) -> list[Row]:
+def both(given: argparse.Namespace, rank: int) -> list[ExtractedRow]:
     """Extract with mergekit at a rank, and with ours at that rank and in the same bytes."""
     base, tuned = str(given.base), str(given.tuned)
     with tempfile.TemporaryDirectory() as folder:
         theirs, out = f"{folder}/theirs", f"{folder}/ours"
         words = [given.program, "--model", tuned, "--base-model", base, "--out-path", theirs]
-        cost = run([*words, "--max-rank", str(rank), "--no-cuda"], given.threads)
-        rows = [row(f"mergekit, rank {rank}", given, Path(theirs), cost)]
+        cost = timed_process([*words, "--max-rank", str(rank), "--no-cuda"], given.threads)
+        rows = [extracted_row(f"mergekit, rank {rank}", given, Path(theirs), cost)]
         budget = rows[0].nbytes
         plastic = [str(Path(sys.executable).with_name("plastic")), "extract", base, tuned]
         for name, amount in (
@@ -84,12 +84,12 @@ def both(given: argparse.Namespace, rank: int) -> list[Row]:
             (f"plastic --max-size {budget}", ["--max-size", str(budget)]),
         ):
             place = f"{out}-{len(rows)}"
-            cost = run([*plastic, place, *amount, "--no-check"], given.threads)
-            rows.append(row(name, given, Path(place) / "peft", cost))
+            cost = timed_process([*plastic, place, *amount, "--no-check"], given.threads)
+            rows.append(extracted_row(name, given, Path(place) / "peft", cost))
     return rows
 
 
-def run(words: Sequence[str], threads: int) -> Cost:
+def timed_process(words: Sequence[str], threads: int) -> ProcessCost:
     """Run a program to its end."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
@@ -102,17 +102,19 @@ def run(words: Sequence[str], threads: int) -> Cost:
     if process.returncode:
         raise SystemExit(f"{words[0]} ended with status {process.returncode}")
     scale = 1 if sys.platform == "darwin" else 1024
-    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale)
+    return ProcessCost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale)
 
 
-def row(name: str, given: argparse.Namespace, folder: Path, cost: Cost) -> Row:
+def extracted_row(
+    name: str, given: argparse.Namespace, folder: Path, cost: ProcessCost
+) -> ExtractedRow:
     """Measure what a program wrote."""
     factors = read_factors(folder / "adapter_model.safetensors")
     nbytes = sum(B.nbytes + A.nbytes for B, A in factors.values())
-    return Row(name, nbytes, error_of(given, factors), cost)
+    return ExtractedRow(name, nbytes, adapter_error(given, factors), cost)
 
 
-def read_factors(file: Path) -> Factors:
+def read_factors(file: Path) -> StoredFactors:
     """Read the factors of an adapter in the form of PEFT; every scale is 1."""
     arrays = {name: to_numpy(array) for name, array in read_arrays(file)[0].items()}
     return {
@@ -125,7 +127,7 @@ def read_factors(file: Path) -> Factors:
     }
 
 
-def error_of(given: argparse.Namespace, factors: Factors) -> float:
+def adapter_error(given: argparse.Namespace, factors: StoredFactors) -> float:
     """Return ``||D - B A|| / ||D||`` over all linear layers."""
     missed = whole = 0.0
     with open_checkpoint(given.base) as base, open_checkpoint(given.tuned) as tuned:

@@ -26,7 +26,7 @@ from plastic_export.evaluation.evaluation import compare, evaluate
 from plastic_export.evaluation.intervals import Estimated
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.evaluation.settings import EvaluationSettings
-from plastic_export.extraction.change import Change
+from plastic_export.extraction.difference import LayerDifference
 from plastic_export.extraction.extraction import Extracted, ExtractedForm, extract
 from plastic_export.extraction.gain import Gain
 from plastic_export.extraction.rest import LeftOut
@@ -63,7 +63,6 @@ __all__ = [
     "Budget",
     "Calibration",
     "Candidate",
-    "Change",
     "Checkpoint",
     "CheckpointWarning",
     "Choices",
@@ -85,6 +84,7 @@ __all__ = [
     "Gain",
     "Healed",
     "HealingOptions",
+    "LayerDifference",
     "LeftOut",
     "LoraPair",
     "LossPlan",

@@ -20,7 +20,7 @@ from plastic_export.adapters.writing import adapter_files
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, module_path
-from plastic_export.extraction.change import Change, difference_of
+from plastic_export.extraction.difference import LayerDifference, difference_of
 from plastic_export.extraction.gain import WINDOWS, Gain, measure_gain
 from plastic_export.extraction.grams import norms_of
 from plastic_export.extraction.pair import Pair
@@ -80,7 +80,7 @@ class Extracted:
     out: Path
     adapter: ExtractedForm
     peft: ExtractedForm
-    changes: Sequence[Change]
+    changes: Sequence[LayerDifference]
     certificates: Mapping[str, Certificate]
     left: Sequence[LeftOut]
     beside: Path | None
@@ -207,7 +207,7 @@ def _chosen(pair: Pair, include: Sequence[str], exclude: Sequence[str]) -> list[
     return chosen_names(linears, default=default, include=include, exclude=exclude)
 
 
-def _check_differ(pair: Pair, changes: Sequence[Change], rest: Rest) -> None:
+def _check_differ(pair: Pair, changes: Sequence[LayerDifference], rest: Rest) -> None:
     """Refuse what no adapter can be made of."""
     tuned = pair.tuned.checkpoint
     if not any(change.total for change in changes):
@@ -236,7 +236,7 @@ def _stored(pair: Pair, survey: Survey, ranks: FormRanks, seed: int, track: Trac
 
 
 def _written(
-    folder: Path, made: _Made, ranks: FormRanks, changes: Sequence[Change], base: BaseName
+    folder: Path, made: _Made, ranks: FormRanks, changes: Sequence[LayerDifference], base: BaseName
 ) -> tuple[ExtractedForm, ExtractedForm]:
     """Write both forms."""
     total = sum(change.total for change in changes)
@@ -271,7 +271,7 @@ def _record(
     calibration: Calibration | None,
     forms: Sequence[ExtractedForm],
     made: _Made,
-    changes: Sequence[Change],
+    changes: Sequence[LayerDifference],
     rest: Rest,
     gain: Gain | None,
 ) -> dict[str, Any]:

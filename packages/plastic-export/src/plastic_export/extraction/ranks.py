@@ -11,7 +11,7 @@ from plastic_runtime import ByteCount
 
 from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.extraction.change import Change
+from plastic_export.extraction.difference import LayerDifference
 from plastic_export.extraction.pair import Pair
 from plastic_export.reshaping.rank_choice import RankGoal, choose_adapter_ranks
 
@@ -67,7 +67,7 @@ class RankChooser:
         assert self._goal.max_bytes is not None
         return _FIRST // 2 + 2 * self._goal.max_bytes // sum(self._exact.components.values())
 
-    def __call__(self, changes: Sequence[Change]) -> FormRanks:
+    def __call__(self, changes: Sequence[LayerDifference]) -> FormRanks:
         """Choose from what is known of every matrix, of which at least one has a component.
 
         Raises:
@@ -75,7 +75,7 @@ class RankChooser:
         """
         return FormRanks(self._ranks(changes, self._padded), self._ranks(changes, self._exact))
 
-    def _ranks(self, changes: Sequence[Change], count: ByteCount) -> dict[str, int]:
+    def _ranks(self, changes: Sequence[LayerDifference], count: ByteCount) -> dict[str, int]:
         names = {module_path(c.name): c.name for c in changes if len(c.values)}
         spectra = {module_path(c.name): c.values for c in changes if len(c.values)}
         goal, none = self._goal, {c.name: 0 for c in changes}

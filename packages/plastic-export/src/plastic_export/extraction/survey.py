@@ -11,7 +11,7 @@ from plastic_core.linalg import Float32, to_numpy
 from plastic_runtime import Track
 
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.extraction.change import Change, change_of
+from plastic_export.extraction.difference import LayerDifference, change_of
 from plastic_export.extraction.grams import Norms
 from plastic_export.extraction.pair import Pair
 from plastic_export.extraction.ranks import RankChooser
@@ -31,7 +31,7 @@ class Survey:
     """
 
     def __init__(self, pair: Pair, norms: Norms, folder: Path, seed: int) -> None:
-        self.changes: dict[str, Change] = {}
+        self.changes: dict[str, LayerDifference] = {}
         self._pair, self._norms, self._folder, self._seed = pair, norms, folder, seed
 
     def read(self, names: Sequence[str], choose: RankChooser, track: Track) -> None:
@@ -76,6 +76,6 @@ class Survey:
         return self._folder / name
 
 
-def _is_short(change: Change, rank: int, most: int | None) -> bool:
+def _is_short(change: LayerDifference, rank: int, most: int | None) -> bool:
     """Tell whether a choice took all that is known of a matrix, and might take more."""
     return rank == len(change.values) and not change.is_complete and rank != most

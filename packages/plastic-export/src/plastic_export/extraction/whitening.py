@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from plastic_core import Factors, GramRoot, factorized_lowrank, loss_factors, predicted_cost
-from plastic_core.linalg import Float32, Float64, to_numpy
+from plastic_core.linalg import Float32, to_numpy
 
 DAMPING = 0.01
 """Of the mean eigenvalue of a Gram: what its text did not show is still worth something."""
@@ -15,7 +15,7 @@ IDENTITY = GramRoot(None)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-class Components(NamedTuple):
+class LeadingComponents(NamedTuple):
     """The leading components of a difference: the first k of them are the best of rank k.
 
     Attributes:
@@ -28,8 +28,8 @@ class Components(NamedTuple):
 
     B: Float32
     A: Float32
-    values: Float64
-    plain: Float64
+    values: Float32
+    plain: Float32
     total: float
 
 
@@ -45,7 +45,7 @@ class Whitening:
     inputs: GramRoot = IDENTITY
     outputs: GramRoot = IDENTITY
 
-    def components(self, D: Float32, norm: float, rank: int, seed: int) -> Components:
+    def components(self, D: Float32, norm: float, rank: int, seed: int) -> LeadingComponents:
         """Return the leading components of a difference.
 
         Args:
@@ -62,10 +62,10 @@ class Whitening:
         return _balanced(loss_factors(D, rank, **roots, key=seed), plain, total)
 
 
-def _balanced(factors: Factors, plain: Factors, total: float) -> Components:
+def _balanced(factors: Factors, plain: Factors, total: float) -> LeadingComponents:
     U, S, Vh = (to_numpy(factor) for factor in factors)
     A = S[:, None] * Vh
     of_U, of_A = np.linalg.norm(U, axis=0), np.linalg.norm(A, axis=1)
     ratio = np.sqrt(np.maximum(of_A, _TINY) / np.maximum(of_U, _TINY))
-    values, singular = (to_numpy(f.S).astype(np.float64) for f in (factors, plain))
-    return Components(U * ratio, A / ratio[:, None], values, singular, total)
+    singular = to_numpy(plain.S)
+    return LeadingComponents(U * ratio, A / ratio[:, None], S, singular, total)

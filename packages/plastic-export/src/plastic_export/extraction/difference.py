@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from plastic_core.linalg import Float32, Float64, frobenius_norm
+from plastic_core.linalg import Float32, frobenius_norm
 
 from plastic_export.extraction.pair import Pair
 from plastic_export.extraction.rounding_noise import noise_edge
-from plastic_export.extraction.whitening import Components, Whitening
+from plastic_export.extraction.whitening import LeadingComponents, Whitening
 
 
 @dataclass(frozen=True)
-class Change:
+class LayerDifference:
     """What was learnt in a matrix.
 
     Attributes:
@@ -27,7 +27,7 @@ class Change:
         is_complete: Whether these are all that do.
 
     Examples:
-        >>> change = Change("w", (4, 4), 0.1, 5.0, np.array([2.0, 1.0]), True)
+        >>> change = LayerDifference("w", (4, 4), 0.1, 5.0, np.float32([2, 1]), True)
         >>> change.energy(1), change.energy(2)
         (4.0, 5.0)
     """
@@ -36,12 +36,12 @@ class Change:
     shape: tuple[int, int]
     relative: float
     total: float
-    values: Float64
+    values: Float32
     is_complete: bool
 
     def energy(self, rank: int) -> float:
         """Return the sum of the squares of the leading components."""
-        return math.fsum(self.values[:rank] ** 2)
+        return math.fsum(self.values[:rank].astype(np.float64) ** 2)
 
 
 def difference_of(pair: Pair, name: str) -> Float32:
@@ -56,7 +56,7 @@ def difference_of(pair: Pair, name: str) -> Float32:
 
 def change_of(
     pair: Pair, name: str, whitening: Whitening, rank: int, seed: int
-) -> tuple[Change, Components | None]:
+) -> tuple[LayerDifference, LeadingComponents | None]:
     """Read the leading components of the change of a single matrix.
 
     Args:
@@ -77,7 +77,7 @@ def change_of(
     D = np.subtract(after, before, out=before)
     norm, shape = frobenius_norm(D), pair.layers[name].shape
     if norm == 0.0:
-        return Change(name, shape, 0.0, 0.0, np.zeros(0), True), None
+        return LayerDifference(name, shape, 0.0, 0.0, np.zeros(0, np.float32), True), None
     edge = noise_edge(after, pair.tuned.specs[name].dtype, norm)
     del after
     rank = min(rank, *shape)
@@ -85,4 +85,6 @@ def change_of(
     standing = int(np.count_nonzero(found.plain > edge))
     relative = norm / of_base if of_base else math.inf
     is_complete = standing < rank or rank == min(shape)
-    return Change(name, shape, relative, found.total, found.values[:standing], is_complete), found
+    return LayerDifference(
+        name, shape, relative, found.total, found.values[:standing], is_complete
+    ), found
