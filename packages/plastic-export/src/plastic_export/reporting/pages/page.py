@@ -20,7 +20,7 @@ _STYLE = f"""
   :root {{ --ink: {INK}; --paper: {PAPER}; --faint: #9a9da3; --line: #5a5d63; }} }}
 * {{ box-sizing: border-box; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 72em; margin: 2em auto; padding: 0 1em; overflow-wrap: break-word; }}
+  max-width: 72em; margin: 2em auto; padding: 0 1em; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.15em; margin-top: 2em; }}
 figure {{ margin: 1em 0; }} figcaption {{ color: var(--faint); max-width: 50em; }}
 .wide {{ overflow-x: auto; }} .wide img {{ min-width: 40em; }}
