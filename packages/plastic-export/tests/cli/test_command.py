@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from plastic_export.cli.command import main
+from plastic_export.cli.command import main, plastic_command
 
 Run = Callable[..., tuple[int, str, str]]
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -88,6 +89,15 @@ def test_the_package_is_a_program_too() -> None:
 WAITS = "the same command goes on with it\n"
 
 
+def write_rows(data: Path, text: Path) -> Path:
+    """A folder of rows to train on, cut from a text."""
+    data.mkdir()
+    rows = [json.dumps({"text": text.read_text()[i : i + 40]}) for i in range(0, 480, 40)]
+    (data / "train.jsonl").write_text("\n".join(rows[:8]))
+    (data / "valid.jsonl").write_text("\n".join(rows[8:]))
+    return data
+
+
 def patch_losing(patch: pytest.MonkeyPatch, name: str, number: int, calls: int) -> None:
     """Let a function send a signal at one of its calls, and lose what that raises.
 
@@ -150,11 +160,7 @@ def test_a_signal_lost_in_a_backward_pass_ends_the_healing_and_it_goes_on(
 def test_a_signal_lost_in_a_loss_ends_the_training_and_it_goes_on(
     run: Run, source: Path, text: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = text.with_name("data")
-    data.mkdir()
-    rows = [json.dumps({"text": text.read_text()[i : i + 40]}) for i in range(0, 480, 40)]
-    (data / "train.jsonl").write_text("\n".join(rows[:8]))
-    (data / "valid.jsonl").write_text("\n".join(rows[8:]))
+    data = write_rows(text.with_name("data"), text)
     words = ["train", source, "--data", data, *TRAIN, "--out"]
     whole, out = text.with_name("whole"), text.with_name("run")
     assert run(*words, whole)[0] == 0
@@ -205,11 +211,7 @@ def test_a_signal_lost_in_a_loss_ends_the_training_and_it_goes_on(
 def test_a_refusal_names_the_option(
     run: Run, source: Path, text: Path, words: list[str], said: str
 ) -> None:
-    data = text.with_name("data")
-    data.mkdir()
-    rows = [json.dumps({"text": text.read_text()[i : i + 40]}) for i in range(0, 480, 40)]
-    (data / "train.jsonl").write_text("\n".join(rows[:8]))
-    (data / "valid.jsonl").write_text("\n".join(rows[8:]))
+    data = write_rows(text.with_name("data"), text)
     places = {"SRC": source, "TEXT": text, "DATA": data, "OUT": data / "out", "RUN": data / "run"}
     code, _, error = run(*(places.get(word, word) for word in words))
     assert code == 2
@@ -229,3 +231,43 @@ def test_a_value_that_does_not_fit_float16_has_a_remedy_that_exists(
     assert name in error
     assert "leave it out with --exclude, or take a copy in bfloat16" in error
     assert run("compress", source, text.with_name("out"), *form, "--exclude", "*1.mlp.up*")[0] == 0
+
+
+def check_record(record: Any) -> None:
+    """One object, its names in snake_case, and no number among its words."""
+    assert isinstance(record, dict)
+    for name, value in record.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", name), name
+        assert not isinstance(value, str) or not re.match(r"[\d.]+\b", value), (name, value)
+
+
+@pytest.mark.parametrize("name", plastic_command.commands)
+def test_every_command_has_an_output_for_machines(name: str) -> None:
+    assert "as_json" in {p.name for p in plastic_command.commands[name].params}
+
+
+def test_json_is_one_object_of_numbers(run: Run, source: Path, text: Path) -> None:
+    def record(*words: object) -> dict[str, Any]:
+        code, out, err = run(*words, "--json")
+        assert (code, err) == (0, ""), (words, err)
+        found: dict[str, Any] = json.loads(out)
+        check_record(found)
+        return found
+
+    at = text.with_name
+    data = write_rows(at("data"), text)
+    read = ["--calibration", text, "--window", 24, "--windows", 8]
+    record("inspect", source, "--spectra")
+    record("gguf", source)
+    record("plan", source, *read, "--bits", "4,8", "--bits-per-weight", 5.5, "--out", at("p.json"))
+    record("compress", source, at("packed"), "--plan", at("p.json"))
+    record("compress", source, at("low"), "--keep", 0.5)
+    record("heal", at("packed"), "--reference", source, *read, "--steps", 1, "--out", at("healed"))
+    found = record("evaluate", at("packed"), "--reference", source, "--text", text, *read[2:])
+    assert found["evaluations"][0]["kl"] > 0
+    assert found["scores"] == []
+    assert record("report", at("packed"), "--plan", at("p.json"))["budgets"][0]["matrices"] == 16
+    record("restore", at("low"), at("back"))
+    assert record("verify", at("healed"))["defects"] == []
+    record("train", source, "--data", data, *TRAIN, "--out", at("run"))
+    assert record("report", at("run"))["steps"] == 8

@@ -14,7 +14,7 @@ from plastic_export.reporting.plots.size_plot import (
     scale_divergence,
     size_unit,
 )
-from plastic_export.reporting.plots.themes import paper
+from plastic_export.reporting.plots.themes import backdrop
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ def _draw_points(axes: Axes, points: Sequence[_Point], unit: int) -> None:
     for text, kind in dict.fromkeys((p.of.text, p.kind) for p in points):
         own = [p for p in points if (p.of.text, p.kind) == (text, kind)]
         sizes, heights = [_nbytes(p.of) / unit for p in own], [p.height for p in own]
-        style: Any = {"color": colors[text], "markerfacecolor": paper()}
+        style: Any = {"color": colors[text], "markerfacecolor": backdrop()}
         axes.plot(sizes, heights, "o" if kind == "mean" else "x", label=f"{text}, {kind}", **style)
     for p in {id(p.of): p for p in reversed(points)}.values():
         axes.annotate(

@@ -8,7 +8,7 @@ from math import fsum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plastic_export.reporting.pages.compression_view import ShownMatrix
-from plastic_export.reporting.plots.themes import paper
+from plastic_export.reporting.plots.themes import backdrop
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def _order(cell: Cell) -> tuple[bool, int]:
 def _square(x: int, y: int, color: Any) -> Patch:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor=paper(), linewidth=1)
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor=backdrop(), linewidth=1)
 
 
 def _label(axes: Axes, layers: LayerMap) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from plastic_core.files import AtomicFile
 
 from plastic_export.reporting.plots.rendering import rendered
-from plastic_export.reporting.plots.themes import ink, paper, theme
+from plastic_export.reporting.plots.themes import backdrop, ink, theme
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def _draw_points(axes: Axes, points: Sequence[SizePoint], unit: int, floor: floa
     for kind, marker, drawn in kinds:
         if drawn:
             sizes, costs = np.array([(p.nbytes / unit, 1e3 * cost) for p, cost in drawn]).T
-            style: Any = {"color": ink(), "markerfacecolor": paper(), "linestyle": ""}
+            style: Any = {"color": ink(), "markerfacecolor": backdrop(), "linestyle": ""}
             axes.plot(sizes, costs, marker=marker, label=kind, **style)
     marked = [(p.nbytes / unit, 1e3 * cost) for p, cost in free + predicted if p.is_marked]
     if marked:

@@ -70,7 +70,7 @@ def ink() -> str:
     return str(matplotlib.rcParams["text.color"])
 
 
-def paper() -> str:
+def backdrop() -> str:
     """Return the colour behind them."""
     import matplotlib
 
