@@ -756,7 +756,10 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
             "--rank must be lower to begin below",
             {"--max-size": "20KB", "--follow": "loss", "--rank": 32},
         ),
-        ("must be below the", {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2}),
+        (
+            "that a run which follows the budget begins with",
+            {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2},
+        ),
         ("--max-size must be given to --follow", {"--follow": "budget"}),
         (
             "--evaluate-every must be below the 4 --steps",
