@@ -80,7 +80,7 @@ class TinyRun:
 
     def train(self, out: Path, training: TrainingOptions = TRAINING) -> TrainedRun:
         """Train, or go on, with changes of rank by plan."""
-        with patch("plastic_export.training.run.PlasticityManager", PlannedManager):
+        with patch("plastic_export.training.course.PlasticityManager", PlannedManager):
             return train(self.base, self.data, out, training)
 
 

@@ -51,8 +51,9 @@ from plastic_export.shipping.request import Exported
 from plastic_export.tasks.judging import evaluate_tasks
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 from plastic_export.training.best_state import Validated
+from plastic_export.training.course import DivergedError
 from plastic_export.training.forgetting import DialPoint
-from plastic_export.training.run import DivergedError, TrainedRun, train
+from plastic_export.training.run import TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
 
 __version__ = version("plastic-export")

@@ -4,15 +4,20 @@ less where every ``S`` is turned down."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from plastic_core import RankLayer
 
+from plastic_export.calibration.text import Calibration
+from plastic_export.calibration.tokens import TokenReader
 from plastic_export.model.divergence import divergences, log_softmax
+from plastic_export.training.settings import TrainingOptions
 
 SCALES = (1.0, 0.85, 0.7, 0.5, 0.25, 0.0)
 STEP = 0.01
@@ -85,6 +90,27 @@ class SDial:
         self._model.eval()
         logits: mx.array = self._model(row)
         return logits.astype(mx.float32)
+
+
+class OtherText(NamedTuple):
+    """Text that the base knows, and how it is told from another."""
+
+    tokens: mx.array | None
+    identity: dict[str, Any]
+
+
+def other_text(
+    reader: TokenReader, training: TrainingOptions, text: str | os.PathLike[str] | None
+) -> OtherText:
+    """Return what forgetting is measured on, where there is a limit on it."""
+    if training.forget is None:
+        if text is not None:
+            raise ValueError(f"`base_text` must be None where there is no `forget`, got {text}.")
+        return OtherText(None, {})
+    windows = Calibration(
+        None if text is None else Path(text), min(LENGTH, training.window), WINDOWS
+    )
+    return OtherText(windows.cut(reader), {"base text": windows.record()["sha256"]})
 
 
 def scale_within(points: Sequence[DialPoint], limit: float) -> float:

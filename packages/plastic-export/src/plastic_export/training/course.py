@@ -1,0 +1,283 @@
+"""The course of a run: mlx-lm's steps, and what happens between two of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from plastic_core import RankLayer
+from plastic_core.files import FormatError, sync_path
+from plastic_runtime import (
+    ByteCount,
+    EventLog,
+    Generations,
+    Noted,
+    PlasticityCallback,
+    PlasticityManager,
+    ResumableBatches,
+    Track,
+    append_loss,
+    find_rank_layers,
+    format_bytes,
+    read_losses,
+)
+
+from plastic_export.estimate.limits import Say
+from plastic_export.process.interruption import between, saying_when_interrupted
+from plastic_export.training.best_state import BestState, Validated
+from plastic_export.training.data import TrainingData
+from plastic_export.training.forgetting import (
+    SCALES,
+    DialPoint,
+    SDial,
+    turned_within,
+)
+from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES
+from plastic_export.training.settings import GAUGE, PROBE, TrainingOptions
+
+_LOGS = (EVENTS, LOSSES)
+_NOTHING = {name: 0 for name in _LOGS}
+
+
+class DivergedError(ValueError):
+    """A loss was NaN or infinite: no rank was changed and no state saved since.
+
+    Examples:
+        >>> issubclass(DivergedError, ValueError)
+        True
+    """
+
+
+class Course:
+    """The parts of a run, and what happens to them between two steps."""
+
+    def __init__(
+        self,
+        out: Path,
+        model: nn.Module,
+        rows: TrainingData,
+        training: TrainingOptions,
+        count: ByteCount,
+        identity: Mapping[str, Any],
+        say: Say,
+        track: Track,
+    ) -> None:
+        from mlx_lm.tuner import trainer
+
+        self.trainer = trainer
+        self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
+        self.track = track
+        self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
+        self.optimizer = training.build_optimizer()
+        probed = min(max(PROBE, training.batch), len(rows.train))
+        probe = next(self.order(rows.train, probed, training.window))
+        schedule = training.schedule(count(ranks_of(find_rank_layers(model))))
+        self.manager = PlasticityManager(
+            model,
+            self.optimizer,
+            loss=lambda: trainer.default_loss(model, *probe)[0],
+            log=EventLog(out / EVENTS),
+            seed=training.seed,
+            gauge=GAUGE,
+            schedule=schedule,
+            count=count,
+            max_bytes=None if schedule else training.max_bytes,
+            **training.plasticity,
+        )
+        self.callback = PlasticityCallback(self.manager, accumulation=training.accumulate)
+        self.generations = Generations(out / GENERATIONS, identity)
+        self.best, self.count = BestState(out, identity), count
+        self.start = 0
+        self.train_loss: float | None = None
+        self.tokens_per_second = 0.0
+
+    def go(self) -> int | None:
+        """Train from the newest state to the end; return the step of that state."""
+        mx.random.seed(self.training.seed)
+        parts = self.model, self.optimizer, self.manager
+        state = self.generations.load(*parts)
+        step, sizes = state or (0, _NOTHING)
+        _cut_logs(self.out, sizes)
+        self.best.go_on()
+        if state:
+            self.say(f"going on from step {step}")
+        self.start = self.order.position = step
+        remaining = self.training.steps - step
+        if remaining > 0 and not self._is_over():
+            with saying_when_interrupted(lambda: ["the same command goes on with it"]):
+                self._train(remaining, evaluated=state is not None)
+                if not self._is_over():
+                    self._evaluate(self.training.steps, last=True)
+        return step if state else None
+
+    def finish(self) -> Validated:
+        """Put into the model what the adapters are written from; return which state that is."""
+        last, kept = _last_validated(self.out / LOSSES), self.best.kept
+        if self.training.state == "last" or kept is None:
+            return last
+        self.best.put_back(self.model, self.manager)
+        if kept.step < last.step:
+            self.say(
+                f"the validation loss was lowest after step {kept.step} ({kept.loss:.4f}, at the "
+                f"end {last.loss:.4f}): the adapters hold that state"
+            )
+        return kept
+
+    def turn_down(self, other: mx.array | None) -> tuple[DialPoint, ...]:
+        """Turn every S down as far as the limit on forgetting asks; return all points measured."""
+        limit = self.training.forget
+        if limit is None or other is None:
+            return ()
+        dial = SDial(self.model, find_rank_layers(self.model), other, self._validation_loss)
+        points = dial.points(SCALES)
+        return turned_within(dial, points, limit), *points
+
+    def _is_over(self) -> bool:
+        """Tell whether patience has run out."""
+        patience = self.training.patience
+        return patience is not None and self.best.validations_since >= patience
+
+    def _train(self, steps: int, *, evaluated: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = self.trainer.TrainingArgs(
+                batch_size=self.training.batch,
+                iters=steps,
+                steps_per_report=self.training.report_every,
+                steps_per_save=steps + 1,
+                max_seq_length=self.training.window,
+                grad_checkpoint=self.training.grad_checkpoint,
+                grad_accumulation_steps=self.training.accumulate,
+                adapter_file=str(Path(folder, "unused.safetensors")),
+            )
+            with contextlib.closing(self._steps(steps)) as numbers:
+                self.trainer.train(
+                    self.model,
+                    self.optimizer,
+                    self.rows.train,
+                    args=arguments,
+                    iterate_batches=partial(self._batches, numbers, evaluated=evaluated),
+                    training_callback=self,
+                )
+
+    def _steps(self, count: int) -> Generator[int, None, None]:
+        """Yield the numbers of the steps to come, and show how far they are."""
+        yield from self.track(Noted(range(self.start, self.start + count), self._note), "training")
+
+    def _note(self) -> str:
+        if self.train_loss is None:
+            return ""
+        return f"loss {self.train_loss:.4f}, {self.tokens_per_second:.0f} tokens/s"
+
+    def _batches(
+        self, steps: Iterator[int], *args: Any, evaluated: bool, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Yield the training's batches, with all that has to happen between two steps."""
+        for step, batch in zip(steps, self._order(*args, **kwargs), strict=False):
+            if step % self.training.interval == 0 and not (evaluated and step == self.start):
+                self._evaluate(step)
+            if self._is_over():
+                return
+            yield batch
+
+    def _order(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return between(self.order(*args, **kwargs))
+
+    def _evaluate(self, step: int, *, last: bool = False) -> None:
+        """Validate, let ranks change unless nothing would follow, and save."""
+        loss = self._validation_loss()
+        _check_finite("validation", loss, step)
+        append_loss(self.out / LOSSES, step, "valid", loss)
+        if self._fits():
+            self.best.offer(Validated(step, loss), self.model, self.manager)
+        if not last:
+            self.callback.on_val_loss_report({"iteration": step, "val_loss": loss})
+        sizes = _synced_sizes(self.out)
+        self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
+        self.say(self._line(step, loss))
+
+    def _validation_loss(self) -> float:
+        loss: float = self.trainer.evaluate(
+            self.model,
+            self.rows.valid,
+            min(self.training.batch, len(self.rows.valid)),
+            self.training.evaluate_batches,
+            self.training.window,
+            iterate_batches=self._order,
+        )
+        self.model.train()
+        return loss
+
+    def _fits(self) -> bool:
+        """Tell whether the adapters would obey the ceiling."""
+        ceiling = self.training.max_bytes
+        return ceiling is None or self.count(self.manager.ranks()) <= ceiling
+
+    def on_train_loss_report(self, info: Mapping[str, Any]) -> None:
+        """Put the training loss on record; a hook of mlx-lm."""
+        step = self.start + int(info["iteration"])
+        self.train_loss = float(info["train_loss"])
+        self.tokens_per_second = float(info["tokens_per_second"])
+        _check_finite("training", self.train_loss, step)
+        append_loss(self.out / LOSSES, step, "train", self.train_loss)
+
+    def on_val_loss_report(self, info: Mapping[str, Any]) -> None:
+        """Do nothing: validation is done here, between two steps. The other hook of mlx-lm."""
+
+    def _line(self, step: int, loss: float) -> str:
+        ranks = self.manager.ranks().values()
+        train = "      -" if self.train_loss is None else f"{self.train_loss:7.4f}"
+        awake, asleep = format_bytes(self.manager.bytes_awake), self.manager.bytes_asleep
+        return (
+            f"step {step:>{len(str(self.training.steps))}}/{self.training.steps}"
+            f"  train {train}  valid {loss:7.4f}  ranks {min(ranks)} to {max(ranks)}"
+            f"  awake {awake}  asleep {format_bytes(asleep)}"
+        )
+
+
+def ranks_of(layers: Mapping[str, RankLayer]) -> dict[str, int]:
+    """Return the rank of every layer by path."""
+    return {path: layer.rank for path, layer in layers.items()}
+
+
+def _check_finite(kind: str, loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the {kind} loss is {loss} at step {step}: no rank was changed and nothing saved "
+            "since the validation before; begin again with a lower learning rate"
+        )
+
+
+def _last_validated(losses: Path) -> Validated:
+    """Return the last step that was validated."""
+    found = [(r.step, r.loss) for r in read_losses(losses) if r.kind == "valid"]
+    return max(Validated(step, loss) for step, loss in found if loss is not None)
+
+
+def _synced_sizes(out: Path) -> dict[str, int]:
+    """Return the sizes of the logs, synced before a state that counts on them."""
+    sizes = {}
+    for name in _LOGS:
+        file = out / name
+        file.touch()
+        sync_path(file)
+        sizes[name] = file.stat().st_size
+    return sizes
+
+
+def _cut_logs(out: Path, sizes: Mapping[str, int]) -> None:
+    """Take from the logs what happened after the state that the run goes on from."""
+    for name in _LOGS:
+        file = out / name
+        file.touch()
+        if file.stat().st_size < sizes[name]:
+            reason = f"{file.stat().st_size} bytes, and {sizes[name]} when the state was saved"
+            raise FormatError.about(file, reason, "put the log back, or name another folder")
+        os.truncate(file, sizes[name])
