@@ -1,0 +1,1 @@
+"""Adapters: what cutting one down costs and loses, beside what others do."""
