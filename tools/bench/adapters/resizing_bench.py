@@ -42,7 +42,7 @@ Choose = Callable[[Any], int]
 """The rank that singular values of one layer are cut to."""
 
 
-class Row(NamedTuple):
+class CutAdapter(NamedTuple):
     """One way to cut an adapter down: bytes, relative error, seconds on the clock, memory."""
 
     name: str
@@ -104,13 +104,13 @@ def product_of(pair: LoraPair) -> Any:
     return pair.scale * (to_numpy(pair.B).astype(np.float64) @ to_numpy(pair.A))
 
 
-def measured(name: str, adapter: Adapter, cut: Callable[[], Path]) -> Row:
+def cut_and_read(name: str, adapter: Adapter, cut: Callable[[], Path]) -> CutAdapter:
     """Run one way and read what it wrote."""
     before = resident()
     seconds, folder = spent(cut)
     memory = peak() - before
     (file,) = folder.glob("*.safetensors")
-    return Row(
+    return CutAdapter(
         name, file.stat().st_size, error(adapter, read_adapter(folder)), seconds.wall, memory
     )
 
@@ -136,13 +136,13 @@ def main() -> None:
             def theirs(choose: Choose = choose, out: Path = work / f"theirs{i}") -> Path:
                 return write_adapter(by_product(read_adapter(source), choose), out, "peft")
 
-            rows.append(measured(f"product, {way}", adapter, theirs))
+            rows.append(cut_and_read(f"product, {way}", adapter, theirs))
             goal = RankGoal(max_bytes=rows[-1].nbytes)
 
             def ours(goal: RankGoal = goal, out: Path = work / f"ours{i}") -> Path:
                 return resize(source, out, goal, form="peft").out
 
-            rows.append(measured("plastic resize, its bytes", adapter, ours))
+            rows.append(cut_and_read("plastic resize, its bytes", adapter, ours))
     print(f"{'way':28} {'bytes':>12} {'error':>8} {'seconds':>8} {'MB beyond':>10}")
     for row in rows:
         figures = f"{row.nbytes:12,} {row.error:8.4f} {row.seconds:8.2f} {row.memory / 1e6:10.0f}"

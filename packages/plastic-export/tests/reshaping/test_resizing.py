@@ -95,6 +95,23 @@ def test_no_ranks_of_these_bytes_have_less_error(adapter: Adapter, tmp_path: Pat
             assert dropped(adapter, other) >= done.relative_error - 1e-6
 
 
+@pytest.mark.parametrize("form", ["peft", "mlx", "kohya"])
+def test_alike_layers_get_no_less_than_one_rank_for_all_in_its_bytes(
+    tmp_path: Path, form: Any
+) -> None:
+    rng = np.random.default_rng(1)
+    layers = {}
+    for i in range(12):
+        A = mx.array((rng.standard_normal((16, 32)) * 0.9 ** np.arange(16)[:, None]), mx.float32)
+        B = mx.array(rng.standard_normal((32, 16)), mx.float32)
+        layers[f"model.layers.{i}.q"] = LoraPair(A, B)
+    source = write_adapter(Adapter(layers), tmp_path / "source", "peft")
+    one = resize(source, tmp_path / "one", RankGoal(rank=8), form=form)
+    ours = resize(source, tmp_path / "ours", RankGoal(max_bytes=one.nbytes), form=form)
+    assert ours.nbytes <= one.nbytes
+    assert ours.relative_error <= one.relative_error * (1 + 1e-6)
+
+
 def test_one_rank_for_all_is_the_best_one(adapter: Adapter, tmp_path: Path) -> None:
     source = write_adapter(adapter, tmp_path / "source", "mlx")
     done = resize(source, tmp_path / "out", RankGoal(max_bytes=8000))

@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from plastic_core.files import (
+    ITEM_BYTES,
     FormatError,
+    TensorSpec,
     array_bytes,
+    dtype_name,
+    encode_header,
     export_safetensors,
     read_arrays,
     read_json,
@@ -36,6 +40,13 @@ class AdapterFiles(NamedTuple):
     tensors: dict[str, mx.array]
     config: dict[str, Any] | None
     format: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file of tensors."""
+        every = (TensorSpec(n, dtype_name(a), tuple(a.shape)) for n, a in self.tensors.items())
+        specs = sorted(every, key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name))
+        return len(encode_header(specs, {"format": self.format})) + sum(s.nbytes for s in specs)
 
     def write(self, folder: Path) -> Path:
         """Write them into a folder, which is made if its parent is there; return it.
