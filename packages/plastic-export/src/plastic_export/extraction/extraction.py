@@ -21,7 +21,7 @@ from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import chosen_names, module_path
 from plastic_export.extraction.difference import LayerDifference, difference_of
-from plastic_export.extraction.gain import WINDOWS, Gain, measure_gain
+from plastic_export.extraction.gain import WINDOWS, Gain, measure_gain, reading_of
 from plastic_export.extraction.grams import norms_of
 from plastic_export.extraction.pair import Pair
 from plastic_export.extraction.ranks import FormRanks, RankChooser, factor_type
@@ -155,6 +155,10 @@ def extract(
     ):
         pair = Pair.of(before, after)
         names = _chosen(pair, include, exclude)
+        reading = None
+        if check:
+            judged = text or Calibration(windows=WINDOWS)
+            reading = reading_of(before, after, judged, memory=memory, track=track)
         paths = [module_path(name) for name in names]
         chooser = RankChooser(pair, names, goal)
         with norms_of(before, calibration, paths, Path(parts), track) as norms:
@@ -170,9 +174,8 @@ def extract(
         if rest.tensors:
             export_safetensors(folder / BESIDE, rest.tensors, metadata={"format": "mlx"})
         gain = None
-        if check:
-            judged = text or Calibration(windows=WINDOWS)
-            gain = measure_gain(before, after, forms[0].folder, judged, memory=memory, track=track)
+        if reading is not None:
+            gain = measure_gain(reading, before, after, forms[0].folder)
         record = _record(before, after, goal, calibration, forms, made, changes, rest, gain)
         write_json(folder / EXTRACT_FILE, record)
         before.check_unchanged()

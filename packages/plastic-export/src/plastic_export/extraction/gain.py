@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,37 +48,44 @@ class Gain:
         return round((self.base - self.adapted) / (self.base - self.tuned), 4)
 
 
-def measure_gain(
-    base: Checkpoint,
-    tuned: Checkpoint,
-    adapter: Path,
-    text: Calibration,
-    *,
-    memory: int | None,
-    track: Track,
-) -> Gain:
-    """Run base, base with adapter, and tuned over the windows of a text, block by block.
+def reading_of(
+    base: Checkpoint, tuned: Checkpoint, text: Calibration, *, memory: int | None, track: Track
+) -> Reading:
+    """Cut a text into the windows on which the losses are to be measured; no model runs yet.
 
     Args:
         base: The base, whose tokenizer is taken.
         tuned: What was made of it.
-        adapter: Folder of an adapter over the base, in mlx-lm's form.
         text: The text and how much of it.
-        memory: Bytes of memory that it may take; None for what the machine has.
+        memory: Bytes of memory that the runs may take; None for what the machine has.
         track: Wraps the loops over the blocks.
 
     Raises:
-        FormatError: If a text or a model cannot be read, or no prediction is finite.
+        FormatError: If the text or the tokenizer cannot be read.
         ValueError: If the text is shorter than a window.
     """
     reader = TokenReader(base, text.tokenizer)
     windows = Windows(text.name, text.cut(reader))
-    shapes: Mapping[Path, ModelShape] = {c.folder: ModelShape.of(c) for c in (base, tuned)}
-    reading = Reading([windows], reader.size, reader.rows, shapes, memory, track)
+    shapes = {c.folder: ModelShape.of(c) for c in (base, tuned)}
+    return Reading([windows], reader.size, reader.rows, shapes, memory, track)
+
+
+def measure_gain(reading: Reading, base: Checkpoint, tuned: Checkpoint, adapter: Path) -> Gain:
+    """Run base, base with adapter, and tuned over the windows of a text, block by block.
+
+    Args:
+        reading: What they are run over.
+        base: The base.
+        tuned: What was made of it.
+        adapter: Folder of an adapter over the base, in mlx-lm's form.
+
+    Raises:
+        FormatError: If a model cannot be read, or no prediction is finite.
+    """
     runs = ((base, None), (base, adapter), (tuned, None))
     losses = [
         reading.measure(each.name, each.folder, None, adapter=beside).texts[0].nll
         for each, beside in runs
     ]
     before, with_it, after = (float(nll.mean()) for nll in losses)
-    return Gain(text.name, losses[0].size, before, with_it, after)
+    return Gain(reading.texts[0].text, losses[0].size, before, with_it, after)
