@@ -391,6 +391,19 @@ def test_the_command_takes_one_checkpoint_without_a_reference(
     }
 
 
+def test_the_worst_windows_are_named_the_worst_first(make_model: MakeModel, text: Path) -> None:
+    folder, reference = make_model("a", head=4.0), make_model("b", seed=1, head=4.0)
+    options = {"reference": reference, "window": WINDOW, "windows": 8}
+    result = one(evaluate(folder, [text], **options))
+    assert result.distance is not None
+    worst = result.distance.worst_windows
+    assert len(worst) == len({w.window for w in worst}) == 5
+    assert [w.kl for w in worst] == sorted((w.kl for w in worst), reverse=True)
+    assert all(1 <= w.window <= 8 for w in worst)
+    assert result.kl is not None
+    assert worst[0].kl > result.kl > worst[-1].kl * 5 / 8
+
+
 def test_no_perplexity_is_below_one() -> None:
     result = Evaluation("t", 2, 100, nll=1.9, nll_error=2.0, perplexity=6.7, perplexity_error=13.4)
     assert result.nll_interval is not None
@@ -595,6 +608,7 @@ def test_the_command_prints_everything_on_request(
         f"KL, mnat, back     {1e3 * d.back.value:.6f} ± ",
         f"same top 5, %      {1e2 * d.top5.value:.3f} ± ",
         f"its RMS, %         {1e2 * d.change_rms.value:.3f} ± ",
+        f"worst windows, mnat  {1e3 * d.worst_windows[0].kl:.3f} in window ",
         f"median {1e3 * d.kl_over_tokens.median:.6f}",
         "needs 1000 tokens",
         "tokens per second",

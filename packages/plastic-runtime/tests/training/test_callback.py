@@ -18,9 +18,9 @@ class Recorder(PlasticityManager):
         super().__init__(nn.Sequential(layer))  # type: ignore[no-untyped-call]
         self.losses: list[float] = []
 
-    def step(self, val_loss: float | mx.array, **told: Any) -> Any:
+    def step(self, val_loss: float | mx.array) -> Any:
         self.losses.append(float(val_loss))
-        return super().step(val_loss, **told)
+        return super().step(val_loss)
 
 
 class Log:

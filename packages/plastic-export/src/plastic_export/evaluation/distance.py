@@ -17,6 +17,23 @@ Draws = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Makes independent draws of what every token has, shape (windows, tokens)."""
 
 
+WORST = 5
+"""The windows that are named."""
+
+
+@dataclass(frozen=True)
+class WindowDivergence:
+    """The divergence in one window of a text.
+
+    Attributes:
+        window: Its number among those that were read, from 1.
+        kl: Mean KL(reference || model) in it, nats per token.
+    """
+
+    window: int
+    kl: float
+
+
 @dataclass(frozen=True)
 class Distance:
     """A model beside its reference, over the scored tokens of one text, past mean KL and top-1.
@@ -38,6 +55,7 @@ class Distance:
         change: The mean of ``p(model) - p(reference)``.
         change_rms: The root of the mean of its square.
         change_over_tokens: How it is distributed over the tokens.
+        worst_windows: The five windows of the largest mean KL, the largest first.
 
     Examples:
         >>> (result,) = evaluate("PACKED", ["text.txt"], reference="SRC", window=24, windows=8)
@@ -59,6 +77,7 @@ class Distance:
     change: Estimated
     change_rms: Estimated
     change_over_tokens: Distribution
+    worst_windows: tuple[WindowDivergence, ...] = ()
 
 
 @np.errstate(invalid="ignore")  # infinity less infinity, of a token that both hold impossible
@@ -88,7 +107,15 @@ def distance_of(measured: TokenMeasures, draws: Draws) -> Distance | None:
         change=Estimated.of(draws(change), least=-1, most=1),
         change_rms=Estimated.of(draws(change**2), least=0).root(),
         change_over_tokens=Distribution.of(change),
+        worst_windows=_worst(kl),
     )
+
+
+def _worst(kl: NDArray[np.float64]) -> tuple[WindowDivergence, ...]:
+    """Return the windows of the largest mean; of equal ones the first."""
+    means = kl.mean(axis=1)
+    first = np.argsort(-means, kind="stable")[:WORST]
+    return tuple(WindowDivergence(int(i) + 1, float(means[i])) for i in first)
 
 
 def _correlation(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float | None:

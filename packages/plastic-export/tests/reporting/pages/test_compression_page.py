@@ -171,6 +171,22 @@ def test_the_command_tells_what_it_is_by_its_content(
     assert "11 of 15" in capsys.readouterr().out
 
 
+def test_what_was_measured_is_shown_with_its_worst_windows(planned: Path, tmp_path: Path) -> None:
+    file = tmp_path / "measured.json"
+    worst = [{"window": 7, "kl": 0.25}, {"window": 2, "kl": 0.125}]
+    figures = {"perplexity": 12.5, "kl": 0.1, "top1": 0.75, "windows": 24}
+    record = {"text": "t.txt", "checkpoint": "OUT", **figures, "distance": {"worst_windows": worst}}
+    file.write_text(json.dumps({"evaluations": [record], "scores": []}))
+    result = report_compression(planned, tmp_path / "page", evaluation=file)
+    text = Page(result.page).text
+    assert "250.0 in window 7, 125.0 in window 2" in text
+    assert "75.00%" in text
+    for damaged in ("[]", '{"evaluations": []}', '{"evaluations": [{"text": 1}]}'):
+        file.write_text(damaged)
+        with pytest.raises(FormatError, match=r"measured\.json: "):
+            report_compression(planned, tmp_path / "page", evaluation=file)
+
+
 def view_bits(plan: Path) -> float:
     view = view_compression(plan)
     assert view.plan is not None

@@ -124,20 +124,15 @@ class PlasticityManager:
         self._advanced = 0
         self._check()
 
-    def step(
-        self, val_loss: float | mx.array, *, training_step: int | None = None
-    ) -> list[PlasticityEvent]:
+    def step(self, val_loss: float | mx.array) -> list[PlasticityEvent]:
         """Take in a validation loss; change ranks if it is time to.
 
         Args:
             val_loss: A scalar. NaN or infinite changes nothing and is reported as an event.
-            training_step: Steps of training made so far, for the events; by default what was told
-                last. It decides nothing.
 
         Returns:
             What was done, one event per decision; mostly nothing.
         """
-        self._told(training_step)
         loss = float(val_loss)
         if not math.isfinite(loss):
             return [self.report(f"the validation loss is {loss}: no change")]
@@ -163,7 +158,7 @@ class PlasticityManager:
         schedule = self.schedule
         if schedule is None or step <= self._advanced:
             return []
-        self._told(step)
+        self.training_step = step
         missed = step > schedule.end and self.bytes_awake > schedule.last
         if not (schedule.due(step) or missed):
             return []
@@ -209,14 +204,8 @@ class PlasticityManager:
             self._ranks_changed()
         return events
 
-    def report(self, why: str, *, training_step: int | None = None) -> PlasticityEvent:
-        """Log that no rank changes, and why; about the whole model.
-
-        Args:
-            why: The reason, one clause.
-            training_step: Steps of training made so far; by default what was told last.
-        """
-        self._told(training_step)
+    def report(self, why: str) -> PlasticityEvent:
+        """Log that no rank changes, and why; about the whole model."""
         return self._act.record("keep", why=why)
 
     def grow(self, path: str, k: int) -> PlasticityEvent:
@@ -283,6 +272,15 @@ class PlasticityManager:
         return list(self._act.log)
 
     @property
+    def training_step(self) -> int | None:
+        """Steps of training made so far, for the events; None where nobody sets it."""
+        return self._act.training_step
+
+    @training_step.setter
+    def training_step(self, step: int | None) -> None:
+        self._act.training_step = step
+
+    @property
     def moving_loss(self) -> float | None:
         """Mean of the last validation losses since the latest change."""
         return self._act.state.moving_loss
@@ -319,10 +317,6 @@ class PlasticityManager:
             raise ValueError(f"`state` comes from other options: {'; '.join(differing)}.")
         self._act.state = PolicyState.from_dict(state["policy"])
         self._advanced = state["advanced"]
-
-    def _told(self, training_step: int | None) -> None:
-        if training_step is not None:
-            self._act.training_step = training_step
 
     def _options(self) -> dict[str, Any]:
         """Return all that decides besides model and data, in JSON's types."""

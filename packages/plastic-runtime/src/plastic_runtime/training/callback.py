@@ -74,8 +74,8 @@ class PlasticityCallback:
         loss = float(train_info["train_loss"])
         if not math.isfinite(loss):
             self._waiting = None
-            step = int(train_info["iteration"])
-            self.manager.report(f"the training loss is {loss}: no change", training_step=step)
+            self.manager.training_step = int(train_info["iteration"])
+            self.manager.report(f"the training loss is {loss}: no change")
         self._act(int(train_info["iteration"]))
         if self.wrapped is not None:
             self.wrapped.on_train_loss_report(train_info)
@@ -106,5 +106,6 @@ class PlasticityCallback:
             return
         if self._waiting is not None:
             loss, self._waiting = self._waiting, None
-            self.manager.step(loss, training_step=done)
+            self.manager.training_step = done
+            self.manager.step(loss)
         self.manager.advance(done)

@@ -19,11 +19,19 @@ from plastic_export.reporting.pages.run_page import report
 @click.option("--losses", type=TEXT, help="Loss log beside a file of events.")
 @click.option("--plan", type=TEXT, help="The plan that OUT was made by, for sizes and quality.")
 @click.option(
+    "--evaluation", type=TEXT, help="What `plastic evaluate --json` printed: its figures, too."
+)
+@click.option(
     "--out", type=FOLDER, help="Folder for the page and its pictures; else RUN, or beside the rest."
 )
 @json_option()
 def report_command(
-    place: Path, losses: Path | None, plan: Path | None, out: Path | None, as_json: bool
+    place: Path,
+    losses: Path | None,
+    plan: Path | None,
+    evaluation: Path | None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Draw a training run, a compression or a plan: one HTML page, whole in itself, and PNGs.
 
@@ -35,8 +43,11 @@ def report_command(
     if is_compression(place):
         if losses is not None:
             raise click.UsageError("--losses is about a training run; drop it")
-        output.show(present_compression(report_compression(place, out, plan=plan)))
+        output.show(
+            present_compression(report_compression(place, out, plan=plan, evaluation=evaluation))
+        )
         return
-    if plan is not None:
-        raise click.UsageError(f"--plan is about a compression, and {place} is none; drop it")
+    for option, given in (("--plan", plan), ("--evaluation", evaluation)):
+        if given is not None:
+            raise click.UsageError(f"{option} is about a compression, and {place} is none; drop it")
     output.show(present_report(report(place, out, losses=losses)))

@@ -64,7 +64,12 @@ def _beside_the_reference(r: Evaluation, d: Distance) -> list[tuple[str, str]]:
         ("same top 5, %", _stated(d.top5, ".3f", PERCENT)),
         ("change of p, %", _stated(d.change, ".3f", PERCENT)),
         ("its RMS, %", _stated(d.change_rms, ".3f", PERCENT)),
+        ("worst windows, mnat", _worst(d)),
     ]
+
+
+def _worst(d: Distance) -> str:
+    return ", ".join(f"{w.kl / MILLINAT:.3f} in window {w.window}" for w in d.worst_windows)
 
 
 def _over_tokens(r: Evaluation, d: Distance) -> Table:

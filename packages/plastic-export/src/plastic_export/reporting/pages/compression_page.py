@@ -19,6 +19,7 @@ from plastic_export.reporting.pages.compression_view import (
     is_compression,
     view_compression,
 )
+from plastic_export.reporting.pages.measured import Measured, measured_table, read_measured
 from plastic_export.reporting.pages.page import (
     facts_table,
     figure,
@@ -74,6 +75,7 @@ def report_compression(
     out: str | os.PathLike[str] | None = None,
     *,
     plan: str | os.PathLike[str] | None = None,
+    evaluation: str | os.PathLike[str] | None = None,
 ) -> CompressionReport:
     """Write a page about an output of any format, or a plan: ``report.html``, ``report-*.png``.
 
@@ -86,6 +88,8 @@ def report_compression(
         out: Folder for the files, made if missing; by default beside ``compressed``, named after
             it with ``-report``. Earlier reports there are replaced, no file of another origin.
         plan: The plan that a folder was made by.
+        evaluation: What ``plastic evaluate --json`` printed: its figures and the worst windows are
+            shown too.
 
     Returns:
         What was written, and what it shows.
@@ -107,10 +111,11 @@ def report_compression(
         reason = "it is neither an output of `plastic compress` nor a plan"
         raise FormatError.about(place, reason, "name one of them")
     view = view_compression(place, None if plan is None else Path(plan))
+    measured = () if evaluation is None else read_measured(Path(evaluation))
     name = place.resolve().with_suffix("").name if place.is_file() else place.resolve().name
     folder = Path(out) if out is not None else place.with_name(f"{name}-report")
     pictures = compression_pictures(view)
-    written, files = write_page(folder, compression_html(view, pictures), pictures)
+    written, files = write_page(folder, compression_html(view, pictures, measured), pictures)
     return CompressionReport(written, files, view)
 
 
@@ -128,13 +133,16 @@ def compression_pictures(view: CompressionView) -> dict[str, Picture]:
     return {name: pictured(draw) for name, draw in drawn.items()}
 
 
-def compression_html(view: CompressionView, pictures: Mapping[str, Picture]) -> str:
+def compression_html(
+    view: CompressionView, pictures: Mapping[str, Picture], measured: Sequence[Measured] = ()
+) -> str:
     """Return the page; ``pictures`` are those of `compression_pictures`."""
     return page(
         f"Compressed: {view.name}" if view.manifest else f"Plan: {view.name}",
         [
             facts_table(compression_facts(view)),
             *_sizes(pictures),
+            *([section("Measured", measured_table(measured))] if measured else []),
             *(part for asked in view.matrices for part in _budget(view, asked, pictures)),
             section("What stays", _stays(view)),
         ],
