@@ -279,8 +279,8 @@ def test_a_rank_for_a_layer_that_is_not_there_is_an_error(make_model: MakeModel)
 
 def test_an_unknown_version_of_the_factored_format_is_refused(make_model: MakeModel) -> None:
     folder = make_model("factored", ranks={"model.layers.0.mlp.up_proj": 3})
-    edit(folder, plastic={"version": 3, "ranks": {}})
-    with pytest.raises(FormatError, match="version 3"):
+    edit(folder, plastic={"version": 4, "ranks": {}})
+    with pytest.raises(FormatError, match="version 4"):
         load_model(folder)
 
 

@@ -33,6 +33,7 @@ from plastic_core.files import (
     recognise_name,
 )
 
+from plastic_export.checkpoint.architecture import revealed
 from plastic_export.checkpoint.hub import SIDE_FILES, TEMPLATES, fetch, is_repository
 from plastic_export.checkpoint.packing import (
     Packing,
@@ -59,7 +60,7 @@ class Checkpoint(Closing):
         folder: The folder.
         name: Its base name, or the id of the repository in the Hub.
         revision: The commit, for a repository in the Hub, else None.
-        config: What ``config.json`` holds.
+        config: What ``config.json`` holds, the architecture of a factored one by its stock name.
         quantization: How an MLX checkpoint is quantised, None where it is not.
         quantizer: The other tool that quantised it, if one did.
         tensors: Every tensor by name, file by file and in the order of the bytes.
@@ -287,7 +288,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if member(folder, CONFIG) is None:
         remedy = "name the folder of a checkpoint, or download it again"
         raise FormatError.about(folder, f"it holds no {CONFIG}", remedy)
-    return _with_quantization(read_json(folder / CONFIG, home=folder), folder)
+    config = revealed(read_json(folder / CONFIG, home=folder))
+    return _with_quantization(config, folder)
 
 
 def _with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from plastic_core.files import copy_file, write_json
 
+from plastic_export.checkpoint.architecture import hidden, revealed
 from plastic_export.checkpoint.packing import (
     packing_of,
     without_other_tools,
@@ -21,7 +22,7 @@ from plastic_export.model.load import MODEL_FILE
 from plastic_export.source.source import Source
 
 _OWN = ("ranks", "corrected")
-VERSION = 2  # of the format that the model file reads
+VERSION = 3  # of the format that the model file reads
 
 
 def write_config(folder: Path, source: Source, layout: Layout) -> None:
@@ -93,6 +94,7 @@ def _kept_packings(source: Source, anew: Container[str]) -> dict[str, Any]:
 def restored_config(config: Mapping[str, Any], contents: Contents) -> dict[str, Any]:
     """Return config.json of an output once its matrices are dense again."""
     dense = {module_path(name) for name in contents.anew}
+    config = revealed(config)
     before = config.get("plastic", {})
     own = {
         kind: {path: entry for path, entry in before.get(kind, {}).items() if path not in dense}
@@ -106,7 +108,8 @@ def _with_own(config: dict[str, Any], own: Mapping[str, Mapping[str, Any]]) -> d
     """Return the configuration with the layers that the model file builds, if there are any."""
     if not any(own.values()):
         return config
-    return config | {"model_file": MODEL_FILE.name, "plastic": {"version": VERSION, **own}}
+    named = {"model_file": MODEL_FILE.name, "plastic": {"version": VERSION, **own}}
+    return hidden(config | named)
 
 
 def own_layers(checkpoint: Checkpoint, contents: Contents) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from plastic_core.files import (
 )
 from plastic_core.linalg import on_cpu
 
+from plastic_export.checkpoint.architecture import revealed
 from plastic_export.checkpoint.plain_path import plain_path
 from plastic_export.checkpoint.rope import warn_of_ignored_rope
 from plastic_export.checkpoint.settings import suspects
@@ -98,7 +99,7 @@ def load_watched(
     """
     folder, utils = Path(folder), mlx_lm_utils()
     file = folder / "config.json"
-    config = read_json(file)
+    config = revealed(read_json(file))
     is_factored = is_factored_format(config, file)
     if is_factored:
         _check_model_file(folder)

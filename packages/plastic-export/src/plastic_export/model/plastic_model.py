@@ -2,14 +2,19 @@
 
 This file lies beside a factored checkpoint and is what mlx-lm runs when it is given
 --trust-remote-code. It imports mlx and mlx-lm, nothing else. config.json names the
-architecture as always ("model_type"), and the layers that are stored otherwise, by path:
+architecture ("stock"), and the layers that are stored otherwise, by path:
 
+    "model_type": "plastic_llama",
+    "architectures": ["PlasticLlamaForCausalLM"],
     "model_file": "plastic_model.py",
     "plastic": {
-        "version": 2,
+        "version": 3,
+        "stock": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
         "ranks": {"model.layers.0.self_attn.q_proj": 43, ...},
         "corrected": {"model.layers.0.mlp.up_proj": {"rank": 9, "backbone": true, ...}, ...}
     }
+
+Tools that know no factors refuse the first two names; else they would run random matrices.
 
 A layer of "ranks" with weight W = u.weight @ v.weight has the tensors
 
@@ -32,7 +37,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
-VERSION = 2
+VERSION = 3
+READS = (2, 3)  # version 2 names the architecture where every config.json does
 
 
 @dataclass
@@ -48,13 +54,14 @@ class ModelArgs:
     def from_dict(cls, config: dict[str, Any]) -> "ModelArgs":
         """Read them from the content of config.json."""
         plastic = config["plastic"]
-        if plastic["version"] != VERSION:
+        if plastic["version"] not in READS:
             raise ValueError(
                 f"config.json: the factored format has version {plastic['version']}, this "
                 f"plastic_model.py reads version {VERSION}; take the file of the same release"
             )
-        model_class, args_class = _get_classes(config)
-        args = args_class.from_dict(config)
+        stock = {**config, **plastic.get("stock", {})}
+        model_class, args_class = _get_classes(stock)
+        args = args_class.from_dict(stock)
         return cls(model_class, args, plastic["ranks"], plastic["corrected"])
 
 
