@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,28 @@ def test_each_package_is_complete(name: str) -> None:
     folder = MEMBERS[name].parent
     assert (folder / "src" / name.replace("-", "_") / "py.typed").is_file()
     assert project(name)["version"] in (folder / "CHANGELOG.md").read_text()
+    assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    about = project(name)
+    assert about["license-files"] == ["LICENSE"]
+    assert about["authors"] == [{"name": "mlx-plastic-rank maintainers"}]
+    assert about["keywords"]
+    floor = about["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {floor}" in about["classifiers"]
+
+
+def test_the_range_of_mlx_lm_is_one_and_ends_after_the_pin() -> None:
+    tables = project("plastic-export")["optional-dependencies"]
+    ranges = {
+        str(r.specifier) for t in tables.values() for r in map(Requirement, t) if "mlx-lm" in str(r)
+    }
+    assert len(ranges) == 1
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
+    (pin,) = (r for r in map(Requirement, pins["constraint-dependencies"]) if r.name == "mlx-lm")
+    (version,) = (s.version for s in pin.specifier)
+    assert Requirement(f"mlx-lm{ranges.pop()}").specifier.contains(version)
+
+
+def test_the_command_runs_as_a_module() -> None:
+    words = [sys.executable, "-m", "plastic_export", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert project("plastic-export")["version"] in done.stdout

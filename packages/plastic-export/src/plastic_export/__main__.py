@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from plastic_command import start
 
-start()
+if __name__ == "__main__":  # not where the spawned processes of a command import it again
+    start()
