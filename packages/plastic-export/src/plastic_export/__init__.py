@@ -34,6 +34,7 @@ from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.gguf.guide import gguf_guide
 from plastic_export.healing.heal_folder import Healed, heal
 from plastic_export.healing.loop import HealingOptions
+from plastic_export.hub.push import Pushed, push
 from plastic_export.model.load import load_model
 from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
@@ -98,6 +99,7 @@ __all__ = [
     "Offered",
     "OutputCheck",
     "Plan",
+    "Pushed",
     "RankGoal",
     "Report",
     "Reshaped",
@@ -131,6 +133,7 @@ __all__ = [
     "plan_bits",
     "plan_checkpoint",
     "plan_ranks",
+    "push",
     "read_adapter",
     "read_manifest",
     "read_plan",

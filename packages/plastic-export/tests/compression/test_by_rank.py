@@ -135,7 +135,7 @@ def test_the_manifest_reads_back_and_knows_every_file(
     manifest = read_manifest(tmp_path / "out")
     assert tuple(manifest.matrices.values()) == result.matrices
     written = {p.name for p in (tmp_path / "out").iterdir()}
-    assert written == manifest.files.keys() | {"plastic.json"}
+    assert written == manifest.files.keys() | {"plastic.json", "README.md"}
     assert str(tmp_path) not in (tmp_path / "out" / "plastic.json").read_text()
 
 

@@ -90,7 +90,7 @@ def _snapshot(repository: str, revision: str | None, weights: bool, **options: A
     from huggingface_hub import snapshot_download  # takes most of a second to import
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = ["config.json", *SIDE_FILES, *((INDEX, PATTERN) if weights else ())]
+    wanted = ["config.json", "README.md", *SIDE_FILES, *((INDEX, PATTERN) if weights else ())]
     try:
         found = snapshot_download(repository, revision=revision, allow_patterns=wanted, **options)
         return Path(found)

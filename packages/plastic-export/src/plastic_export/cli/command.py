@@ -18,6 +18,7 @@ from plastic_export.cli.commands.heal import heal_command
 from plastic_export.cli.commands.inspect import inspect_command
 from plastic_export.cli.commands.merge import merge_command
 from plastic_export.cli.commands.plan import plan_command
+from plastic_export.cli.commands.push import push_command
 from plastic_export.cli.commands.report import report_command
 from plastic_export.cli.commands.resize import resize_command
 from plastic_export.cli.commands.restore import restore_command
@@ -73,6 +74,7 @@ for _command in (
     inspect_command,
     merge_command,
     plan_command,
+    push_command,
     report_command,
     resize_command,
     restore_command,

@@ -13,6 +13,7 @@ from plastic_export.checkpoint.tensors import COMPANIONS
 from plastic_export.compression.verification import verify
 from plastic_export.evaluation.output_check import run_alone
 from plastic_export.exact.exactness import EXACT, Exact
+from plastic_export.folder.card_file import CARD, SOURCE_CARD
 from plastic_export.folder.manifest import Manifest, read_manifest
 from plastic_export.folder.output import OutputFolder
 from plastic_export.folder.places import open_place
@@ -113,6 +114,7 @@ def _restore_parked(
             copy_file(MODEL_FILE, target / MODEL_FILE.name)
         write_json(target / "config.json", config)
         stored.model.copy_side_files(target)
+        _give_back_card(folder, target)
         tokens = run_alone(target, dest) if check else 0
     exact = tuple(spec.name for spec in specs if spec.name not in stored_anew)
     bounds = {name: manifest.matrices[name].restored_error for name in stored_anew}
@@ -128,7 +130,14 @@ def _restore_exactly(folder: Path, dest: Path, track: Track) -> Restored:
         with AtomicFile(target / "config.json") as config:
             config.write(source.config.encode())
         source.output.copy_side_files(target)
+        _give_back_card(folder, target)
         return Restored(dest, tuple(source.kept), {}, proved=True)
+
+
+def _give_back_card(folder: Path, target: Path) -> None:
+    """Write the card of the source under the name that it had, if the folder carries it."""
+    if (folder / SOURCE_CARD).is_file():
+        copy_file(folder / SOURCE_CARD, target / CARD, home=folder)
 
 
 def _specs(manifest: Manifest, stored_anew: Container[str]) -> list[TensorSpec]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
-from plastic_core.files import Journal
+from plastic_core.files import Journal, copy_file
 from plastic_runtime import LossGrams, Track
 
 from plastic_export.checkpoint.packing import least_mlx
@@ -23,6 +23,7 @@ from plastic_export.compression.encoding import Encoder
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck, OutputChecker
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import FILE, FOLDER
+from plastic_export.folder.card_file import SOURCE_CARD
 from plastic_export.folder.manifest import (
     MANIFEST,
     SLEEP,
@@ -40,6 +41,8 @@ from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents, Layout, offer_of
 from plastic_export.format.protocol import Encoded
 from plastic_export.format.table import FORMATS
+from plastic_export.hub.output_card import write_output_card
+from plastic_export.hub.source_card import carried_card
 from plastic_export.model.tokenizer import warn_of_tokenizer_code
 from plastic_export.plan.offers import Candidate
 from plastic_export.source.arrangement import Item
@@ -137,7 +140,9 @@ def write_compressed(
     exact = bool(options["exact"])
     output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
     check_room(checkpoint, output, nbytes, exact=exact)
-    output.check_names(FORMATS[options["format"]].beside, checkpoint.side_files())
+    card = carried_card(checkpoint.folder)
+    copied = checkpoint.side_files() | ({} if card is None else {SOURCE_CARD: card})
+    output.check_names(FORMATS[options["format"]].beside, copied)
     with output as folder, no_cache():
         identity = run_identity(checkpoint, options)
         if checker is not None:
@@ -150,13 +155,18 @@ def write_compressed(
             contents.format.write_beside(folder, contents.chosen)
             warn_of_tokenizer_code(checkpoint.folder)
             checkpoint.copy_side_files(folder)
+            if card is not None:
+                copy_file(card, folder / SOURCE_CARD, home=checkpoint.folder)
             if exact:
                 names = recipe.layout.renamed
                 digests |= write_exact(checkpoint, folder, contents, names, track=track)
             checkpoint.check_unchanged()
             beside = _arranged(recipe) | _needs(records)
             write_manifest(folder, identity | beside, records, digests)
-        return output.path, _checked(output, checker)
+        checked = _checked(output, checker)
+        if output.folder != output.path:  # else it is finished, and its card with it
+            write_output_card(output.folder, output.path, checkpoint, checked)
+        return output.path, checked
 
 
 def _checked(output: OutputFolder, checker: OutputChecker | None) -> OutputCheck | None:

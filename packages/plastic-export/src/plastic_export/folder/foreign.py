@@ -13,6 +13,7 @@ from pathlib import Path
 
 from plastic_core.files import HOLDER, FormatError, read_json, sha256_file, sync_path
 
+from plastic_export.folder.card_file import CARD, is_own_card
 from plastic_export.folder.manifest import MANIFEST, SLEEP
 
 JOURNAL = ".journal.jsonl"
@@ -52,7 +53,8 @@ def listed_files(folder: Path) -> set[str]:
         files = read_json(folder / MANIFEST).get("files")
     except (FormatError, FileNotFoundError):
         files = None
-    return {MANIFEST, HOLDER, JOURNAL, *(files if isinstance(files, dict) else ())}
+    card = {CARD} if is_own_card(folder / CARD) else set[str]()
+    return {MANIFEST, HOLDER, JOURNAL, *card, *(files if isinstance(files, dict) else ())}
 
 
 def check_free(folder: Path, written: Iterable[str], copied: Mapping[str, Path]) -> None:

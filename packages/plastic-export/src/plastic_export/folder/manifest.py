@@ -14,6 +14,7 @@ from typing import Any
 from plastic_core.files import FormatError, files_under, read_json, sha256_file, write_json
 
 from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.folder.card_file import CARD
 from plastic_export.folder.row_checks import row_checks
 
 MANIFEST = "plastic.json"
@@ -139,7 +140,7 @@ def write_manifest(
         "files": {
             p.relative_to(folder).as_posix(): _file_record(p)
             for p in files_under(folder)
-            if not p.name.startswith(".")
+            if not p.name.startswith(".") and p != folder / CARD
         },
     }
     write_json(folder / MANIFEST, sealed(manifest))

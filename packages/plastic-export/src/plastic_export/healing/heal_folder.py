@@ -32,6 +32,7 @@ from plastic_export.healing.loop import MEASUREMENTS, HealingOptions, HealState,
 from plastic_export.healing.state import StateFile, heal_identity
 from plastic_export.healing.trainable import TrainedTensor, trainable
 from plastic_export.healing.writer import check_reference, write_healed
+from plastic_export.hub.output_card import write_output_card
 from plastic_export.model.load import load_for_inference, load_model
 from plastic_export.process.interruption import saying_when_interrupted
 from plastic_export.source.trace import trace_loading
@@ -172,6 +173,7 @@ def heal(
         with place as target:
             write_healed(checkpoint, original, best, record, target, track=track)
             checkpoint.check_unchanged()
+            write_output_card(target, place.path, original, None)
             if check:
                 kl = _loaded_divergence(target, result, original, text, split)
                 result = replace(result, kl_loaded=kl)

@@ -17,6 +17,7 @@ from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import CONFIG as ADAPTER_CONFIG
 from plastic_export.folder.adapter_files import FILE, FOLDER, adapter_of
+from plastic_export.folder.card_file import SOURCE_CARD
 from plastic_export.folder.manifest import (
     MANIFEST,
     SLEEP,
@@ -33,6 +34,7 @@ from plastic_export.format.errors import Errors
 from plastic_export.format.layout import Contents
 from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.stored import StoredMatrices
+from plastic_export.hub.source_card import carried_card
 from plastic_export.model.load import MODEL_FILE
 from plastic_export.source.source import Source
 
@@ -132,6 +134,8 @@ def _copy_sides(checkpoint: Checkpoint, folder: Path) -> None:
     for path in filter(Path.is_file, own):
         copy_file(path, folder / path.name, home=checkpoint.folder)
     checkpoint.copy_side_files(folder)
+    if (card := carried_card(checkpoint.folder)) is not None:
+        copy_file(card, folder / SOURCE_CARD, home=checkpoint.folder)
     if "model_file" in checkpoint.config:
         copy_file(MODEL_FILE, folder / MODEL_FILE.name)
 

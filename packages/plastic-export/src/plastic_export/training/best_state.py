@@ -10,7 +10,7 @@ from typing import Any
 import mlx.nn as nn
 from plastic_runtime import Generations, PlasticityManager, read_losses
 
-from plastic_export.training.run_folder import BEST, LOSSES
+from plastic_export.folder.run_files import BEST, LOSSES
 
 
 @dataclass(frozen=True, order=True)

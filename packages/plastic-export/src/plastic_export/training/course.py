@@ -31,6 +31,7 @@ from plastic_runtime import (
 )
 
 from plastic_export.estimate.limits import Say
+from plastic_export.folder.run_files import EVENTS, GENERATIONS, LOSSES
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.best_state import BestState, Validated
 from plastic_export.training.data import TrainingData
@@ -40,7 +41,6 @@ from plastic_export.training.forgetting import (
     SDial,
     turned_within,
 )
-from plastic_export.training.run_folder import EVENTS, GENERATIONS, LOSSES
 from plastic_export.training.settings import GAUGE, PROBE, TrainingOptions
 
 _LOGS = (EVENTS, LOSSES)

@@ -11,7 +11,8 @@ from plastic_core.files import FormatError
 from plastic_runtime import LossRecord, PlasticityEvent, read_events, read_losses
 
 from plastic_export.folder.adapter_files import RUN_FILE
-from plastic_export.training.run_folder import EVENTS, LOSSES, RunFile, read_run_file
+from plastic_export.folder.run_files import EVENTS, LOSSES
+from plastic_export.training.run_folder import RunFile, read_run_file
 
 CHANGES = ("grow", "shrink", "wake")
 Series = tuple[tuple[int, float], ...]

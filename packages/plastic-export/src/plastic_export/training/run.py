@@ -30,6 +30,7 @@ from plastic_export.checkpoint.warning import warn_about
 from plastic_export.estimate.learning import foresee_learning
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
+from plastic_export.hub.run_card import write_run_card
 from plastic_export.training.adapters import count_run_bytes, write_adapters
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import Course, DivergedError, ranks_of
@@ -183,7 +184,10 @@ def train(
             dial = course.turn_down(other.tokens)
             _check_size(count(ranks_of(layers)), training)
             adapter, peft = write_adapters(out, layers, base)
-        return TrainedRun(out, adapter, peft, read_history(out), written, dial, resumed)
+            history = read_history(out)
+            losses = [history.valid[0], (written.step, written.loss)]
+            write_run_card(out, checkpoint, ranks_of(layers), losses)
+        return TrainedRun(out, adapter, peft, history, written, dial, resumed)
 
 
 def _foresee(

@@ -13,19 +13,16 @@ from typing import Any
 from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read_json, write_json
 from plastic_runtime.training import OTHER_RUN_REMEDY
 
-from plastic_export.folder.adapter_files import RUN_FILE
+from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE
+from plastic_export.folder.run_files import BEST, GENERATIONS
 
-EVENTS = "events.jsonl"
-LOSSES = "losses.jsonl"
-GENERATIONS = "generations"
-BEST = "best"
 VERSION = 1
 HALF_WRITTEN = (
     f".{RUN_FILE}*.tmp",
     f"{GENERATIONS}/.step-*.tmp",
     f"{BEST}/.step-*.tmp",
     "adapters/.adapter*.tmp",
-    "peft/.adapter*.tmp",
+    f"{PEFT_FOLDER}/.adapter*.tmp",
 )
 """What a kill may leave of the files of a run; no other temporary file there is ours."""
 

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
 from plastic_export.folder.adapter_files import RUN_FILE
+from plastic_export.folder.run_files import EVENTS, LOSSES
 from plastic_export.reporting.plots.rendering import rendered
 from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.plots.run_plots import (
@@ -26,7 +27,7 @@ from plastic_export.reporting.plots.run_plots import (
     short_names,
 )
 from plastic_export.training.history import build_history, read_history
-from plastic_export.training.run_folder import EVENTS, LOSSES, RunFile
+from plastic_export.training.run_folder import RunFile
 from plastic_runtime import LossRecord, PlasticityEvent, append_loss
 
 START = {"m.layers.9.q": 4, "m.layers.10.q": 4, "m.layers.10.v": 2}

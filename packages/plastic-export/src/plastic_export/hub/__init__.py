@@ -1,0 +1,1 @@
+"""What the Hub gets: the model card of an output or a run, and the upload."""
