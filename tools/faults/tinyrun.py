@@ -48,11 +48,9 @@ PLAN = ("grow", "shrink", "wake", "shrink")
 class PlannedManager(PlasticityManager):
     """Changes one layer after every validation, a different one in each round of ``PLAN``."""
 
-    def step(
-        self, val_loss: float | mx.array, *, training_step: int | None = None
-    ) -> list[PlasticityEvent]:
+    def step(self, val_loss: float | mx.array) -> list[PlasticityEvent]:
         """Do what is due; which, depends on the saved state alone."""
-        events = super().step(val_loss, training_step=training_step)
+        events = super().step(val_loss)
         seen = self.state()["policy"]["step"] - 1
         action, paths = PLAN[seen % len(PLAN)], sorted(self.ranks())
         path = paths[seen // len(PLAN) % len(paths)]
