@@ -45,14 +45,14 @@ def _offered(bench: BakeOff, m: Candidate) -> Offered:
 
 def _offer(W: NDArray[np.float32], m: Candidate, bits: int, group_size: int, veto: int) -> Offer:
     """Return an offer; under the least signal it costs more than all others together."""
-    lost = relative_error(W, bits, group_size, MLX_DTYPES[m.dtype])
+    lost = rounding_loss(W, bits, group_size, MLX_DTYPES[m.dtype])
     cost = m.weights * lost + (veto if lost > 10 ** (-LEAST_SIGNAL / 10) else 0)
     return Offer(
         bits, packed_bytes(m.shape, bits, group_size, m.dtype), cost, group_size=group_size
     )
 
 
-def relative_error(W: NDArray[np.float32], bits: int, group_size: int, dtype: mx.Dtype) -> float:
+def rounding_loss(W: NDArray[np.float32], bits: int, group_size: int, dtype: mx.Dtype) -> float:
     """Return the squared error of rounding to nearest over the squared norm; 0 of zeros."""
     packed = mx.quantize(mx.array(W).astype(dtype), group_size, bits)
     near = mx.dequantize(*packed, group_size, bits).astype(mx.float32)
