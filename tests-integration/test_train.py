@@ -856,3 +856,31 @@ def test_a_text_of_the_base_without_a_limit_is_refused(tiny: Any, tmp_path: Path
     assert code == 2
     assert "--base-text must be None where there is no --forget" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_service_that_is_missing_or_unknown_is_one_line(
+    tiny: Any, tmp_path: Path, run: Run
+) -> None:
+    words = ["--data", str(tiny.data), "--out", str(tmp_path / "run"), "--report-to"]
+    for service, reason in (("wandb", "wandb is not installed"), ("notes", "notes callback")):
+        code, _, printed = run("train", str(tiny.base), *words, service)
+        assert code == 2
+        assert printed.startswith("error: ")
+        assert reason in printed
+        assert "--report-to" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_listener_hears_of_every_loss_by_its_step(tiny: Any, tmp_path: Path) -> None:
+    heard: dict[str, list[tuple[int, float]]] = {"train": [], "valid": []}
+
+    class Listener:
+        def on_train_loss_report(self, info: dict[str, Any]) -> None:
+            heard["train"].append((info["iteration"], info["train_loss"]))
+
+        def on_val_loss_report(self, info: dict[str, Any]) -> None:
+            assert info["total_rank"] > 0
+            heard["valid"].append((info["iteration"], info["val_loss"]))
+
+    done = train(tiny.base, tiny.data, tmp_path / "run", SHORT, listener=Listener())
+    assert heard == {"train": [*done.history.train], "valid": [*done.history.valid]}

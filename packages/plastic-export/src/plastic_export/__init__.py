@@ -52,7 +52,7 @@ from plastic_export.shipping.request import Exported
 from plastic_export.tasks.judging import evaluate_tasks
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 from plastic_export.training.best_state import Validated
-from plastic_export.training.course import DivergedError
+from plastic_export.training.course import DivergedError, Listener
 from plastic_export.training.forgetting import DialPoint
 from plastic_export.training.run import TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
@@ -88,6 +88,7 @@ __all__ = [
     "HealingOptions",
     "LayerDifference",
     "LeftOut",
+    "Listener",
     "LoraPair",
     "LossPlan",
     "Manifest",

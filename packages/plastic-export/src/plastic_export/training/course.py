@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,6 +56,29 @@ class DivergedError(ValueError):
     """
 
 
+class Listener(Protocol):
+    """Hears of losses as mlx-lm's ``TrainingCallback`` does; what it prints is not shown.
+
+    Examples:
+        >>> class Ranks:
+        ...     def __init__(self):
+        ...         self.found = []
+        ...     def on_train_loss_report(self, info): ...
+        ...     def on_val_loss_report(self, info):
+        ...         self.found.append((info["iteration"], info["total_rank"]))
+        >>> few, ranks = TrainingOptions(steps=2, batch=2, window=32, evaluate_every=2), Ranks()
+        >>> result = train("SRC", "data", "NEW", few, include=["*.0.*.q_proj"], listener=ranks)
+        >>> ranks.found
+        [(0, 8), (2, 8)]
+    """
+
+    def on_train_loss_report(self, info: dict[str, Any]) -> None:
+        """Hear of a training loss: ``iteration``, ``train_loss``, and what else mlx-lm tells."""
+
+    def on_val_loss_report(self, info: dict[str, Any]) -> None:
+        """Hear of a validation loss: ``iteration``, ``val_loss``, ``total_rank``, bytes."""
+
+
 class Course:
     """The parts of a run, and what happens to them between two steps."""
 
@@ -69,12 +92,13 @@ class Course:
         identity: Mapping[str, Any],
         say: Say,
         track: Track,
+        listener: Listener | None,
     ) -> None:
         from mlx_lm.tuner import trainer
 
         self.trainer = trainer
         self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
-        self.track = track
+        self.track, self.listener = track, listener
         self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
         self.optimizer = training.build_optimizer()
         probed = min(max(PROBE, training.batch), len(rows.train))
@@ -195,6 +219,8 @@ class Course:
         loss = self._validation_loss()
         _check_finite("validation", loss, step)
         append_loss(self.out / LOSSES, step, "valid", loss)
+        if self.listener is not None:
+            self.listener.on_val_loss_report({"iteration": step, "val_loss": loss} | self._sizes())
         if self._fits():
             self.best.offer(Validated(step, loss), self.model, self.manager)
         if not last:
@@ -227,9 +253,17 @@ class Course:
         self.tokens_per_second = float(info["tokens_per_second"])
         _check_finite("training", self.train_loss, step)
         append_loss(self.out / LOSSES, step, "train", self.train_loss)
+        if self.listener is not None:
+            self.listener.on_train_loss_report({**info, "iteration": step})
 
     def on_val_loss_report(self, info: Mapping[str, Any]) -> None:
         """Do nothing: validation is done here, between two steps. The other hook of mlx-lm."""
+
+    def _sizes(self) -> dict[str, int]:
+        """Return what a rank that adapts adds to the figures of a run."""
+        awake, asleep = self.manager.bytes_awake, self.manager.bytes_asleep
+        ranks = sum(self.manager.ranks().values())
+        return {"total_rank": ranks, "bytes_awake": awake, "bytes_asleep": asleep}
 
     def _line(self, step: int, loss: float) -> str:
         ranks = self.manager.ranks().values()

@@ -33,7 +33,7 @@ from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.hub.run_card import write_run_card
 from plastic_export.training.adapters import count_run_bytes, write_adapters
 from plastic_export.training.best_state import Validated
-from plastic_export.training.course import Course, DivergedError, ranks_of
+from plastic_export.training.course import Course, DivergedError, Listener, ranks_of
 from plastic_export.training.data import TrainingData, read_training_data
 from plastic_export.training.forgetting import (
     DialPoint,
@@ -94,6 +94,7 @@ def train(
     memory: int | None = None,
     say: Say = lambda line: None,
     track: Track = untracked,
+    listener: Listener | None = None,
 ) -> TrainedRun:
     """Fine-tune a checkpoint with a plastic part beside its frozen projections.
 
@@ -118,6 +119,7 @@ def train(
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Takes one line about what it will take and one per validation.
         track: Wraps the steps, which are `Noted`: the newest training loss and tokens per second.
+        listener: Hears of every loss; one of mlx-lm's callbacks, for example.
 
     Returns:
         Where things are and what happened.
@@ -179,7 +181,7 @@ def train(
             max_bytes=training.max_bytes,
         )
         with claimed(out, run), _quiet():
-            course = Course(out, model, rows, training, count, run.identity, say, track)
+            course = Course(out, model, rows, training, count, run.identity, say, track, listener)
             resumed, written = course.go(), course.finish()
             dial = course.turn_down(other.tokens)
             _check_size(count(ranks_of(layers)), training)

@@ -75,6 +75,8 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
 @click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")
 @_number("--seed", click.IntRange(0))
+@click.option("--report-to", help="Services that hear of losses: wandb, swanlab, or both.")
+@click.option("--project-name", help="The project there.")
 @include_option()
 @exclude_option()
 @tokenizer_option()
@@ -92,6 +94,8 @@ def train_command(
     tokenizer: str | None,
     revision: str | None,
     base_text: Path | None,
+    report_to: str | None,
+    project_name: str | None,
     memory: int | None,
     as_json: bool,
     **numbers: Any,
@@ -117,6 +121,19 @@ def train_command(
         start=start,
         memory=memory,
         say=output.say,
+        listener=_listener(report_to, project_name, out),
         track=output.track,
     )
     output.show(present_trained(result, src, out))
+
+
+def _listener(report_to: str | None, project: str | None, out: Path) -> Any:
+    """Return mlx-lm's callback for the services that were named."""
+    if report_to is None:
+        return None
+    from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
+    try:
+        return get_reporting_callbacks(report_to, project, str(out), {})
+    except (ImportError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="--report-to") from None
