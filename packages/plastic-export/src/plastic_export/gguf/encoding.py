@@ -60,7 +60,7 @@ def fitting(type: str, shape: tuple[int, ...]) -> str:
     return "F16" if type not in PLAIN and shape[-1] % BLOCK else type
 
 
-def relative_error(values: NDArray[np.float32], rows: NDArray[np.uint8], type: str) -> float:
+def encoding_error(values: NDArray[np.float32], rows: NDArray[np.uint8], type: str) -> float:
     """Return the Frobenius norm of what the encoding changed over that of the values."""
     norm = float(np.linalg.norm(values))
     there = decoded_rows(rows, type).reshape(values.shape)

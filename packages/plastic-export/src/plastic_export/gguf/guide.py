@@ -17,7 +17,7 @@ from plastic_export.checkpoint.hub import fetch, is_repository
 from plastic_export.checkpoint.reader import CONFIG, open_checkpoint
 from plastic_export.folder.adapter_files import adapter_of
 from plastic_export.gguf.metadata import architecture_of
-from plastic_export.gguf.tokenizer import tokenizer_refusal
+from plastic_export.gguf.tokens.tokenizer import tokenizer_refusal
 from plastic_export.merging.over_base import RUN, adapter_in, named_base
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")
@@ -76,8 +76,8 @@ def gguf_guide(source: str | os.PathLike[str], *, revision: str | None = None) -
         OSError: If a file cannot be read.
 
     Examples:
-        >>> gguf_guide("SRC")[1]
-        'plastic export SRC SRC-bf16.gguf --to gguf'
+        >>> any(line.startswith("llama-completion -no-cnv") for line in gguf_guide("SRC"))
+        True
     """
     place = os.fspath(source)
     if adapter_in(Path(place)) is not None:

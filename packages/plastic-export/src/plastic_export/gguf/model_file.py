@@ -14,7 +14,7 @@ from plastic_runtime import Track
 
 from plastic_export.gguf.architectures import Architecture
 from plastic_export.gguf.codes import block_type, same_code_rows
-from plastic_export.gguf.encoding import encoded_rows, fitting, relative_error
+from plastic_export.gguf.encoding import encoded_rows, encoding_error, fitting
 from plastic_export.gguf.gguf_file import GGUFFile, GGUFTensor, check_dest, new_writer
 from plastic_export.gguf.metadata import (
     add_metadata,
@@ -25,7 +25,7 @@ from plastic_export.gguf.metadata import (
 from plastic_export.gguf.names import TensorNames, tensor_kind
 from plastic_export.gguf.rope import rope_factors
 from plastic_export.gguf.rows import RowOrder
-from plastic_export.gguf.tokenizer import add_tokenizer
+from plastic_export.gguf.tokens.tokenizer import add_tokenizer
 from plastic_export.merging.dense_model import DenseModel, DenseTensor
 from plastic_export.merging.over_base import OverBase
 
@@ -135,7 +135,7 @@ class _Rows:
             self._written.same_codes += 1
         else:
             rows = encoded_rows(values if values.ndim > 1 else values[:, None], place.type)
-        self._note(kind, relative_error(values, rows, place.type))
+        self._note(kind, encoding_error(values, rows, place.type))
         return self._order.of(kind, rows)
 
     def _note(self, kind: str, error: float) -> None:

@@ -54,6 +54,11 @@ class Exported:
             of tensor, such as ``"attn_q"``.
         notes: What is to be known of it, a line each.
         how_to_run: The command that runs it.
+
+    Examples:
+        >>> done = export("SRC", "MERGED", to="mlx", type="f32")
+        >>> done.target, done.types, done.errors
+        ('mlx', {'F32': 21}, {})
     """
 
     dest: Path

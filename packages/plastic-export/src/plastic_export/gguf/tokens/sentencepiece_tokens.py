@@ -7,9 +7,9 @@ from typing import Any
 
 from plastic_core.files import FormatError
 
-from plastic_export.gguf.byte_level_tokens import REMEDY
 from plastic_export.gguf.package import HOW
-from plastic_export.gguf.token_kinds import TokenKind, TokenTable
+from plastic_export.gguf.tokens.byte_level_tokens import REMEDY
+from plastic_export.gguf.tokens.token_kinds import TokenKind, TokenTable
 
 _BPE = 2  # of sentencepiece's model types
 

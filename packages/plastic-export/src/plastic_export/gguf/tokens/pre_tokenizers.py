@@ -23,6 +23,10 @@ class Cuts(NamedTuple):
         digits: Whether every digit is a piece of its own.
         gpt2: Whether GPT-2's expression cuts at last.
         ignores_merges: Whether a piece that is a token is not merged from its parts.
+
+    Examples:
+        >>> PRE_TOKENIZERS[Cuts(digits=True, gpt2=True)]
+        'smollm'
     """
 
     patterns: tuple[str, ...] = ()

@@ -10,10 +10,10 @@ from typing import Any
 
 from plastic_core.files import FormatError, read_json
 
-from plastic_export.gguf.byte_level_tokens import byte_level_name, byte_level_tokens
 from plastic_export.gguf.package import gguf_package
-from plastic_export.gguf.sentencepiece_tokens import check_pieces, open_pieces, piece_tokens
-from plastic_export.gguf.token_kinds import TokenKind, TokenTable
+from plastic_export.gguf.tokens.byte_level_tokens import byte_level_name, byte_level_tokens
+from plastic_export.gguf.tokens.sentencepiece_tokens import check_pieces, open_pieces, piece_tokens
+from plastic_export.gguf.tokens.token_kinds import TokenKind, TokenTable
 
 PIECES, FAST, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 

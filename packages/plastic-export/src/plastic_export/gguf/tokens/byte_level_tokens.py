@@ -8,8 +8,8 @@ from typing import Any
 
 from plastic_core.files import FormatError
 
-from plastic_export.gguf.pre_tokenizers import pre_tokenizer_name
-from plastic_export.gguf.token_kinds import TokenKind, TokenTable
+from plastic_export.gguf.tokens.pre_tokenizers import pre_tokenizer_name
+from plastic_export.gguf.tokens.token_kinds import TokenKind, TokenTable
 
 _NORMALIZERS = (None, "NFC")
 REMEDY = "`plastic gguf` prints the commands of llama.cpp's converter, which knows more"

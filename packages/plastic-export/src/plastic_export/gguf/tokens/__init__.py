@@ -1,0 +1,1 @@
+"""Tokenizers as GGUF lists them: sentencepiece models and byte-level BPE."""
