@@ -15,7 +15,7 @@ from plastic_core.files import FormatError, dtype_name, read_arrays, read_json
 from plastic_export.folder.adapter_files import CONFIG, FILE
 from plastic_export.folder.shards import as_float32
 from plastic_export.gguf.encoding import encoded_rows
-from plastic_export.gguf.gguf_file import GGUFFile, GGUFTensor, check_dest, new_writer
+from plastic_export.gguf.gguf_file import GGUFFile, GGUFTensor, new_writer
 from plastic_export.gguf.metadata import architecture_of
 from plastic_export.gguf.names import TensorNames, tensor_kind
 from plastic_export.gguf.package import gguf_package
@@ -47,7 +47,6 @@ def write_gguf_adapter(
         FormatError: If it is damaged, no LoRA of linear layers, or the place is taken.
         OSError: If the system refuses. Nothing is left behind.
     """
-    check_dest(dest)
     architecture = architecture_of(config, folder)
     names = TensorNames(architecture.name, config["num_hidden_layers"], folder)
     pairs, stored = adapter_pairs(adapter)

@@ -15,7 +15,7 @@ from plastic_runtime import Track
 from plastic_export.gguf.architectures import Architecture
 from plastic_export.gguf.codes import block_type, same_code_rows
 from plastic_export.gguf.encoding import encoded_rows, encoding_error, fitting
-from plastic_export.gguf.gguf_file import GGUFFile, GGUFTensor, check_dest, new_writer
+from plastic_export.gguf.gguf_file import GGUFFile, GGUFTensor, new_writer
 from plastic_export.gguf.metadata import (
     add_metadata,
     add_types,
@@ -69,7 +69,6 @@ def write_model(
         ModuleNotFoundError: If an extra is missing.
         OSError: If the system refuses. Nothing is left behind.
     """
-    check_dest(dest)
     config, folder = source.checkpoint.config, source.checkpoint.folder
     architecture = architecture_of(config, folder)
     writer, written = new_writer(architecture.name), WrittenModel()

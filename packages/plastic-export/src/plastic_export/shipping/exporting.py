@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plastic_runtime import Track, untracked
 
+from plastic_export.gguf.gguf_file import check_dest
 from plastic_export.shipping.request import Exported, ExportRequest, Piece
 from plastic_export.shipping.table import TARGETS
 
@@ -59,6 +60,7 @@ def export(
         raise ValueError(f"`uniform` must be False unless `to` is 'peft', got {to!r}.")
     if to not in TARGETS:
         raise ValueError(f"`to` must be one of {', '.join(TARGETS)}, got {to!r}.")
+    check_dest(Path(dest))
     request = ExportRequest(
         os.fspath(source),
         Path(dest),
