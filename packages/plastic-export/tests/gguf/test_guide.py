@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from plastic_core.files import FormatError
+from plastic_export.adapters.adapter import Adapter, LoraPair
+from plastic_export.adapters.writing import write_adapter
 from plastic_export.gguf import guide
 from plastic_export.gguf.guide import OUTTYPES, gguf_guide
 from plastic_export.model.plastic_model import VERSION
@@ -48,12 +50,11 @@ def make_quantized(folder: Path, **config: Any) -> Path:
 
 def make_run(folder: Path, base: str) -> Path:
     """A run that names its base, as far as the guide looks."""
-    for inner in ("adapters", "peft"):
-        (folder / inner).mkdir(parents=True)
+    path = "model.layers.0.mlp.up_proj"
+    layers = {path: LoraPair(mx.ones((2, 32)), mx.ones((4, 2)))}
+    folder.mkdir()
+    write_adapter(Adapter(layers, base), folder / "peft", "peft", uniform=True)
     (folder / "plastic-run.json").write_text("{}")
-    (folder / "adapters" / "adapters.safetensors").write_bytes(b"")
-    named = json.dumps({"base_model_name_or_path": base})
-    (folder / "peft" / "adapter_config.json").write_text(named)
     return folder
 
 

@@ -113,7 +113,7 @@ def test_a_place_that_is_taken_stays_as_it_is(readable: Path, tmp_path: Path, to
         ({"to": "onnx"}, "`to` must be one of gguf, mlx, dense"),
         ({"to": "gguf", "type": "q4_k"}, "`type` must be one of f32, f16, bf16, q8_0"),
         ({"to": "mlx", "type": "q8_0"}, "`type` must be one of f32, f16, bf16, got"),
-        ({"to": "mlx", "piece": "adapter"}, "`piece` must be whole or base"),
+        ({"to": "dense", "piece": "adapter"}, "`piece` must be whole or base"),
         ({"to": "gguf", "piece": "adapter"}, "which has no adapter"),
         ({"to": "gguf", "base": "other"}, "`base` belongs to an adapter or a run"),
     ],

@@ -20,6 +20,7 @@ ARGUMENTS = {
     "gram": "calibration",
     "text": "calibration",
     "source": "src",
+    "type": "type_",
 }
 """Arguments of the library whose parameter of the command has another name."""
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from plastic_core.files import FormatError, read_json
 
+from plastic_export.adapters.reading import is_adapter
 from plastic_export.checkpoint.hub import fetch, is_repository
 from plastic_export.checkpoint.reader import CONFIG, open_checkpoint
-from plastic_export.folder.adapter_files import adapter_of
+from plastic_export.folder.adapter_files import RUN_FILE, adapter_of
 from plastic_export.gguf.metadata import architecture_of
 from plastic_export.gguf.tokens.tokenizer import tokenizer_refusal
-from plastic_export.merging.over_base import RUN, adapter_in, named_base
+from plastic_export.merging.over_base import named_base
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")
 """What ``convert_hf_to_gguf.py`` writes; every other type is made by ``llama-quantize``."""
@@ -80,7 +81,7 @@ def gguf_guide(source: str | os.PathLike[str], *, revision: str | None = None) -
         True
     """
     place = os.fspath(source)
-    if adapter_in(Path(place)) is not None:
+    if is_adapter(Path(place)):
         return list(_adapter_lines(Path(place)))
     subject = _subject(place, revision)
     refused = _refusal(subject)
@@ -238,7 +239,7 @@ def _adapter_lines(folder: Path) -> Iterator[str]:
     yield "# or both in one file"
     fused = ("plastic", "export", folder, f"{name}.gguf", "--to", "gguf", "--piece", "whole")
     yield _line(*fused, *given)
-    if (folder / RUN).is_file():
+    if (folder / RUN_FILE).is_file():
         yield "# or by llama.cpp's converter"
         yield from _CLONE[1:]
         converter = (_PYTHON, "llama.cpp/convert_lora_to_gguf.py", folder / "peft")
@@ -248,6 +249,6 @@ def _adapter_lines(folder: Path) -> Iterator[str]:
 def _base_of(folder: Path) -> tuple[str, tuple[str, ...]]:
     """The base of an adapter, and the option that names it where the adapter does not."""
     try:
-        return named_base(folder), ()
+        return named_base(folder)[0], ()
     except FormatError:
         return "BASE", ("--base", "BASE")

@@ -1,4 +1,4 @@
-"""Layers that are packed, factored, corrected or adapted, as the dense matrix they stand for."""
+"""Layers that are packed, factored or corrected, as the dense matrix that they stand for."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ def dense_form(layer: nn.Module) -> DenseForm | None:
         return _factored(layer)
     if isinstance(layer, CorrectedLinear):
         return _corrected(layer)
-    if hasattr(layer, "fuse") and "lora_a" in layer:
-        return _adapted(layer)
     return _packed(layer) if "scales" in layer and hasattr(layer, "bits") else None
 
 
@@ -100,25 +98,6 @@ def _corrected(layer: Any) -> DenseForm:
 
     bias = layer.get("bias") if base is None else base.get("bias")
     return DenseForm(shape, _type_of(u if base is None else base), values, bias)
-
-
-def _adapted(layer: Any) -> DenseForm:
-    """An adapter of mlx-lm over a layer; over anything but a linear one, by its own ``fuse``."""
-    from mlx_lm.tuner.lora import LoRALinear
-
-    if type(layer) is not LoRALinear:
-        fused = layer.fuse(dequantize=True)
-        bias = fused.get("bias")
-        return DenseForm(
-            fused.weight.shape, dtype_name(fused.weight), lambda: layer_values(fused), bias
-        )
-    linear = layer.linear
-
-    def values() -> Values:
-        a, b = as_float32(layer.lora_a), as_float32(layer.lora_b)
-        return layer_values(linear) + np.float32(layer.scale) * (a @ b).T
-
-    return DenseForm(_sides(linear), _type_of(linear), values, linear.get("bias"))
 
 
 def _sides(layer: Any) -> tuple[int, int]:

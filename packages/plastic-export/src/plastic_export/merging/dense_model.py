@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from plastic_core.files import FormatError, dtype_name
 
+from plastic_export.adapters.adapter import LoraPair
 from plastic_export.checkpoint.packing import Packing
-from plastic_export.checkpoint.tensors import FLOATS
+from plastic_export.checkpoint.tensors import FLOATS, module_path
 from plastic_export.folder.shards import as_float32
 from plastic_export.merging.dense_layers import DenseForm, Values, dense_form
 from plastic_export.merging.over_base import OverBase
-from plastic_export.model.library import brief, mlx_lm_utils
 from plastic_export.model.load import load_watched
 
 
@@ -32,6 +32,7 @@ class DenseTensor:
         values: Computes it in float32.
         packing: How it is packed where it is nothing but codes; None otherwise.
         layer: The layer whose weight it is where that is not plain.
+        is_updated: Whether the update of an adapter is added to it.
     """
 
     name: str
@@ -40,11 +41,12 @@ class DenseTensor:
     values: Callable[[], Values]
     packing: Packing | None = None
     layer: nn.Module | None = None
+    is_updated: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Tell whether it is stored as it is."""
-        return self.layer is None
+        return self.layer is None and not self.is_updated
 
 
 class DenseModel:
@@ -64,20 +66,42 @@ class DenseModel:
     """
 
     def __init__(self, source: OverBase, *, with_adapter: bool = True) -> None:
-        self._model = _loaded(source, with_adapter=with_adapter)
-        self._file = source.checkpoint.folder / "config.json"
+        folder = source.checkpoint.folder
+        self._model = load_watched(folder, lambda weights: weights, with_adapter=False)
+        adapter = source.adapter if with_adapter else None
+        self._updates = {} if adapter is None else dict(adapter.layers)
+        self._folder = folder
         modules = dict(self._model.named_modules())  # type: ignore[no-untyped-call]
         forms = {path: dense_form(module) for path, module in modules.items()}
         self._layers = {path: modules[path] for path, form in forms.items() if form}
         self._parameters: dict[str, list[str]] = {}
         self._plain_arrays: dict[str, mx.array] = {}
-        self.tensors = list(self._listed({p: form for p, form in forms.items() if form}))
+        found = {path: form for path, form in forms.items() if form}
+        self.tensors = [self._updated(tensor) for tensor in self._listed(found)]
+        self._check_updates()
 
     def forget(self, tensor: DenseTensor) -> None:
         """Free what was read for a tensor; it cannot be computed again."""
         self._plain_arrays.pop(tensor.name, None)
         nothing = [(name, mx.zeros(0)) for name in self._parameters.pop(tensor.name)]
         self._model.update(tree_unflatten(nothing))
+
+    def _updated(self, tensor: DenseTensor) -> DenseTensor:
+        """Return a tensor with the update of its layer, if the adapter has one."""
+        pair = self._updates.pop(module_path(tensor.name), None)
+        if pair is None:
+            return tensor
+        values = tensor.values
+        return replace(
+            tensor, values=lambda: _with_update(values(), pair), packing=None, is_updated=True
+        )
+
+    def _check_updates(self) -> None:
+        """Refuse an adapter with updates of layers that the model has not."""
+        if self._updates:
+            reason = f"the model has no layer {next(iter(self._updates))!r}, which the adapter has"
+            remedy = "name the base that the adapter was made for"
+            raise FormatError.about(self._folder, reason, remedy)
 
     def _listed(self, forms: dict[str, DenseForm]) -> Iterator[DenseTensor]:
         listed = set[str]()
@@ -101,30 +125,15 @@ class DenseModel:
         if dtype not in FLOATS:
             reason = f"it holds {dtype}, which is neither numbers nor codes of MLX"
             remedy = "take the checkpoint that it was made from"
-            raise FormatError.about(self._file.parent, reason, remedy, tensor=name)
+            raise FormatError.about(self._folder, reason, remedy, tensor=name)
         self._plain_arrays[name] = array
         self._parameters[name] = [] if of_layer else [name]
         return DenseTensor(name, dtype, array.shape, lambda: as_float32(self._plain_arrays[name]))
 
 
-def _loaded(source: OverBase, *, with_adapter: bool) -> nn.Module:
-    """Load the checkpoint with the adapter laid over it, nothing read yet."""
-    folder = source.checkpoint.folder
-    model = load_watched(folder, lambda weights: weights, with_adapter=False)
-    if source.adapter is None or not with_adapter:
-        return model
-    return _adapted(model, source.adapter)
-
-
-def _adapted(model: nn.Module, adapter: Path) -> nn.Module:
-    try:
-        laid: nn.Module = mlx_lm_utils().load_adapters(model, str(adapter))
-    except (FormatError, OSError, MemoryError):
-        raise
-    except Exception as error:  # mlx-lm's own code, which raises what it likes
-        reason = f"mlx-lm cannot lay it over the checkpoint: {brief(error)}"
-        raise FormatError.about(adapter, reason, "name the checkpoint it was made for") from error
-    return laid.eval()
+def _with_update(values: Values, pair: LoraPair) -> Values:
+    """Add the update of an adapter, in float32."""
+    return values + np.float32(pair.scale) * (as_float32(pair.B) @ as_float32(pair.A))
 
 
 def _named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
