@@ -88,6 +88,28 @@ def test_it_is_merged_into_a_quantised_base_with_the_error_stated(
         assert all(mx.array_equal(before[n], after[n]).item() for n in same)
 
 
+def test_over_a_quantised_base_peft_is_told_to_need_the_dense_one(
+    run: Callable[..., Any], four_bits: Path, adapter: Path, tmp_path: Path
+) -> None:
+    words = ("export", adapter, tmp_path / "peft", "--to", "peft", "--base", four_bits)
+    code, printed, _ = run(*words)
+    assert code == 0
+    assert "PEFT cannot load" in printed
+    assert read_adapter(tmp_path / "peft").base == str(four_bits.resolve())
+
+
+def test_exact_ranks_say_who_cannot_read_them(
+    run: Callable[..., Any], adapter: Path, tmp_path: Path
+) -> None:
+    assert run("resize", adapter, tmp_path / "small", "--energy", "0.8")[0] == 0
+    unequal = set(read_adapter(tmp_path / "small").ranks.values())
+    assert len(unequal) > 1
+    patterns = run("export", tmp_path / "small", tmp_path / "patterns", "--to", "peft")[1]
+    uniform = run("export", tmp_path / "small", tmp_path / "one", "--to", "peft", "--uniform")[1]
+    assert "vLLM" in patterns
+    assert "vLLM" not in uniform
+
+
 def test_resize_and_merge_by_command(
     run: Callable[..., Any], adapter: Path, tmp_path: Path
 ) -> None:
