@@ -79,6 +79,11 @@ def said(message: str, *words: str) -> str:
             "--max-size must be at least 1MiB, got 0.5MiB",
         ),
         (
+            ("train", "SRC", "--max-size", "9MB"),
+            "`max_bytes` must be below the 1234567 bytes that it begins with, got 9000000 bytes",
+            "--max-size must be below the 1.2345MB (1,234,567 bytes) that it begins with, got 9MB",
+        ),
+        (
             ("train", "SRC", "--max-size", "1000000"),
             "`max_bytes` must be at least 1221960 bytes, got 1000000 bytes",
             "--max-size must be at least 1221960 bytes, got 1000000 bytes",

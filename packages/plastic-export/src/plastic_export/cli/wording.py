@@ -26,7 +26,7 @@ ARGUMENTS = {
 
 CHOOSE_WIDER = re.compile(r"Choose a wider `dtype`[^.]*\.")  # for which there is no option
 _QUOTED = re.compile(r"`(\w+)`")
-_BYTES = re.compile(r"(at least )?(?:the )?\b([\d,]+) bytes")
+_BYTES = re.compile(r"(at least (?:the )?)?\b([\d,]+) bytes")
 _GIGABYTES = re.compile(r"([\d.]+) GB")
 _SIZE = re.compile(r"([\d.]+)\s*([A-Za-z]*)")
 

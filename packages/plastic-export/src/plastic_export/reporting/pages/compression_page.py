@@ -19,7 +19,7 @@ from plastic_export.reporting.pages.compression_view import (
     is_compression,
     view_compression,
 )
-from plastic_export.reporting.pages.measured import Measured, measured_table, read_measured
+from plastic_export.reporting.pages.measured_text import MeasuredText, measured_table, read_measured
 from plastic_export.reporting.pages.page import (
     facts_table,
     figure,
@@ -134,7 +134,7 @@ def compression_pictures(view: CompressionView) -> dict[str, Picture]:
 
 
 def compression_html(
-    view: CompressionView, pictures: Mapping[str, Picture], measured: Sequence[Measured] = ()
+    view: CompressionView, pictures: Mapping[str, Picture], measured: Sequence[MeasuredText] = ()
 ) -> str:
     """Return the page; ``pictures`` are those of `compression_pictures`."""
     return page(

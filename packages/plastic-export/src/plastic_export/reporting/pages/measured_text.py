@@ -23,7 +23,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredText:
     """A checkpoint on a text.
 
     Attributes:
@@ -45,7 +45,7 @@ class Measured:
     worst: tuple[tuple[int, float], ...]
 
 
-def read_measured(file: Path) -> tuple[Measured, ...]:
+def read_measured(file: Path) -> tuple[MeasuredText, ...]:
     """Read what ``plastic evaluate --json`` printed.
 
     Raises:
@@ -64,14 +64,14 @@ def read_measured(file: Path) -> tuple[Measured, ...]:
     return found
 
 
-def measured_table(found: Sequence[Measured]) -> str:
+def measured_table(found: Sequence[MeasuredText]) -> str:
     """Return a row for every text and checkpoint."""
     return table(_COLUMNS, map(_row, found), words=3)
 
 
-def _measured(raw: Any) -> Measured:
+def _measured(raw: Any) -> MeasuredText:
     distance = raw["distance"] or {}
-    return Measured(
+    return MeasuredText(
         text=str(raw["text"]),
         checkpoint=str(raw["checkpoint"]),
         windows=int(raw["windows"]),
@@ -82,7 +82,7 @@ def _measured(raw: Any) -> Measured:
     )
 
 
-def _row(m: Measured) -> tuple[str, ...]:
+def _row(m: MeasuredText) -> tuple[str, ...]:
     return (
         m.text,
         m.checkpoint,
