@@ -75,7 +75,8 @@ def of_another_shape(folder: Path) -> None:
 
 def of_no_known_type(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "none"}))
+    config["plastic"]["stock"]["model_type"] = "none"
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def shuffled(folder: Path) -> None:
@@ -98,6 +99,8 @@ def test_a_good_output_passes_and_says_what_was_measured(
     assert (checked.text, checked.tokens) == ("an English text", 64)
     assert checked.predicted == (None if format in RANK_FORMATS else result.plan.cost)
     assert verify(tmp_path / "out") == []
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{1000 * checked.kl:.4g} millinats per token, 64 tokens of an English text" in card
 
 
 @pytest.mark.parametrize("format", FORMATS)

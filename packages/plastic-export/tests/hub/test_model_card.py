@@ -55,7 +55,6 @@ def test_the_card_says_what_it_is_and_carries_the_licence(
     text = (out / "README.md").read_text()
     assert f"{(out / 'model.safetensors').stat().st_size:,} bytes" in text
     assert ("--trust-remote-code" in text) == (format == "factored")
-    assert "millinats per token, " in text
     assert (out / "README.source.md").read_text() == SOURCE
     restore(out, tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text() == SOURCE
