@@ -19,7 +19,7 @@ from plastic_export.training.settings import TrainingOptions
 from plastic_export.training.starting_adapter import adapter_digest
 
 
-def run_identity(
+def identity_of_run(
     checkpoint: Checkpoint,
     rows: TrainingData,
     training: TrainingOptions,

@@ -40,7 +40,7 @@ from plastic_export.training.forgetting import (
     other_text,
 )
 from plastic_export.training.history import History, read_history
-from plastic_export.training.identity import run_identity
+from plastic_export.training.identity import identity_of_run
 from plastic_export.training.plastic_model import load_plastic_model
 from plastic_export.training.run_folder import RunFile, claimed
 from plastic_export.training.settings import RANK, TrainingOptions
@@ -174,7 +174,7 @@ def train(
         for note in (*notes, *filter(None, [base.note])):
             say(note)
         run = RunFile(
-            identity=run_identity(checkpoint, rows, training, patterns, reader, begun)
+            identity=identity_of_run(checkpoint, rows, training, patterns, reader, begun)
             | other.identity,
             ranks=ranks_of(layers),
             bytes_awake=count(ranks_of(layers)),

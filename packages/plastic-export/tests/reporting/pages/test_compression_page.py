@@ -91,7 +91,11 @@ def test_a_page_is_whole_in_itself_in_both_themes(written: Path, planned: Path) 
     assert "prefers-color-scheme: dark" in page.text
     for name in ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj", "lm_head"):
         assert name in page.text
-    assert {p.name for p in written.iterdir()} == {*map(str, view_files(written)), "plastic.json"}
+    assert {p.name for p in written.iterdir()} == {
+        *map(str, view_files(written)),
+        "plastic.json",
+        "README.md",
+    }
 
 
 def view_files(out: Path) -> dict[str, Any]:
