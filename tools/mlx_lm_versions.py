@@ -34,10 +34,10 @@ def pinned() -> str:
     return found[1]
 
 
-def run(*words: str | Path) -> str:
+def command(*words: str | Path) -> str:
     """Run a command where no pins of this tree bind; return what it printed."""
     there = tempfile.gettempdir()
-    done = subprocess.run(
+    done = subprocess.command(
         [*map(str, words)], cwd=there, capture_output=True, text=True, check=False
     )
     if done.returncode:
@@ -45,16 +45,16 @@ def run(*words: str | Path) -> str:
     return done.stdout
 
 
-def installed(version: str, work: Path) -> Path:
+def environment(version: str, work: Path) -> Path:
     """Make an environment with this mlx-lm and the packages; return the folder of its commands."""
-    run("uv", "venv", "--quiet", "--python", sys.executable, work / "env")
+    command("uv", "venv", "--quiet", "--python", sys.executable, work / "env")
     python = work / "env" / "bin" / "python"
     folders = [path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))]
     packages = [f"{f.name}{EXTRAS.get(f.name, '')} @ {f.as_uri()}" for f in folders]
     mlx = re.search(r'"mlx==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert mlx is not None
     wanted = [f"mlx-lm=={version}", f"mlx=={mlx[1]}", "sentencepiece", *packages]
-    run("uv", "pip", "install", "--quiet", "--python", python, *wanted)
+    command("uv", "pip", "install", "--quiet", "--python", python, *wanted)
     return python.parent
 
 
@@ -69,22 +69,22 @@ def rows(folder: Path) -> Path:
     return folder
 
 
-def check(version: str, work: Path) -> list[str]:
+def try_version(version: str, work: Path) -> list[str]:
     """Run everything under one version; return what was run."""
-    bin_ = installed(version, work)
+    bin_ = environment(version, work)
     plastic, plan = bin_ / "plastic", work / "plan.json"
 
     def generate(model: Path, *more: str | Path) -> None:
         words = ("--prompt", "def ", "--max-tokens", "4", *more)
-        run(bin_ / "mlx_lm.generate", "--model", model, *words)
+        command(bin_ / "mlx_lm.generate", "--model", model, *words)
 
     text = ("--calibration", SOURCE / "calibration.txt", *FEW)
-    run(plastic, "plan", SOURCE, "--bits-per-weight", "4", "--out", plan, *text)
-    run(plastic, "compress", SOURCE, work / "mixed", "--plan", plan)
-    run(plastic, "compress", SOURCE, work / "dense", "--keep", "0.8", "--format", "dense")
-    run(plastic, "compress", SOURCE, work / "factored", "--keep", "0.8")
+    command(plastic, "plan", SOURCE, "--bits-per-weight", "4", "--out", plan, *text)
+    command(plastic, "compress", SOURCE, work / "mixed", "--plan", plan)
+    command(plastic, "compress", SOURCE, work / "dense", "--keep", "0.8", "--format", "dense")
+    command(plastic, "compress", SOURCE, work / "factored", "--keep", "0.8")
     few = ("--steps", "4", "--batch", "2", "--window", "32", "--rank", "2")
-    run(plastic, "train", SOURCE, "--data", rows(work / "data"), "--out", work / "run", *few)
+    command(plastic, "train", SOURCE, "--data", rows(work / "data"), "--out", work / "run", *few)
     generate(work / "mixed")
     generate(work / "dense")
     generate(SOURCE, "--adapter-path", work / "run" / "adapters")
@@ -101,7 +101,9 @@ def main() -> None:
     for version in sys.argv[1:] or [*OLDER, pinned()]:
         work = Path(tempfile.mkdtemp(prefix="mlx-lm-"))
         try:
-            print(f"mlx-lm {version}: plan, compress, train; {', '.join(check(version, work))} ran")
+            print(
+                f"mlx-lm {version}: plan, compress, train; {', '.join(try_version(version, work))} ran"
+            )
         except RuntimeError as error:
             failed = True
             print(f"mlx-lm {version} FAILED: {error}")

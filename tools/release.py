@@ -50,7 +50,7 @@ class Built(NamedTuple):
     sdist: Path
 
 
-def run(*words: str | Path) -> str:
+def printed(*words: str | Path) -> str:
     """Run a command in the root of the repository; return what it printed."""
     text = [*map(str, words)]
     done = subprocess.run(text, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -67,7 +67,7 @@ def version_of(package: str) -> str:
 
 def build(package: str, out: Path) -> Built:
     """Build wheel and sdist as they are published: siblings by their bounds, not by their place."""
-    run("uv", "build", "--quiet", "--package", package, "--no-sources", "--out-dir", out)
+    printed("uv", "build", "--quiet", "--package", package, "--no-sources", "--out-dir", out)
     stem = package.replace("-", "_")
     return Built(next(out.glob(f"{stem}-*.whl")), next(out.glob(f"{stem}-*.tar.gz")))
 
@@ -77,7 +77,7 @@ def from_sdist(sdist: Path, out: Path) -> Path:
     with tarfile.open(sdist) as archive:
         archive.extractall(out, filter="data")
     (folder,) = out.iterdir()
-    run("uv", "build", "--quiet", "--wheel", "--no-sources", "--out-dir", out / "dist", folder)
+    printed("uv", "build", "--quiet", "--wheel", "--no-sources", "--out-dir", out / "dist", folder)
     return next((out / "dist").glob("*.whl"))
 
 
@@ -123,7 +123,9 @@ def wheel_faults(wheel: Path, package: str) -> list[str]:
     """Return what is wrong with the content or the metadata of a wheel."""
     version = version_of(package)
     source = f"packages/{package}/src/"
-    tracked = {line.removeprefix(source) for line in run("git", "ls-files", source).splitlines()}
+    tracked = {
+        line.removeprefix(source) for line in printed("git", "ls-files", source).splitlines()
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         info = next(name for name in names if name.endswith(".dist-info/METADATA"))
@@ -165,7 +167,7 @@ def faults_of(package: str, dist: Path) -> list[str]:
             )
             if digest(one) != digest(other)
         ]
-    if run("git", "tag", "--list", tag_of(package)).strip():
+    if printed("git", "tag", "--list", tag_of(package)).strip():
         faults.append(f"the tag {tag_of(package)} is taken")
     faults += changelog_faults(changelog, version_of(package))
     return faults + wheel_faults(first.wheel, package) + sdist_faults(first.sdist)
@@ -186,7 +188,7 @@ def main() -> None:
     if unknown := set(packages) - set(PACKAGES):
         parser.error(f"no package {', '.join(sorted(unknown))}; there are {', '.join(PACKAGES)}")
     faults = []
-    if run("git", "status", "--porcelain").strip():
+    if printed("git", "status", "--porcelain").strip():
         faults.append("the tree has changes that are not committed")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -201,7 +203,7 @@ def main() -> None:
     if faults:
         sys.exit("nothing was tagged: " + "; ".join(dict.fromkeys(faults)))
     for package in packages if given.tag else ():
-        run("git", "tag", "--annotate", tag_of(package), "--message", tag_of(package))
+        printed("git", "tag", "--annotate", tag_of(package), "--message", tag_of(package))
         print(f"tagged {tag_of(package)}")
     print("not published: look at dist/, push the tags, then `uv publish`")
 

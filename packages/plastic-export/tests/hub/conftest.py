@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 TOKEN = "hf_of_a_test"
+COMMIT = "0" * 40
+RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Hub:
     stored: dict[str, bytes] = field(default_factory=dict)
     uploads: list[str] = field(default_factory=list)
     cards: list[str] = field(default_factory=list)
+    sent: int = 0
     breaks_after: int | None = None
     """Uploads that succeed before every further one is cut."""
 
@@ -38,15 +42,40 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words: Any) -> None:
         """Say nothing."""
 
+    def do_HEAD(self) -> None:
+        if match := RESOLVE.fullmatch(self.path):
+            return self.send_file(self.hub.files[match[1]].get(match[2]))
+        self.answer({}, 404)
+
     def do_GET(self) -> None:
+        if match := RESOLVE.fullmatch(self.path):
+            return self.send_file(self.hub.files[match[1]].get(match[2]))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/main", self.path):
+            siblings = [{"rfilename": name} for name in self.hub.files[match[1]]]
+            return self.answer({"id": match[1], "sha": COMMIT, "siblings": siblings})
         if self.path == "/api/whoami-v2":
             return self.answer({"name": "me", "type": "user"})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/main.*", self.path):
+        if match := re.fullmatch(rf"/api/models/([^/]+/[^/]+)/tree/(?:main|{COMMIT}).*", self.path):
             files = self.hub.files[match[1]]
             return self.answer(
                 [{"type": "file", "path": p, "size": len(b), "oid": "0"} for p, b in files.items()]
             )
         self.answer({"error": self.path}, 404)
+
+    def send_file(self, data: bytes | None) -> None:
+        """Send a file, or the part of it that is asked for, and keep count."""
+        if data is None:
+            return self.answer({"error": "no such file"}, 404)
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        sent = data[int(part[1]) : int(part[2]) + 1] if part else data
+        self.send_response(206 if part else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(sent)
+            self.hub.sent += len(sent)
 
     def do_PUT(self) -> None:
         hub = self.hub
@@ -137,6 +166,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         held.address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", held.address)
+        template = f"{held.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)

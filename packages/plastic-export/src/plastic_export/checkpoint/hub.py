@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError
+from plastic_core.files import FormatError, TensorSpec
 
 from plastic_export.checkpoint.weight_files import INDEX, PATTERN
 
@@ -84,6 +85,41 @@ def fetch(repository: str, revision: str | None, *, weights: bool = True) -> Pat
         raise
     except Exception as error:  # the HTTP client's own errors share no base class with ours
         raise _refusal(repository, revision, error) from error
+
+
+def fetch_headers(repository: str, commit: str) -> dict[str, list[TensorSpec]]:
+    """Return the tensors of every weight file of a checkpoint of the Hub, from its headers alone.
+
+    Args:
+        repository: Id of the form ``owner/name``.
+        commit: The commit.
+
+    Returns:
+        The tensors by the name of the file, in the order of their bytes.
+
+    Raises:
+        FormatError: If the Hub cannot give them.
+
+    Cost:
+        One request for a part of each file.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        names = fnmatch.filter(api.list_repo_files(repository, revision=commit), PATTERN)
+        return {
+            name: _tensors(api.parse_safetensors_file_metadata(repository, name, revision=commit))
+            for name in names
+        }
+    except Exception as error:  # see above
+        raise _refusal(repository, commit, error) from error
+
+
+def _tensors(header: Any) -> list[TensorSpec]:
+    """Return the tensors that the header of a file names."""
+    infos = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
+    return [TensorSpec(name, info.dtype, tuple(info.shape)) for name, info in infos]
 
 
 def _snapshot(repository: str, revision: str | None, weights: bool, **options: Any) -> Path:

@@ -28,6 +28,7 @@ from plastic_export.checkpoint.tensors import (
     stored_parts,
 )
 from plastic_export.process.in_worker import in_worker
+from plastic_export.source.by_headers import open_headers
 from plastic_export.source.source import Source
 
 Sizes = dict[tuple[str, tuple[int, int]], list[int]]
@@ -122,6 +123,8 @@ def summarize(
 ) -> Summary:
     """Read the headers of a checkpoint and, if asked, decompose its matrices.
 
+    Of a Hub id no weights are downloaded, unless they are decomposed.
+
     Args:
         source: Folder or Hub id.
         revision: Commit or branch, for a Hub id.
@@ -136,7 +139,8 @@ def summarize(
         >>> summary.spectra["model.layers.0.mlp.up_proj"].energy_99 <= 64
         True
     """
-    with open_checkpoint(source, revision=revision) as checkpoint:
+    opened = open_checkpoint if spectra else open_headers
+    with opened(source, revision=revision) as checkpoint:
         return (_of_codes if checkpoint.holds_codes else _of_files)(checkpoint, spectra, track)
 
 

@@ -58,7 +58,7 @@ def link(name: str, revision: str | None) -> str:
     return f"[{name}](https://huggingface.co/{name}/tree/{revision})" if revision else f"`{name}`"
 
 
-def table(rows: Mapping[str, str]) -> str:
+def fact_table(rows: Mapping[str, str]) -> str:
     """Return a table of two columns in Markdown."""
     lines = (f"| {name} | {value} |" for name, value in rows.items() if value)
     return "\n".join(["| what | value |", "| --- | --- |", *lines])

@@ -23,9 +23,9 @@ from plastic_export.hub.model_card import (
     REPOSITORY,
     about_source,
     code,
+    fact_table,
     link,
     metadata,
-    table,
     write_card,
     written_by,
 )
@@ -60,7 +60,7 @@ def write_output_card(
         f"# {manifest.source['name'].rpartition('/')[2]}, {manifest.format}",
         f"{link(manifest.source['name'], manifest.source['revision'])}, compressed for MLX by "
         f"{written_by()}: format `{manifest.format}`, {format.about}.",
-        table(_facts(folder, manifest, check)),
+        fact_table(_facts(folder, manifest, check)),
         "## How to run it",
         *_running(folder, manifest, format),
         "## How to get the source back",

@@ -13,9 +13,9 @@ from plastic_export.folder.card_file import may_write_card
 from plastic_export.hub.model_card import (
     REPOSITORY,
     code,
+    fact_table,
     link,
     metadata,
-    table,
     write_card,
     written_by,
 )
@@ -55,7 +55,7 @@ def write_run_card(
         f"# {base.name.rpartition('/')[2]}, adapter",
         f"An adapter over {link(base.name, base.revision)}, trained for MLX by {written_by()}. "
         "Its ranks followed the loss.",
-        table(rows),
+        fact_table(rows),
         "## How to run it",
         f"It needs mlx-lm {MLX_LM} or newer, and the base, which is not in it.",
         code(

@@ -174,6 +174,7 @@ class Course:
             arguments = self.trainer.TrainingArgs(
                 batch_size=self.training.batch,
                 iters=steps,
+                val_batches=0,
                 steps_per_report=self.training.report_every,
                 steps_per_save=steps + 1,
                 max_seq_length=self.training.window,
@@ -186,6 +187,7 @@ class Course:
                     self.model,
                     self.optimizer,
                     self.rows.train,
+                    [],  # mlx-lm before 0.30 asks for rows to validate on
                     args=arguments,
                     iterate_batches=partial(self._batches, numbers, evaluated=evaluated),
                     training_callback=self,
