@@ -65,7 +65,8 @@ class RankChooser:
         if self._goal.rank is not None:
             return self._goal.rank + max(4, self._goal.rank // 2)
         assert self._goal.max_bytes is not None
-        return _FIRST // 2 + 2 * self._goal.max_bytes // sum(self._exact.components.values())
+        mean = self._goal.max_bytes / sum(self._exact.components.values())
+        return 4 + int(1.6 * mean)
 
     def __call__(self, changes: Sequence[LayerDifference]) -> FormRanks:
         """Choose from what is known of every matrix, of which at least one has a component.
