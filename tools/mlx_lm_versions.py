@@ -34,10 +34,10 @@ def pinned() -> str:
     return found[1]
 
 
-def command(*words: str | Path) -> str:
+def called(*words: str | Path) -> str:
     """Run a command where no pins of this tree bind; return what it printed."""
     there = tempfile.gettempdir()
-    done = subprocess.command(
+    done = subprocess.run(
         [*map(str, words)], cwd=there, capture_output=True, text=True, check=False
     )
     if done.returncode:
@@ -47,14 +47,14 @@ def command(*words: str | Path) -> str:
 
 def environment(version: str, work: Path) -> Path:
     """Make an environment with this mlx-lm and the packages; return the folder of its commands."""
-    command("uv", "venv", "--quiet", "--python", sys.executable, work / "env")
+    called("uv", "venv", "--quiet", "--python", sys.executable, work / "env")
     python = work / "env" / "bin" / "python"
     folders = [path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))]
     packages = [f"{f.name}{EXTRAS.get(f.name, '')} @ {f.as_uri()}" for f in folders]
     mlx = re.search(r'"mlx==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert mlx is not None
     wanted = [f"mlx-lm=={version}", f"mlx=={mlx[1]}", "sentencepiece", *packages]
-    command("uv", "pip", "install", "--quiet", "--python", python, *wanted)
+    called("uv", "pip", "install", "--quiet", "--python", python, *wanted)
     return python.parent
 
 
@@ -76,15 +76,15 @@ def try_version(version: str, work: Path) -> list[str]:
 
     def generate(model: Path, *more: str | Path) -> None:
         words = ("--prompt", "def ", "--max-tokens", "4", *more)
-        command(bin_ / "mlx_lm.generate", "--model", model, *words)
+        called(bin_ / "mlx_lm.generate", "--model", model, *words)
 
     text = ("--calibration", SOURCE / "calibration.txt", *FEW)
-    command(plastic, "plan", SOURCE, "--bits-per-weight", "4", "--out", plan, *text)
-    command(plastic, "compress", SOURCE, work / "mixed", "--plan", plan)
-    command(plastic, "compress", SOURCE, work / "dense", "--keep", "0.8", "--format", "dense")
-    command(plastic, "compress", SOURCE, work / "factored", "--keep", "0.8")
+    called(plastic, "plan", SOURCE, "--bits-per-weight", "4", "--out", plan, *text)
+    called(plastic, "compress", SOURCE, work / "mixed", "--plan", plan)
+    called(plastic, "compress", SOURCE, work / "dense", "--keep", "0.8", "--format", "dense")
+    called(plastic, "compress", SOURCE, work / "factored", "--keep", "0.8")
     few = ("--steps", "4", "--batch", "2", "--window", "32", "--rank", "2")
-    command(plastic, "train", SOURCE, "--data", rows(work / "data"), "--out", work / "run", *few)
+    called(plastic, "train", SOURCE, "--data", rows(work / "data"), "--out", work / "run", *few)
     generate(work / "mixed")
     generate(work / "dense")
     generate(SOURCE, "--adapter-path", work / "run" / "adapters")
@@ -101,9 +101,8 @@ def main() -> None:
     for version in sys.argv[1:] or [*OLDER, pinned()]:
         work = Path(tempfile.mkdtemp(prefix="mlx-lm-"))
         try:
-            print(
-                f"mlx-lm {version}: plan, compress, train; {', '.join(try_version(version, work))} ran"
-            )
+            ran = ", ".join(try_version(version, work))
+            print(f"mlx-lm {version}: plan, compress, train; {ran} ran", flush=True)
         except RuntimeError as error:
             failed = True
             print(f"mlx-lm {version} FAILED: {error}")
