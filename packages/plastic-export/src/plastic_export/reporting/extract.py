@@ -22,10 +22,18 @@ def present_extracted(result: Extracted, base: str, tuned: str) -> Presented:
     if result.gain:
         lines += [_losses(result.gain, base, tuned), _share(result.gain), ""]
     lines += _left(result)
+    if len(set(result.peft.ranks.values())) > 1:
+        lines.append(f"for vLLM   {_uniform(result)}")
     if result.note:
         lines.append(f"base       {result.note}")
     lines.append(f"run it     {shlex.join(generate)} --prompt ...")
     return Presented(_record(result), lines)
+
+
+def _uniform(result: Extracted) -> str:
+    """Return the command that makes what servers read that know no ranks of single layers."""
+    words = ["plastic", "export", str(result.adapter.folder), "PEFT", "--to", "peft", "--uniform"]
+    return shlex.join(words)
 
 
 def _forms(result: Extracted) -> Table:
