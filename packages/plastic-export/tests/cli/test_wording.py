@@ -33,7 +33,17 @@ ABOUT = {
     "train": (train, TrainingOptions),
 }
 """What the library does for a command, and its dataclasses of options."""
-NOT_TYPED = {"track", "say", "training", "options", "choices", "plasticity", "budget", "budgets"}
+NOT_TYPED = {
+    "track",
+    "say",
+    "listener",
+    "training",
+    "options",
+    "choices",
+    "plasticity",
+    "budget",
+    "budgets",
+}
 """Arguments that no single option of the command line sets."""
 
 
