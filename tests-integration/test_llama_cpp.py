@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import urllib.request
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +29,10 @@ from plastic_export.gguf import ARCHITECTURES, PRE_TOKENIZERS, Cuts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from zoo.building import CONFIGS, build_checkpoint
 
-llama_cpp = pytest.importorskip(
+pytest.importorskip(
     "xllamacpp", reason="xllamacpp, a wheel of llama.cpp for Linux on x86-64, is not installed"
 )
+SERVER = Path(__file__).with_name("ask_llama_cpp.py")
 TOKENS = 64
 FLOAT32 = 1e-5  # nats, of the mean KL divergence
 PROMPT = "def read(path: str) -> bytes:\n    "
@@ -49,17 +51,13 @@ class Greedy(NamedTuple):
     log_p: NDArray[np.float64]
 
 
-def serve(file: Path, lora: Path | None = None) -> Any:
-    """Load a file into llama.cpp's server, on the CPU, with keys and values in float32."""
-    settings = llama_cpp.CommonParams()
-    settings.model.path = str(file)
-    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = 256, 1, 0
-    settings.warmup, settings.verbosity, settings.cpuparams.n_threads = False, 0, 1
-    settings.cache_type_k = settings.cache_type_v = llama_cpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = llama_cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    if lora is not None:
-        settings.lora_adapters = [llama_cpp.CommonAdapterLoraInfo(str(lora), 1.0)]
-    return llama_cpp.Server(settings)
+def asked(file: Path, request: dict[str, Any], lora: Path | None = None) -> Any:
+    """What llama.cpp's server answers to a request."""
+    words = [sys.executable, str(SERVER), str(file), *([] if lora is None else [str(lora)])]
+    done = subprocess.run(
+        words, input=json.dumps(request), capture_output=True, text=True, timeout=600, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def in_llama_cpp(
@@ -71,11 +69,9 @@ def in_llama_cpp(
     banned: Sequence[int] = (),
 ) -> Greedy:
     """Continue a prompt greedily, without banned tokens; ``log_p`` has them all the same."""
-    asked = {"prompt": prompt, "n_predict": TOKENS, "temperature": 0.0, "n_probs": size}
-    asked |= {"ignore_eos": True, "logit_bias": [[token, False] for token in banned]}
-    answer = serve(file, lora).handle_completions(asked)
-    answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
-    said = answer["choices"][0]["logprobs"]["content"]
+    request = {"prompt": prompt, "n_predict": TOKENS, "temperature": 0.0, "n_probs": size}
+    request |= {"ignore_eos": True, "logit_bias": [[token, False] for token in banned]}
+    said = asked(file, request, lora)["choices"][0]["logprobs"]["content"]
     log_p = np.full((len(said), size), -np.inf)
     for row, token in zip(log_p, said, strict=True):
         for candidate in token["top_logprobs"]:
@@ -184,7 +180,9 @@ def trained(
     for name, part in (("train", lines[:16]), ("valid", lines[16:20])):
         rows = "".join(json.dumps({"text": line}) + "\n" for line in part)
         (folder / "data" / f"{name}.jsonl").write_text(rows)
-    training = TrainingOptions(steps=8, batch=2, window=32, rank=3, learning_rate=5e-3)
+    training = TrainingOptions(
+        steps=8, batch=2, window=32, rank=3, learning_rate=5e-3, state="last"
+    )
     return train(checkpoint, folder / "data", folder / "run", training)
 
 
@@ -262,11 +260,8 @@ def byte_level(cuts: Cuts) -> Tokenizer:
 
 def tokens_in_llama_cpp(file: Path, text: str) -> list[int]:
     """The tokens that llama.cpp cuts a text into."""
-    server = serve(file)
-    body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
-    request = urllib.request.Request(f"{server.listening_address}/tokenize", body)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        tokens: list[int] = json.load(response)["tokens"]
+    request = {"content": text, "add_special": False, "parse_special": True}
+    tokens: list[int] = asked(file, request)["tokens"]
     return tokens
 
 
