@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,19 @@ def beside(name: str, shape: tuple[int, ...] = (4,)) -> Callable[[Path], None]:
     return spoil
 
 
+def filled(part: str, value: float) -> Callable[[Path], None]:
+    """Fill the tensors whose name has this part with a number."""
+
+    def spoil(folder: Path) -> None:
+        (file,) = folder.glob("*.safetensors")
+        there = mx.load(str(file))
+        mx.save_safetensors(
+            str(file), {k: mx.full(v.shape, value) if part in k else v for k, v in there.items()}
+        )
+
+    return spoil
+
+
 def renamed(name: str) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         (file,) = folder.glob("*.safetensors")
@@ -128,6 +142,10 @@ BAD: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "another method": ("peft", spoil_config(peft_type="LOHA"), "'LOHA'"),
     "an alpha of words": ("peft", spoil_config(alpha_pattern={"q_proj": "x"}), "'x', no number"),
     "a pattern that is none": ("peft", spoil_config(rank_pattern={"(": 2}), "regular expression"),
+    "patterns that are a list": ("peft", spoil_config(alpha_pattern=["x"]), "no mapping"),
+    "an alpha that is NaN": ("peft", spoil_config(alpha_pattern={".*": math.nan}), "scale is nan"),
+    "NaN": ("peft", filled(f"{Q}.lora_B", math.nan), f"layer '{Q}': its factor B holds NaN"),
+    "an infinity": ("mlx", filled(f"{Q}.lora_a", math.inf), f"layer '{Q}': its factor A holds"),
     "another rank": ("peft", spoil_config(rank_pattern={}, r=9), "says 9"),
     "a missing factor": ("peft", without(f"{Q}.lora_B"), f"layer '{Q}' lacks its factor B"),
     "no factor": ("peft", without("lora_"), "no pair of factors"),
@@ -164,3 +182,15 @@ def test_an_adapter_without_a_component_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank of every layer is 0"):
         write_adapter(Adapter({Q: nothing}), tmp_path / "none", "mlx")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+def test_a_layer_of_rank_0_is_read_as_one(tmp_path: Path, form: Any) -> None:
+    out = write_adapter(Adapter({DOWN: pair(DOWN, 2)}), tmp_path / "adapter", form)
+    (file,) = out.glob("*.safetensors")
+    ends = ("lora_A", "lora_B") if form == "peft" else ("lora_down", "lora_up")
+    empty = {f"{Q}.{ends[0]}.weight": mx.zeros((0, 64)), f"{Q}.{ends[1]}.weight": mx.zeros((64, 0))}
+    export_safetensors(file, {**mx.load(str(file)), **empty})
+    if form == "peft":
+        spoil_config(rank_pattern={Q: 0})(out)
+    assert read_adapter(out if form == "peft" else file).ranks == {DOWN: 2, Q: 0}

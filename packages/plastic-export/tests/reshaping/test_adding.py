@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -77,6 +78,12 @@ def test_an_adapter_twice_at_half_is_itself(two: list[Path], tmp_path: Path) -> 
 def test_weights_are_as_many_as_adapters(two: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`weights` must be 2, one for each adapter, got 1"):
         merge(two, tmp_path / "sum", weights=[1.0])
+
+
+def test_a_weight_that_is_not_finite_is_refused(two: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`weights` must be finite, got nan, 1"):
+        merge(two, tmp_path / "sum", weights=[math.nan, 1.0])
+    assert not (tmp_path / "sum").exists()
 
 
 def test_adapters_of_two_bases_are_refused_with_the_layer(two: list[Path], tmp_path: Path) -> None:

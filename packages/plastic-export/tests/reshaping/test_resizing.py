@@ -173,5 +173,13 @@ def test_a_factor_that_is_not_finite_is_named(adapter: Adapter, tmp_path: Path) 
     path, pair = next(iter(adapter.layers.items()))
     broken = Adapter({path: LoraPair(pair.A * float("nan"), pair.B)})
     source = write_adapter(broken, tmp_path / "source", "peft")
-    with pytest.raises(ValueError, match=f"`{path}, A` must be finite"):
+    with pytest.raises(ValueError, match=f"layer '{path}': its factor A holds NaN"):
         resize(source, tmp_path / "out", RankGoal(rank=1))
+
+
+def test_an_adapter_that_changes_nothing_is_refused(adapter: Adapter, tmp_path: Path) -> None:
+    still = {path: pair._replace(scale=0.0) for path, pair in adapter.layers.items()}
+    source = write_adapter(Adapter(still), tmp_path / "source", "mlx")
+    with pytest.raises(ValueError, match="changes nothing"):
+        resize(source, tmp_path / "out", RankGoal(rank=1))
+    assert not (tmp_path / "out").exists()

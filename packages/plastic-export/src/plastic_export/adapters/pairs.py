@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,8 +29,8 @@ def paired(
         scale: The scale of a layer, from its name and its rank.
 
     Raises:
-        FormatError: If a layer lacks a factor, its factors are no matrices of one rank, or there
-            is no layer.
+        FormatError: If a layer lacks a factor, its factors are no matrices of one rank, a number
+            is not finite, or there is no layer.
     """
     for one, other in ("AB", "BA"):
         for name in sides[one]:
@@ -41,7 +42,10 @@ def paired(
     for name, A in sides["A"].items():
         B = sides["B"][name]
         _check(file, name, A, B)
-        pairs[name] = LoraPair(A, B, scale(name, A.shape[0])).trimmed()
+        number = scale(name, A.shape[0]) if A.shape[0] else 1.0
+        if not math.isfinite(number):
+            raise FormatError.about(file, f"layer '{name}': its scale is {number}", _AGAIN)
+        pairs[name] = LoraPair(A, B, number).trimmed()
     return pairs
 
 
@@ -67,6 +71,9 @@ def _check(file: Path, name: str, A: mx.array, B: mx.array) -> None:
             kind = "convolutions and stacks of experts are not read"
             reason = f"layer '{name}': its factor {side} has shape {array.shape}; {kind}"
             raise FormatError.about(file, reason, "train one on linear layers")
+        if not mx.isfinite(array).all().item():
+            reason = f"layer '{name}': its factor {side} holds NaN or an infinity"
+            raise FormatError.about(file, reason, "take an earlier state of its training")
     if A.shape[0] != B.shape[1]:
         ranks = f"ranks {A.shape[0]} and {B.shape[1]}"
         reason = f"layer '{name}': its factors of shapes {A.shape} and {B.shape} have {ranks}"

@@ -129,8 +129,12 @@ class _Scales:
         return alpha / (sqrt(rank) if self.root else rank)
 
     def _value(self, patterns: str, path: str, default: str) -> float:
+        keys = self.config.get(patterns) or {}
+        if not isinstance(keys, Mapping):
+            reason = f"its {patterns} is {keys!r}, no mapping of layers"
+            raise FormatError.about(self.file, reason, "put back the file that PEFT wrote")
         try:
-            value = pattern_value(self.config.get(patterns) or {}, path, self.config.get(default))
+            value = pattern_value(keys, path, self.config.get(default))
         except re.error as error:
             reason = f"a key of {patterns} is no regular expression ({error})"
             raise FormatError.about(self.file, reason, "put it right") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,8 @@ def merge(
     Raises:
         FormatError: If an adapter is damaged or none, two are for matrices of different shapes,
             or the place is taken.
-        ValueError: If there are not as many weights as adapters, nothing is left, or a factor is
-            not finite.
+        ValueError: If there are not as many weights as adapters, one of them is not finite, or
+            nothing is left.
         OSError: If the system refuses.
 
     Examples:
@@ -70,6 +71,8 @@ def added(
         raise ValueError(
             f"`weights` must be {len(sources)}, one for each adapter, got {len(weights)}."
         )
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"`weights` must be finite, got {', '.join(map(str, weights))}.")
     adapters = [read_adapter(source, base=base) for source in sources]
     _check_names(sources, adapters)
     first = adapters[0]

@@ -108,6 +108,8 @@ def _cut(adapter: Adapter, goal: RankGoal, form: Form, uniform: bool, track: Tra
     found: dict[str, Components] = {}
     for path in track(list(adapter.layers), "decomposing"):
         found[path] = components(path, adapter.layers[path])
+    if not any(c.S.any() for c in found.values()):
+        raise ValueError("the adapter changes nothing: factors or scale of every layer are 0.")
     count = count_adapter_bytes(
         {path: (c.shape, c.dtype) for path, c in found.items()},
         goal.max_bytes or sum(pair.nbytes for pair in adapter.layers.values()),
