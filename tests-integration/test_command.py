@@ -137,6 +137,17 @@ def test_a_missing_folder_is_one_line(run: Run, tmp_path: Path, command: list[st
     assert_one_error(err, "nowhere")
 
 
+def test_weights_that_are_not_finite_become_no_gguf(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    put_bits(broken, 0x7FC0)
+    code, _, err = run("export", broken, tmp_path / "broken.gguf", "--to", "gguf")
+    assert code == 2
+    assert_one_error(err, "'model.layers.1.mlp.up_proj.weight': it holds NaN or an infinity")
+    assert list(tmp_path.iterdir()) == [broken]
+
+
 def test_an_existing_output_is_kept_without_force(
     run: Run, checkpoint: Path, tmp_path: Path
 ) -> None:
