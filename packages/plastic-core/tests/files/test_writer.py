@@ -19,6 +19,7 @@ from plastic_core.files import (
     TensorSpec,
     array_bytes,
     read_header,
+    read_json,
     sha256_file,
     write_json,
 )
@@ -255,6 +256,11 @@ def test_link_folder_or_pipe_is_not_written_to(tmp_path: Path, kind: str) -> Non
 def test_missing_folder_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_all(tmp_path / "none" / "model.safetensors")
+
+
+def test_a_name_that_is_no_utf_8_comes_back_from_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"place": "mod\udce8le"})
+    assert read_json(tmp_path / "a.json") == {"place": "mod\udce8le"}
 
 
 def test_json_is_indented_and_keeps_the_order(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from mlx_lm.utils import load_model as stock_load
 from plastic_export import compress, restore
 from plastic_export.checkpoint.architecture import hidden, revealed
 from plastic_export.checkpoint.reader import open_checkpoint
-from plastic_export.compression.gguf import gguf_guide
 from plastic_export.compression.summary import summarize
+from plastic_export.gguf.guide import gguf_guide
 from plastic_export.model.load import load_model
 from transformers import AutoConfig
+from transformers.quantizers.auto import AutoHfQuantizer
 
 STOCK = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -35,7 +36,8 @@ def config_of(folder: Path) -> dict[str, Any]:
 )
 def test_what_is_revealed_is_what_was_hidden(names: dict[str, Any]) -> None:
     config = {**names, "hidden_size": 16, "plastic": {"version": 3, "ranks": {}}}
-    assert hidden(config)["model_type"] == f"plastic_{names['model_type']}"
+    assert hidden(config)["model_type"] == names["model_type"]
+    assert hidden(config)["quantization_config"] == {}
     assert revealed(hidden(config)) == config
     assert revealed(config) == config
     assert revealed(names) == names
@@ -48,11 +50,11 @@ def factored(checkpoint_folder: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_transformers_refuses_a_factored_folder_by_name(factored: Path) -> None:
-    with pytest.raises(ValueError, match=r"plastic_llama.*does not recognize"):
-        AutoConfig.from_pretrained(factored)
-    config = config_of(factored)
-    assert config["architectures"] == ["PlasticLlamaForCausalLM"]
+def test_a_factored_folder_is_none_that_transformers_runs(factored: Path) -> None:
+    config = AutoConfig.from_pretrained(factored)
+    assert config.architectures == ["PlasticLlamaForCausalLM"]
+    with pytest.raises(ValueError, match="has no `quant_method` attribute"):
+        AutoHfQuantizer.supports_quant_method(config.quantization_config)
 
 
 def test_stock_mlx_lm_and_this_package_know_what_it_is(
@@ -65,7 +67,7 @@ def test_stock_mlx_lm_and_this_package_know_what_it_is(
     with open_checkpoint(factored) as checkpoint:
         assert {name: checkpoint.config[name] for name in STOCK} == STOCK
         assert summarize(factored).model_type == "llama"
-        assert any("LlamaForCausalLM" in line for line in gguf_guide(checkpoint))
+        assert any("plastic export" in line for line in gguf_guide(factored))
     restore(factored, tmp_path / "restored")
     assert config_of(tmp_path / "restored") == config_of(checkpoint_folder)
 

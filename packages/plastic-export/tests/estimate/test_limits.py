@@ -87,7 +87,7 @@ def test_every_command_refuses_in_a_line_what_exceeds_its_memory(
     error = capsys.readouterr().err
     assert ended.value.code == 2
     assert re.fullmatch(
-        r"error: --memory: about 0\.\d GB are needed, and 0\.0 GB may be used; .*\n", error
+        r"error: --memory: about \d+MB are needed, and 1MB may be used; .*\n", error
     )
     assert list(place.iterdir()) == []
 

@@ -250,9 +250,10 @@ def test_the_configuration_names_every_packed_module_and_every_rank(
         other: {"group_size": 64, "bits": 5},
         "lm_head.base": {"group_size": 64, "bits": 4},
     }
+    assert config["quantization_config"] == config["quantization"]
     assert config["plastic"] == {
         "version": 3,
-        "stock": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        "stock": {"architectures": ["LlamaForCausalLM"]},
         "ranks": {down: 9},
         "corrected": {
             q: {"rank": 5, "bits": 8, "group_size": [64, 64], "backbone": True},

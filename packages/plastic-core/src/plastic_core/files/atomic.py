@@ -169,9 +169,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
           "rank": 4
         }
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a path that is no UTF-8
+        text = json.dumps(value, indent=2).encode()
     with AtomicFile(path) as file:
-        file.write(text.encode())
+        file.write(text + b"\n")
 
 
 def copy_file(

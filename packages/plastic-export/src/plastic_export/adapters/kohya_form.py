@@ -61,6 +61,16 @@ def read_kohya(file: Path, base: Checkpoint | None = None) -> Adapter:
     return Adapter(named, form="kohya")
 
 
+def kohya_name(path: str) -> str:
+    """Return the name of a layer in this form; one that was read in this form stays as it was.
+
+    Examples:
+        >>> kohya_name("model.layers.0.mlp.up_proj")
+        'lora_te_model_layers_0_mlp_up_proj'
+    """
+    return path if _PREFIX.match(path) else f"lora_te_{path.replace('.', '_')}"
+
+
 def kohya_files(adapter: Adapter) -> AdapterFiles:
     """Return an adapter as kohya's scripts load it; see `read_kohya` for the names.
 
@@ -68,7 +78,8 @@ def kohya_files(adapter: Adapter) -> AdapterFiles:
         ValueError: If every rank is 0.
     """
     tensors = {}
-    for name, pair in adapter.awake().layers.items():
+    for path, pair in adapter.awake().layers.items():
+        name = kohya_name(path)
         tensors[f"{name}.lora_down.weight"] = pair.A
         tensors[f"{name}.lora_up.weight"] = pair.B
         tensors[f"{name}.alpha"] = mx.array(pair.rank * pair.scale, mx.float32)

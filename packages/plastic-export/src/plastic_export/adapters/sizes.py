@@ -10,7 +10,7 @@ from plastic_core.files import dtype_name
 from plastic_runtime import ByteCount
 
 from plastic_export.adapters.adapter import Form
-from plastic_export.adapters.kohya_form import KOHYA_NAMES
+from plastic_export.adapters.kohya_form import KOHYA_NAMES, kohya_name
 from plastic_export.adapters.peft_form import PREFIX
 
 _HEADER = 8 + len('{"__metadata__":{"format":"mlx"}}') + 7  # its length, its own, its padding
@@ -52,7 +52,7 @@ def _name_bytes(
         "data_offsets": [largest, largest],
     }
     if form == "kohya":
-        names, extra = [f"{path}.{last}" for last in KOHYA_NAMES], mx.float32.size
+        names, extra = [f"{kohya_name(path)}.{last}" for last in KOHYA_NAMES], mx.float32.size
     else:
         names, extra = [f"{PREFIX}{path}.lora_{side}.weight" for side in "AB"], 0
     text = json.dumps(dict.fromkeys(names, entry), ensure_ascii=False, separators=(",", ":"))

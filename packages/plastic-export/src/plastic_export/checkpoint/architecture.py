@@ -2,8 +2,10 @@
 
 transformers and other loaders go by ``model_type`` and ``architectures``. Where layers are stored
 as factors they would build the dense model of that name, find no weights for those layers, and run
-it with random matrices. So a factored config.json has names that nobody knows, and the names of the
-stock model stand under ``plastic``, where this package and the model file look.
+it with random matrices. So a factored config.json names an architecture that nobody knows, and a
+quantisation without a method, which transformers refuses to load and mlx-lm takes for none. What
+stood there is kept under ``plastic``, where this package looks. ``model_type`` stays: transformers
+chooses tokenizers by it.
 """
 
 from __future__ import annotations
@@ -11,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_NAMES = ("model_type", "architectures")
+_ARCHITECTURES, _QUANTIZATION = "architectures", "quantization_config"
 _STOCK = "stock"
 _OWN = "plastic"
-_PREFIX = {"model_type": "plastic_", "architectures": "Plastic"}
 
 
 def hidden(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,14 +27,17 @@ def hidden(config: Mapping[str, Any]) -> dict[str, Any]:
     Examples:
         >>> factored = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "plastic": {}}
         >>> config = hidden(factored)
-        >>> config["model_type"], config["architectures"]
-        ('plastic_llama', ['PlasticLlamaForCausalLM'])
+        >>> config["architectures"], config["quantization_config"]
+        (['PlasticLlamaForCausalLM'], {})
         >>> revealed(config) == factored
         True
     """
-    stock = {name: config[name] for name in _NAMES if name in config}
-    named = {name: _renamed(value, _PREFIX[name]) for name, value in stock.items()}
-    return {**config, **named, _OWN: {**config[_OWN], _STOCK: stock}}
+    stock = {_ARCHITECTURES: config[_ARCHITECTURES]} if _ARCHITECTURES in config else {}
+    changed = {name: _renamed(value) for name, value in stock.items()}
+    if not config.get(_QUANTIZATION):
+        stock |= {_QUANTIZATION: config[_QUANTIZATION]} if _QUANTIZATION in config else {}
+        changed[_QUANTIZATION] = {}
+    return {**config, **changed, _OWN: {**config[_OWN], _STOCK: stock}}
 
 
 def revealed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,11 +50,12 @@ def revealed(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(own, Mapping) or not isinstance(own.get(_STOCK), Mapping):
         return dict(config)
     kept = {name: value for name, value in own.items() if name != _STOCK}
-    return {**config, **own[_STOCK], _OWN: kept}
+    given = {k: v for k, v in config.items() if (k, v) != (_QUANTIZATION, {})}
+    return {**given, **own[_STOCK], _OWN: kept}
 
 
-def _renamed(value: Any, prefix: str) -> Any:
-    """Return a name, or several, with the prefix."""
+def _renamed(value: Any) -> Any:
+    """Return a name, or several, with a prefix."""
     if isinstance(value, list):
-        return [_renamed(item, prefix) for item in value]
-    return f"{prefix}{value}" if isinstance(value, str) else value
+        return [_renamed(item) for item in value]
+    return f"Plastic{value}" if isinstance(value, str) else value

@@ -45,7 +45,8 @@ class Output:
                 click.echo(json.dumps(presented.record, indent=2, default=str))
                 return
             for line in presented.lines:
-                self.out.print(line, markup=False)  # brackets of a path are no markup
+                # brackets of a path are no markup, and a command is to be copied in one piece
+                self.out.print(line, markup=False, soft_wrap=isinstance(line, str))
         except KeyboardInterrupt as error:
             error.add_note(DONE)
             raise

@@ -107,13 +107,14 @@ def duration(seconds: float) -> str:
 
 
 def in_gigabytes(nbytes: float) -> str:
-    """Write bytes with one decimal of a GB.
+    """Write bytes with one decimal of a GB, or two digits where that would be nothing.
 
     Examples:
-        >>> in_gigabytes(16 * 10**9)
-        '16.0 GB'
+        >>> in_gigabytes(16 * 10**9), in_gigabytes(10**6)
+        ('16.0 GB', '0.001 GB')
     """
-    return f"{nbytes / 1e9:.1f} GB"
+    size = nbytes / 1e9
+    return f"{size:.1f} GB" if size >= 0.05 else f"{size:.2g} GB"
 
 
 def check_disk(place: Path, needed: int, name: Path | None = None) -> None:

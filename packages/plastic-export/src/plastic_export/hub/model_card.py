@@ -32,8 +32,9 @@ def write_card(folder: Path, data: Mapping[str, Any], sections: Sequence[str]) -
 
     head = ModelCardData(**data).to_yaml()
     text = "\n\n".join([f"---\n{head}\n---", *sections]) + "\n\n"
+    readable = text.encode(errors="backslashreplace").decode()  # a folder may have any name
     with AtomicFile(folder / CARD) as file:
-        file.write(sealed_card(text).encode())
+        file.write(sealed_card(readable).encode())
 
 
 def metadata(carried: Mapping[str, Any], relation: Relation, kind: str) -> dict[str, Any]:

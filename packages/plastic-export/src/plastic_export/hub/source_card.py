@@ -53,14 +53,13 @@ def carried_data(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _metadata(folder: Path) -> dict[str, Any]:
     """Return the metadata at the head of a card; nothing where there is none that can be read."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import metadata_load
 
     file = _file(folder, CARD)
     if file is None:
         return {}
     try:
-        card: Any = ModelCard(file.read_text(errors="replace"))
-        return dict(card.data.to_dict())
+        return dict(metadata_load(file) or {})
     except Exception as error:  # PyYAML's own, and what is no YAML of names and values
         reason = f"its metadata cannot be read: {brief(error)}"
         warn_about(file, reason, "none of it is carried on")

@@ -4,12 +4,13 @@ This file lies beside a factored checkpoint and is what mlx-lm runs when it is g
 --trust-remote-code. It imports mlx and mlx-lm, nothing else. config.json names the
 architecture ("stock"), and the layers that are stored otherwise, by path:
 
-    "model_type": "plastic_llama",
+    "model_type": "llama",
+    "quantization_config": {},
     "architectures": ["PlasticLlamaForCausalLM"],
     "model_file": "plastic_model.py",
     "plastic": {
         "version": 3,
-        "stock": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        "stock": {"architectures": ["LlamaForCausalLM"]},
         "ranks": {"model.layers.0.self_attn.q_proj": 43, ...},
         "corrected": {"model.layers.0.mlp.up_proj": {"rank": 9, "backbone": true, ...}, ...}
     }

@@ -144,10 +144,17 @@ class Course:
 
     def finish(self) -> Validated:
         """Put into the model what the adapters are written from; return which state that is."""
-        last, kept = _last_validated(self.out / LOSSES), self.best.kept
+        validated = _validated(self.out / LOSSES)
+        last, kept = max(validated), self.best.kept
         if self.training.state == "last" or kept is None:
             return last
         self.best.put_back(self.model, self.manager)
+        lowest = min(validated, key=lambda one: one.loss)
+        if lowest.loss < kept.loss:
+            self.say(
+                f"warning: the validation loss was lower after step {lowest.step} "
+                f"({lowest.loss:.4f}), in a state that is larger than the adapters may be"
+            )
         if kept.step < last.step:
             self.say(
                 f"the validation loss was lowest after step {kept.step} ({kept.loss:.4f}, at the "
@@ -291,10 +298,10 @@ def _check_finite(kind: str, loss: float, step: int) -> None:
         )
 
 
-def _last_validated(losses: Path) -> Validated:
-    """Return the last step that was validated."""
+def _validated(losses: Path) -> list[Validated]:
+    """Return the steps that were validated."""
     found = [(r.step, r.loss) for r in read_losses(losses) if r.kind == "valid"]
-    return max(Validated(step, loss) for step, loss in found if loss is not None)
+    return [Validated(step, loss) for step, loss in found if loss is not None]
 
 
 def _synced_sizes(out: Path) -> dict[str, int]:
