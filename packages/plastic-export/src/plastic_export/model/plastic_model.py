@@ -15,7 +15,8 @@ architecture ("stock"), and the layers that are stored otherwise, by path:
         "corrected": {"model.layers.0.mlp.up_proj": {"rank": 9, "backbone": true, ...}, ...}
     }
 
-Tools that know no factors refuse the first two names; else they would run random matrices.
+Tools that know no factors refuse a quantisation without a method, or that name; else they would
+run random matrices.
 
 A layer of "ranks" with weight W = u.weight @ v.weight has the tensors
 
