@@ -137,12 +137,13 @@ def test_a_missing_folder_is_one_line(run: Run, tmp_path: Path, command: list[st
     assert_one_error(err, "nowhere")
 
 
-def test_weights_that_are_not_finite_become_no_gguf(
-    run: Run, checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_weights_that_are_not_finite_are_not_exported(
+    run: Run, checkpoint: Path, tmp_path: Path, target: str
 ) -> None:
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     put_bits(broken, 0x7FC0)
-    code, _, err = run("export", broken, tmp_path / "broken.gguf", "--to", "gguf")
+    code, _, err = run("export", broken, tmp_path / "out", "--to", target)
     assert code == 2
     assert_one_error(err, "'model.layers.1.mlp.up_proj.weight': it holds NaN or an infinity")
     assert list(tmp_path.iterdir()) == [broken]

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 from plastic_core.files import FormatError, TensorSpec, files_under, write_json
 
 from plastic_export.checkpoint.reader import QUANTIZATION, Checkpoint
@@ -75,13 +77,30 @@ def _export_folder(request: ExportRequest, target: str, metadata: Mapping[str, s
                 values = tensor.values()
                 if unchanged is not None:
                     unchanged.check(tensor, values)
-                shards.write(tensor.name, as_stored(values, spec.dtype))
+                shards.write(tensor.name, _typed(values, spec))
                 model.forget(tensor)
         write_json(folder / "config.json", dense_config(found.checkpoint.config, wanted))
         _copy_side_files(found.checkpoint, folder)
         nbytes = sum(path.stat().st_size for path in files_under(folder))
     types = dict(Counter(spec.dtype for spec in specs))
     return Exported(request.dest, target, nbytes, types, how_to_run=_how_to_run(request.dest))
+
+
+def _typed(values: NDArray[np.float32], spec: TensorSpec) -> mx.array:
+    """Cast a tensor to the type it is written in.
+
+    Raises:
+        ValueError: If it is not finite, or not within the range of the type: names it.
+    """
+    if not np.isfinite(values).all():
+        reason = "it holds NaN or an infinity; repair it, or take another copy"
+        raise ValueError(f"tensor {spec.name!r}: {reason}")
+    try:
+        return as_stored(values, spec.dtype)
+    except ValueError:
+        reason = f"a value of {np.abs(values).max():.3g} does not fit {spec.dtype}"
+        remedy = "take --type bf16 or f32"
+        raise ValueError(f"tensor {spec.name!r}: {reason}; {remedy}") from None
 
 
 def _how_to_run(folder: Path) -> str:
