@@ -81,7 +81,7 @@ def test_weights_are_as_many_as_adapters(two: list[Path], tmp_path: Path) -> Non
 
 
 def test_a_weight_that_is_not_finite_is_refused(two: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`weights` must be finite, got nan, 1"):
+    with pytest.raises(ValueError, match="`weights` must be finite in float32, got nan, 1"):
         merge(two, tmp_path / "sum", weights=[math.nan, 1.0])
     assert not (tmp_path / "sum").exists()
 

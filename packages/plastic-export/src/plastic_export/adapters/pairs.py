@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from plastic_core.files import FormatError
 
 from plastic_export.adapters.adapter import LoraPair
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Of what a scale may be."""
 
 _AGAIN = "save the adapter again with the tool that made it"
 _EMBEDDINGS = ("embed", "wte")
@@ -43,8 +46,9 @@ def paired(
         B = sides["B"][name]
         _check(file, name, A, B)
         number = scale(name, A.shape[0]) if A.shape[0] else 1.0
-        if not math.isfinite(number):
-            raise FormatError.about(file, f"layer '{name}': its scale is {number}", _AGAIN)
+        if not abs(number) <= LARGEST:
+            reason = f"layer '{name}': its scale is {number}, no number of float32"
+            raise FormatError.about(file, reason, _AGAIN)
         pairs[name] = LoraPair(A, B, number).trimmed()
     return pairs
 

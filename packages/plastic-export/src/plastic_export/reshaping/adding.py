@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from plastic_runtime import Track, untracked
 
 from plastic_export.adapters.adapter import Adapter, Form, LoraPair
 from plastic_export.adapters.one_scale import with_one_scale
+from plastic_export.adapters.pairs import LARGEST
 from plastic_export.adapters.reading import read_adapter
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.reshaping.rank_choice import RankGoal
@@ -71,8 +71,10 @@ def added(
         raise ValueError(
             f"`weights` must be {len(sources)}, one for each adapter, got {len(weights)}."
         )
-    if not all(map(math.isfinite, weights)):
-        raise ValueError(f"`weights` must be finite, got {', '.join(map(str, weights))}.")
+    if not all(abs(weight) <= LARGEST for weight in weights):
+        raise ValueError(
+            f"`weights` must be finite in float32, got {', '.join(map(str, weights))}."
+        )
     adapters = [read_adapter(source, base=base) for source in sources]
     _check_names(sources, adapters)
     first = adapters[0]
