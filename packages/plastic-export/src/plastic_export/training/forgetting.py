@@ -140,16 +140,20 @@ def scale_within(points: Sequence[DialPoint], limit: float) -> float:
 
 
 def turned_within(dial: SDial, points: Sequence[DialPoint], limit: float) -> DialPoint:
-    """Turn a dial to the largest scale within a limit, and leave it there.
+    """Turn a dial to the scale of the lowest validation loss within a limit, and leave it there.
 
     Returns:
-        What was measured there; its ``forgotten`` is within the limit.
+        What was measured there, at one of the points or at the largest scale within the limit; its
+        ``forgotten`` is within the limit.
     """
     scale = scale_within(points, limit)
     while True:
         known = next((p for p in points if p.scale == scale), None)
-        point = known or dial.points([scale])[0]
-        if point.forgotten <= limit or scale <= 0:
-            dial.turn(scale)
-            return point
+        largest = known or dial.points([scale])[0]
+        if largest.forgotten <= limit or scale <= 0:
+            break
         scale = max(0.0, round(scale - STEP, 2))
+    within = [largest, *(p for p in points if p.scale < largest.scale)]
+    best = min(within, key=lambda point: point.loss)
+    dial.turn(best.scale)
+    return best

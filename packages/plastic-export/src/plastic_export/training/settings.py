@@ -69,8 +69,8 @@ class TrainingOptions:
             obeys ``max_bytes``, or the last one.
         patience: Validations without a lower loss after which the run ends; None for never.
         forget: How far the adapters may move the model from its base on text that it is not trained
-            on: KL divergence in nats per token. Every ``S`` is turned down as far as it takes. None
-            for no limit.
+            on: KL divergence in nats per token. Every ``S`` is turned down as far as it takes,
+            and further where the validation loss gains by it. None for no limit.
         seed: The seed of the directions, of the order of the data and of everything else.
         plasticity: Further arguments of the `PlasticityManager`, by name.
 
