@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core.files import FormatError
 from plastic_runtime import Track
 
 from plastic_export.gguf.architectures import Architecture
@@ -81,7 +80,7 @@ def write_model(
     factors = _rope_factors(config)
     places = [place for _, place in pairs]
     add_types(writer, places)
-    rows = _Rows(architecture, config, written, folder)
+    rows = _Rows(architecture, config, written)
     with GGUFFile(dest, writer, [*factors, *places]) as file:
         for values in factors.values():
             file.write(values)
@@ -120,22 +119,14 @@ class _Rows:
     """Encodes tensors as rows of bytes, and notes what that changed."""
 
     def __init__(
-        self,
-        architecture: Architecture,
-        config: Mapping[str, Any],
-        written: WrittenModel,
-        folder: Path,
+        self, architecture: Architecture, config: Mapping[str, Any], written: WrittenModel
     ) -> None:
         self._order, self._written = RowOrder(architecture, config), written
-        self._folder = folder
         self._unit_offset = architecture.unit_offset
 
     def of(self, tensor: DenseTensor, place: GGUFTensor) -> NDArray[np.uint8]:
         """Return the rows of a tensor in its place's type and llama.cpp's order."""
         kind, values = tensor_kind(place.name), tensor.values()
-        if not np.isfinite(values).all():
-            reason, remedy = "it holds NaN or an infinity", "repair it"
-            raise FormatError.about(self._folder, reason, remedy, tensor=tensor.name)
         if self._unit_offset and kind.endswith("norm"):
             values = values + np.float32(1.0)
         if tensor.packing is not None and block_type(tensor.packing) == place.type:

@@ -29,7 +29,7 @@ class DenseTensor:
         name: Its name in mlx-lm's model.
         dtype: The type of what is stored of it: ``"F32"``, ``"F16"`` or ``"BF16"``.
         shape: Its shape.
-        values: Computes it in float32.
+        values: Computes it in float32, finite; a FormatError names it otherwise.
         packing: How it is packed where it is nothing but codes; None otherwise.
         layer: The layer whose weight it is where that is not plain.
         is_updated: Whether the update of an adapter is added to it.
@@ -77,7 +77,7 @@ class DenseModel:
         self._parameters: dict[str, list[str]] = {}
         self._plain_arrays: dict[str, mx.array] = {}
         found = {path: form for path, form in forms.items() if form}
-        self.tensors = [self._updated(tensor) for tensor in self._listed(found)]
+        self.tensors = [self._finite(self._updated(t)) for t in self._listed(found)]
         self._check_updates()
 
     def forget(self, tensor: DenseTensor) -> None:
@@ -95,6 +95,18 @@ class DenseModel:
         return replace(
             tensor, values=lambda: _with_update(values(), pair), packing=None, is_updated=True
         )
+
+    def _finite(self, tensor: DenseTensor) -> DenseTensor:
+        """Return a tensor that refuses to be computed where it is not finite."""
+
+        def values() -> Values:
+            found = tensor.values()
+            if not np.isfinite(found).all():
+                reason, remedy = "it holds NaN or an infinity", "repair it"
+                raise FormatError.about(self._folder, reason, remedy, tensor=tensor.name)
+            return found
+
+        return replace(tensor, values=values)
 
     def _check_updates(self) -> None:
         """Refuse an adapter with updates of layers that the model has not."""

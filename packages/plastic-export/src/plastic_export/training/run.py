@@ -35,10 +35,7 @@ from plastic_export.training.adapters import count_run_bytes, write_adapters
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import Course, DivergedError, Listener, ranks_of
 from plastic_export.training.data import TrainingData, read_training_data
-from plastic_export.training.forgetting import (
-    DialPoint,
-    other_text,
-)
+from plastic_export.training.forgetting import DialPoint, other_text
 from plastic_export.training.history import History, read_history
 from plastic_export.training.identity import identity_of_run
 from plastic_export.training.plastic_model import load_plastic_model

@@ -123,7 +123,7 @@ def compression_pictures(view: CompressionView) -> dict[str, Picture]:
     """Return the maps of every budget that has something for them, and the plot of sizes."""
     drawn = {}
     for asked, matrices in view.matrices.items():
-        end = "" if len(view.matrices) == 1 else f"-{asked.replace(' ', '-')}"
+        end = _ending(view, asked)
         if any(m.bits for m in matrices):
             drawn[f"bits{end}"] = partial(layer_figure, bits_map(matrices), "bits", "no codes")
         if any(m.rank for m in matrices):
@@ -131,6 +131,11 @@ def compression_pictures(view: CompressionView) -> dict[str, Picture]:
     if view.plan is not None:
         drawn["sizes"] = partial(plan_figure, view.plan, view.made)
     return {name: pictured(draw) for name, draw in drawn.items()}
+
+
+def _ending(view: CompressionView, asked: str) -> str:
+    """Return what tells the pictures of a budget from those of others, where there are others."""
+    return "" if len(view.matrices) == 1 else f"-{asked.replace(' ', '-')}"
 
 
 def compression_html(
@@ -156,7 +161,7 @@ def _sizes(pictures: Mapping[str, Picture]) -> Iterator[str]:
 
 def _budget(view: CompressionView, asked: str, pictures: Mapping[str, Picture]) -> Iterator[str]:
     """The maps and the matrices of one budget."""
-    end = "" if len(view.matrices) == 1 else f"-{asked.replace(' ', '-')}"
+    end = _ending(view, asked)
     maps = {f"bits{end}": _BITS, f"ranks{end}": _RANKS}
     matrices = view.matrices[asked]
     unit = " bits per weight" if asked.replace(".", "").isdigit() else ""
