@@ -38,7 +38,7 @@ from plastic_export import (
     write_adapter,
 )
 from plastic_export.model import divergences, log_softmax
-from plastic_export.training import GAUGE, read_training_data
+from plastic_export.training import GAUGE, read_training_data, round_as_stored
 from plastic_runtime import Generations, PlasticityManager, ResumableBatches, attach
 from zoo.building import build_checkpoint
 
@@ -62,6 +62,7 @@ ADAPTED = TrainingOptions(
         "guard": 100,
     },
 )
+FLOAT16 = float(np.finfo(np.float16).eps)  # the rounding of a factor, and more than a loss feels
 BLOCKS = ["*.2.self_attn.*", "*.3.mlp.*"]
 Run = Callable[..., tuple[int, str, str]]
 
@@ -127,7 +128,7 @@ def test_stock_mlx_lm_gives_the_same_logits_with_the_adapter(
 ) -> None:
     stock, tokenizer = mlx_lm.load(str(checkpoint), adapter_path=str(overtrained.adapter))
     base, _ = mlx_lm.load(str(checkpoint))
-    ours = restored(overtrained, checkpoint, "generations")
+    ours = stored(restored(overtrained, checkpoint, "generations"))
     tokens = mx.array([tokenizer.encode("def read(self):\n    return")])
     for model in (stock, base):
         model.set_dtype(mx.float32)
@@ -142,7 +143,7 @@ def test_the_form_of_peft_has_one_rank_and_the_same_weights(
 ) -> None:
     config = read_json(adapted.peft / "adapter_config.json")
     tensors = load_safetensors(adapted.peft / "adapter_model.safetensors")
-    layers = plastic_layers(restored(adapted, checkpoint))
+    layers = plastic_layers(stored(restored(adapted, checkpoint)))
     ranks = {path: layer.rank for path, layer in layers.items() if layer.rank}
     assert config["r"] == config["lora_alpha"] == max(ranks.values())
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
@@ -152,8 +153,9 @@ def test_the_form_of_peft_has_one_rank_and_the_same_weights(
         A = tensors.pop(f"base_model.model.{path}.lora_A.weight")
         B = tensors.pop(f"base_model.model.{path}.lora_B.weight")
         assert A.shape[0] == B.shape[1] == config["r"]
-        dense = layers[path].factors().dense()
-        assert float(mx.abs(B @ A - dense).max()) <= 1e-6 * float(mx.abs(dense).max() + 1)
+        assert A.dtype == B.dtype == mx.float16
+        found, dense = B.astype(mx.float32) @ A.astype(mx.float32), layers[path].factors().dense()
+        assert float(mx.abs(found - dense).max()) <= 1e-6 * float(mx.abs(dense).max() + 1)
     assert not tensors
     assert read_adapter(adapted.out).ranks == ranks  # zeros that fill up are no components
 
@@ -166,12 +168,12 @@ def test_the_adapters_hold_the_state_of_the_lowest_validation_loss(
     rows = read_training_data(data, tokenizer, batch=2, window=48, mask_prompt=False)
     order = ResumableBatches(trainer.iterate_batches, seed=ADAPTED.seed)
     with contextlib.redirect_stdout(io.StringIO()):
-        model = restored(adapted, checkpoint)
+        model = stored(restored(adapted, checkpoint))
         found = trainer.evaluate(model, rows.valid, 2, 2, 48, iterate_batches=order)
     losses = dict(adapted.history.valid)
-    assert adapted.written.loss == min(losses.values()) < losses[max(losses)]
-    assert losses[adapted.written.step] == adapted.written.loss
+    assert losses[adapted.written.step] == min(losses.values()) < losses[max(losses)]
     assert found == pytest.approx(adapted.written.loss, rel=1e-5)
+    assert adapted.written.loss == pytest.approx(losses[adapted.written.step], rel=FLOAT16)
 
 
 def test_a_run_ends_when_patience_does_and_stays_so(
@@ -213,12 +215,19 @@ def test_an_adapter_of_layers_that_are_not_trained_is_refused(
 def test_the_last_state_is_written_where_it_is_asked_for(
     adapted: TrainedRun, overtrained: TrainedRun
 ) -> None:
-    last = overtrained.history.valid[-1]
-    assert (overtrained.written.step, overtrained.written.loss) == last
+    step, loss = overtrained.history.valid[-1]
+    assert overtrained.written.step == step
+    assert overtrained.written.loss == pytest.approx(loss, rel=FLOAT16)
     first, second = (
         read_json(run.adapter / "adapter_config.json") for run in (adapted, overtrained)
     )
     assert first["lora_parameters"]["rank"] < second["lora_parameters"]["rank"]
+
+
+def stored(model: nn.Module) -> nn.Module:
+    """The same model with its plastic parts rounded as the adapters hold them."""
+    round_as_stored(plastic_layers(model))
+    return model
 
 
 def restored(run: TrainedRun, checkpoint: Path, states: str = "best") -> nn.Module:
@@ -447,7 +456,8 @@ def test_what_is_written_is_no_larger_than_the_size(
     counted = done.history.awake[-1][1]
     stock = (done.adapter / "adapters.safetensors").stat().st_size
     peft = (done.peft / "adapter_model.safetensors").stat().st_size
-    assert 0.95 * counted < stock <= peft <= counted <= size
+    names = 100 * sum(layer.last > 0 for layer in done.history.layers)
+    assert counted - names < stock <= peft <= counted <= size
     mlx_lm.load(str(base), adapter_path=str(done.adapter))
 
 
@@ -455,8 +465,9 @@ def stock_bytes(file: Path, layers: dict[str, RankLayer]) -> int:
     """The size of an adapter of one rank for these layers, as stock MLX writes it."""
     awake = {path: layer.shape for path, layer in layers.items() if layer.rank}
     rank = max(layer.rank for layer in layers.values())
-    A = {f"{path}.lora_a": mx.zeros((inner, rank)) for path, (_, inner) in awake.items()}
-    B = {f"{path}.lora_b": mx.zeros((rank, out)) for path, (out, _) in awake.items()}
+    half = mx.float16
+    A = {f"{path}.lora_a": mx.zeros((inner, rank), half) for path, (_, inner) in awake.items()}
+    B = {f"{path}.lora_b": mx.zeros((rank, out), half) for path, (out, _) in awake.items()}
     mx.save_safetensors(str(file), A | B, {"format": "mlx"})
     return file.stat().st_size
 
@@ -760,7 +771,6 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
             "that a run which follows the budget begins with",
             {"--max-size": "1MB", "--rank": 1, "--evaluate-every": 2},
         ),
-        ("--max-size must be given to --follow", {"--follow": "budget"}),
         (
             "--evaluate-every must be below the 4 --steps",
             {"--max-size": "20KB", "--evaluate-every": 4},
@@ -827,12 +837,13 @@ def test_a_limit_on_what_is_forgotten_turns_the_dial_down(
     words: dict[str, Any] = {"include": BLOCKS, "base_text": heldout}
     done = train(checkpoint, data, tmp_path / "run", options, **words)
     written, *curve = done.dial
-    assert curve[0].forgotten == pytest.approx(free, rel=1e-4)
-    assert curve[0].loss == pytest.approx(done.written.loss, rel=1e-6)
+    assert curve[0].forgotten == pytest.approx(free, rel=FLOAT16)
+    assert curve[0].loss == dict(done.history.valid)[done.written.step]
+    assert done.written.loss == pytest.approx(written.loss, rel=FLOAT16)
     assert (curve[-1].scale, curve[-1].forgotten) == (0, pytest.approx(0, abs=1e-6))
     assert 0.8 * limit < written.forgotten <= limit
     found = divergence_from_base(done, checkpoint, heldout)
-    assert found == pytest.approx(written.forgotten, rel=1e-4)
+    assert found == pytest.approx(written.forgotten, rel=FLOAT16)
     assert train(checkpoint, data, tmp_path / "run", options, **words).dial == done.dial
 
 

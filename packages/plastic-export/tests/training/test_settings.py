@@ -15,29 +15,47 @@ def test_a_learning_rate_is_finite_and_positive(rate: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "accumulate", "max_bytes", "interval"),
+    ("steps", "accumulate", "rank", "max_bytes", "interval"),
     [
-        (1000, 1, None, 50),
-        (1000, 1, 1000, 50),
-        (1000, 8, None, 48),
-        (20, 1, None, 50),
-        (20, 1, 1000, 10),
-        (3, 1, 1000, 1),
-        (2, 1, 1000, 1),
-        (24, 4, 1000, 12),
-        (192, 64, 1000, 64),
+        (1000, 1, 8, None, 50),
+        (1000, 1, None, 1000, 50),
+        (1000, 8, 8, None, 48),
+        (20, 1, 8, None, 50),
+        (20, 1, None, None, 10),
+        (20, 1, None, 1000, 10),
+        (3, 1, None, 1000, 1),
+        (2, 1, None, None, 1),
+        (24, 4, None, 1000, 12),
+        (192, 64, None, 1000, 64),
     ],
 )
 def test_a_run_validates_at_the_latest_in_time_to_be_cut(
-    steps: int, accumulate: int, max_bytes: int | None, interval: int
+    steps: int, accumulate: int, rank: int | None, max_bytes: int | None, interval: int
 ) -> None:
-    options = TrainingOptions(steps=steps, accumulate=accumulate, max_bytes=max_bytes)
+    options = TrainingOptions(steps=steps, accumulate=accumulate, rank=rank, max_bytes=max_bytes)
     assert options.interval == interval
-    schedule = options.schedule(10_000)
+    assert options.by_budget == (rank is None)
+    schedule = options.sized(1000).schedule(10_000)
+    assert (schedule is not None) == options.by_budget
     if schedule is not None:
         assert schedule.end < steps
         assert schedule.due(schedule.end)
         assert schedule.end % interval == 0
+
+
+def test_a_run_too_short_for_a_cut_keeps_its_ranks_unless_a_size_is_asked_for() -> None:
+    assert not TrainingOptions(steps=1).by_budget
+    assert not TrainingOptions(steps=4, accumulate=4).by_budget
+    assert not TrainingOptions(steps=50, evaluate_every=50).by_budget
+    assert TrainingOptions(steps=50, evaluate_every=25).by_budget
+
+
+def test_a_default_size_goes_to_runs_that_follow_a_budget_without_one() -> None:
+    assert TrainingOptions().sized(500).max_bytes == 500
+    assert TrainingOptions(follow="budget", rank=9).sized(500).max_bytes == 500
+    assert TrainingOptions(max_bytes=70).sized(500).max_bytes == 70
+    assert TrainingOptions(follow="loss").sized(500).max_bytes is None
+    assert TrainingOptions(rank=4).sized(500).max_bytes is None
 
 
 def test_one_update_leaves_no_time_to_cut() -> None:

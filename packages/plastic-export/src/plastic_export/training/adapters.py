@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import mlx.core as mx
 from plastic_core import RankLayer
+from plastic_core.files import noting
 from plastic_runtime import ByteCount
 
 from plastic_export.adapters.adapter import Adapter, LoraPair
 from plastic_export.adapters.base_name import BaseName
+from plastic_export.adapters.half_precision import STORED, in_half
 from plastic_export.adapters.mlx_form import mlx_files
 from plastic_export.adapters.peft_form import peft_files
 from plastic_export.adapters.sizes import count_adapter_bytes
@@ -23,11 +26,36 @@ def count_run_bytes(layers: Mapping[str, RankLayer], largest: int) -> ByteCount:
         layers: The layers by their path in mlx-lm's model.
         largest: Bytes that no adapter goes beyond.
     """
-    sides = {path: (layer.shape, layer.U.dtype) for path, layer in layers.items()}
+    sides = {path: (layer.shape, STORED) for path, layer in layers.items()}
     return count_adapter_bytes(sides, largest)
 
 
-def write_adapters(out: Path, layers: Mapping[str, RankLayer], base: BaseName) -> tuple[Path, Path]:
+def round_as_stored(layers: Mapping[str, RankLayer]) -> dict[str, LoraPair]:
+    """Round the plastic parts to what the adapters hold, in place, and return that.
+
+    Args:
+        layers: The layers by their path in mlx-lm's model; each keeps its rank.
+
+    Raises:
+        ValueError: If a factor does not fit into float16: names the layer.
+
+    Examples:
+        >>> from plastic_export.training import round_as_stored
+        >>> layer = RankLayer(mx.array([[0.1]]), mx.array([2.0]), mx.array([[1.0]]))
+        >>> pair = round_as_stored({"layers.0": layer})["layers.0"]
+        >>> pair.A.dtype, round((layer(mx.ones(1)) - 0.2).item(), 5)
+        (mlx.core.float16, -5e-05)
+    """
+    pairs = {}
+    for path, layer in layers.items():
+        with noting(f"in layer {path!r}"):
+            pairs[path] = pair = in_half(LoraPair(layer.S[:, None] * layer.Vh, layer.U))
+        ones = mx.ones_like(layer.S)
+        layer.set_factors(pair.B.astype(layer.U.dtype), ones, pair.A.astype(layer.Vh.dtype))
+    return pairs
+
+
+def write_adapters(out: Path, pairs: Mapping[str, LoraPair], base: BaseName) -> tuple[Path, Path]:
     """Write the plastic parts for mlx-lm and for PEFT, both with one rank for all.
 
     That costs PEFT's form the zeros that fill smaller ranks up, and is right in every client:
@@ -35,7 +63,7 @@ def write_adapters(out: Path, layers: Mapping[str, RankLayer], base: BaseName) -
 
     Args:
         out: Where the folders ``adapters`` and ``peft`` are put.
-        layers: The layers by their path in mlx-lm's model; at least one component among them.
+        pairs: The updates by path in mlx-lm's model; at least one component among them.
         base: What the base is called.
 
     Returns:
@@ -46,7 +74,6 @@ def write_adapters(out: Path, layers: Mapping[str, RankLayer], base: BaseName) -
         FormatError: If an adapter there is not what this run wrote.
         OSError: If the system refuses.
     """
-    pairs = {path: LoraPair(layer.S[:, None] * layer.Vh, layer.U) for path, layer in layers.items()}
     adapter = Adapter(pairs, base.name, base.revision)
     return (
         mlx_files(adapter).rewrite(out / FOLDER),

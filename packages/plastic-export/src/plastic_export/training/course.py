@@ -162,7 +162,7 @@ class Course:
         limit = self.training.forget
         if limit is None or other is None:
             return ()
-        dial = SDial(self.model, find_rank_layers(self.model), other, self._validation_loss)
+        dial = SDial(self.model, find_rank_layers(self.model), other, self.validation_loss)
         points = dial.points(SCALES)
         return turned_within(dial, points, limit), *points
 
@@ -220,7 +220,7 @@ class Course:
 
     def _evaluate(self, step: int, *, last: bool = False) -> None:
         """Validate, let ranks change unless nothing would follow, and save."""
-        loss = self._validation_loss()
+        loss = self.validation_loss()
         _check_finite("validation", loss, step)
         append_loss(self.out / LOSSES, step, "valid", loss)
         if self.listener is not None:
@@ -233,7 +233,8 @@ class Course:
         self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
         self.say(self._line(step, loss))
 
-    def _validation_loss(self) -> float:
+    def validation_loss(self) -> float:
+        """Return the validation loss of the model as it is, in nats per token."""
         loss: float = self.trainer.evaluate(
             self.model,
             self.rows.valid,

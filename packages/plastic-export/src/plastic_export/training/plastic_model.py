@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,13 +15,32 @@ from plastic_runtime import attach
 from plastic_runtime.training import adaptable_layers
 
 from plastic_export.adapters.adapter import Adapter
+from plastic_export.adapters.half_precision import STORED
+from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
 from plastic_export.training.data import TrainingData
+from plastic_export.training.default_size import default_size
 from plastic_export.training.first_step import FirstStep
 from plastic_export.training.settings import GAUGE, HEAD, TrainingOptions
 from plastic_export.training.starting_adapter import begin_with, check_trained
+
+
+class PlasticModel(NamedTuple):
+    """A model that trains.
+
+    Attributes:
+        model: The model.
+        layers: Its layers with a plastic part by path, in the model's order.
+        training: How it is trained, with the ceiling that was to be found.
+        notes: Lines to say about what is left alone, or smaller than was asked for.
+    """
+
+    model: nn.Module
+    layers: dict[str, RankLayer]
+    training: TrainingOptions
+    notes: list[str]
 
 
 def load_plastic_model(
@@ -31,7 +51,7 @@ def load_plastic_model(
     include: Sequence[str],
     exclude: Sequence[str],
     start: Adapter | None = None,
-) -> tuple[nn.Module, dict[str, RankLayer], list[str]]:
+) -> PlasticModel:
     """Load a checkpoint with plastic parts on the matrices chosen.
 
     The first step is tried. Layers whose weight the model itself replaces when it runs, and those
@@ -45,10 +65,6 @@ def load_plastic_model(
         exclude: Glob patterns of matrices to leave alone.
         start: The adapter to go on from; None to begin with components that change nothing.
 
-    Returns:
-        The model; the layers by path, in the model's order; and lines to say about what is left
-        alone, or smaller than was asked for.
-
     Raises:
         FormatError: If the model cannot be trained.
         ValueError: If no matrix is left, a pattern matches none, or a layer of the adapter is not
@@ -59,7 +75,9 @@ def load_plastic_model(
         model.set_dtype(mx.float32)
     trial = FirstStep(checkpoint, model, rows, training)
     written = trial.written_by_the_model()
-    layers = _attached(model, training, written, include, exclude)
+    chosen = _chosen(model, written, include, exclude)
+    training = training.sized(max(default_size(chosen), _stored_bytes(start)))
+    layers = _attached(model, training, chosen)
     if start is not None:
         begin_with(start, layers, training.seed)
     learning = trial.learning(layers)
@@ -72,31 +90,44 @@ def load_plastic_model(
         *_left_alone("no gradient reaches them", idle),
         *_without_room(learning, training.rank or 0),
     ]
-    return model, learning, notes
+    return PlasticModel(model, learning, training, notes)
+
+
+def _chosen(
+    model: nn.Module, written: Collection[str], include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Return the shape of every matrix that is to be adapted, by path."""
+    shapes = {path: shape for path, shape in _candidates(model).items() if path not in written}
+    names = list(shapes)
+    chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
+    return {path: shapes[path] for path in chosen}
 
 
 def _attached(
-    model: nn.Module,
-    training: TrainingOptions,
-    written: Collection[str],
-    include: Sequence[str],
-    exclude: Sequence[str],
+    model: nn.Module, training: TrainingOptions, chosen: Mapping[str, tuple[int, int]]
 ) -> dict[str, RankLayer]:
     """Put a plastic part beside every matrix that is chosen."""
-    sizes = {path: size for path, size in _candidates(model).items() if path not in written}
-    names = list(sizes)
-    chosen = chosen_names(names, default=names, include=include, exclude=exclude) if names else []
     inside = [path for path in chosen if not _is_head(path)]
     head = [path for path in chosen if _is_head(path)]
     times = HEAD if training.by_budget or training.max_bytes is None else 1
-    each = sum(sizes[path] for path in inside) + times * sum(sizes[path] for path in head)
-    rank = training.start_rank(max(1, each))
+    entries = sum(sum(chosen[path]) for path in [*inside, *times * head])
+    rank = training.start_rank(max(1, STORED.size * entries))
     also = dict.fromkeys(head, times * rank)
     return attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
 
 
-def _candidates(model: nn.Module) -> dict[str, int]:
-    """Return path and bytes of a component of every adaptable layer, an untied head too."""
+def _stored_bytes(start: Adapter | None) -> int:
+    """Return the bytes of an adapter as a run would store it, its zeros and names included."""
+    if start is None:
+        return 0
+    sides = {path: (pair.shape, STORED) for path, pair in start.layers.items()}
+    return count_adapter_bytes(sides, sum(pair.nbytes for pair in start.layers.values()))(
+        start.ranks
+    )
+
+
+def _candidates(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return path and shape of every adaptable layer, an untied head too."""
     modules: list[tuple[str, nn.Module]] = model.named_modules()  # type: ignore[no-untyped-call]
     head = {
         path: module
@@ -104,8 +135,7 @@ def _candidates(model: nn.Module) -> dict[str, int]:
         if _is_head(path) and isinstance(module, nn.Linear | nn.QuantizedLinear)
     }
     every = adaptable_layers(model) | head
-    factor = mx.float32.size
-    return {path: factor * (sum(linear_shape(module)) + 1) for path, module in every.items()}
+    return {path: linear_shape(module) for path, module in every.items()}
 
 
 def _is_head(path: str) -> bool:

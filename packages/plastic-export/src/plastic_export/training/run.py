@@ -22,6 +22,7 @@ from plastic_runtime import (
 )
 
 from plastic_export.adapters.base_name import name_of_base
+from plastic_export.adapters.half_precision import STORED
 from plastic_export.adapters.reading import read_adapter
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
@@ -31,7 +32,7 @@ from plastic_export.estimate.learning import foresee_learning
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.hub.run_card import write_run_card
-from plastic_export.training.adapters import count_run_bytes, write_adapters
+from plastic_export.training.adapters import count_run_bytes, round_as_stored, write_adapters
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import Course, DivergedError, Listener, ranks_of
 from plastic_export.training.data import TrainingData, read_training_data
@@ -54,7 +55,8 @@ class TrainedRun:
         adapter: Adapter of one rank, for mlx-lm's ``--adapter-path``.
         peft: The same in the form of PEFT.
         history: The history of the run.
-        written: The state that both hold.
+        written: The state that both hold, and the validation loss of what they hold, in float16
+            and at the factor on ``S``.
         dial: Both losses under factors on every ``S``, where a limit on what is forgotten was set;
             the first one is what was written.
         resumed: Step that the run went on from; None if it was not cut.
@@ -162,7 +164,7 @@ def train(
         _foresee(checkpoint, rows, training, memory, say)
         begun = None if start is None else read_adapter(start, base=checkpoint)
         with _quiet():
-            model, layers, notes = load_plastic_model(
+            model, layers, training, notes = load_plastic_model(
                 checkpoint, rows, training, include=include, exclude=exclude, start=begun
             )
         count = _adapter_count(layers, training)
@@ -182,7 +184,9 @@ def train(
             resumed, written = course.go(), course.finish()
             dial = course.turn_down(other.tokens)
             _check_size(count(ranks_of(layers)), training)
-            adapter, peft = write_adapters(out, layers, base)
+            pairs = round_as_stored(layers)
+            written = Validated(written.step, course.validation_loss())
+            adapter, peft = write_adapters(out, pairs, base)
             history = read_history(out)
             losses = [history.valid[0], (written.step, written.loss)]
             write_run_card(out, checkpoint, ranks_of(layers), losses)
@@ -230,7 +234,7 @@ def _check_source(checkpoint: Checkpoint) -> None:
 def _adapter_count(layers: Mapping[str, RankLayer], training: TrainingOptions) -> ByteCount:
     """Return how the bytes of the run are counted: as its adapters take them."""
     most = sum(sum(layer.shape) * max(layer.shape) for layer in layers.values())
-    return count_run_bytes(layers, training.max_bytes or most * mx.float32.size)
+    return count_run_bytes(layers, training.max_bytes or most * STORED.size)
 
 
 def _check_ceiling(

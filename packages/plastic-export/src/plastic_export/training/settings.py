@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import mlx.core as mx
@@ -51,14 +51,17 @@ class TrainingOptions:
         learning_rate: The rate of the first update after the warm-up.
         warmup: Updates during which the rate rises from 0.
         decay: Whether the rate then falls to 0 along a cosine.
-        max_bytes: Ceiling on the bytes of the adapters' files, at the end at least; None for none.
+        max_bytes: Ceiling on the bytes of the adapters' files, at the end at least. By default,
+            where ranks follow the budget, those of mlx-lm's own LoRA with its defaults
+            (`default_size`); else None for none.
         follow: What ranks follow. ``"budget"``: a run begins with more than ``max_bytes`` and
             after an eighth of the steps keeps awake what the loss can least do without in them.
             ``"loss"``: ranks grow, shrink and wake at plateaus of the validation loss, under
-            ``max_bytes`` if given. By default the first where there is a ceiling.
+            ``max_bytes`` if given. By default the first, unless ``rank`` is given without a
+            ceiling or no validation comes before the last step.
         rank: Components per layer at the start, in the head three times as many unless ranks
-            follow the loss under a ceiling. By default 8, or as many as take four times
-            ``max_bytes`` where ranks follow the budget.
+            follow the loss under a ceiling. By default as many as take four times ``max_bytes``
+            where ranks follow the budget, else 8.
         evaluate_every: Batches between two validations. After each of them ranks may change and
             the state of the run is saved. By default 50, or a multiple of ``accumulate`` just
             below; fewer where a run that follows the budget is too short for that.
@@ -152,7 +155,14 @@ class TrainingOptions:
     @property
     def by_budget(self) -> bool:
         """Tell whether ranks follow the budget."""
-        return self.follow == "budget" or (self.follow is None and self.max_bytes is not None)
+        if self.follow is not None or self.max_bytes is not None:
+            return self.follow != "loss"
+        return self.rank is None and max(self.accumulate, self.evaluate_every or 0) < self.steps
+
+    def sized(self, max_bytes: int) -> TrainingOptions:
+        """Return the same settings, with this ceiling if ranks follow a budget that has none."""
+        wanting = self.by_budget and self.max_bytes is None
+        return replace(self, max_bytes=max_bytes) if wanting else self
 
     def start_rank(self, bytes_per_rank: int) -> int:
         """Return the rank to begin with.
@@ -190,8 +200,6 @@ class TrainingOptions:
     def _check_follow(self) -> None:
         if self.follow not in (None, "loss", "budget"):
             raise ValueError(f'`follow` must be "loss" or "budget", got {self.follow!r}.')
-        if self.by_budget and self.max_bytes is None:
-            raise ValueError('`max_bytes` must be given to `follow` the "budget", got None.')
         if self.by_budget and self.interval >= self.steps:
             raise ValueError(
                 f"`evaluate_every` must be below the {self.steps} `steps` of a run that follows "

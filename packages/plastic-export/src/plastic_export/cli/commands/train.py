@@ -41,15 +41,16 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @size_option(
     "--max-size",
     help="Bytes of the adapter at most, such as 3MB: of RUN/adapters as mlx-lm loads it, and of "
-    "RUN/peft.",
+    "RUN/peft. By default that of mlx_lm.lora's adapter.",
 )
 @click.option("--from", "start", type=FOLDER, help="Adapter to go on from: of mlx-lm, PEFT, a RUN.")
 @click.option(
     "--follow",
     type=click.Choice(["loss", "budget"]),
-    help="Plateaus of the validation loss, or one cut to --max-size; the latter if that is given.",
+    help="Plateaus of the validation loss, or one cut to --max-size: the latter, unless --rank is "
+    "given alone.",
 )
-@click.option("--rank", type=_COUNT, help="At the start, the head x 3; else 8, or 4 x --max-size.")
+@click.option("--rank", type=_COUNT, help="At the start, the head x 3; else 4 x --max-size, or 8.")
 @_number("--steps", _COUNT, "Batches to take.")
 @_number("--batch", _COUNT, "Rows in a batch.")
 @_number("--accumulate", _COUNT, "Batches whose gradients make one update.")
