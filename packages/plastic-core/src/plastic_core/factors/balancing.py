@@ -65,17 +65,21 @@ def right_map(old: Float32, new: Float32) -> Float32:
     """Return the ``(r, r)`` matrix ``X`` with ``old @ X`` nearest to ``new``.
 
     Least squares by the pseudo-inverse: exact when the columns of ``old``, shape ``(m, r)``, are
-    linearly independent and span those of ``new``.
+    linearly independent and span those of ``new``. Through the Gram matrix in float64, whose
+    rounding stays below that of float32 for every singular value that counts: one is left out
+    below ``max(m, r)`` float32 epsilons of the largest.
 
     Examples:
         >>> old = np.float32([[1, 0], [0, 2], [0, 0]])
         >>> (right_map(old, np.float32([[3], [4], [0]])).round(5) + 0.0).tolist()
         [[3.0], [2.0]]
     """
-    P, s, Th = linalg.thin_svd(old)
-    safe = s > float(s.max(initial=0.0)) * max(old.shape) * float(np.finfo(np.float32).eps)
-    X: Float32 = (Th.T[:, safe] / s[safe]) @ (P.T[safe] @ new)
-    return X
+    wide = old.astype(np.float64)
+    energies, Q = linalg.eigh(wide.T @ wide)
+    least = max(old.shape) * float(np.finfo(np.float32).eps)
+    safe = energies > float(energies.max(initial=0.0)) * least**2
+    Q = Q[:, safe]
+    return ((Q / energies[safe]) @ (Q.T @ (wide.T @ new))).astype(np.float32)
 
 
 def factor_norm(U: Float32, S: Float32, Vh: Float32) -> float:

@@ -105,8 +105,10 @@ def cast_factors(factors: Factors, dtypes: Sequence[mx.Dtype]) -> Factors:
         [mlx.core.float16, mlx.core.float16, mlx.core.float16]
     """
     cast = [a.astype(dtype) for a, dtype in zip(factors, dtypes, strict=True)]
-    for name, array, old in zip(Factors._fields, cast, factors, strict=True):
-        if not bool(mx.isfinite(array).all()):
+    finite = [mx.isfinite(array).all() for array in cast]
+    mx.eval(finite)  # at once: waiting for one after the other takes longer than the work
+    for name, array, old, sound in zip(Factors._fields, cast, factors, finite, strict=True):
+        if not sound.item():
             largest = mx.abs(old).max().item()
             raise ValueError(
                 f"`{name}` reaches {largest:.3g}, which overflows {array.dtype}. Cast the layer to "

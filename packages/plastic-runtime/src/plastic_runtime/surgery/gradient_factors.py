@@ -95,4 +95,6 @@ def _rows(x: mx.array) -> mx.array:
 
 def _joined(parts: list[tuple[mx.array, mx.array]]) -> GradientFactors:
     inputs, gradients = ([linalg.to_numpy(x) for x in side] for side in zip(*parts, strict=True))
+    if len(parts) == 1:
+        return GradientFactors(inputs[0], gradients[0])
     return GradientFactors(np.concatenate(inputs), np.concatenate(gradients))

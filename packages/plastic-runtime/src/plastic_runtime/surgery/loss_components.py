@@ -56,8 +56,8 @@ def loss_components(layer: RankLayer, gradient: GradientFactors) -> Arrays:
 
 def _root(rows: NDArray[np.float32], basis: Float64, weight: float) -> tuple[Float64, Float64]:
     """Return ``A`` and a right inverse, ``A^T A`` being the damped Gram of ``rows @ basis``."""
-    inner = rows.astype(np.float64) @ basis
-    mean = float(np.square(rows, dtype=np.float64).sum()) / rows.shape[1]
+    inner = (rows @ basis.astype(np.float32)).astype(np.float64)
+    mean = float(np.vdot(rows, rows)) / rows.shape[1]
     gram = weight * (inner.T @ inner + DAMPING * mean * basis.T @ basis)
     energies, Q = linalg.eigh(gram)
     # A component with U = 0 has no energy: nothing to pay, and no division by zero.

@@ -13,7 +13,7 @@ from plastic_core.layer import Indices, check_threshold, checked_indices
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.moments import LayerState, extended, select_moments
-from plastic_runtime.surgery.rewriting import rebalance, regauge, rewrite
+from plastic_runtime.surgery.rewriting import rebalance, rewrite
 
 
 def grow(
@@ -244,12 +244,14 @@ def shrink_along(
         TypeError: If the state of the optimizer cannot follow. Nothing has changed then.
     """
     _check_smaller(layer, rank, path, optimizer)
-    scaled = layer.in_its_dtypes(*gauge.scaled(components))
-    rewrite(layer, scaled, path=path, optimizer=optimizer)
-    parked = range(rank, layer.rank)
-    ids = park(layer, parked, path=path, optimizer=optimizer, sleep=sleep)
-    regauge(layer, gauge, path=path, optimizer=optimizer)
-    return ids
+    U, S, Vh = components
+    awake = gauge.written((U[:, :rank], S[:rank], Vh[:rank]))
+    U, S, Vh = gauge.scaled(components)
+    asleep = U[:, rank:], S[rank:], Vh[rank:]
+    # One change of basis for both: what is awake in its gauge, the others one by one.
+    joined = map(np.concatenate, zip(awake, asleep, strict=True), (1, 0, 0))
+    rewrite(layer, layer.in_its_dtypes(*joined), path=path, optimizer=optimizer)
+    return park(layer, range(rank, layer.rank), path=path, optimizer=optimizer, sleep=sleep)
 
 
 def wake(

@@ -104,15 +104,25 @@ def regauge(
 
 
 def _basis_changes(old: Factors, new: Factors) -> dict[str, NDArray[np.float32]]:
-    """Return the ``(r, r)`` matrix that takes each factor's gradient from ``old`` to ``new``."""
+    """Return the ``(r, r)`` matrix that takes each factor's gradient from ``old`` to ``new``.
+
+    They follow from the two maps of the sides, as ``S`` only scales these.
+    """
     U, S, Vh = _float32(old)
     new_U, new_S, new_Vh = _float32(new)
     X, R = right_map(U, new_U), right_map(Vh.T, new_Vh.T).T
     return {
-        "U": right_map((S[:, None] * Vh).T, (new_S[:, None] * new_Vh).T),
+        "U": _unscaled(S, Vh.T)[:, None] * R.T * new_S,
         "S": X * R.T,
-        "Vh": right_map(U * S, new_U * new_S),
+        "Vh": _unscaled(S, U)[:, None] * X * new_S,
     }
+
+
+def _unscaled(S: NDArray[np.float32], side: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``1 / S``, 0 for a component that is lost beside the others: it has no say."""
+    sizes = np.abs(S) * np.linalg.norm(side, axis=0)
+    heard = sizes > sizes.max(initial=0.0) * max(side.shape) * np.finfo(np.float32).eps
+    return np.divide(1, S, out=np.zeros_like(S), where=heard)
 
 
 def _float32(factors: Factors) -> list[NDArray[np.float32]]:
