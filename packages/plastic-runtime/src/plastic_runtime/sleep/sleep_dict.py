@@ -208,6 +208,7 @@ class SleepDict:
         self, path: str, factors: Factors, moments: Moments | None
     ) -> tuple[Parked, ...]:
         """Return the components one by one, numbered from the next id on, in their own memory."""
+        mx.eval(factors, moments or {})  # at once: waiting for each takes longer than the work
         named = {name: _components(name, part) for name, part in factors._asdict().items()}
         leaves = {
             (name, leaf): _components(name, array)
@@ -248,7 +249,7 @@ def _components(name: str, array: mx.array) -> list[mx.array]:
     Through NumPy: a gather for each component takes twenty times as long.
     """
     stored = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    rows = np.moveaxis(linalg.to_numpy(stored), _axis(name), 0)
+    rows = np.ascontiguousarray(np.moveaxis(linalg.to_numpy(stored), _axis(name), 0))
     copies = [mx.array(np.asarray(row)) for row in rows]
     return [copy.view(mx.bfloat16) for copy in copies] if stored is not array else copies
 

@@ -119,7 +119,7 @@ def park(
     state.check_rank(len(awake))
     moments = state.moments()
     ids = sleep.park(path, layer.select(indices), select_moments(moments, indices))
-    layer.park(indices)
+    layer.set_factors(*layer.select(awake))
     state.write(select_moments(moments, awake))
     mx.eval(layer.factors())
     return ids
