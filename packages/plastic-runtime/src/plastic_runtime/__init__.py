@@ -24,14 +24,11 @@ from plastic_runtime.sleep.store import SleepStore, is_store, verify_store
 from plastic_runtime.surgery.byte_count import ByteCount
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.probe_loss import find_rank_layers
 from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
 from plastic_runtime.surgery.rewriting import rebalance, regauge
 from plastic_runtime.surgery.schedule import Schedule
-from plastic_runtime.surgery.scores import (
-    find_rank_layers,
-    gradient_score,
-    relevance_score,
-)
+from plastic_runtime.surgery.scores import gradient_score, relevance_score
 from plastic_runtime.surgery.sleepers import sleeping_benefit
 from plastic_runtime.training.attachment import attach
 from plastic_runtime.training.batches import ResumableBatches

@@ -10,11 +10,8 @@ from plastic_core.testing import bits, gaussian, tolerance
 from plastic_runtime.measure.intercept import modules_by_path
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gradient_factors import GradientFactors
-from plastic_runtime.surgery.scores import (
-    find_rank_layers,
-    gradient_score,
-    relevance_score,
-)
+from plastic_runtime.surgery.probe_loss import find_rank_layers
+from plastic_runtime.surgery.scores import gradient_score, relevance_score
 from plastic_runtime.surgery.sleepers import sleeping_benefit
 
 OUT, INNER = 4, 3

@@ -3,7 +3,14 @@
 Stands on ``linalg``. The rooms ``loss``, ``rounding`` and ``layer`` build on it.
 """
 
-from plastic_core.factors.balancing import Arrays, as_arrays, balance, factor_norm, right_map
+from plastic_core.factors.balancing import (
+    Arrays,
+    as_arrays,
+    balance,
+    factor_norm,
+    product_spectrum,
+    right_map,
+)
 from plastic_core.factors.directions import descent_directions
 from plastic_core.factors.quantize import BITS, GROUP_SIZES, best_group
 
@@ -16,5 +23,6 @@ __all__ = [
     "best_group",
     "descent_directions",
     "factor_norm",
+    "product_spectrum",
     "right_map",
 ]

@@ -22,9 +22,9 @@ from plastic_runtime.surgery.byte_count import ByteCount
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.growth import Directions, steepest_directions
+from plastic_runtime.surgery.probe_loss import Loss, find_rank_layers
 from plastic_runtime.surgery.reallocation import Inventory, finite_gradient
 from plastic_runtime.surgery.rewriting import regauge
-from plastic_runtime.surgery.scores import Loss, find_rank_layers
 
 
 class _Place(TypedDict):

@@ -29,9 +29,9 @@ from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.byte_count import ByteCount
 from plastic_runtime.surgery.gauge import Gauge
 from plastic_runtime.surgery.moments import may_be_empty
+from plastic_runtime.surgery.probe_loss import Loss
 from plastic_runtime.surgery.reallocation import value_components
 from plastic_runtime.surgery.schedule import Schedule, redistribute
-from plastic_runtime.surgery.scores import Loss
 
 
 class PlasticityManager:
@@ -80,9 +80,10 @@ class PlasticityManager:
             missing, or more than ``max_bytes`` are awake.
 
     Note:
-        Most steps cost nothing. A plateau costs one backward pass of ``loss`` for the scores, two
-        thin QRs per layer, and one more backward pass for the gradients of all layers, where one
-        grows; a waking costs one backward pass for all layers under guard.
+        Most steps cost nothing. A plateau costs one backward pass of ``loss`` for the scores of
+        all layers and for growth (``"relevance"`` takes one more), and an eigendecomposition of
+        the order of the rank per layer; a waking costs one backward pass for all layers under
+        guard.
 
     Examples:
         >>> model = nn.Sequential(RankLayer(mx.eye(4, 2), mx.ones(2), mx.eye(2, 4)))
@@ -371,7 +372,12 @@ class PlasticityManager:
         except ValueError as error:
             return [self.report(f"{error}: no change")]
         layers = layer_views(
-            act.model, target=self.target, score=self.score, loss=act.loss, grams=self.grams
+            act.model,
+            target=self.target,
+            score=self.score,
+            loss=act.loss,
+            gradients=gradients,
+            grams=self.grams,
         )
         scores = {layer.path: layer.score for layer in layers}
         ranks = {layer.path: layer.rank for layer in layers}

@@ -12,21 +12,18 @@ from plastic_runtime.manager.state import LayerView
 from plastic_runtime.manager.targets import RankTarget, plastic_spectrum
 from plastic_runtime.measure.grams import Gram
 from plastic_runtime.sleep.sleep_dict import SleepDict
-from plastic_runtime.surgery.gradient_factors import gradient_factors
-from plastic_runtime.surgery.growth import descent_score
-from plastic_runtime.surgery.scores import (
-    Loss,
-    find_rank_layers,
-    gradient_score,
-    relevance_score,
-)
+from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.growth import predicted_decrease
+from plastic_runtime.surgery.probe_loss import Loss, find_rank_layers
+from plastic_runtime.surgery.scores import factor_slope, relevance_score
 from plastic_runtime.surgery.sleepers import sleeping_benefit
 
-SCORES = {
-    "descent": descent_score,
-    "gradient": gradient_score,
-    "relevance": relevance_score,
+FROM_GRADIENTS = {
+    "descent": lambda layer, gradient: predicted_decrease(layer, gradient, 1),
+    "gradient": factor_slope,
 }
+"""Scores of a layer by what passes it: one pass for all of them, and for growth too."""
+SCORES = (*FROM_GRADIENTS, "relevance")
 
 
 def layer_views(
@@ -35,6 +32,7 @@ def layer_views(
     target: RankTarget,
     score: str,
     loss: Loss | None,
+    gradients: Mapping[str, GradientFactors],
     grams: Mapping[str, Gram],
 ) -> list[LayerView]:
     """Return what the policy needs to know of every ``RankLayer``.
@@ -45,12 +43,14 @@ def layer_views(
         score: One of ``SCORES``.
         loss: Probe for the score. Without one, the score is how evenly the spectrum fills the
             rank. A score that is not finite counts as 0.
+        gradients: What passes the layers on the probe batch, finite, from ``gradient_factors``. A
+            layer without one has the score 0.
         grams: Input Grams by path; a layer without one is read by its plain spectrum.
 
     Returns:
         One view per layer, in the order of their paths.
     """
-    scores = {} if loss is None else SCORES[score](model, loss)
+    scores = {} if loss is None else _scores(model, score, loss, gradients)
     views = []
     for path, layer in find_rank_layers(model).items():
         gram = grams[path].matrix if path in grams else None
@@ -90,6 +90,17 @@ def benefits(
             parked = sleep.get(i)
             worth[i] = sleeping_benefit(parked, gradients[path]) if known else abs(float(parked.S))
     return worth
+
+
+def _scores(
+    model: nn.Module, score: str, loss: Loss, gradients: Mapping[str, GradientFactors]
+) -> dict[str, float]:
+    """Return the score of every layer by path."""
+    if score not in FROM_GRADIENTS:
+        return relevance_score(model, loss)
+    layers = find_rank_layers(model)
+    passed = {path: FROM_GRADIENTS[score](layers[path], g) for path, g in gradients.items()}
+    return dict.fromkeys(layers, 0.0) | passed
 
 
 def _evenness(spectrum: NDArray[np.float64]) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core import RankLayer, weighted_spectrum
+from plastic_core.factors import as_arrays, balance, product_spectrum
 from plastic_select import budget_rank
 from plastic_select.rules import Rule, as_rule
 
@@ -68,11 +68,12 @@ def plastic_spectrum(
             ``U diag(S) Vh R^{1/2}``.
 
     Returns:
-        Shape ``(rank,)``, float64, non-negative, non-increasing. Costs two thin QRs.
+        Shape ``(rank,)``, float64, non-negative, non-increasing. With a Gram it costs two thin
+        QRs, without one two eigendecompositions of the order of the rank.
     """
-    factors = layer.balanced()
-    S = np.array(factors.S.astype(mx.float32), dtype=np.float64)
-    if gram is None or S.size == 0:
-        return S
+    arrays = as_arrays(layer.factors())
+    if gram is None or layer.rank == 0:
+        return product_spectrum(*arrays)
+    _, S, Vh = balance(*arrays)
     # U is orthonormal, so it does not change the singular values.
-    return weighted_spectrum(S[:, None] * np.array(factors.Vh.astype(mx.float32)), gram=gram)
+    return weighted_spectrum(S[:, None] * Vh, gram=gram)

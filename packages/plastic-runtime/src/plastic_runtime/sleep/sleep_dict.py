@@ -217,10 +217,12 @@ class SleepDict:
         }
         return tuple(
             Parked(
-                self._next_id + i,
-                path,
-                *(named[name][i] for name in Factors._fields),
-                _component_moments(moments or {}, leaves, i),
+                id=self._next_id + i,
+                path=path,
+                U=named["U"][i],
+                S=named["S"][i],
+                Vh=named["Vh"][i],
+                moments=_component_moments(moments or {}, leaves, i),
             )
             for i in range(factors.rank)
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plastic_core import linalg
 
 from plastic_runtime.measure.intercept import intercepted, tapped
-from plastic_runtime.surgery.scores import Loss, evaluated, find_rank_layers, set_factors
+from plastic_runtime.surgery.probe_loss import Loss, evaluated, find_rank_layers, set_factors
 
 Float32 = NDArray[np.float32]
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import mlx.nn as nn
 import numpy as np
 from plastic_core import RankLayer
 from plastic_core.factors import as_arrays, descent_directions
 
-from plastic_runtime.surgery.gradient_factors import Float32, GradientFactors, gradient_factors
-from plastic_runtime.surgery.scores import Loss, find_rank_layers
+from plastic_runtime.surgery.gradient_factors import Float32, GradientFactors
 
 
 class Directions(NamedTuple):
@@ -36,28 +33,6 @@ def steepest_directions(layer: RankLayer, gradient: GradientFactors, k: int) -> 
     """
     U, _, Vh = as_arrays(layer.factors())
     return Directions(*descent_directions(U, Vh, k, gradient.gradients, gradient.inputs))
-
-
-def descent_score(model: nn.Module, loss: Loss) -> dict[str, float]:
-    """Return by how much one new component is predicted to lower the loss, for every layer.
-
-    Args:
-        model: A model with ``RankLayer`` modules; it comes out as it went in.
-        loss: Evaluates the model on a probe batch, returns a scalar; not compiled.
-
-    Returns:
-        ``predicted_decrease`` by path; 0.0 for a layer at full rank, or that the loss does not
-        reach; NaN where what passes it is not finite.
-
-    Note:
-        One pass forwards and backwards.
-    """
-    layers = find_rank_layers(model)
-    scores = dict.fromkeys(layers, 0.0)
-    for path, gradient in gradient_factors(model, loss).items():
-        decrease = predicted_decrease(layers[path], gradient, 1) if gradient.finite else math.nan
-        scores[path] = decrease
-    return scores
 
 
 def predicted_decrease(layer: RankLayer, gradient: GradientFactors, k: int) -> float:

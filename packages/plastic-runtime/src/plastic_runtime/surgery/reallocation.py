@@ -12,8 +12,8 @@ from plastic_core.factors import Arrays
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
 from plastic_runtime.surgery.loss_components import loss_components
+from plastic_runtime.surgery.probe_loss import Loss, find_rank_layers
 from plastic_runtime.surgery.schedule import Holding
-from plastic_runtime.surgery.scores import Loss, find_rank_layers
 from plastic_runtime.surgery.sleepers import sleeping_gain
 
 RELUCTANCE = 2.0  # times the worth of what is awake that a sleeper must show to take its place

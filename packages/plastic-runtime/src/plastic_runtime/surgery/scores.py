@@ -1,48 +1,17 @@
 """Scores of layers: how much the loss depends on each."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from plastic_core import Factors, RankLayer
+from plastic_core import RankLayer
+from plastic_core.factors import as_arrays
 
-from plastic_runtime.measure.intercept import intercepted, modules_by_path
-
-Loss = Callable[[], mx.array]
-
-
-def evaluated(loss: Loss) -> mx.array:
-    """Return what a probe evaluates to.
-
-    Raises:
-        TypeError: If it is not a scalar array, of which alone there is a gradient.
-    """
-    value: Any = loss()
-    if not isinstance(value, mx.array):
-        got = type(value).__name__
-        raise TypeError(f"`loss` must return a scalar mx.array, got {got}: leave out .item().")
-    if value.ndim:
-        raise TypeError(f"`loss` must return a scalar, got shape {value.shape}: take its mean.")
-    return value
-
-
-def find_rank_layers(model: nn.Module) -> dict[str, RankLayer]:
-    """Return every ``RankLayer`` of a model by path, paths in alphabetical order.
-
-    A layer reached by two paths goes by the first.
-
-    Examples:
-        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.ones(2), mx.eye(2)), nn.ReLU())
-        >>> list(find_rank_layers(model))
-        ['layers.0']
-    """
-    by_identity: dict[int, tuple[str, RankLayer]] = {}
-    for path, module in modules_by_path(model).items():
-        if isinstance(module, RankLayer):
-            by_identity.setdefault(id(module), (path, module))
-    return dict(by_identity.values())
+from plastic_runtime.measure.intercept import intercepted
+from plastic_runtime.surgery.gradient_factors import GradientFactors, gradient_factors
+from plastic_runtime.surgery.probe_loss import Loss, evaluated, find_rank_layers
 
 
 def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
@@ -61,19 +30,27 @@ def gradient_score(model: nn.Module, loss: Loss) -> dict[str, float]:
         >>> {path: round(score, 3) for path, score in scores.items()}  # of 6, 3 and 6
         {'layers.0': 9.0}
     """
-    layers = find_rank_layers(model)
-    before = {path: layer.factors() for path, layer in layers.items()}
+    gradients = gradient_factors(model, loss)
+    return {
+        path: factor_slope(layer, gradients[path]) if path in gradients else 0.0
+        for path, layer in find_rank_layers(model).items()
+    }
 
-    def value(factors: dict[str, list[mx.array]]) -> mx.array:
-        set_factors(layers, factors)
-        return evaluated(loss)
 
-    try:
-        gradients = mx.grad(value)({path: list(factors) for path, factors in before.items()})
-        mx.eval(gradients)
-    finally:
-        set_factors(layers, before)
-    return {path: _norm(gradients[path]) for path in layers}
+def factor_slope(layer: RankLayer, gradient: GradientFactors) -> float:
+    r"""Return the norm of the gradient of a layer's three factors, see `gradient_score`.
+
+    With :math:`G = Y^T X` they are :math:`Y^T (X V_h^T) S`, :math:`S (U^T Y^T) X` and, for S,
+    :math:`\sum_t (u_i^T y_t)(v_i^T x_t)`: ``O(tokens (in + out) r)``.
+    """
+    U, S, Vh = as_arrays(layer.factors())
+    right, left = gradient.inputs @ Vh.T, gradient.gradients @ U
+    of_factors = (
+        (gradient.gradients.T @ right) * S,
+        np.sum(left * right, axis=0),
+        (left * S).T @ gradient.inputs,
+    )
+    return math.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in of_factors))
 
 
 def relevance_score(model: nn.Module, loss: Loss) -> dict[str, float]:
@@ -117,16 +94,3 @@ def relevance_score(model: nn.Module, loss: Loss) -> dict[str, float]:
     relevance = {path: float(mx.abs(units[path]).sum()) for path in layers}
     total = sum(relevance.values())
     return {path: r / total if total > 0 else 0.0 for path, r in relevance.items()}
-
-
-def set_factors(
-    layers: Mapping[str, RankLayer], factors: Mapping[str, Factors | list[mx.array]]
-) -> None:
-    """Give every layer the factors of its path."""
-    for path, layer in layers.items():
-        layer.set_factors(*factors[path])
-
-
-def _norm(gradients: list[mx.array]) -> float:
-    squared = sum(float(mx.square(g.astype(mx.float32)).sum()) for g in gradients)
-    return float(np.sqrt(squared))

@@ -17,7 +17,7 @@ from plastic_core.files import FormatError, array_bytes, parse_object, read_arra
 
 from plastic_runtime.manager.manager import PlasticityManager
 from plastic_runtime.surgery.moments import AXIS, single_optimizers
-from plastic_runtime.surgery.scores import find_rank_layers
+from plastic_runtime.surgery.probe_loss import find_rank_layers
 
 VERSION = 2
 KEY = "plastic_run"
