@@ -3,9 +3,10 @@
 Everything here is a function from what is known (settings, state, observation) to what is to
 be done and the next state. :class:`~plastic_runtime.PlasticityManager` measures, asks, and acts.
 
-The loop is a heuristic: the moving validation loss stops falling (a plateau, as learning-rate
-schedules detect it), one decision follows, and the loss that comes next judges the decision.
-A shrink that hurt is woken and leaves a *floor*; a growth that did not help leaves a *cap*.
+The loop is a heuristic: the moving validation loss stops falling by more than its noise (a
+plateau, as learning-rate schedules detect it), one decision follows, and the loss that comes next
+judges the decision. A shrink that hurt is woken and leaves a *floor*; a growth that did not help
+leaves a *cap*.
 Floors and caps close in on each layer, so ranks cannot flap.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+from plastic_runtime.manager.noise import LOSSES, least_progress
 from plastic_runtime.manager.state import Change, Guard, LayerView, PolicyState, Settings, Trial
 from plastic_runtime.surgery.byte_count import ByteCount
 
@@ -38,6 +40,7 @@ def watch(settings: Settings, state: PolicyState, loss: float) -> tuple[Verdict,
         state,
         step=state.step + 1,
         losses=(*state.losses, loss)[-settings.window :],
+        recent=(*state.recent, loss)[-LOSSES:],
         rest=max(state.rest - 1, 0),
         guard=guard and replace(guard, left=guard.left - 1),
     )
@@ -187,11 +190,18 @@ def _watch_plateau(settings: Settings, state: PolicyState) -> tuple[Verdict, Pol
     if moving > reference + settings.gamma * abs(reference):
         # No change of ours did this: the data did, and what was learnt about ranks is void.
         state = replace(state, floors={}, caps={}, reference=moving, stale=0, settled=False)
-    elif state.reference is None or moving < reference - settings.delta * abs(reference):
+    elif state.reference is None or moving < reference - _progress(settings, state, reference):
         state = replace(state, reference=moving, stale=0, settled=False)
     else:
         state = replace(state, stale=state.stale + 1)
     return ("plateau" if state.stale >= settings.patience else "wait"), state
+
+
+def _progress(settings: Settings, state: PolicyState, reference: float) -> float:
+    """Return the fall below the reference that counts as progress."""
+    if settings.delta is None:
+        return least_progress(state.recent, settings.window, reference)
+    return settings.delta * abs(reference)
 
 
 def _judge_growth(settings: Settings, state: PolicyState) -> PolicyState:

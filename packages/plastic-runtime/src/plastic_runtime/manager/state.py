@@ -12,7 +12,8 @@ class Settings:
     """The numbers that drive the decisions. Times are counted in validation losses.
 
     Attributes:
-        delta: Relative fall of the moving loss that counts as progress.
+        delta: Relative fall of the moving loss that counts as progress; by default what stands
+            out from the noise of the losses, which is measured (``manager.noise``).
         gamma: Relative change of the moving loss that counts as an effect: a rise after a shrink
             is harm, a fall after a growth is help.
         k: Components that one growth adds to a layer.
@@ -32,7 +33,7 @@ class Settings:
         ValueError: `fraction` must be in (0, 1], got 0.
     """
 
-    delta: float = 1e-3
+    delta: float | None = None
     gamma: float = 1e-2
     k: int = 2
     window: int = 3
@@ -45,8 +46,9 @@ class Settings:
     def __post_init__(self) -> None:
         least = {"delta": 0, "gamma": 0, "cooldown": 0, "k": 1, "window": 1, "patience": 1}
         for name, bound in {**least, "guard": self.window}.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"`{name}` must be at least {bound}, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not (value is None or value >= bound):
+                raise ValueError(f"`{name}` must be at least {bound}, got {value}.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"`fraction` must be in (0, 1], got {self.fraction}.")
 
@@ -129,6 +131,7 @@ class PolicyState:
     Attributes:
         step: Losses seen.
         losses: The latest ones since the latest change, ``window`` at most.
+        recent: The latest ones, whatever changed between them, that their noise is measured on.
         last: Moving loss at the latest change.
         reference: Best moving loss since the latest change.
         stale: Losses since the reference fell.
@@ -142,6 +145,7 @@ class PolicyState:
 
     step: int = 0
     losses: tuple[float, ...] = ()
+    recent: tuple[float, ...] = ()
     last: float | None = None
     reference: float | None = None
     stale: int = 0
@@ -173,5 +177,5 @@ class PolicyState:
             parked = {path: tuple(ids) for path, ids in guard["parked"].items()}
             guard = Guard(guard["before"], guard["left"], parked)
         trial = None if trial is None else Trial(**trial)
-        fields = {name: plain[name] for name in plain if name not in ("losses", "guard", "trial")}
-        return cls(losses=tuple(plain["losses"]), guard=guard, trial=trial, **fields)
+        tuples = {name: tuple(plain.get(name, ())) for name in ("losses", "recent")}
+        return cls(**{**plain, **tuples, "guard": guard, "trial": trial})
