@@ -122,7 +122,8 @@ def run_demo(folder: Path, windows: int) -> None:
 
 def without_time(log: Path) -> None:
     """Take the time of day out of an event log."""
-    log.write_text(json.dumps([asdict(event) | {"time": 0} for event in read_events(log)]))
+    untimed = {"time": 0, "seconds": 0}
+    log.write_text(json.dumps([asdict(event) | untimed for event in read_events(log)]))
 
 
 PARTS: dict[str, Callable[[Path, int], None]] = {

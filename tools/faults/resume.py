@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from forks import finished, one_thread, started
 from plastic_export import TrainingOptions
-from plastic_export.training import CHANGES, OPTIMIZERS, read_history
+from plastic_export.training import OPTIMIZERS, read_history
 from plastic_runtime import ResumableBatches
+from plastic_runtime.log import CHANGES
 from runbits import compare_runs
 from tinyrun import TRAINING, TinyRun
 

@@ -10,6 +10,7 @@ from plastic_runtime.log.events import (
     read_events,
 )
 from plastic_runtime.log.loss_log import LossRecord, append_loss, read_losses
+from plastic_runtime.log.rank_changes import RankChange, rank_changes
 from plastic_runtime.manager.manager import PlasticityManager
 from plastic_runtime.manager.state import Settings
 from plastic_runtime.measure.blockwise import measure_grams
@@ -54,6 +55,7 @@ __all__ = [
     "PlasticityCallback",
     "PlasticityEvent",
     "PlasticityManager",
+    "RankChange",
     "ResumableBatches",
     "Schedule",
     "Settings",
@@ -76,6 +78,7 @@ __all__ = [
     "loss_grams",
     "measure_grams",
     "park",
+    "rank_changes",
     "read_events",
     "read_losses",
     "rebalance",

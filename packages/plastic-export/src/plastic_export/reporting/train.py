@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from plastic_export.reporting.pages.run_facts import run_record, run_table
+from plastic_export.reporting.pages.run_facts import change_table, run_record, run_table
 from plastic_export.reporting.tables import Presented, figures
 from plastic_export.training.run import TrainedRun
 
@@ -20,6 +20,7 @@ def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     lines: list[Table | str] = [
         run_table(result.history),
         "",
+        *_changes(result),
         *_dial(result),
         f"state      after step {result.written.step:,}, validation loss {result.written.loss:.4f}",
         f"written    {result.adapter} {sizes['adapter']:,} bytes, {result.peft} {sizes['peft']:,}",
@@ -30,6 +31,11 @@ def present_trained(result: TrainedRun, src: str, out: Path) -> Presented:
     state = {"state_step": result.written.step, "state_loss": result.written.loss}
     record = files | {f"{name}_bytes": nbytes for name, nbytes in sizes.items()}
     return Presented(record | state | dial | run_record(result.history), lines)
+
+
+def _changes(result: TrainedRun) -> list[Table | str]:
+    """Show what every change of ranks cost and gained."""
+    return [change_table(result.history), ""] if result.history.changes else []
 
 
 def _dial(result: TrainedRun) -> list[Table | str]:

@@ -239,7 +239,7 @@ class Course:
             self.model,
             self.rows.valid,
             min(self.training.batch, len(self.rows.valid)),
-            self.training.evaluate_batches,
+            self.training.validated,
             self.training.window,
             iterate_batches=self._order,
         )

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plastic_core.files import FormatError
-from plastic_runtime import LossRecord, PlasticityEvent, read_events, read_losses
+from plastic_runtime import (
+    LossRecord,
+    PlasticityEvent,
+    RankChange,
+    rank_changes,
+    read_events,
+    read_losses,
+)
+from plastic_runtime.log import CHANGES
 
 from plastic_export.folder.adapter_files import RUN_FILE
 from plastic_export.folder.run_files import EVENTS, LOSSES
 from plastic_export.training.run_folder import RunFile, read_run_file
 
-CHANGES = ("grow", "shrink", "wake")
 Series = tuple[tuple[int, float], ...]
 """Pairs of step and value, in order; the value holds until the next pair."""
 
@@ -57,6 +64,7 @@ class History:
         train: Training losses.
         valid: Validation losses.
         events: Steps and events, oldest first; without those that only report.
+        changes: What every change of ranks cost and gained, oldest first.
         max_bytes: Ceiling on the bytes awake, if the run file tells one.
     """
 
@@ -69,6 +77,7 @@ class History:
     train: Series
     valid: Series
     events: tuple[tuple[int, PlasticityEvent], ...]
+    changes: tuple[RankChange, ...]
     max_bytes: int | None = None
 
 
@@ -137,7 +146,9 @@ def build_history(
     told = any(e.validation is not None for e in events)
     changes = tuple((step, e) for step, e in placed if e.action in CHANGES)
     start = {} if run is None else run.ranks
-    awake, asleep = _bytes(changes, None if run is None else run.bytes_awake)
+    start_bytes = None if run is None else run.bytes_awake
+    awake, asleep = _bytes(changes, start_bytes)
+    dated = [replace(event, step=step) for step, event in placed]
     return History(
         name=name,
         unit="training step" if when or told else "validation",
@@ -148,6 +159,7 @@ def build_history(
         train=train,
         valid=valid,
         events=changes,
+        changes=tuple(rank_changes(dated, losses=valid, start_bytes=start_bytes)),
         max_bytes=None if run is None else run.max_bytes,
     )
 

@@ -204,7 +204,7 @@ def _foresee(
     shape, window = ModelShape.of(checkpoint), training.window
     lengths = [min(window, len(rows.train[i][0])) for i in range(len(rows.train))]
     mean = sum(lengths) / len(lengths)
-    most = training.evaluate_batches if training.evaluate_batches > 0 else len(rows.valid)
+    most = training.validated if training.validated > 0 else len(rows.valid)
     validated = min(most * training.batch, len(rows.valid))
     validations = training.steps // training.interval + 1
     foresee_learning(

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from plastic_runtime import Gauge, Schedule
+from plastic_runtime import Gauge, Schedule, Settings
 
 Rate = float | Callable[[mx.array], mx.array]
 
@@ -24,6 +24,9 @@ OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
     ),
 }
 EVALUATE_EVERY = 50
+EVALUATE_BATCHES = 25
+LEAST_BATCHES = 4  # of a validation in a short run that follows the loss
+PLATEAUS = 12  # times that a run could tell a plateau: noise delays some beyond the tenth
 REPORT = 10  # steps between training losses, at most
 GAUGE = Gauge(scale=20 * math.sqrt(8 / 3) / 0.3, length=0.3)  # as tools/bench/train.py found best
 RANK = 8
@@ -64,8 +67,10 @@ class TrainingOptions:
             where ranks follow the budget, else 8.
         evaluate_every: Batches between two validations. After each of them ranks may change and
             the state of the run is saved. By default 50, or a multiple of ``accumulate`` just
-            below; fewer where a run that follows the budget is too short for that.
-        evaluate_batches: Batches of a validation, the same ones each time; -1 for all.
+            below; fewer where a run that follows the budget is too short for that. Where ranks
+            follow the loss, so many that a plateau shows within a twelfth of the run.
+        evaluate_batches: Batches of a validation, the same ones each time; -1 for all. By default
+            25; where ranks follow the loss, and validations are many, fewer.
         mask_prompt: Learn completions alone, not what is asked.
         grad_checkpoint: Compute activations twice rather than keep them.
         state: What the adapters are written from: the state of the lowest validation loss that
@@ -94,7 +99,7 @@ class TrainingOptions:
     follow: Follow | None = None
     rank: int | None = None
     evaluate_every: int | None = None
-    evaluate_batches: int = 25
+    evaluate_batches: int | None = None
     mask_prompt: bool = False
     grad_checkpoint: bool = False
     state: State = "best"
@@ -116,7 +121,9 @@ class TrainingOptions:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
         self._check_choices()
-        if self.evaluate_batches == 0 or self.evaluate_batches < -1:
+        if self.evaluate_batches is not None and (
+            self.evaluate_batches == 0 or self.evaluate_batches < -1
+        ):
             raise ValueError(
                 f"`evaluate_batches` must be positive, or -1 for all, got {self.evaluate_batches}."
             )
@@ -145,7 +152,21 @@ class TrainingOptions:
         updates = max(1, EVALUATE_EVERY // self.accumulate)
         if self.by_budget:
             updates = min(updates, max(1, self.updates // 2))
+        else:
+            seen = self.updates // (PLATEAUS * self._validations_seen)
+            # By fives, so that training losses have a common divisor to be told at.
+            updates = max(1, min(updates, seen - seen % 5 if seen > 5 else seen))
         return updates * self.accumulate
+
+    @property
+    def validated(self) -> int:
+        """Batches of a validation: ``evaluate_batches``, or what it is by default."""
+        if self.evaluate_batches is not None:
+            return self.evaluate_batches
+        if self.by_budget:
+            return EVALUATE_BATCHES
+        # A batch costs a third of a step: so many take a third of the time of training.
+        return min(EVALUATE_BATCHES, max(LEAST_BATCHES, self.interval))
 
     @property
     def report_every(self) -> int:
@@ -191,6 +212,12 @@ class TrainingOptions:
     def record(self) -> dict[str, Any]:
         """Return all of it in JSON's types."""
         return asdict(self) | {"plasticity": dict(self.plasticity)}
+
+    @property
+    def _validations_seen(self) -> int:
+        """Validations that the manager sees before it can tell a plateau."""
+        numbers = {name: getattr(Settings, name) for name in ("window", "patience")}
+        return sum({**numbers, **self.plasticity}[name] for name in numbers)
 
     def _check_choices(self) -> None:
         for name, choices in (("optimizer", OPTIMIZERS), ("state", STATES)):

@@ -140,6 +140,32 @@ def test_events_alone_are_a_run_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (record["rank_least"], record["rank_most"]) == (3, 6)
 
 
+def test_what_every_change_cost_and_gained_is_on_the_page_and_in_the_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = [replace(e, loss_before=3.5 - e.step / 10, seconds=0.25) for e in CHANGES[:3]]
+    run = write_run(tmp_path / "run", events=timed)
+    page = report(run).page.read_text()
+    assert "What every change cost and gained" in page
+    # Two layers after step 40 in half a second; the waking after step 60 judged them.
+    cells = ("40", "2", "+2, -3", "900 B to 2.0 KiB", "3.3000", "3.2000", "+0.1000", "0.50")
+    assert "".join(f'<td class="n">{cell}</td>' for cell in cells[1:]) in page
+    with pytest.raises(SystemExit):
+        main(["report", str(run), "--json"])
+    first, last = json.loads(capsys.readouterr().out)["rank_changes"]
+    assert (first["step"], first["grown"], first["parked"]) == (40, 2, 3)
+    assert (first["gained"], first["seconds"]) == (pytest.approx(0.1), 0.5)
+    # After the last one there is one validation, 3.5 - 80 / 100.
+    assert (last["woken"], last["loss_after"]) == (2, pytest.approx(2.7))
+
+
+def test_a_run_without_a_change_has_no_table_of_gains(tmp_path: Path) -> None:
+    assert (
+        "What every change cost"
+        not in report(write_run(tmp_path / "run", events=[])).page.read_text()
+    )
+
+
 def test_the_page_is_whole_in_itself_and_runs_nothing(written: Report) -> None:
     page = Page(written.page.read_text())
     assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)

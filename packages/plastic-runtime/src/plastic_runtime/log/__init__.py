@@ -2,3 +2,7 @@
 
 Stands on no other room.
 """
+
+from plastic_runtime.log.rank_changes import CHANGES
+
+__all__ = ["CHANGES"]

@@ -5,14 +5,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plastic_runtime.log.jsonlines import append_line, whole_lines
 
 _COUNTS = ("step", "rank_before", "rank_after", "bytes_awake", "bytes_asleep")
 _WORDS = ("layer", "action", "why")
-_NUMBERS = ("score", "loss_before", "loss_after")
+_NUMBERS = ("score", "loss_before", "loss_after", "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,8 @@ class PlasticityEvent:
         loss_after: Moving loss once the change has been judged; None until then.
         validation: Number of validation losses that the manager had seen; None where that is
             ``step``.
+        seconds: Time that it took since the decision began, or since its event before; None in
+            older logs. Not compared, as the same run takes another time.
 
     Examples:
         >>> event = PlasticityEvent(
@@ -58,6 +60,7 @@ class PlasticityEvent:
     loss_before: float | None = None
     loss_after: float | None = None
     validation: int | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
         """Return the event as one line of standard JSON; NaN and infinities become null."""

@@ -48,6 +48,7 @@ class Actions:
         counted: How bytes awake are counted; None for those of the factors.
         state: What the policy knows: an event tells its step and its moving loss.
         training_step: The newest training step that the manager was told of; None before any.
+        since: When what the next event tells of began, in seconds of ``time.perf_counter``.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Actions:
     counted: ByteCount | None = None
     state: PolicyState = field(default_factory=PolicyState)
     training_step: int | None = None
+    since: float = 0.0
 
     @cached_property
     def layers(self) -> dict[str, RankLayer]:
@@ -72,6 +74,10 @@ class Actions:
         """The bytes of ranks, by default those of the factors."""
         sizes = {path: layer.bytes_per_rank for path, layer in self.layers.items()}
         return self.counted or ByteCount(sizes)
+
+    def begin(self) -> None:
+        """Start the clock of a decision."""
+        self.since = time.perf_counter()
 
     def ranks(self) -> dict[str, int]:
         """Return the rank of every layer by path."""
@@ -198,6 +204,7 @@ class Actions:
         """
         layers, step, validation = self.layers, self.training_step, self.state.step
         rank = layers[path].rank if path else sum(layer.rank for layer in layers.values())
+        began, self.since = self.since, time.perf_counter()
         event = PlasticityEvent(
             time=time.time(),
             step=validation if step is None else step,
@@ -212,6 +219,7 @@ class Actions:
             loss_before=guard.before if guard else self.state.moving_loss,
             loss_after=self.state.moving_loss if guard else None,
             validation=None if step is None else validation,
+            seconds=self.since - began,
         )
         self.log.append(event)
         return event

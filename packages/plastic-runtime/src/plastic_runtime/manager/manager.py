@@ -134,6 +134,7 @@ class PlasticityManager:
         Returns:
             What was done, one event per decision; mostly nothing.
         """
+        self._act.begin()
         loss = float(val_loss)
         if not math.isfinite(loss):
             return [self.report(f"the validation loss is {loss}: no change")]
@@ -189,10 +190,11 @@ class PlasticityManager:
         act = self._act
         if act.loss is None:
             raise ValueError("`loss` must be given to price components.")
+        act.begin()
         try:
             inventories = value_components(act.model, act.sleep, act.loss)
         except ValueError as error:
-            return [self.report(f"{error}: no change")]
+            return [act.record("keep", why=f"{error}: no change")]
         floor = 0 if act.count.one_rank and may_be_empty(act.optimizer) else 1
         holdings = [held.holding(path, floor=floor) for path, held in inventories.items()]
         ranks, gauge = redistribute(holdings, max_bytes, act.count), self.gauge or Gauge()
@@ -207,6 +209,7 @@ class PlasticityManager:
 
     def report(self, why: str) -> PlasticityEvent:
         """Log that no rank changes, and why; about the whole model."""
+        self._act.begin()
         return self._act.record("keep", why=why)
 
     def grow(self, path: str, k: int) -> PlasticityEvent:
@@ -215,6 +218,7 @@ class PlasticityManager:
         Raises:
             ValueError: If there is no such layer, or no room in it or under ``max_bytes``.
         """
+        self._act.begin()
         layer = self._act.layer(path)
         self._check_room(path, k, "`k`")
         before = layer.rank
@@ -229,6 +233,7 @@ class PlasticityManager:
         Raises:
             ValueError: If there is no such layer or ``rank`` is not from 0 to its present rank.
         """
+        self._act.begin()
         change = Change("shrink", path, rank, "asked for")
         event, ids = self._act.shrink(change, None)
         self._ranks_changed(parked={path: ids} if ids else None)
@@ -241,6 +246,7 @@ class PlasticityManager:
             ValueError: If there is no such layer, nothing to wake, or no room in the layer or
                 under ``max_bytes``.
         """
+        self._act.begin()
         self._act.layer(path)
         ids = self.sleep_dict.ids(path) if ids is None else tuple(ids)
         self._check_room(path, len(set(ids) - self._guarded(path)), "the number of `ids`")
@@ -370,7 +376,7 @@ class PlasticityManager:
         try:
             gradients = act.gradients()
         except ValueError as error:
-            return [self.report(f"{error}: no change")]
+            return [act.record("keep", why=f"{error}: no change")]
         layers = layer_views(
             act.model,
             target=self.target,

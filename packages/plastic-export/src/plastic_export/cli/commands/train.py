@@ -62,9 +62,14 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @click.option(
     "--evaluate-every",
     type=_COUNT,
-    help="Batches between validations, after which ranks may change; 50, or fewer in a short run.",
+    help="Batches between validations, after which ranks may change; 50, or fewer in a short run "
+    "and with --follow loss.",
 )
-@_number("--evaluate-batches", click.IntRange(-1), "Batches of a validation; -1 for all.")
+@_number(
+    "--evaluate-batches",
+    click.IntRange(-1),
+    "Batches of a validation, -1 for all; 25, or fewer with --follow loss.",
+)
 @_number("--patience", _COUNT, "End after so many validations without a lower loss.")
 @_number("--state", click.Choice(STATES), "What the adapters are written from.")
 @_number(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from plastic_runtime import format_bytes
+from plastic_runtime import RankChange, format_bytes
+from plastic_runtime.log import CHANGES
 from rich.table import Table
 
 from plastic_export.reporting.tables import figures
-from plastic_export.training.history import CHANGES, History
+from plastic_export.training.history import History
+
+MOST_CHANGES = 20  # changes that a table in the terminal tells of
+CHANGE_NAMES = ("step", "layers", "components", "awake", "loss", "judged", "gained", "seconds")
+"""Columns of what every change of ranks cost and gained; losses are nats per token."""
 
 
 def run_table(history: History) -> Table:
@@ -43,11 +49,45 @@ def facts(history: History) -> dict[str, str]:
     return told
 
 
+def change_table(history: History) -> Table:
+    """Return what every change of ranks cost and gained as a table, the last ones if many."""
+    shown = history.changes[-MOST_CHANGES:]
+    untold = len(history.changes) - len(shown)
+    name = f"after {history.unit}" + (f" ({untold} earlier in the report)" if untold else "")
+    table = figures(name, *CHANGE_NAMES[1:], text=0)
+    for change in shown:
+        table.add_row(*change_row(change))
+    return table
+
+
+def change_row(change: RankChange) -> tuple[str, ...]:
+    """Return one change of ranks in words, in the order of ``CHANGE_NAMES``."""
+    counts = ((change.grown, "+{}"), (change.woken, "+{} woken"), (change.parked, "-{}"))
+    awake = format_bytes(change.bytes_after)
+    if change.bytes_before is not None:
+        awake = f"{format_bytes(change.bytes_before)} to {awake}"
+    return (
+        f"{change.step:,}",
+        f"{change.layers:,}",
+        ", ".join(form.format(count) for count, form in counts if count),
+        awake,
+        _told(change.loss_before, ".4f"),
+        _told(change.loss_after, ".4f"),
+        _told(change.gained, "+.4f"),
+        _told(change.seconds, ".2f"),
+    )
+
+
+def _told(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def run_record(history: History) -> dict[str, Any]:
     """Return the same as numbers, for JSON; what the logs do not tell is null.
 
     ``unit`` is what ``steps`` counts, "training step" or "validation". Losses are in nats per
     token, ranks those of single layers but for the two sums, bytes those of all factors.
+    ``rank_changes`` are those of `RankChange`.
     """
     valid = [loss for _, loss in history.valid]
     first, last = ([getattr(layer, end) for layer in history.layers] for end in ("first", "last"))
@@ -70,4 +110,5 @@ def run_record(history: History) -> dict[str, Any]:
         "growths": actions.count("grow"),
         "shrinks": actions.count("shrink"),
         "wakings": actions.count("wake"),
+        "rank_changes": [asdict(change) | {"gained": change.gained} for change in history.changes],
     }

@@ -19,7 +19,7 @@ from plastic_export.reporting.pages.page import (
     table,
     write_page,
 )
-from plastic_export.reporting.pages.run_facts import facts
+from plastic_export.reporting.pages.run_facts import CHANGE_NAMES, change_row, facts
 from plastic_export.reporting.plots.run_plots import bytes_figure, loss_figure, rank_figure
 from plastic_export.reporting.plots.themes import Picture, pictured
 from plastic_export.training.history import History, read_history
@@ -34,6 +34,12 @@ _CAPTIONS = {
     "bytes": "Bytes of all factors: awake in the layers, and asleep beside them, to be woken with "
     "the same bits.",
 }
+
+_JUDGED = (
+    "Losses are moving validation losses in nats per token: at the change, and when it was judged "
+    "or ranks changed again; training went on in between. Seconds are those of the decision and of "
+    "the change, without the compilation of the next step."
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def html(history: History, pictures: Mapping[str, Picture]) -> str:
                 section(name.capitalize(), figure(picture, _CAPTIONS[name]))
                 for name, picture in pictures.items()
             ),
+            *_gains(history),
             section("Layers", folded(f"{len(history.layers)} layers", layers)),
             section("Changes", _changes(history)),
         ],
@@ -131,6 +138,13 @@ def _layer_rows(history: History) -> Iterator[tuple[str, ...]]:
     for layer in history.layers:
         ranks = [rank for _, rank in layer.ranks]
         yield layer.path, *(str(r) for r in (layer.first, min(ranks), max(ranks), layer.last))
+
+
+def _gains(history: History) -> Iterator[str]:
+    """Yield the section about what every change of ranks cost and gained, if there was one."""
+    if history.changes:
+        rows = table(CHANGE_NAMES, map(change_row, history.changes))
+        yield section("What every change cost and gained", f"{rows}<p>{_JUDGED}</p>")
 
 
 def _changes(history: History) -> str:

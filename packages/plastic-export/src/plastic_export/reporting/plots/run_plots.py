@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from plastic_runtime.log import CHANGES
 
 from plastic_export.reporting.plots.size_plot import UNITS
 from plastic_export.reporting.plots.themes import ink
-from plastic_export.training.history import CHANGES, History, LayerHistory, Series
+from plastic_export.training.history import History, LayerHistory, Series
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
