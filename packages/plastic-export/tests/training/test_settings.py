@@ -6,6 +6,7 @@ import math
 
 import pytest
 from plastic_export.training.settings import TrainingOptions
+from plastic_runtime import Settings
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
@@ -17,10 +18,12 @@ def test_a_learning_rate_is_finite_and_positive(rate: float) -> None:
 @pytest.mark.parametrize(
     ("steps", "accumulate", "rank", "max_bytes", "interval"),
     [
-        (1000, 1, 8, None, 50),
+        (1000, 1, 8, None, 10),
         (1000, 1, None, 1000, 50),
-        (1000, 8, 8, None, 48),
-        (20, 1, 8, None, 50),
+        (1000, 8, 8, None, 16),
+        (10_000, 1, 8, None, 50),
+        (160, 1, 8, None, 2),
+        (20, 1, 8, None, 2),
         (20, 1, None, None, 10),
         (20, 1, None, 1000, 10),
         (3, 1, None, 1000, 1),
@@ -56,6 +59,23 @@ def test_a_default_size_goes_to_runs_that_follow_a_budget_without_one() -> None:
     assert TrainingOptions(max_bytes=70).sized(500).max_bytes == 70
     assert TrainingOptions(follow="loss").sized(500).max_bytes is None
     assert TrainingOptions(rank=4).sized(500).max_bytes is None
+
+
+@pytest.mark.parametrize("steps", [160, 1000, 3000])
+def test_a_run_that_follows_the_loss_can_tell_a_plateau_within_a_tenth(steps: int) -> None:
+    options = TrainingOptions(steps=steps, follow="loss")
+    settings = Settings()
+    assert options.interval * (settings.window + settings.patience) <= steps / 10
+    # A batch of a validation is a forward pass, a third of a step.
+    assert options.validated <= max(4, options.interval)
+    patient = TrainingOptions(steps=steps, follow="loss", plasticity={"patience": 12})
+    assert patient.interval * (settings.window + 12) <= max(steps / 10, 2 * 15)
+
+
+def test_what_is_given_for_validations_is_taken() -> None:
+    options = TrainingOptions(steps=1000, evaluate_every=40, evaluate_batches=-1)
+    assert (options.interval, options.validated) == (40, -1)
+    assert TrainingOptions(steps=1000, max_bytes=1000).validated == 25
 
 
 def test_one_update_leaves_no_time_to_cut() -> None:

@@ -25,6 +25,7 @@ OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
 }
 EVALUATE_EVERY = 50
 EVALUATE_BATCHES = 25
+LEAST_UPDATES = 2  # between validations in a short run that follows the loss
 LEAST_BATCHES = 4  # of a validation in a short run that follows the loss
 PLATEAUS = 12  # times that a run could tell a plateau: noise delays some beyond the tenth
 REPORT = 10  # steps between training losses, at most
@@ -155,7 +156,7 @@ class TrainingOptions:
         else:
             seen = self.updates // (PLATEAUS * self._validations_seen)
             # By fives, so that training losses have a common divisor to be told at.
-            updates = max(1, min(updates, seen - seen % 5 if seen > 5 else seen))
+            updates = min(updates, max(LEAST_UPDATES, seen - seen % 5 if seen > 5 else seen))
         return updates * self.accumulate
 
     @property

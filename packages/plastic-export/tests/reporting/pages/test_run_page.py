@@ -17,6 +17,8 @@ from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
 from plastic_export.folder.adapter_files import RUN_FILE
 from plastic_export.folder.run_files import EVENTS, LOSSES
+from plastic_export.reporting.pages.run_facts import run_record
+from plastic_export.reporting.pages.run_page import html
 from plastic_export.reporting.plots.rendering import rendered
 from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.plots.run_plots import (
@@ -141,18 +143,16 @@ def test_events_alone_are_a_run_too(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_what_every_change_cost_and_gained_is_on_the_page_and_in_the_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     timed = [replace(e, loss_before=3.5 - e.step / 10, seconds=0.25) for e in CHANGES[:3]]
     run = write_run(tmp_path / "run", events=timed)
-    page = report(run).page.read_text()
+    page = html(read_history(run), {})
     assert "What every change cost and gained" in page
     # Two layers after step 40 in half a second; the waking after step 60 judged them.
     cells = ("40", "2", "+2, -3", "900 B to 2.0 KiB", "3.3000", "3.2000", "+0.1000", "0.50")
     assert "".join(f'<td class="n">{cell}</td>' for cell in cells[1:]) in page
-    with pytest.raises(SystemExit):
-        main(["report", str(run), "--json"])
-    first, last = json.loads(capsys.readouterr().out)["rank_changes"]
+    first, last = run_record(read_history(run))["rank_changes"]
     assert (first["step"], first["grown"], first["parked"]) == (40, 2, 3)
     assert (first["gained"], first["seconds"]) == (pytest.approx(0.1), 0.5)
     # After the last one there is one validation, 3.5 - 80 / 100.
