@@ -9,7 +9,7 @@ LOSSES = 10
 ERRORS = 2.0
 """Standard errors by which a loss must fall to have fallen (heuristic): a loss that is flat then
 looks like one that falls once in forty times."""
-LEAST = 1e-4
+LEAST = 1e-3
 """Relative fall that nobody would wait for, however smooth the losses are (heuristic)."""
 _NORMAL = 1.4826  # standard deviation over median absolute value, of a normal distribution
 
@@ -46,7 +46,7 @@ def least_progress(losses: Sequence[float], window: int, level: float) -> float:
 
     Examples:
         >>> least_progress([2.0, 2.0, 2.0], window=1, level=2.0)
-        0.0002
+        0.002
     """
     error = loss_noise(losses[-LOSSES:]) * math.sqrt(2 / window)
     return max(ERRORS * error, LEAST * abs(level))
