@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from mlx.utils import tree_unflatten
 from plastic_core import RankLayer
 from plastic_core.layer import linear_shape
 from plastic_core.linalg import on_cpu
-from plastic_runtime import attach
+from plastic_runtime import ByteCount, attach
 from plastic_runtime.training import adaptable_layers
 
 from plastic_export.adapters.adapter import Adapter
@@ -110,8 +111,10 @@ def _attached(
     inside = [path for path in chosen if not _is_head(path)]
     head = [path for path in chosen if _is_head(path)]
     times = HEAD if training.by_budget or training.max_bytes is None else 1
-    entries = sum(sum(chosen[path]) for path in [*inside, *times * head])
-    rank = training.start_rank(max(1, STORED.size * entries))
+    ranks = dict.fromkeys(inside, 1) | dict.fromkeys(head, times)
+    count = replace(_stored_count(chosen, training.max_bytes or 0), one_rank=False)
+    per_rank = max(1, sum(ranks[path] * count.components[path] for path in ranks))
+    rank = training.start_rank(per_rank, count(ranks) - per_rank, head=bool(head))
     also = dict.fromkeys(head, times * rank)
     return attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
 
@@ -120,10 +123,12 @@ def _stored_bytes(start: Adapter | None) -> int:
     """Return the bytes of an adapter as a run would store it, its zeros and names included."""
     if start is None:
         return 0
-    sides = {path: (pair.shape, STORED) for path, pair in start.layers.items()}
-    return count_adapter_bytes(sides, sum(pair.nbytes for pair in start.layers.values()))(
-        start.ranks
-    )
+    shapes = {path: pair.shape for path, pair in start.layers.items()}
+    return _stored_count(shapes, sum(pair.nbytes for pair in start.layers.values()))(start.ranks)
+
+
+def _stored_count(shapes: Mapping[str, tuple[int, int]], largest: int) -> ByteCount:
+    return count_adapter_bytes({path: (s, STORED) for path, s in shapes.items()}, largest)
 
 
 def _candidates(model: nn.Module) -> dict[str, tuple[int, int]]:

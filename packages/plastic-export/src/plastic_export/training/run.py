@@ -251,7 +251,8 @@ def _check_ceiling(
             f"{len(layers)} layers, got {ceiling} bytes; raise it, or adapt fewer layers."
         )
     full = all(layer.rank == layer.max_rank for layer in layers.values())
-    if training.by_budget and awake <= ceiling and not full:
+    asked = training.rank is not None
+    if training.by_budget and asked and awake <= ceiling and not full:
         raise ValueError(
             f"`max_bytes` must be below the {awake} bytes that a run which follows the budget "
             f"begins with, got {ceiling} bytes; give a higher `rank`, or follow the loss."

@@ -33,7 +33,7 @@ GAUGE = Gauge(scale=20 * math.sqrt(8 / 3) / 0.3, length=0.3)  # as tools/bench/t
 RANK = 8
 HEAD = 3  # times the rank of the blocks, in the head
 PROBE = 4  # rows at least that components are priced on
-ROOM = 4  # times the final bytes, at the start of a run that ends at them
+ROOM = 4  # times the final bytes, at the start of a run that ends at them and has a head
 FIRST_CUT = 0.13  # of the steps
 _LARGEST_SEED = 2**64 - 1  # of mlx
 
@@ -64,8 +64,8 @@ class TrainingOptions:
             ``max_bytes`` if given. By default the first, unless ``rank`` is given without a
             ceiling or no validation comes before the last step.
         rank: Components per layer at the start, in the head three times as many unless ranks
-            follow the loss under a ceiling. By default as many as take four times ``max_bytes``
-            where ranks follow the budget, else 8.
+            follow the loss under a ceiling. Where ranks follow the budget, by default as many as
+            fit, and where a head is adapted as many as take four times ``max_bytes``; else 8.
         evaluate_every: Batches between two validations. After each of them ranks may change and
             the state of the run is saved. By default 50, or a multiple of ``accumulate`` just
             below; fewer where a run that follows the budget is too short for that. Where ranks
@@ -186,17 +186,23 @@ class TrainingOptions:
         wanting = self.by_budget and self.max_bytes is None
         return replace(self, max_bytes=max_bytes) if wanting else self
 
-    def start_rank(self, bytes_per_rank: int) -> int:
+    def start_rank(self, per_rank: int, besides: int, *, head: bool) -> int:
         """Return the rank to begin with.
 
+        Only with a head among the layers does a run begin above its ceiling: what is cut pays for
+        what the head keeps. Elsewhere it begins with all that fits (decision 117).
+
         Args:
-            bytes_per_rank: Bytes of all layers per unit of it.
+            per_rank: Bytes of all layers per unit of it.
+            besides: Bytes that the file takes besides.
+            head: Whether a head is among the layers.
         """
         if self.rank is not None:
             return self.rank
         if not self.by_budget or self.max_bytes is None:
             return RANK
-        return max(1, ROOM * self.max_bytes // bytes_per_rank)
+        room = ROOM * self.max_bytes if head else self.max_bytes - besides
+        return max(1, room // per_rank)
 
     def schedule(self, start_bytes: int) -> Schedule | None:
         """Return the budget over the steps, if ranks follow one; it falls after a validation."""
