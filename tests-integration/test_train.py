@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -319,29 +320,37 @@ def chat_base(tiny: Any, folder: Path) -> Path:
     return base
 
 
-@pytest.mark.parametrize("file", ["train.jsonl", "valid.jsonl"])
-def test_a_prompt_that_fills_the_window_is_refused_before_the_first_step(
-    tiny: Any, tmp_path: Path, file: str
+def test_rows_whose_answer_the_window_cuts_away_are_named_and_not_trained_on(
+    tiny: Any, tmp_path: Path, run: Run
 ) -> None:
-    base, data = chat_base(tiny, tmp_path), tmp_path / "data"
-    data.mkdir()
+    base, good, bad = chat_base(tiny, tmp_path), tmp_path / "good", tmp_path / "bad"
     row = json.dumps({"prompt": "import", "completion": "os"})
-    for name in ("train.jsonl", "valid.jsonl"):
-        (data / name).write_text(f"{row}\n" * 4)
     long = json.dumps({"prompt": "import os " * 40, "completion": "os"})
-    (data / file).write_text(f"{row}\n\n{long}\n{row}\n")
-    masked = replace(SHORT, steps=4, mask_prompt=True)
-    message = rf"{file}: line 3: its prompt has (\d+) tokens, and a window of 32 leaves none"
-    with pytest.raises(FormatError, match=message) as caught:
-        train(base, data, tmp_path / "run", masked)
-    assert not (tmp_path / "run").exists()
-    prompt = int(re.search(message, str(caught.value))[1])  # type: ignore[index]
-    with pytest.raises(FormatError, match=f"has {prompt} tokens, and a window of {prompt} leaves"):
-        train(base, data, tmp_path / "run", replace(masked, window=prompt))
-    done = train(base, data, tmp_path / "run", replace(masked, window=prompt + 1, batch=1))
-    losses = [loss for _, loss in (*done.history.train, *done.history.valid)]
-    assert losses
-    assert np.isfinite(losses).all()
+    empty = json.dumps({"prompt": "import", "completion": ""})
+    for folder, train_rows, valid_rows in (
+        (good, [row] * 4, [row] * 2),
+        (bad, [row, "", long, row, empty, row, long, row], [long, row, row]),
+    ):
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("\n".join(train_rows))
+        (folder / "valid.jsonl").write_text("\n".join(valid_rows))
+    words = ["--window", 32, "--batch", 2, "--steps", 4, "--rank", 2, "--mask-prompt"]
+    for folder in (good, bad):
+        out = tmp_path / f"{folder.name} run"
+        code, _, err = run("train", base, "--data", folder, "--out", out, *words)
+        assert code == 0, err
+    cut = "a window of 32 tokens leaves nothing of its answer"
+    assert f"{bad}/train.jsonl: left out 2 of 7 rows, lines 3, 7: {cut}\n" in err
+    assert f"{bad}/train.jsonl: left out 1 of 7 rows, line 5: its text or answer is empty\n" in err
+    assert f"{bad}/valid.jsonl: left out 1 of 3 rows, line 1: {cut}\n" in err
+    runs = [snapshot(tmp_path / f"{folder.name} run") for folder in (good, bad)]
+    assert runs[0]["losses.jsonl"] == runs[1]["losses.jsonl"]
+    (bad / "train.jsonl").write_text(f"{long}\n" * 4)
+    code, _, err = run("train", base, "--data", bad, "--out", tmp_path / "none", *words)
+    assert code == 2
+    assert f"error: {bad}/train.jsonl: 0 rows are left, and a batch takes 2 (left out 4 " in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_prompt_that_does_not_begin_its_chat_is_refused_where_it_is_masked(
@@ -410,6 +419,8 @@ def test_a_row_that_is_none_is_named_by_its_line(
         (chats(1), "a message must be an object, got a number"),
         (chats({"content": "a"}), "a message has no 'role'"),
         (chats({"role": None, "content": "a"}), "`role` must be a string, got null"),
+        (chats({"role": "user", "content": math.nan}), "`content` must be a string, got a number"),
+        (chats({"role": "user", "content": {"a": 1}}), "`content` must be a string, got an object"),
         (chats({"role": "user", "content": "a"}), "the tokenizer has no chat template"),
     ],
 )
@@ -529,6 +540,19 @@ def test_a_run_cut_around_its_reallocation_ends_with_the_same_bits(
     for name in ("adapters/adapters.safetensors", "peft/adapter_model.safetensors"):
         assert ours[name] == theirs[name]
     assert ours["losses.jsonl"] == theirs["losses.jsonl"]
+
+
+def test_the_size_that_a_refusal_names_is_enough(tiny: Any, tmp_path: Path, run: Run) -> None:
+    words = ["--data", tiny.data, "--batch", 2, "--steps", 4, "--window", 32]
+    code, _, err = run("train", tiny.base, *words, "--out", tmp_path / "a", "--max-size", 100)
+    assert code == 2
+    least = int(re.search(r"--max-size must be at least (\d+) bytes", err)[1])  # type: ignore[index]
+    for size in (least - 1, least):
+        code, _, err = run("train", tiny.base, *words, "--out", tmp_path / "a", "--max-size", size)
+        assert (code, err.count("at least")) == ((0, 0) if size == least else (2, 1)), err
+    files = [*(tmp_path / "a").glob("*/adapter*.safetensors")]
+    assert len(files) == 2
+    assert all(0.9 * least < file.stat().st_size <= least for file in files)
 
 
 def test_a_rank_above_the_sides_is_the_full_rank_and_is_told_once(
@@ -756,7 +780,10 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         ("train.jsonl: 0 rows, and a batch takes 2", {"--data": tmp_path / "empty"}),
         ("train.jsonl: line 2: not valid JSON", {"--data": tmp_path / "json"}),
         ("train.jsonl: 1 rows, and a batch takes 2", {"--data": tmp_path / "few"}),
-        ("line 1: Unsupported data format", {"--data": tmp_path / "keys", "--batch": 1}),
+        (
+            "line 1: Unsupported data format, its fields are words; each",
+            {"--data": tmp_path / "keys", "--batch": 1},
+        ),
         ("train.jsonl: line 4: cannot be read: no 'text'", {"--data": tmp_path / "late"}),
         ("train.jsonl: line 1: cannot be read", {"--data": tmp_path / "chat"}),
         ("the folder is not empty and holds no plastic-run.json", {"--out": tmp_path / "taken"}),

@@ -33,7 +33,7 @@ from plastic_export.plan.storing import stored
 from plastic_export.source.source import Source
 from plastic_runtime import GramFile
 from plastic_runtime.measure import GRAM_FILE_VERSION, GramSum, append_grams
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -334,6 +334,26 @@ def make_llama(make_readable: Callable[..., Path]) -> Callable[..., Path]:
     def make(name: str = "llama", **config: Any) -> Path:
         weights = random_weights(llama_shapes(LLAMA | config))
         return make_readable(name, weights=weights, **config)
+
+    return make
+
+
+@pytest.fixture
+def make_chatty(make_llama: Callable[..., Path]) -> Callable[..., Path]:
+    """A checkpoint of one token per letter, with control tokens and perhaps a chat template."""
+
+    def make(template: str | None, *, begins: bool = False, end: str | None = "<e>") -> Path:
+        folder = make_llama(f"chatty{template and len(template)}", vocab_size=96)
+        file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>", "<e>"])
+        if begins:
+            tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+        tokenizer.save(str(file))
+        named = {"chat_template": template, "eos_token": end}
+        given = {name: value for name, value in named.items() if value is not None}
+        config.write_text(json.dumps(json.loads(config.read_text()) | given))
+        return folder
 
     return make
 

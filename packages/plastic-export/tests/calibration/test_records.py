@@ -19,7 +19,6 @@ from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.cli.command import main
 from plastic_export.model.text import prefix_tokens
 from plastic_export.model.tokenizer import load_tokenizer
-from tokenizers import Tokenizer, processors
 
 Make = Callable[..., Path]
 Rows = Iterable[Any]
@@ -32,28 +31,6 @@ NOTHING = "{{ raise_exception('none at all') }}"
 ASKED = {"role": "user", "content": "hi"}
 TOLD = {"role": "assistant", "content": "yes"}
 SYSTEM = {"role": "system", "content": "be"}
-
-
-@pytest.fixture
-def make_chatty(make_llama: Make) -> Callable[..., Path]:
-    """A checkpoint of one token per letter, with control tokens and perhaps a chat template."""
-
-    def make(
-        template: str | None = CHATML, *, begins: bool = False, end: str | None = "<e>"
-    ) -> Path:
-        folder = make_llama(f"chatty{template and len(template)}", vocab_size=96)
-        file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>", "<e>"])
-        if begins:
-            tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
-        tokenizer.save(str(file))
-        named = {"chat_template": template, "eos_token": end}
-        given = {name: value for name, value in named.items() if value is not None}
-        config.write_text(json.dumps(json.loads(config.read_text()) | given))
-        return folder
-
-    return make
 
 
 @pytest.fixture
@@ -82,13 +59,13 @@ def test_rows_of_all_formats_stand_one_after_the_other(
     asked = ["<|im_start|>", *"user:hi", "<|im_end|>"]
     told = ["<|im_start|>", *"assistant:yes", "<|im_end|>"]
     rendered = [*asked, *told]
-    assert tokens(make_chatty(), file) == [*"abc", "<e>", *rendered, *rendered, "d", "<e>"]
+    assert tokens(make_chatty(CHATML), file) == [*"abc", "<e>", *rendered, *rendered, "d", "<e>"]
 
 
 def test_a_text_without_a_token_that_ends_it_meets_the_next_one(
     make_chatty: Make, write: Callable[[Rows], Path]
 ) -> None:
-    assert tokens(make_chatty(end=None), write([{"text": "ab"}, {"text": "c"}])) == [*"abc"]
+    assert tokens(make_chatty(CHATML, end=None), write([{"text": "ab"}, {"text": "c"}])) == [*"abc"]
 
 
 def test_what_begins_every_text_is_left_to_the_windows(
@@ -105,7 +82,7 @@ def test_what_begins_every_text_is_left_to_the_windows(
 
 def test_the_template_gets_the_tools(make_chatty: Make, write: Callable[[Rows], Path]) -> None:
     row = {"messages": [ASKED], "tools": [{"type": "function", "function": {"name": "f"}}]}
-    assert tokens(make_chatty(), write([row]))[-5:] == [*"tools"]
+    assert tokens(make_chatty(CHATML), write([row]))[-5:] == [*"tools"]
 
 
 def test_without_a_template_chats_are_plain_text_and_a_warning_says_so(
@@ -142,7 +119,7 @@ def test_a_damaged_line_is_named(
     row, reason = BAD[kind]
     file = write([{"text": "a"}, row])
     with pytest.raises(FormatError) as caught:
-        tokens(make_chatty(), file)
+        tokens(make_chatty(CHATML), file)
     assert f"{file}: line 2" in str(caught.value)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -187,7 +164,7 @@ def test_every_command_reads_chats_and_names_a_damaged_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = make_chatty()
+    folder = make_chatty(CHATML)
     rows: list[Any] = [{"messages": [ASKED, {**TOLD, "content": "yes" * 40}]}] * 4
     words: dict[str, list[object]] = {
         "plan": ["--bits", "4,8", "--bits-per-weight", "6", "--out", tmp_path / "plan.json"],

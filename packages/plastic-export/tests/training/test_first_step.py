@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from plastic_core.files import FormatError
-from plastic_export.training.data import TrainingData
+from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.first_step import FirstStep
 from plastic_export.training.settings import TrainingOptions
 from plastic_runtime import attach

@@ -21,19 +21,22 @@ def messages_of(row: Row) -> Messages:
     ]
 
 
-def chat_tokens(tokenizer: Any, messages: Messages, tools: Any = None) -> list[int]:
+def chat_tokens(tokenizer: Any, messages: Messages, tools: Any = None, **options: Any) -> list[int]:
     """Return the tokens of a chat, every control token of the template as one.
 
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``, with a chat template.
         messages: The turns.
         tools: What the assistant may call, in the form that the template knows.
+        **options: What else the template is told, such as ``add_generation_prompt``.
 
     Raises:
         RowError: If the template refuses the chat.
     """
     try:
-        return list(tokenizer.apply_chat_template(messages, tools=tools, return_dict=False))
+        return list(
+            tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **options)
+        )
     except Exception as error:  # chat templates raise what they like
         raise refusal(error) from error
 

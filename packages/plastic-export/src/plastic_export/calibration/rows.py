@@ -33,7 +33,7 @@ def fields_of(row: Row) -> tuple[str, ...]:
     for fields in _FIELDS:
         if all(name in row for name in fields):
             return fields
-    raise RowError("Unsupported data format")
+    raise RowError(f"Unsupported data format, its fields are {', '.join(row) or 'none'}")
 
 
 def check_row(row: Row, fields: tuple[str, ...]) -> None:
@@ -49,6 +49,8 @@ def check_row(row: Row, fields: tuple[str, ...]) -> None:
             _check_chat(row[name])
         else:
             _check_text(f"`{name}`", row[name])
+    if fields != ("text",):
+        _check_tools(row.get("tools"))
 
 
 def refusal(error: Exception) -> RowError:
@@ -79,8 +81,8 @@ def read_rows(file: Path) -> dict[int, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def at_line(file: Path, line: int) -> Iterator[None]:
-    """Turn a `RowError` of a row into an error that names the line.
+def at_line(file: Path, line: int, unit: str = "line") -> Iterator[None]:
+    """Turn a `RowError` of a row into an error that names the line, or the row of a table.
 
     Raises:
         FormatError: In its place.
@@ -88,7 +90,7 @@ def at_line(file: Path, line: int) -> Iterator[None]:
     try:
         yield
     except RowError as error:
-        raise FormatError.about(f"{file}: line {line}", str(error), error.remedy) from error
+        raise FormatError.about(f"{file}: {unit} {line}", str(error), error.remedy) from error
 
 
 def _check_text(name: str, value: Any) -> None:
@@ -112,8 +114,17 @@ def _check_chat(messages: Any) -> None:
         if "role" not in message:
             raise RowError("cannot be read: a message has no 'role'")
         _check_text("`role`", message["role"])
-        if isinstance(content := message.get("content"), str):
-            _check_text("`content`", content)
+        if not isinstance(message.get("content"), list | None):
+            _check_text("`content`", message["content"])
+
+
+def _check_tools(tools: Any) -> None:
+    """Check the outside alone, as of a chat."""
+    if tools is not None and not (
+        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    ):
+        got = _kind(tools) if not isinstance(tools, list) else "one that holds something else"
+        raise RowError(f"cannot be read: `tools` must be a list of objects, got {got}")
 
 
 def _kind(value: Any) -> str:

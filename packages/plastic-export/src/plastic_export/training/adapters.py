@@ -55,6 +55,18 @@ def round_as_stored(layers: Mapping[str, RankLayer]) -> dict[str, LoraPair]:
     return pairs
 
 
+def least_run_bytes(layers: Mapping[str, RankLayer]) -> int:
+    """Return the least ceiling that one component for each layer obeys.
+
+    The header of a file counts as if it named as many bytes as the ceiling, so a higher ceiling may
+    take some bytes more.
+    """
+    least, ones = 0, dict.fromkeys(layers, 1)
+    while (needed := count_run_bytes(layers, least)(ones)) > least:
+        least = needed
+    return least
+
+
 def write_adapters(out: Path, pairs: Mapping[str, LoraPair], base: BaseName) -> tuple[Path, Path]:
     """Write the plastic parts for mlx-lm and for PEFT, both with one rank for all.
 

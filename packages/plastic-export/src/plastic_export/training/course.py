@@ -34,7 +34,7 @@ from plastic_export.estimate.limits import Say
 from plastic_export.folder.run_files import EVENTS, GENERATIONS, LOSSES
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.best_state import BestState, Validated
-from plastic_export.training.data import TrainingData
+from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.forgetting import SCALES, DialPoint, SDial, turned_within
 from plastic_export.training.settings import GAUGE, PROBE, TrainingOptions
 

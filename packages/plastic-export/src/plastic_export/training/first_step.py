@@ -16,7 +16,7 @@ from plastic_runtime import ResumableBatches, gradient_factors
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.model.library import brief
-from plastic_export.training.data import TrainingData
+from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.settings import TrainingOptions
 
 _SIDES = {"weight", "scales", "biases"}

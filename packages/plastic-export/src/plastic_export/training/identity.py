@@ -14,7 +14,7 @@ from plastic_core.files import sha256_file
 from plastic_export.adapters.adapter import Adapter
 from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.training.data import TrainingData
+from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.settings import TrainingOptions
 from plastic_export.training.starting_adapter import adapter_digest
 

@@ -21,7 +21,7 @@ from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
-from plastic_export.training.data import TrainingData
+from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.default_size import default_size
 from plastic_export.training.first_step import FirstStep
 from plastic_export.training.settings import GAUGE, HEAD, TrainingOptions

@@ -32,10 +32,15 @@ from plastic_export.estimate.learning import foresee_learning
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.hub.run_card import write_run_card
-from plastic_export.training.adapters import count_run_bytes, round_as_stored, write_adapters
+from plastic_export.training.adapters import (
+    count_run_bytes,
+    least_run_bytes,
+    round_as_stored,
+    write_adapters,
+)
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import Course, DivergedError, Listener, ranks_of
-from plastic_export.training.data import TrainingData, read_training_data
+from plastic_export.training.data.training_data import Places, TrainingData, read_training_data
 from plastic_export.training.forgetting import DialPoint, other_text
 from plastic_export.training.history import History, read_history
 from plastic_export.training.identity import identity_of_run
@@ -80,7 +85,7 @@ class TrainedRun:
 
 def train(
     src: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: Places,
     out: str | os.PathLike[str],
     training: TrainingOptions = DEFAULT,
     *,
@@ -104,7 +109,8 @@ def train(
 
     Args:
         src: Folder or Hub id; dense or quantised. Its own weights are never changed.
-        data: Folder with ``train.jsonl`` and ``valid.jsonl`` in mlx-lm's formats.
+        data: Folder with ``train.jsonl`` and ``valid.jsonl`` in mlx-lm's formats, or other files
+            and folders of rows, see `read_training_data`.
         out: Folder of the run: new, empty, or of the same run.
         training: How to train.
         include: Glob patterns of the matrices to adapt; by default all projections.
@@ -149,15 +155,17 @@ def train(
         _check_source(checkpoint)
         reader = TokenReader(checkpoint, None if tokenizer is None else Path(tokenizer))
         rows = read_training_data(
-            Path(data),
+            data,
             reader.tokenizer,
             batch=training.batch,
             window=training.window,
             mask_prompt=training.mask_prompt,
+            validated=training.validated_rows,
+            seed=training.seed,
         )
         for each in (rows.train, rows.valid):
             for i in range(len(each)):
-                reader.check(each[i][0][: training.window])
+                reader.check(each[i][0])
         overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
         other = other_text(reader, training, base_text)
@@ -170,7 +178,7 @@ def train(
         count = _adapter_count(layers, training)
         _check_ceiling(layers, count, training)
         base = name_of_base(checkpoint)
-        for note in (*notes, *filter(None, [base.note])):
+        for note in (*rows.notes, *notes, *filter(None, [base.note])):
             say(note)
         run = RunFile(
             identity=identity_of_run(checkpoint, rows, training, patterns, reader, begun)
@@ -201,11 +209,10 @@ def _foresee(
     say: Say,
 ) -> None:
     """Tell what the run will take, or refuse it."""
-    shape, window = ModelShape.of(checkpoint), training.window
-    lengths = [min(window, len(rows.train[i][0])) for i in range(len(rows.train))]
+    shape = ModelShape.of(checkpoint)
+    lengths = [len(rows.train[i][0]) for i in range(len(rows.train))]
     mean = sum(lengths) / len(lengths)
-    most = training.validated if training.validated > 0 else len(rows.valid)
-    validated = min(most * training.batch, len(rows.valid))
+    validated = min(training.validated_rows or len(rows.valid), len(rows.valid))
     validations = training.steps // training.interval + 1
     foresee_learning(
         shape,
@@ -244,10 +251,10 @@ def _check_ceiling(
     ceiling = training.max_bytes
     if ceiling is None:
         return
-    each, awake = count(dict.fromkeys(layers, 1)), count(ranks_of(layers))
-    if ceiling < each:
+    least, awake = least_run_bytes(layers), count(ranks_of(layers))
+    if ceiling < least:
         raise ValueError(
-            f"`max_bytes` must be at least {each} bytes, one component for each of the "
+            f"`max_bytes` must be at least {least} bytes, one component for each of the "
             f"{len(layers)} layers, got {ceiling} bytes; raise it, or adapt fewer layers."
         )
     full = all(layer.rank == layer.max_rank for layer in layers.values())

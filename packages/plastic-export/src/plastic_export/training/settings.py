@@ -175,6 +175,11 @@ class TrainingOptions:
         return max(n for n in range(1, REPORT + 1) if self.interval % n == 0)
 
     @property
+    def validated_rows(self) -> int | None:
+        """Rows that a validation reads at most; None for all."""
+        return self.validated * self.batch if self.validated > 0 else None
+
+    @property
     def by_budget(self) -> bool:
         """Tell whether ranks follow the budget."""
         if self.follow is not None or self.max_bytes is not None:

@@ -36,7 +36,14 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 
 @click.command("train", short_help="Fine-tune with ranks that adapt.")
 @click.argument("src")
-@click.option("--data", type=FOLDER, required=True, help="Folder with train.jsonl, valid.jsonl.")
+@click.option(
+    "--data",
+    type=FOLDER,
+    required=True,
+    multiple=True,
+    help="Folder with train.jsonl and valid.jsonl, or shards of them, or a file of rows: JSONL, "
+    "parquet, arrow. May be repeated.",
+)
 @click.option("--out", type=FOLDER, required=True, metavar="RUN", help="Folder of the run.")
 @size_option(
     "--max-size",
@@ -91,7 +98,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @json_option()
 def train_command(
     src: str,
-    data: Path,
+    data: tuple[Path, ...],
     out: Path,
     max_size: int | None,
     start: Path | None,
@@ -108,10 +115,11 @@ def train_command(
 ) -> None:
     """Fine-tune SRC with ranks that follow the validation loss, in mlx-lm's own trainer.
 
-    Rows of --data are texts, prompts with completions, or chats, as mlx_lm.lora reads them. A run
-    that was cut goes on when it is started again with the same arguments. RUN gets the logs
-    (`plastic report RUN`), the newest states and that of the lowest validation loss, from which in
-    the end `adapters` for mlx-lm and `peft` are written.
+    Rows of --data are texts, prompts with completions, or chats, as mlx_lm.lora reads them. Rows
+    with nothing to learn are named and left out; a tenth is held out where no file is there to
+    validate on. A run that was cut goes on when it is started again with the same arguments. RUN
+    gets the logs (`plastic report RUN`), the newest states and that of the lowest validation loss,
+    from which in the end `adapters` for mlx-lm and `peft` are written.
     """
     output = Output(as_json)
     result = train(
