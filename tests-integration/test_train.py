@@ -21,6 +21,7 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
+from mlx_lm.models import llama
 from mlx_lm.tuner import trainer
 from plastic_core import RankLayer
 from plastic_core.files import load_safetensors, read_json
@@ -270,7 +271,9 @@ def test_quantised_bases_accumulation_and_checkpointing(
         mlx_lm.convert(str(tiny.base), str(base), quantize=True, q_bits=bits, q_group_size=32)
     training = replace(SHORT, accumulate=2, warmup=1, steps=16, learning_rate=1e-3)
     plain = train(base, tiny.data, tmp_path / "plain", training)
+    call = llama.TransformerBlock.__call__
     done = train(base, tiny.data, tmp_path / "run", replace(training, grad_checkpoint=True))
+    assert llama.TransformerBlock.__call__ is call  # which mlx-lm replaced
     losses = np.array([loss for _, loss in done.history.valid])
     assert losses[-1] < losses[0] - 0.05
     np.testing.assert_allclose(losses, [loss for _, loss in plain.history.valid], rtol=1e-5)
@@ -514,11 +517,13 @@ def test_every_saved_state_since_the_cut_would_be_written_within_the_size(
     assert {e.action for _, e in done.history.events}
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize(
+    ("at", "options"), [(2, {}), (6, {}), (6, {"accumulate": 2, "grad_checkpoint": True})]
+)
 def test_a_run_cut_around_its_reallocation_ends_with_the_same_bits(
-    tiny: Any, tmp_path: Path, at: int
+    tiny: Any, tmp_path: Path, at: int, options: dict[str, Any]
 ) -> None:
-    training = replace(SHORT, steps=12, rank=None, max_bytes=24_000, evaluate_every=2)
+    training = replace(SHORT, steps=12, rank=None, max_bytes=24_000, evaluate_every=2, **options)
     whole = train(tiny.base, tiny.data, tmp_path / "whole", training)
     assert {step for step, _ in whole.history.events} == {2}
 

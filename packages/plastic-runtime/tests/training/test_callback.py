@@ -1,13 +1,14 @@
 """The callback acts between updates: at once, after an accumulation, never on a bad loss."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from plastic_core import RankLayer
-from plastic_runtime import PlasticityCallback, PlasticityManager
+from plastic_runtime import PlasticityCallback, PlasticityManager, Schedule
 
 
 class Recorder(PlasticityManager):
@@ -27,13 +28,13 @@ class Log:
     """Another callback."""
 
     def __init__(self) -> None:
-        self.seen: list[str] = []
+        self.seen: list[tuple[str, int]] = []
 
     def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
-        self.seen.append("train")
+        self.seen.append(("train", train_info["iteration"]))
 
     def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
-        self.seen.append("val")
+        self.seen.append(("val", val_info["iteration"]))
 
 
 def val(iteration: int, loss: float = 1.0) -> dict[str, Any]:
@@ -109,7 +110,29 @@ def test_every_report_goes_on_to_the_wrapped_callback() -> None:
     callback = PlasticityCallback(Recorder(), wrapped=log)
     callback.on_val_loss_report(val(0))
     callback.on_train_loss_report(train(1))
-    assert log.seen == ["val", "train"]
+    assert log.seen == [("val", 0), ("train", 1)]
+
+
+def test_a_run_that_goes_on_counts_from_its_beginning() -> None:
+    layers = [RankLayer(mx.ones((4, 2)), mx.array([2.0, 1.0]), mx.ones((2, 4))) for _ in range(2)]
+    model, log = nn.Sequential(*layers), Log()  # type: ignore[no-untyped-call]
+    schedule = Schedule(144, 72, begin=12, end=12, every=1)
+    loss = partial(lambda x: mx.square(model(x)).mean(), mx.ones((1, 4)))
+    manager = PlasticityManager(model, loss=loss, schedule=schedule)
+    callback = PlasticityCallback(manager, accumulation=2, start=9, wrapped=log)
+
+    def batches(*, loop: bool) -> Iterator[int]:
+        yield from range(6)
+
+    bytes_awake = []
+    for iteration, _ in enumerate(callback.between(batches)(loop=True), start=1):
+        callback.on_train_loss_report(train(iteration))
+        bytes_awake.append(manager.bytes_awake)
+    assert bytes_awake == [144] * 4 + [72] * 2  # updates end after 11 and 13 steps
+    assert {event.step for event in manager.events} == {13}
+    assert log.seen == [("train", step) for step in range(10, 16)]
+    with pytest.raises(ValueError, match="`start` must not be negative, got -1"):
+        PlasticityCallback(manager, start=-1)
 
 
 def test_an_accumulation_below_one_is_refused() -> None:

@@ -111,7 +111,9 @@ class Course:
             max_bytes=None if schedule else training.max_bytes,
             **training.plasticity,
         )
-        self.callback = PlasticityCallback(self.manager, accumulation=training.accumulate)
+        self.callback = PlasticityCallback(
+            self.manager, accumulation=training.accumulate, wrapped=self
+        )
         self.generations = Generations(out / GENERATIONS, identity)
         self.best, self.count = BestState(out, identity), count
         self.start = 0
@@ -128,7 +130,7 @@ class Course:
         self.best.go_on()
         if state:
             self.say(f"going on from step {step}")
-        self.start = self.order.position = step
+        self.start = self.order.position = self.callback.start = step
         remaining = self.training.steps - step
         if remaining > 0 and not self._is_over():
             with saying_when_interrupted(lambda: ["the same command goes on with it"]):
@@ -184,16 +186,32 @@ class Course:
                 grad_accumulation_steps=self.training.accumulate,
                 adapter_file=str(Path(folder, "unused.safetensors")),
             )
-            with contextlib.closing(self._steps(steps)) as numbers:
+            with contextlib.closing(self._steps(steps)) as numbers, self._checkpointing():
                 self.trainer.train(
                     self.model,
                     self.optimizer,
                     self.rows.train,
                     [],  # mlx-lm before 0.30 asks for rows to validate on
                     args=arguments,
-                    iterate_batches=partial(self._batches, numbers, evaluated=evaluated),
-                    training_callback=self,
+                    iterate_batches=self.callback.between(
+                        partial(self._batches, numbers, evaluated=evaluated)
+                    ),
+                    training_callback=self.callback,
                 )
+
+    @contextlib.contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Undo after the block what mlx-lm does to the class of the blocks to save memory."""
+        if not self.training.grad_checkpoint:
+            yield
+            return
+        model: Any = self.model
+        kind = type(model.layers[0])
+        call = kind.__call__
+        try:
+            yield
+        finally:
+            kind.__call__ = call
 
     def _steps(self, count: int) -> Generator[int, None, None]:
         """Yield the numbers of the steps to come, and show how far they are."""
@@ -228,7 +246,7 @@ class Course:
         if self._fits():
             self.best.offer(Validated(step, loss), self.model, self.manager)
         if not last:
-            self.callback.on_val_loss_report({"iteration": step, "val_loss": loss})
+            self.callback.on_val_loss_report({"iteration": step - self.start, "val_loss": loss})
         sizes = _synced_sizes(self.out)
         self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
         self.say(self._line(step, loss))
@@ -252,17 +270,17 @@ class Course:
         return ceiling is None or self.count(self.manager.ranks()) <= ceiling
 
     def on_train_loss_report(self, info: Mapping[str, Any]) -> None:
-        """Put the training loss on record; a hook of mlx-lm."""
-        step = self.start + int(info["iteration"])
+        """Put the training loss on record; the callback hands it on from mlx-lm."""
+        step = int(info["iteration"])
         self.train_loss = float(info["train_loss"])
         self.tokens_per_second = float(info["tokens_per_second"])
         _check_finite("training", self.train_loss, step)
         append_loss(self.out / LOSSES, step, "train", self.train_loss)
         if self.listener is not None:
-            self.listener.on_train_loss_report({**info, "iteration": step})
+            self.listener.on_train_loss_report(dict(info))
 
     def on_val_loss_report(self, info: Mapping[str, Any]) -> None:
-        """Do nothing: validation is done here, between two steps. The other hook of mlx-lm."""
+        """Do nothing: what follows a validation is done where it is made, between two steps."""
 
     def _sizes(self) -> dict[str, int]:
         """Return what a rank that adapts adds to the figures of a run."""

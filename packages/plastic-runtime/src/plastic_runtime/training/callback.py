@@ -23,18 +23,23 @@ class PlasticityCallback:
 
     Ranks change where no gradient is being accumulated: a loss that is reported between the
     steps of one update waits for its end. mlx-lm's trainer reports losses only every so many
-    steps; with ``iterate_batches=callback.between(iterate_batches)`` the callback also sees every
-    step, so that nothing waits longer than it must, and a schedule of bytes is followed.
-    Compiled steps, gradient checkpointing and quantised bases need nothing more. mlx-lm itself is
-    not imported.
+    steps; with ``iterate_batches=callback.between(iterate_batches)`` the callback sees every step,
+    so that nothing waits longer than it must, and a schedule of bytes is followed; reports of
+    training losses then change nothing. Compiled steps, gradient checkpointing and quantised bases
+    need nothing more. mlx-lm itself is not imported.
 
     Args:
         manager: It was given the same model and optimizer as the trainer.
         accumulation: ``TrainingArgs.grad_accumulation_steps``.
+        start: Steps that the run had made before, where it goes on (`load_run`): mlx-lm counts
+            from 1 again, while the schedule, the events and ``wrapped`` count from its beginning.
         wrapped: Another callback that every report goes on to, after the ranks have changed.
 
+    Attributes:
+        start: The same, to be set at any time before the training.
+
     Raises:
-        ValueError: If ``accumulation`` is below 1.
+        ValueError: If ``accumulation`` is below 1, or ``start`` is negative.
 
     Examples:
         mlx-lm is told of it by ``train(..., training_callback=callback,
@@ -53,32 +58,40 @@ class PlasticityCallback:
         manager: PlasticityManager,
         *,
         accumulation: int = 1,
+        start: int = 0,
         wrapped: TrainingCallback | None = None,
     ) -> None:
         if accumulation < 1:
             raise ValueError(f"`accumulation` must be at least 1, got {accumulation}.")
+        if start < 0:
+            raise ValueError(f"`start` must not be negative, got {start}.")
         self.manager = manager
         self.accumulation = accumulation
+        self.start = start
         self.wrapped = wrapped
         self._waiting: float | None = None
+        self._sees_every_step = False
 
     def on_val_loss_report(self, val_info: Info) -> None:
         """Take in a validation loss; mlx-lm reports it before the step that follows."""
-        self._waiting = float(val_info["val_loss"])
-        self._act(int(val_info["iteration"]))
+        info = self._counted_from_the_beginning(val_info)
+        self._waiting = float(info["val_loss"])
+        self._act(info["iteration"])
         if self.wrapped is not None:
-            self.wrapped.on_val_loss_report(val_info)
+            self.wrapped.on_val_loss_report(info)
 
     def on_train_loss_report(self, train_info: Info) -> None:
         """Act on a loss that waited; a training loss that is not finite changes nothing."""
-        loss = float(train_info["train_loss"])
+        info = self._counted_from_the_beginning(train_info)
+        loss = float(info["train_loss"])
         if not math.isfinite(loss):
             self._waiting = None
-            self.manager.training_step = int(train_info["iteration"])
+            self.manager.training_step = info["iteration"]
             self.manager.report(f"the training loss is {loss}: no change")
-        self._act(int(train_info["iteration"]))
+        if not self._sees_every_step:
+            self._act(info["iteration"])
         if self.wrapped is not None:
-            self.wrapped.on_train_loss_report(train_info)
+            self.wrapped.on_train_loss_report(info)
 
     def between(self, iterate_batches: Batches) -> Batches:
         """Return the same batches, with a chance to change ranks before each of a training.
@@ -93,16 +106,23 @@ class PlasticityCallback:
             if not kwargs.get("loop", False):
                 yield from batches
                 return
-            # A batch is asked for when all the steps before it are done.
-            for done, batch in enumerate(batches):
-                self._act(done)
-                yield batch
+            self._sees_every_step = True
+            try:
+                # A batch is asked for when all the steps before it are done.
+                for done, batch in enumerate(batches, self.start):
+                    self._act(done)
+                    yield batch
+            finally:
+                self._sees_every_step = False
 
         return watched
 
+    def _counted_from_the_beginning(self, info: Info) -> Info:
+        return {**info, "iteration": self.start + int(info["iteration"])}
+
     def _act(self, done: int) -> None:
         """Let the manager change ranks, if no update is half done after ``done`` steps."""
-        if done % self.accumulation:
+        if (done - self.start) % self.accumulation:
             return
         if self._waiting is not None:
             loss, self._waiting = self._waiting, None
