@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -678,6 +680,37 @@ def test_temporary_files_of_others_are_left_in_the_folder_of_a_run(
     assert not ours.exists()
 
 
+def test_a_table_without_the_package_that_reads_it_is_one_line(
+    tiny: Any, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "train-00000-of-00001.parquet").touch()
+    code, _, err = run("train", tiny.base, "--data", tmp_path, "--out", tmp_path / "run")
+    assert code == 2
+    assert err == (
+        "error: rows in parquet or arrow need the package datasets; install the extra: "
+        "pip install 'plastic-export[data]'\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_rows_in_other_files_are_the_same_run(tiny: Any, tmp_path: Path) -> None:
+    whole = train(tiny.base, tiny.data, tmp_path / "run", SHORT)
+    before = snapshot(tmp_path / "run")
+    lines = (tiny.data / "train.jsonl").read_text().splitlines(keepends=True)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    shutil.copy(tiny.data / "valid.jsonl", shards / "validation.jsonl")
+    for i in range(2):
+        (shards / f"train-{i:05}-of-00002.jsonl").write_text("".join(lines[20 * i : 20 * i + 20]))
+    again = train(tiny.base, shards, tmp_path / "run", SHORT)
+    assert (again.resumed, again.history) == (SHORT.steps, whole.history)
+    assert snapshot(tmp_path / "run") == before
+    turned = [*sorted(shards.glob("train-*"), reverse=True), shards / "validation.jsonl"]
+    with pytest.raises(FormatError, match="had train data"):
+        train(tiny.base, turned, tmp_path / "run", SHORT)
+
+
 def test_another_run_is_refused_by_what_differs(tiny: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(tiny.base, tiny.data, out, SHORT)
@@ -821,6 +854,29 @@ def test_bad_input_is_one_line(tiny: Any, tmp_path: Path, run: Run) -> None:
         assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+
+
+def test_the_default_run_ends_with_ranks_that_differ_within_its_size(
+    checkpoint: Path, heldout: Path, tmp_path: Path, run: Run
+) -> None:
+    text, file, out = heldout.read_text(), tmp_path / "rows.jsonl", tmp_path / "run"
+    rows = [{"text": text[i : i + 100]} for i in range(0, 4000, 100)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["--steps", 20, "--max-size", "150KB"]
+    code, _, err = run("train", checkpoint, "--data", file, "--out", out, *words)
+    assert code == 0, err
+    assert "4 of 40 rows, drawn by the seed 0, are held out of training" in err
+    ranks = {layer.path: layer.last for layer in read_ranks(out)}
+    assert len(set(ranks.values())) > 1, ranks
+    files = [*out.glob("adapters/*.safetensors"), *out.glob("peft/*.safetensors")]
+    assert [file.stat().st_size <= 150_000 for file in files] == [True, True]
+    mlx_lm.load(str(checkpoint), adapter_path=str(out / "adapters"))
+    assert run("report", out)[0] == 0
+    page = (out / "report.html").read_text()
+    pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(pictures) == len([*out.glob("report-*.png")]) > 0
+    for picture in pictures:
+        assert ElementTree.fromstring(base64.b64decode(picture)).tag.endswith("svg")
 
 
 def test_the_steps_are_tracked_with_the_loss_and_the_pace(tiny: Any, tmp_path: Path) -> None:

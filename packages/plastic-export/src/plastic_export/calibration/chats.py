@@ -21,6 +21,12 @@ def messages_of(row: Row) -> Messages:
     ]
 
 
+def has_chat_template(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer of mlx-lm renders chats, which that of 0.28 does not say itself."""
+    known: bool | None = getattr(tokenizer, "has_chat_template", None)
+    return bool(tokenizer.chat_template) if known is None else known
+
+
 def chat_tokens(tokenizer: Any, messages: Messages, tools: Any = None, **options: Any) -> list[int]:
     """Return the tokens of a chat, every control token of the template as one.
 

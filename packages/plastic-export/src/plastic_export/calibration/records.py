@@ -9,6 +9,7 @@ from typing import Any
 from plastic_export.calibration.chats import (
     Messages,
     chat_tokens,
+    has_chat_template,
     messages_of,
     plain,
     without_system,
@@ -83,7 +84,7 @@ class _RecordReader:
         return [*ids, *self._end]
 
     def _chat(self, messages: Messages, tools: Any) -> list[int]:
-        if not self._tokenizer.has_chat_template:
+        if not has_chat_template(self._tokenizer):
             self.plain_chats += 1
             return self._text(plain(messages))
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlx_lm.tuner.datasets import create_dataset
 from plastic_export.calibration.rows import RowError
+from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.training.data.row_tokens import answer_start, is_blank, row_tokens
 
 SYSTEM = {"role": "system", "content": "be"}
@@ -31,7 +34,7 @@ CHATS = [
 def test_chats_and_completions(row: dict[str, Any], mask_prompt: bool, tokenizer: Any) -> None:
     stock = create_dataset([row], tokenizer, SimpleNamespace(mask_prompt=mask_prompt))
     ids, offset = stock.process(stock[0])
-    ours = row_tokens(row, tokenizer, mask_prompt=mask_prompt)
+    ours = row_tokens(row, tokenizer, window=99, mask_prompt=mask_prompt)
     assert (ours.ids.tolist(), ours.offset) == (ids, offset)
     assert bool(offset) == mask_prompt
 
@@ -40,16 +43,28 @@ def test_chats_and_completions(row: dict[str, Any], mask_prompt: bool, tokenizer
 def test_texts(text: str, tokenizer: Any) -> None:
     row = {"text": text}
     stock = create_dataset([row], tokenizer, SimpleNamespace())
-    ours = row_tokens(row, tokenizer, mask_prompt=False)
+    ours = row_tokens(row, tokenizer, window=99, mask_prompt=False)
     assert (ours.ids.tolist(), ours.offset) == stock.process(stock[0])
     assert ours.ids[-1] == tokenizer.eos_token_id
     with pytest.raises(RowError, match="a text has no prompt to mask"):
-        row_tokens(row, tokenizer, mask_prompt=True)
+        row_tokens(row, tokenizer, window=99, mask_prompt=True)
+
+
+def test_a_text_that_fills_the_window_needs_no_token_to_end_it(
+    make_chatty: Callable[..., Path],
+) -> None:
+    endless = load_tokenizer(make_chatty(None, end=None))
+    ours = row_tokens({"text": "abc"}, endless, window=3, mask_prompt=False)
+    assert len(ours.ids) == 3
+    with pytest.raises(RowError, match="the tokenizer has no token that ends a text"):
+        row_tokens({"text": "abc"}, endless, window=4, mask_prompt=False)
 
 
 def test_the_tools_and_the_system_are_in_the_tokens(tokenizer: Any) -> None:
     row = CHATS[1]
-    text = tokenizer.decode(row_tokens(row, tokenizer, mask_prompt=False).ids).replace(" ", "")
+    text = tokenizer.decode(row_tokens(row, tokenizer, window=99, mask_prompt=False).ids).replace(
+        " ", ""
+    )
     assert "tools:" in text
     assert text.count("<|im_start|>") == 6
     assert "system:be" in text
@@ -71,11 +86,14 @@ def test_the_tools_and_the_system_are_in_the_tokens(tokenizer: Any) -> None:
 def test_an_answer_starts_behind_what_stands_before_the_first_turn_of_the_assistant(
     row: dict[str, Any], answered: list[Any] | None, tokenizer: Any
 ) -> None:
-    tokens = row_tokens(row, tokenizer, mask_prompt=False)
+    tokens = row_tokens(row, tokenizer, window=99, mask_prompt=False)
     expected = 0
     if answered is not None:
         asked = row_tokens(
-            {"messages": answered, "tools": row.get("tools")}, tokenizer, mask_prompt=False
+            {"messages": answered, "tools": row.get("tools")},
+            tokenizer,
+            window=99,
+            mask_prompt=False,
         )
         expected = len(asked.ids) + len("<assistant:")  # a control token is one
     assert answer_start(row, tokens, tokenizer) == expected

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 SHOWN = 5  # numbers of rows that a line names
 
 
-class LeftOut:
+class RowsLeftOut:
     """Rows of one file that are left out, and those that lose their ends.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from plastic_export.calibration.chats import Messages, chat_tokens, messages_of
+from plastic_export.calibration.chats import Messages, chat_tokens, has_chat_template, messages_of
 from plastic_export.calibration.rows import Row, RowError
 
 ASSISTANT = "assistant"
@@ -25,12 +25,13 @@ class RowTokens(NamedTuple):
     offset: int
 
 
-def row_tokens(row: Row, tokenizer: Any, *, mask_prompt: bool) -> RowTokens:
+def row_tokens(row: Row, tokenizer: Any, *, window: int, mask_prompt: bool) -> RowTokens:
     """Return the tokens of a row, as ``mlx_lm.lora`` of the newest version makes them.
 
     Args:
         row: The row, checked.
         tokenizer: mlx-lm's ``TokenizerWrapper``.
+        window: Tokens that stay of a longer row: a text of so many needs no token that ends it.
         mask_prompt: Whether all but the last message of a chat is not learned.
 
     Raises:
@@ -38,8 +39,8 @@ def row_tokens(row: Row, tokenizer: Any, *, mask_prompt: bool) -> RowTokens:
             no telling which tokens to mask.
     """
     if is_text(row):
-        return RowTokens(_array(_text_tokens(row, tokenizer, mask_prompt)), 0)
-    if not tokenizer.has_chat_template:
+        return RowTokens(_array(_text_tokens(row, tokenizer, window, mask_prompt)), 0)
+    if not has_chat_template(tokenizer):
         remedy = 'put chat_template.jinja beside it, or give rows of {"text": ...}'
         raise RowError("cannot be read: the tokenizer has no chat template", remedy)
     messages = messages_of(row)
@@ -99,16 +100,16 @@ def _array(ids: list[int]) -> NDArray[np.int32]:
     return np.array(ids, np.int32)
 
 
-def _text_tokens(row: Row, tokenizer: Any, mask_prompt: bool) -> list[int]:
+def _text_tokens(row: Row, tokenizer: Any, window: int, mask_prompt: bool) -> list[int]:
     if mask_prompt:
         remedy = "train without --mask-prompt, or give prompts with completions, or chats"
         raise RowError("a text has no prompt to mask", remedy)
+    ids: list[int] = tokenizer.encode(row["text"], verbose=False)
     end = tokenizer.eos_token_id
-    if end is None:
+    if end is None and len(ids) < window:
         reason = "the tokenizer has no token that ends a text, and mlx-lm puts it after every row"
         raise RowError(reason, "name its 'eos_token' in tokenizer_config.json")
-    ids: list[int] = tokenizer.encode(row["text"], verbose=False)
-    return ids if ids and ids[-1] == end else [*ids, end]
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _prompt_tokens(row: Row, messages: Messages, count: int, tokenizer: Any) -> list[int]:

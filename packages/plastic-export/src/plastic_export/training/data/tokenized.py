@@ -9,7 +9,7 @@ from typing import Any
 
 from plastic_export.calibration.chats import chat_tokens, messages_of
 from plastic_export.calibration.rows import Row, RowError, at_line, check_row, fields_of
-from plastic_export.training.data.left_out import LeftOut
+from plastic_export.training.data.left_out import RowsLeftOut
 from plastic_export.training.data.row_tokens import (
     RowTokens,
     answer_start,
@@ -50,11 +50,11 @@ def tokenize(table: RowTable, tokenizer: Any, *, window: int, mask_prompt: bool)
             line.
     """
     checked = _checked(table)
-    left_out = LeftOut(table.unit, window)
+    left_out = RowsLeftOut(table.unit, window)
     rows, tokens = list[RowTokens](), 0
     for number, row in checked.items():
         with at_line(table.file, number, table.unit):
-            found = row_tokens(row, tokenizer, mask_prompt=mask_prompt)
+            found = row_tokens(row, tokenizer, window=window, mask_prompt=mask_prompt)
         length = len(found.ids)
         if is_blank(row) or length <= max(1, found.offset):
             left_out.empty(number)
