@@ -121,13 +121,12 @@ def _check_complete(paths: Sequence[Path]) -> None:
     if len({path.suffix for path in paths}) > 1:
         reason = f"the same rows may be in {paths[-1].name} too"
         raise FormatError.about(paths[0], reason, "name one of the forms with --data")
-    shards = [match for path in paths if (match := _SHARD.search(path.stem)) and match[2]]
-    there = {int(match[1]) for match in shards}
-    for path, match in zip(paths, shards, strict=False):
+    found = [(path, match) for path in paths if (match := _SHARD.search(path.stem)) and match[2]]
+    there = {int(match[1]) for _, match in found}
+    for path, match in found:
         missing = [i for i in range(int(match[2])) if i not in there]
         if missing:
-            width = len(match[1])
-            reason = f"of {int(match[2])} shards number {missing[0]:0{width}} is missing"
+            reason = f"of {int(match[2])} shards number {missing[0]:0{len(match[1])}} is missing"
             raise FormatError.about(path, reason, "download the rest of them")
 
 
