@@ -947,13 +947,63 @@ def divergence_from_base(run: TrainedRun, checkpoint: Path, text: Path) -> float
     return float(np.mean([float(kl) for kl in found]))
 
 
-def test_a_text_of_the_base_without_a_limit_is_refused(tiny: Any, tmp_path: Path, run: Run) -> None:
+def test_what_is_remembered_is_not_forgotten(
+    overtrained: TrainedRun, checkpoint: Path, calibration: Path, heldout: Path, tmp_path: Path
+) -> None:
+    data = overtrained.out.with_name("data")
+    options = replace(ADAPTED, state="last", remember=1.0)
+    words: dict[str, Any] = {"include": BLOCKS, "base_text": calibration}
+    done = train(checkpoint, data, tmp_path / "run", options, **words)
+    plain, remembered = (run.history.train for run in (overtrained, done))
+    assert remembered[0][1] == pytest.approx(plain[0][1], rel=0.05)
+    assert remembered[-1][1] < 0.5 * remembered[0][1]
+    forgotten = [divergence_from_base(run, checkpoint, heldout) for run in (overtrained, done)]
+    assert forgotten[1] < 0.7 * forgotten[0]
+
+
+def test_a_run_that_remembers_ends_with_the_same_bits_where_it_was_cut(
+    tiny: Any, heldout: Path, tmp_path: Path
+) -> None:
+    training = replace(SHORT, steps=16, accumulate=2, warmup=1, grad_checkpoint=True)
+    plain = train(tiny.base, tiny.data, tmp_path / "plain", training)
+    training = replace(training, remember=0.5)
+    text: dict[str, Any] = {"base_text": heldout}
+    whole = train(tiny.base, tiny.data, tmp_path / "whole", training, **text)
+
+    def stop(line: str) -> None:
+        if "step  8/16" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.base, tiny.data, tmp_path / "run", training, say=stop, **text)
+    assert train(tiny.base, tiny.data, tmp_path / "run", training, **text).resumed == 8
+    ours, theirs = snapshot(tmp_path / "run"), snapshot(whole.out)
+    for name in ("adapters/adapters.safetensors", "losses.jsonl"):
+        assert ours[name] == theirs[name]
+        assert ours[name] != snapshot(plain.out)[name]
+
+
+def test_a_text_too_short_to_be_measured_on_and_remembered_is_refused(
+    tiny: Any, tmp_path: Path, run: Run
+) -> None:
+    text = tmp_path / "base.txt"
+    text.write_text("a text of the base")
+    words = ["--data", tiny.data, "--out", tmp_path / "run", "--window", 4, "--remember", 1]
+    code, _, printed = run("train", tiny.base, *words, "--base-text", text)
+    assert code == 2
+    assert "--base-text must have more than 16 windows of 4 tokens to be remembered" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_of_the_base_that_nothing_asks_for_is_refused(
+    tiny: Any, tmp_path: Path, run: Run
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some words " * 50)
     words = ["--data", str(tiny.data), "--out", str(tmp_path / "run"), "--base-text", str(text)]
     code, _, printed = run("train", str(tiny.base), *words)
     assert code == 2
-    assert "--base-text must be None where there is no --forget" in printed
+    assert "--base-text must be None where there is no --forget and no --remember" in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -53,7 +53,7 @@ from plastic_export.tasks.judging import evaluate_tasks
 from plastic_export.tasks.scores import ScoreDifference, TaskScore, TaskSettings
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import DivergedError, Listener
-from plastic_export.training.forgetting import DialPoint
+from plastic_export.training.forgetting.dial import DialPoint
 from plastic_export.training.run import TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
 

@@ -35,7 +35,9 @@ from plastic_export.folder.run_files import EVENTS, GENERATIONS, LOSSES
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.best_state import BestState, Validated
 from plastic_export.training.data.training_data import TrainingData
-from plastic_export.training.forgetting import SCALES, DialPoint, SDial, turned_within
+from plastic_export.training.forgetting.base_text import BaseText
+from plastic_export.training.forgetting.dial import SCALES, DialPoint, SDial, turned_within
+from plastic_export.training.forgetting.remembering import Remembering
 from plastic_export.training.settings import GAUGE, PROBE, TrainingOptions
 
 _LOGS = (EVENTS, LOSSES)
@@ -82,6 +84,7 @@ class Course:
         out: Path,
         model: nn.Module,
         rows: TrainingData,
+        known: BaseText,
         training: TrainingOptions,
         count: ByteCount,
         identity: Mapping[str, Any],
@@ -93,7 +96,7 @@ class Course:
 
         self.trainer = trainer
         self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
-        self.track, self.listener = track, listener
+        self.known, self.track, self.listener = known, track, listener
         self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
         self.optimizer = training.build_optimizer()
         probed = min(max(PROBE, training.batch), len(rows.train))
@@ -159,12 +162,12 @@ class Course:
             )
         return kept
 
-    def turn_down(self, other: mx.array | None) -> tuple[DialPoint, ...]:
+    def turn_down(self) -> tuple[DialPoint, ...]:
         """Turn every S down as far as the limit on forgetting asks; return all points measured."""
-        limit = self.training.forget
-        if limit is None or other is None:
+        limit, text = self.training.forget, self.known.measured
+        if limit is None or text is None:
             return ()
-        dial = SDial(self.model, find_rank_layers(self.model), other, self.validation_loss)
+        dial = SDial(self.model, find_rank_layers(self.model), text, self.validation_loss)
         points = dial.points(SCALES)
         return turned_within(dial, points, limit), *points
 
@@ -174,6 +177,8 @@ class Course:
         return patience is not None and self.best.validations_since >= patience
 
     def _train(self, steps: int, *, evaluated: bool) -> None:
+        remembering = self._remembering()
+        loss = self.trainer.default_loss
         with tempfile.TemporaryDirectory() as folder:
             arguments = self.trainer.TrainingArgs(
                 batch_size=self.training.batch,
@@ -193,8 +198,11 @@ class Course:
                     self.rows.train,
                     [],  # mlx-lm before 0.30 asks for rows to validate on
                     args=arguments,
+                    loss=remembering.beside(loss) if remembering else loss,
                     iterate_batches=self.callback.between(
-                        partial(self._batches, numbers, evaluated=evaluated)
+                        partial(
+                            self._batches, numbers, evaluated=evaluated, remembering=remembering
+                        )
                     ),
                     training_callback=self.callback,
                 )
@@ -222,8 +230,21 @@ class Course:
             return ""
         return f"loss {self.train_loss:.4f}, {self.tokens_per_second:.0f} tokens/s"
 
+    def _remembering(self) -> Remembering | None:
+        """Return what the base predicts on its text, if the run is to remember it."""
+        text, weight = self.known.remembered, self.training.remember
+        if text is None or weight is None:
+            return None
+        layers, seed = find_rank_layers(self.model), self.training.seed
+        return Remembering(self.model, layers, text, weight=weight, seed=seed, track=self.track)
+
     def _batches(
-        self, steps: Iterator[int], *args: Any, evaluated: bool, **kwargs: Any
+        self,
+        steps: Iterator[int],
+        *args: Any,
+        evaluated: bool,
+        remembering: Remembering | None,
+        **kwargs: Any,
     ) -> Iterator[Any]:
         """Yield the training's batches, with all that has to happen between two steps."""
         for step, batch in zip(steps, self._order(*args, **kwargs), strict=False):
@@ -231,7 +252,7 @@ class Course:
                 self._evaluate(step)
             if self._is_over():
                 return
-            yield batch
+            yield (*batch, *remembering.window(step)) if remembering else batch
 
     def _order(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         return between(self.order(*args, **kwargs))

@@ -41,7 +41,8 @@ from plastic_export.training.adapters import (
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import Course, DivergedError, Listener, ranks_of
 from plastic_export.training.data.training_data import Places, TrainingData, read_training_data
-from plastic_export.training.forgetting import DialPoint, other_text
+from plastic_export.training.forgetting.base_text import BaseText, read_base_text
+from plastic_export.training.forgetting.dial import DialPoint
 from plastic_export.training.history import History, read_history
 from plastic_export.training.identity import identity_of_run
 from plastic_export.training.plastic_model import load_plastic_model
@@ -117,8 +118,9 @@ def train(
         exclude: Glob patterns of matrices to leave alone.
         tokenizer: Folder or Hub id of the tokenizer; by default that of ``src``.
         revision: Commit, tag or branch of a Hub id.
-        base_text: Text that the base knows, to measure forgetting on (``training.forget``); by
-            default the texts of many kinds that come along.
+        base_text: Text that the base knows, to measure forgetting on (``training.forget``) and to
+            remember (``training.remember``), each on windows of its own; by default the texts of
+            many kinds that come along.
         start: An adapter to go on from, see `read_adapter`: the run begins at the sum of the base
             and of it.
         memory: Bytes of memory that it may take; by default what the machine has.
@@ -168,8 +170,8 @@ def train(
                 reader.check(each[i][0])
         overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
-        other = other_text(reader, training, base_text)
-        _foresee(checkpoint, rows, training, memory, say)
+        known = read_base_text(reader, training, base_text)
+        _foresee(checkpoint, rows, known, training, memory, say)
         begun = None if start is None else read_adapter(start, base=checkpoint)
         with _quiet():
             model, layers, training, notes = load_plastic_model(
@@ -182,15 +184,17 @@ def train(
             say(note)
         run = RunFile(
             identity=identity_of_run(checkpoint, rows, training, patterns, reader, begun)
-            | other.identity,
+            | known.identity,
             ranks=ranks_of(layers),
             bytes_awake=count(ranks_of(layers)),
             max_bytes=training.max_bytes,
         )
         with claimed(out, run), _quiet():
-            course = Course(out, model, rows, training, count, run.identity, say, track, listener)
+            course = Course(
+                out, model, rows, known, training, count, run.identity, say, track, listener
+            )
             resumed, written = course.go(), course.finish()
-            dial = course.turn_down(other.tokens)
+            dial = course.turn_down()
             _check_size(count(ranks_of(layers)), training)
             pairs = round_as_stored(layers)
             written = Validated(written.step, course.validation_loss())
@@ -204,6 +208,7 @@ def train(
 def _foresee(
     checkpoint: Checkpoint,
     rows: TrainingData,
+    known: BaseText,
     training: TrainingOptions,
     memory: int | None,
     say: Say,
@@ -214,10 +219,11 @@ def _foresee(
     mean = sum(lengths) / len(lengths)
     validated = min(training.validated_rows or len(rows.valid), len(rows.valid))
     validations = training.steps // training.interval + 1
+    windows, remembered = (0, 0) if known.remembered is None else known.remembered.shape
     foresee_learning(
         shape,
-        learnt=training.steps * training.batch * mean,
-        judged=validations * validated * mean,
+        learnt=training.steps * (training.batch * mean + remembered),
+        judged=validations * validated * mean + windows * remembered,
         trained=True,
         rows=training.batch,
         length=max(lengths),

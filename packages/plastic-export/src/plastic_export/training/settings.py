@@ -80,6 +80,9 @@ class TrainingOptions:
         forget: How far the adapters may move the model from its base on text that it is not trained
             on: KL divergence in nats per token. Every ``S`` is turned down as far as it takes,
             and further where the validation loss gains by it. None for no limit.
+        remember: How strongly every step holds the model to its base on text that it is not trained
+            on: nats of loss per nat of KL divergence, which the loss of the step gets beside its
+            own. None for not at all.
         seed: The seed of the directions, of the order of the data and of everything else.
         plasticity: Further arguments of the `PlasticityManager`, by name.
 
@@ -106,6 +109,7 @@ class TrainingOptions:
     state: State = "best"
     patience: int | None = None
     forget: float | None = None
+    remember: float | None = None
     seed: int = 0
     plasticity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,7 +121,7 @@ class TrainingOptions:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ValueError(f"`seed` must be from 0 to 2^64 - 1, got {self.seed}.")
-        for name in ("learning_rate", "forget"):
+        for name in ("learning_rate", "forget", "remember"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")

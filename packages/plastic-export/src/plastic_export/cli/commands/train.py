@@ -84,6 +84,11 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
     click.FloatRange(0, min_open=True),
     "KL divergence from SRC on other text that the adapters may have, in nats per token.",
 )
+@_number(
+    "--remember",
+    click.FloatRange(0, min_open=True),
+    "Nats of loss per nat of KL divergence from SRC, on a window of that text in every step.",
+)
 @click.option("--base-text", type=FOLDER, help="That other text; texts of many kinds by default.")
 @click.option("--mask-prompt", is_flag=True, help="Learn completions alone.")
 @click.option("--grad-checkpoint", is_flag=True, help="Save memory, compute activations twice.")

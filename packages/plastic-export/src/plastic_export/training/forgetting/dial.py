@@ -4,24 +4,18 @@ less where every ``S`` is turned down."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from plastic_core import RankLayer
 
-from plastic_export.calibration.text import Calibration
-from plastic_export.calibration.tokens import TokenReader
 from plastic_export.model.divergence import divergences, log_softmax
-from plastic_export.training.settings import TrainingOptions
 
 SCALES = (1.0, 0.85, 0.7, 0.5, 0.25, 0.0)
 STEP = 0.01
-WINDOWS, LENGTH = 16, 256
 
 
 class DialPoint(NamedTuple):
@@ -71,7 +65,7 @@ class SDial:
         """Measure both losses at some scales.
 
         Cost:
-            A validation and a pass over the tokens per scale, and a pass of the base.
+            A validation and a pass over the tokens per scale; the pass of scale 0 is the base's.
         """
         losses = []
         for scale in scales:
@@ -83,34 +77,13 @@ class SDial:
     def _divergences(self, row: mx.array, scales: Sequence[float]) -> list[float]:
         """Return the mean KL divergence from the base over one window at every scale."""
         base = log_softmax(self._logits(row, 0.0))
-        return [float(divergences(self._logits(row, s), base).mean()) for s in scales]
+        return [float(divergences(self._logits(row, s), base).mean()) if s else 0.0 for s in scales]
 
     def _logits(self, row: mx.array, scale: float) -> mx.array:
         self.turn(scale)
         self._model.eval()
         logits: mx.array = self._model(row)
         return logits.astype(mx.float32)
-
-
-class OtherText(NamedTuple):
-    """Text that the base knows, and how it is told from another."""
-
-    tokens: mx.array | None
-    identity: dict[str, Any]
-
-
-def other_text(
-    reader: TokenReader, training: TrainingOptions, text: str | os.PathLike[str] | None
-) -> OtherText:
-    """Return what forgetting is measured on, where there is a limit on it."""
-    if training.forget is None:
-        if text is not None:
-            raise ValueError(f"`base_text` must be None where there is no `forget`, got {text}.")
-        return OtherText(None, {})
-    windows = Calibration(
-        None if text is None else Path(text), min(LENGTH, training.window), WINDOWS
-    )
-    return OtherText(windows.cut(reader), {"base text": windows.record()["sha256"]})
 
 
 def scale_within(points: Sequence[DialPoint], limit: float) -> float:
