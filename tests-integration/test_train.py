@@ -933,6 +933,9 @@ def test_a_limit_on_what_is_forgotten_turns_the_dial_down(
     found = divergence_from_base(done, checkpoint, heldout)
     assert found == pytest.approx(written.forgotten, rel=FLOAT16)
     assert train(checkpoint, data, tmp_path / "run", options, **words).dial == done.dial
+    drawn = report(done.out).history.dial
+    assert drawn is not None
+    assert (drawn.limit, drawn.points) == (limit, done.dial)
 
 
 def divergence_from_base(run: TrainedRun, checkpoint: Path, text: Path) -> float:

@@ -2,5 +2,6 @@
 
 EVENTS = "events.jsonl"
 LOSSES = "losses.jsonl"
+DIAL = "dial.json"
 GENERATIONS = "generations"
 BEST = "best"

@@ -11,9 +11,9 @@ from plastic_export.folder.adapter_files import FOLDER as ADAPTERS
 from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE
 from plastic_export.folder.card_file import CARD
 from plastic_export.folder.manifest import MANIFEST, SLEEP, read_manifest
-from plastic_export.folder.run_files import BEST, EVENTS, GENERATIONS, LOSSES
+from plastic_export.folder.run_files import BEST, DIAL, EVENTS, GENERATIONS, LOSSES
 
-_OF_RUNS = (RUN_FILE, EVENTS, LOSSES)
+_OF_RUNS = (RUN_FILE, EVENTS, LOSSES, DIAL)
 
 
 def uploads(folder: Path, *, with_sleep: bool) -> dict[str, Path]:

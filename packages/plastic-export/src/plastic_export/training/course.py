@@ -31,12 +31,13 @@ from plastic_runtime import (
 )
 
 from plastic_export.estimate.limits import Say
-from plastic_export.folder.run_files import EVENTS, GENERATIONS, LOSSES
+from plastic_export.folder.run_files import DIAL, EVENTS, GENERATIONS, LOSSES
 from plastic_export.process.interruption import between, saying_when_interrupted
 from plastic_export.training.best_state import BestState, Validated
 from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.forgetting.base_text import BaseText
 from plastic_export.training.forgetting.dial import SCALES, DialPoint, SDial, turned_within
+from plastic_export.training.forgetting.dial_file import DialFile
 from plastic_export.training.forgetting.remembering import Remembering
 from plastic_export.training.settings import GAUGE, PROBE, TrainingOptions
 
@@ -163,13 +164,15 @@ class Course:
         return kept
 
     def turn_down(self) -> tuple[DialPoint, ...]:
-        """Turn every S down as far as the limit on forgetting asks; return all points measured."""
+        """Turn every S down as far as the limit on forgetting asks; return and keep all points."""
         limit, text = self.training.forget, self.known.measured
         if limit is None or text is None:
             return ()
         dial = SDial(self.model, find_rank_layers(self.model), text, self.validation_loss)
         points = dial.points(SCALES)
-        return turned_within(dial, points, limit), *points
+        found = turned_within(dial, points, limit), *points
+        DialFile(limit, found).write(self.out / DIAL)
+        return found
 
     def _is_over(self) -> bool:
         """Tell whether patience has run out."""

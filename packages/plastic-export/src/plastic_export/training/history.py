@@ -19,7 +19,8 @@ from plastic_runtime import (
 from plastic_runtime.log import CHANGES
 
 from plastic_export.folder.adapter_files import RUN_FILE
-from plastic_export.folder.run_files import EVENTS, LOSSES
+from plastic_export.folder.run_files import DIAL, EVENTS, LOSSES
+from plastic_export.training.forgetting.dial_file import DialFile, read_dial_file
 from plastic_export.training.run_folder import RunFile, read_run_file
 
 Series = tuple[tuple[int, float], ...]
@@ -66,6 +67,7 @@ class History:
         events: Steps and events, oldest first; without those that only report.
         changes: What every change of ranks cost and gained, oldest first.
         max_bytes: Ceiling on the bytes awake, if the run file tells one.
+        dial: Both losses under factors on every ``S``, if they were measured.
     """
 
     name: str
@@ -79,6 +81,7 @@ class History:
     events: tuple[tuple[int, PlasticityEvent], ...]
     changes: tuple[RankChange, ...]
     max_bytes: int | None = None
+    dial: DialFile | None = None
 
 
 def read_history(
@@ -106,18 +109,20 @@ def read_history(
     if not path.exists():
         raise FormatError.about(path, "there is no such run", "name a folder or a file of events")
     known: RunFile | None = None
+    dial: DialFile | None = None
     events_file, losses_file = path, None if losses is None else Path(losses)
     if path.is_dir():
         if losses is not None:
             raise ValueError(f"`losses` must be None for a folder, which has its own, got {losses}")
         known = read_run_file(path / RUN_FILE) if (path / RUN_FILE).exists() else None
+        dial = read_dial_file(path / DIAL) if (path / DIAL).exists() else None
         events_file, losses_file = path / EVENTS, path / LOSSES
     events = _events(events_file)
     records = _losses(losses_file, required=losses is not None)
     if not events and not records:
         reason = f"neither {EVENTS} nor {LOSSES} has a line"
         raise FormatError.about(path, reason, "name the folder of a run that has begun")
-    return build_history(path.resolve().name, events, records, known)
+    return build_history(path.resolve().name, events, records, known, dial)
 
 
 def build_history(
@@ -125,6 +130,7 @@ def build_history(
     events: Sequence[PlasticityEvent],
     losses: Sequence[LossRecord],
     run: RunFile | None = None,
+    dial: DialFile | None = None,
 ) -> History:
     """Put events and losses on one axis of steps.
 
@@ -136,6 +142,7 @@ def build_history(
         events: The events that were logged.
         losses: The losses that were logged; may be empty.
         run: The run file, which knows the layers that never changed.
+        dial: What the dial was measured at.
     """
     train, valid = (
         tuple((r.step, r.loss) for r in losses if r.kind == kind and r.loss is not None)
@@ -161,6 +168,7 @@ def build_history(
         events=changes,
         changes=tuple(rank_changes(dated, losses=valid, start_bytes=start_bytes)),
         max_bytes=None if run is None else run.max_bytes,
+        dial=dial,
     )
 
 

@@ -14,11 +14,12 @@ from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read
 from plastic_runtime.training import OTHER_RUN_REMEDY
 
 from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE
-from plastic_export.folder.run_files import BEST, GENERATIONS
+from plastic_export.folder.run_files import BEST, DIAL, GENERATIONS
 
 VERSION = 1
 HALF_WRITTEN = (
     f".{RUN_FILE}*.tmp",
+    f".{DIAL}*.tmp",
     f"{GENERATIONS}/.step-*.tmp",
     f"{BEST}/.step-*.tmp",
     "adapters/.adapter*.tmp",

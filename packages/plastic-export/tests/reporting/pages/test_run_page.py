@@ -16,24 +16,36 @@ from matplotlib.image import imread
 from plastic_export import FormatError, Report, report
 from plastic_export.cli.command import main
 from plastic_export.folder.adapter_files import RUN_FILE
-from plastic_export.folder.run_files import EVENTS, LOSSES
+from plastic_export.folder.run_files import DIAL, EVENTS, LOSSES
 from plastic_export.reporting.pages.run_facts import run_record
 from plastic_export.reporting.pages.run_page import html
 from plastic_export.reporting.plots.rendering import rendered
 from plastic_export.reporting.plots.replacing import check_replaceable
 from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
+    dial_figure,
     loss_figure,
     rank_figure,
     rank_map,
     short_names,
 )
+from plastic_export.training.forgetting.dial import DialPoint
+from plastic_export.training.forgetting.dial_file import DialFile
 from plastic_export.training.history import build_history, read_history
 from plastic_export.training.run_folder import RunFile
 from plastic_runtime import LossRecord, PlasticityEvent, append_loss
 
 START = {"m.layers.9.q": 4, "m.layers.10.q": 4, "m.layers.10.v": 2}
 HOSTILE = '<script src="http://x">$1_2$</script>&'
+CURVE = DialFile(
+    0.02,
+    (
+        DialPoint(0.7, 2.8, 0.019),
+        DialPoint(1.0, 2.6, 0.04),
+        DialPoint(0.5, 3.0, 0.01),
+        DialPoint(0.0, 3.5, 0.0),
+    ),
+)
 EVERY = 20  # training steps between validation losses
 
 
@@ -229,6 +241,21 @@ def test_losses_and_marks_are_where_they_belong(tmp_path: Path) -> None:
     assert marks == [(40, 0), (40, 1), (60, 2)]
 
 
+def test_the_dial_of_a_run_is_drawn_with_its_limit_and_what_was_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    CURVE.write(run / DIAL)
+    result = report(run)
+    assert [picture.name for picture in result.pictures][-1] == "report-dial.png"
+    assert result.history.dial == CURVE
+    assert "<h2>Dial</h2>" in result.page.read_text()
+    learnt, forgotten = dial_figure(CURVE).axes
+    for axes, values in ((learnt, [3.5, 3.0, 2.8, 2.6]), (forgotten, [0, 0.01, 0.019, 0.04])):
+        np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0, 0.5, 0.7, 1])
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), values)
+        assert set(axes.lines[-1].get_xdata()) == {0.7}
+    assert set(forgotten.lines[1].get_ydata()) == {0.02}
+
+
 def test_hundreds_of_layers_stay_one_picture() -> None:
     start = {f"m.layers.{b}.{r}_proj": 8 for b in range(80) for r in "qkvogud"}
     history = build_history("x", [], [LossRecord(9, "valid", 1.0)], RunFile({}, start, 1, None))
@@ -257,6 +284,9 @@ BROKEN: dict[str, tuple[str, str]] = {
     "a loss of words": (LOSSES, '{"step": 1, "kind": "train", "loss": "low"}'),
     "a run file of a later version": (RUN_FILE, '{"version": 99}'),
     "a run file that is none": (RUN_FILE, "[]"),
+    "a dial without points": (DIAL, '{"limit": 0.02, "points": []}'),
+    "a dial without a limit": (DIAL, '{"points": [{"scale": 1, "loss": 1, "forgotten": 1}]}'),
+    "a point without a loss": (DIAL, '{"limit": 0.02, "points": [{"scale": 1, "forgotten": 1}]}'),
 }
 
 

@@ -20,7 +20,12 @@ from plastic_export.reporting.pages.page import (
     write_page,
 )
 from plastic_export.reporting.pages.run_facts import CHANGE_NAMES, change_row, facts
-from plastic_export.reporting.plots.run_plots import bytes_figure, loss_figure, rank_figure
+from plastic_export.reporting.plots.run_plots import (
+    bytes_figure,
+    dial_figure,
+    loss_figure,
+    rank_figure,
+)
 from plastic_export.reporting.plots.themes import Picture, pictured
 from plastic_export.training.history import History, read_history
 
@@ -31,6 +36,9 @@ _CAPTIONS = {
     "components. Dotted lines mark the same steps above.",
     "ranks": "Rank of every layer over the steps; at the right its first and its last rank, where "
     "there is room.",
+    "dial": "What a factor on every S of the finished run makes of it: the loss on what it learnt, "
+    "and the KL divergence from the model it began with on text that it was not trained on. The "
+    "line across is the limit, the one upwards the factor that was written.",
     "bytes": "Bytes of all factors: awake in the layers, and asleep beside them, to be woken with "
     "the same bits.",
 }
@@ -71,6 +79,7 @@ def report(
 
     The page is one file: pictures are inside, no script runs, nothing is fetched. It shows losses
     with the changes of rank, the rank of every layer, and bytes awake and asleep, over the steps;
+    what was learnt and forgotten over the dial on ``S``, where there was a limit on forgetting;
     and every change in a table. A run may still be going on.
 
     Args:
@@ -109,11 +118,10 @@ def run_pictures(history: History) -> dict[str, Picture]:
         "ranks": (rank_figure, history.layers),
         "bytes": (bytes_figure, history.awake),
     }
-    return {
-        name: pictured(partial(drawing, history))
-        for name, (drawing, shown) in draw.items()
-        if shown
-    }
+    drawn = {name: partial(drawing, history) for name, (drawing, shown) in draw.items() if shown}
+    if history.dial is not None:
+        drawn["dial"] = partial(dial_figure, history.dial)
+    return {name: pictured(drawing) for name, drawing in drawn.items()}
 
 
 def html(history: History, pictures: Mapping[str, Picture]) -> str:

@@ -11,6 +11,7 @@ from plastic_runtime.log import CHANGES
 
 from plastic_export.reporting.plots.size_plot import UNITS
 from plastic_export.reporting.plots.themes import ink
+from plastic_export.training.forgetting.dial_file import DialFile
 from plastic_export.training.history import History, LayerHistory, Series
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
 # Okabe and Ito's palette, told apart by colour-blind readers; the marker says the same again.
 MARKS = {"grow": ("#0072B2", "^"), "shrink": ("#D55E00", "v"), "wake": ("#009E73", "o")}
 AWAKE, ASLEEP = "#0072B2", "#E69F00"
+LIMIT, WRITTEN = "#D55E00", "#0072B2"
 WIDTH = 9.0  # inches
 TALLEST_ROW, LEAST_ROW, TALLEST_MAP = 0.22, 0.03, 14.0  # inches
 LEGIBLE_ROW = 0.11  # inches that a label of its own needs
@@ -108,6 +110,23 @@ def bytes_figure(history: History) -> Figure:
     axes.grid()
     axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     _steps_below(axes, history)
+    return figure
+
+
+def dial_figure(dial: DialFile) -> Figure:
+    """Draw the validation loss and the divergence from the base over the factor on every ``S``."""
+    figure = _figure(4.0)
+    learnt, forgotten = figure.subplots(2, 1, sharex=True)
+    scales = [point.scale for point in dial.curve]
+    style: Any = {"color": ink(), "marker": "."}
+    learnt.plot(scales, [point.loss for point in dial.curve], **style)
+    forgotten.plot(scales, [point.forgotten for point in dial.curve], **style)
+    forgotten.axhline(dial.limit, color=LIMIT, linestyle="--")
+    for axes, label in ((learnt, "validation loss"), (forgotten, "nats from the base")):
+        axes.axvline(dial.points[0].scale, color=WRITTEN, linestyle=":")
+        axes.set_ylabel(label)
+        axes.grid()
+    forgotten.set_xlabel("factor on S")
     return figure
 
 
