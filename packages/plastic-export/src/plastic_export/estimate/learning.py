@@ -20,6 +20,7 @@ def foresee_learning(
     trained: bool,
     rows: int,
     length: int,
+    beside: int = 0,
     disk: int,
     memory: int | None,
     say: Say | None,
@@ -33,6 +34,7 @@ def foresee_learning(
         trained: Whether in mlx-lm's trainer.
         rows: Rows that one pass takes.
         length: Tokens of a row.
+        beside: Tokens of a window that every pass takes beside them.
         disk: Bytes that are written.
         memory: Bytes of memory that it may take; None for what the machine has.
         say: Takes the line.
@@ -43,13 +45,13 @@ def foresee_learning(
 
     def smaller() -> Iterator[Smaller]:
         for fewer in range(rows - 1, 0, -1):
-            yield Smaller(f"--batch {fewer}", learning_peak(shape, fewer, length))
+            yield Smaller(f"--batch {fewer}", learning_peak(shape, fewer, length, beside=beside))
         shorter = length // 2
         while shorter >= _SHORTEST:
             option = f"--batch 1 --window {shorter}"
-            yield Smaller(option, learning_peak(shape, 1, shorter))
+            yield Smaller(option, learning_peak(shape, 1, shorter, beside=beside))
             shorter //= 2
 
     work = learning_work(shape, learnt=learnt, judged=judged, trained=trained)
-    estimate = Estimate(work, learning_peak(shape, rows, length), disk)
+    estimate = Estimate(work, learning_peak(shape, rows, length, beside=beside), disk)
     announce(estimate, memory=memory, say=say, smaller=smaller())

@@ -90,10 +90,18 @@ def trying_peak(shape: ModelShape, *, tokens: int, length: int) -> int:
     return probing_peak(shape, tokens=tokens, length=length) + changed
 
 
-def learning_peak(shape: ModelShape, rows: int, length: int) -> int:
-    """Return the bytes of steps forwards and backwards through a model that is held as a whole."""
-    kept = ACTIVATIONS * len(shape.blocks) * 4 * rows * length * shape.width
-    return whole_peak(shape, rows, length) + kept
+def learning_peak(shape: ModelShape, rows: int, length: int, *, beside: int = 0) -> int:
+    """Return the bytes of steps forwards and backwards through a model that is held as a whole.
+
+    Args:
+        shape: The model.
+        rows: Rows of a batch.
+        length: Tokens of a row.
+        beside: Tokens of a window that runs beside the batch.
+    """
+    kept = ACTIVATIONS * len(shape.blocks) * 4 * (rows * length + beside) * shape.width
+    logits = LOGIT_COPIES * 4 * beside * shape.vocabulary
+    return whole_peak(shape, rows, length) + kept + logits
 
 
 def _pass(shape: ModelShape, block: Sequence[WeightShape], rows: int, length: int) -> int:

@@ -227,6 +227,7 @@ def _foresee(
         trained=True,
         rows=training.batch,
         length=max(lengths),
+        beside=remembered,
         disk=0,
         memory=memory,
         say=say,

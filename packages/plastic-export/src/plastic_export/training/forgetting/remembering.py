@@ -47,9 +47,11 @@ class Remembering:
 
     The divergence is the mean over the positions of one window per step, nats per token. Tokens
     that the base holds for unlikely count as one, which makes it smaller (the chain rule of the
-    divergence): with 64 of 2,048 tokens by 0 to 0 %, and of 49,152 by 0 %.
+    divergence): by a fifth with 64 of 2,048 tokens, which have 0.84 to 0.89 of the probability, and
+    by a fifth to a quarter with 64 of 49,152, which have 0.86 (SmolLM2-135M).
 
-    The base is the model with every plastic part turned off, and runs once per window.
+    The base is the model with every plastic part turned off. It runs once per window; what is kept
+    takes 8 bytes per position and token kept, 128 KiB for a window of 256.
 
     Args:
         model: The model, its layers in place.
