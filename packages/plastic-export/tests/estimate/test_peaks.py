@@ -28,6 +28,11 @@ def test_block_by_block_does_not_grow_with_the_blocks() -> None:
     assert learning_peak(model(50), 1, 64) > whole_peak(model(50), 1, 64)
 
 
+def test_a_window_beside_a_batch_is_held_with_it() -> None:
+    alone, beside, longer = (learning_peak(model(2), 1, 64, beside=n) for n in (0, 64, 128))
+    assert beside - alone == longer - beside > 4 * 64 * 2 * SIDE
+
+
 def test_a_calibration_holds_the_grams_of_one_block() -> None:
     few, many = (
         calibration_peak(m, m.weights, rows=1, length=64, widest=10**6)

@@ -100,13 +100,13 @@ class Remembering:
         def both(model: nn.Module, *batch: mx.array) -> tuple[mx.array, mx.array]:
             task, known = batch[: -len(Known._fields)], Known(*batch[-len(Known._fields) :])
             value, tokens = loss(model, *task)
-            term = self._weight * divergence_from(known, model(known.tokens))
+            term = self._weight * divergence_from_known(known, model(known.tokens))
             return value + (term - mx.stop_gradient(term)), tokens
 
         return both
 
 
-def divergence_from(known: Known, logits: mx.array) -> mx.array:
+def divergence_from_known(known: Known, logits: mx.array) -> mx.array:
     """Return KL(base || model) in nats per token, the unlikely tokens taken as one.
 
     Args:

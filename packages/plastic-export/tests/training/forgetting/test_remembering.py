@@ -13,7 +13,7 @@ from plastic_export.model import divergences, log_softmax
 from plastic_export.training.forgetting.remembering import (
     LIKELIEST,
     Remembering,
-    divergence_from,
+    divergence_from_known,
     know,
 )
 from plastic_runtime import attach, find_rank_layers
@@ -57,7 +57,9 @@ def logits(seed: int, vocabulary: int, scale: float = 3.0) -> mx.array:
 def test_where_every_token_is_kept_it_is_the_divergence() -> None:
     base, model = logits(0, LIKELIEST), logits(1, LIKELIEST)
     exact = float(divergences(model, log_softmax(base)).mean())
-    assert float(divergence_from(know(WINDOWS[:1], base), model)) == pytest.approx(exact, rel=1e-4)
+    assert float(divergence_from_known(know(WINDOWS[:1], base), model)) == pytest.approx(
+        exact, rel=1e-4
+    )
 
 
 def test_tokens_taken_as_one_make_it_smaller_by_what_is_unknown_of_them() -> None:
@@ -71,7 +73,7 @@ def test_tokens_taken_as_one_make_it_smaller_by_what_is_unknown_of_them() -> Non
         within = q_rest * np.log(q_rest / q_rest.sum() * p_rest.sum() / p_rest)
         lost += within.sum() / len(q)
     exact = float(divergences(model, log_softmax(base)).mean())
-    found = float(divergence_from(known, model))
+    found = float(divergence_from_known(known, model))
     assert found == pytest.approx(exact - lost, rel=1e-4)
     assert 0 < found < exact
 
@@ -80,7 +82,7 @@ def test_the_base_itself_has_neither_a_divergence_nor_a_gradient() -> None:
     for scale in (3.0, 100.0):  # the likeliest token takes all
         base = logits(0, 500, scale)
         known = know(WINDOWS[:1], base)
-        value, gradient = mx.value_and_grad(lambda x, k=known: divergence_from(k, x))(base)
+        value, gradient = mx.value_and_grad(lambda x, k=known: divergence_from_known(k, x))(base)
         assert float(value) == pytest.approx(0, abs=1e-6)
         assert float(mx.abs(gradient).max()) < 1e-6
 
@@ -93,7 +95,7 @@ def test_the_loss_keeps_its_value_and_gets_the_gradient_of_the_sum() -> None:
     known = remembering.window(0)
 
     def explicit(model: nn.Module) -> mx.array:
-        return task(model, *batch)[0] + 0.7 * divergence_from(known, model(known.tokens))
+        return task(model, *batch)[0] + 0.7 * divergence_from_known(known, model(known.tokens))
 
     loss = remembering.beside(task)
     (value, tokens), found = nn.value_and_grad(model, loss)(model, *batch, *known)
