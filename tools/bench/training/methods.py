@@ -59,7 +59,7 @@ def adalora(bench: TrainingBench, rank: int, seed: int) -> list[RunResult]:
         optimizer.update(model, grads)
         return value, grads
 
-    times = Times([], [], [])
+    times = Times()
     for done, batch in enumerate(bench.batches(seed), start=1):
         start = time.perf_counter()
         value, grads = step(batch)

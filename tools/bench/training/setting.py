@@ -6,10 +6,8 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from pydoc_data import topics
 from statistics import mean, median
 from typing import cast
 
@@ -17,21 +15,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from plastic_export import load_model, load_tokenizer, text_windows
+from mlx_lm.utils import dequantize_model
+from plastic_core.linalg import on_cpu
+from plastic_export import load_model
 from plastic_runtime import Gauge
 
-DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
+from training.texts import Texts, learnt, tokens_of
+
 SCALE = 20.0  # mlx-lm's default
 HEAD = "lm_head"
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Windows of tokens, int32, shape ``(windows, length + 1)``."""
-
-    train: np.ndarray
-    valid: np.ndarray
-    old: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -65,30 +57,25 @@ class RunResult:
 
 @dataclass
 class Times:
-    """Seconds: of the steps, of looking for a change, of steps with a change."""
+    """Seconds: of the steps, of looking for a change, of steps with a change; and every loss."""
 
-    steps: list[float]
-    between: list[float]
-    changes: list[float]
+    steps: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
 
 class TrainingBench:
     """The base, the texts, and the loop that is the same for all."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        tokenizer = load_tokenizer(options.source)
-        cut = partial(text_windows, tokenizer, length=options.length + 1)
-        train, valid, old = texts(options)
-        self.texts = Texts(
-            np.array(cut(train)),
-            np.array(cut(valid, limit=options.windows)),
-            [np.array(cut(text, limit=options.windows)) for text in old],
-        )
+    def __init__(self, options: argparse.Namespace, texts: Texts) -> None:
+        self.options, self.texts = options, texts
 
     def base(self) -> nn.Module:
-        """A fresh frozen base in float32."""
+        """A fresh frozen base in float32; on the CPU codes are what they stand for."""
         model = load_model(self.options.source)
+        if on_cpu():
+            model = dequantize_model(model)
         model.set_dtype(mx.float32)
         model.freeze()
         return model
@@ -122,11 +109,10 @@ class TrainingBench:
         return Gauge(SCALE * math.sqrt(8 / 3) / length, length)
 
     def measure(self, model: nn.Module, windows: np.ndarray) -> float:
-        """Mean loss over windows, eight at a time."""
+        """Mean loss over the tokens that are to be learnt, eight windows at a time."""
         parts = [mx.array(windows[i : i + 8]) for i in range(0, len(windows), 8)]
-        return float(
-            np.average([float(loss(model, p)) for p in parts], weights=list(map(len, parts)))
-        )
+        weights = [int(learnt(part).sum()) for part in parts]
+        return float(np.average([float(loss(model, part)) for part in parts], weights=weights))
 
     def train(
         self,
@@ -145,13 +131,15 @@ class TrainingBench:
             optimizer.update(model, grads)
             return cast(mx.array, value)
 
-        times = Times([], [], [])
+        times = Times()
         for done, batch in enumerate(self.batches(seed)):
             start = time.perf_counter()
             changed = done > 0 and between(done)
             middle = time.perf_counter()
-            mx.eval(step(batch), state)
+            value = step(batch)
+            mx.eval(value, state)
             end = time.perf_counter()
+            times.losses.append(float(value))
             if changed:
                 times.changes.append(end - start)
             else:
@@ -187,18 +175,7 @@ class TrainingBench:
 
 
 def loss(model: nn.Module, batch: mx.array) -> mx.array:
-    """Cross entropy of the next token, in nats."""
-    logits = model(batch[:, :-1])
-    return nn.losses.cross_entropy(logits, batch[:, 1:], reduction="mean")
-
-
-def texts(options: argparse.Namespace) -> tuple[str, str, list[str]]:
-    """Text to train on, to validate on, and of the old kind."""
-    if options.train is None:
-        text = "\n\n".join(topics.topics.values())
-        cut = len(text) * 9 // 10
-        train, valid = text[:cut], text[cut:]
-    else:
-        train, valid = options.train.read_text(), options.valid.read_text()
-    old = options.old or [DATA / "heldout.txt", DATA / "heldout-prose.txt"]
-    return train, valid, [path.read_text() for path in old]
+    """Cross entropy of the next token, in nats, over the tokens that are to be learnt."""
+    tokens, counted = tokens_of(batch), learnt(batch)
+    each = nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+    return (each * counted).sum() / counted.sum()

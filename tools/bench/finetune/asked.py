@@ -1,0 +1,90 @@
+"""Which runs are asked for: rates first, then every rank and seed at the rate that was best."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bakeoff.setting import digest_of
+from kept.measurements import Figures, Measurements, NotMeasured
+from plastic_core.files import sha256_file
+from plastic_export import open_checkpoint
+
+from finetune.making import OURS
+
+RUN = "run"
+TUNED_AT = 8  # the rank that rates are chosen at
+RATES = (1e-4, 3e-4, 1e-3)
+RATES_OF = {"adalora": (1e-3, 3e-3, 1e-2), "hira": (1e-3, 3e-3, 1e-2), "base": (1e-4,)}
+SHARED = ("task", "steps", "batch", "length", "windows", "warm", "probe")
+OWN = ("start", "every", "norm")  # of ours
+
+
+class KeptRun(NamedTuple):
+    """A run of the file."""
+
+    asked: dict[str, Any]
+    found: Figures
+
+
+def asked_places(options: argparse.Namespace, source: Path) -> dict[str, Any]:
+    """Return where the checkpoint and the texts are."""
+    files = {"source": source, "train": options.train, "valid": options.valid}
+    found = {name: file and str(file.resolve()) for name, file in files.items()}
+    return found | {"old": [str(file.resolve()) for file in options.old]}
+
+
+def shared_setting(options: argparse.Namespace, places: dict[str, Any]) -> dict[str, Any]:
+    """Return all that every run depends on."""
+    with open_checkpoint(places["source"]) as checkpoint:
+        weights = [sha256_file(file) for file in sorted(checkpoint.weight_files)]
+        base = digest_of([*weights, checkpoint.config])[:12]
+    named = [places["train"], places["valid"], *places["old"]]
+    texts = digest_of([sha256_file(Path(file)) for file in named if file])[:12]
+    return {name: getattr(options, name) for name in SHARED} | {"base": base, "texts": texts}
+
+
+def make_runs(
+    options: argparse.Namespace, measurements: Measurements, shared: dict[str, Any]
+) -> None:
+    """Make all runs that are not kept yet; those that fail are named."""
+    for method in options.methods:
+        own = {name: getattr(options, name) if method == OURS else None for name in OWN}
+        setting = shared | own | {"method": method}
+        rates = options.rates or RATES_OF.get(method, RATES)
+        best = best_rate(measurements, setting, rates)
+        for rank, seed in sizes_and_seeds(options, method):
+            if best is not None:
+                attempt(measurements, setting | {"rank": rank, "seed": seed, "rate": best})
+
+
+def sizes_and_seeds(options: argparse.Namespace, method: str) -> Iterator[tuple[int, int]]:
+    """Yield what is left when rates are chosen: ranks, then seeds."""
+    if method == "base":
+        return
+    for seed in range(options.seeds):
+        for rank in options.ranks:
+            yield rank, seed
+
+
+def best_rate(
+    measurements: Measurements, setting: dict[str, Any], rates: tuple[float, ...]
+) -> float | None:
+    """Return the rate of the lowest validation loss at one rank and seed; None if none ran."""
+    at = setting | {"rank": TUNED_AT, "seed": 0}
+    found = {rate: attempt(measurements, at | {"rate": rate}) for rate in rates}
+    ran = {rate: one["loss"] for rate, one in found.items() if one is not None}
+    return min(ran, key=lambda rate: ran[rate], default=None)
+
+
+def attempt(measurements: Measurements, setting: dict[str, Any]) -> Figures | None:
+    """Make a run, or take it from the file; None, and a line that says why, if it failed."""
+    try:
+        return measurements.of(RUN, **setting)
+    except NotMeasured as error:
+        named = " ".join(str(setting[name]) for name in ("method", "rank", "rate", "seed"))
+        print(f"left out: {named}: {error}", file=sys.stderr)
+        return None

@@ -1,0 +1,85 @@
+"""``plastic train`` under a ceiling: its parts with its defaults, in the loop of all others.
+
+The ceiling is the file of mlx-lm's LoRA of the rank. Where no option says otherwise, the rank at
+the start, the step of the cut, the gauge and the count of bytes are those of the command.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.optimizers as optim
+from kept.measurements import Figures
+from plastic_core import RankLayer, projections
+from plastic_export import Adapter, LoraPair, TrainingOptions, write_adapter
+from plastic_export.training import GAUGE
+from plastic_runtime import ByteCount, Gauge, PlasticityManager, attach, find_rank_layers
+from training.setting import HEAD, TrainingBench, loss
+
+from finetune.stock import measured_adapter, pace, stock_bytes
+
+LONGER = 4  # bytes of a layer's place in the header where ranks have more digits
+TIMES_THE_HEAD = 3  # the rank of an untied head at the start, as ``plastic train`` has it
+
+
+def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
+    """Begin larger, cut once to the bytes of the rank, train on."""
+    o, model, ceiling = bench.options, bench.base(), stock_bytes(bench, rank)
+    asked = TrainingOptions(
+        steps=o.steps,
+        batch=o.batch,
+        optimizer="adam",
+        max_bytes=ceiling,
+        evaluate_every=o.every,
+        rank=o.start and o.start * rank,
+    )
+    gauge = asked_gauge(o.norm)
+    each = sum(4 * sum(p.shape) for p in projections(model))
+    begun = asked.start_rank(each)
+    also = {HEAD: TIMES_THE_HEAD * begun} if HEAD in model else {}
+    layers = attach(model, begun, also=also, gauge=gauge, seed=seed)
+    count = file_count(layers, header=ceiling - rank * each)
+    most = count({path: layer.rank for path, layer in layers.items()})
+    optimizer, probe = optim.Adam(bench.rate), bench.probe(seed)
+    manager = PlasticityManager(
+        model,
+        optimizer,
+        loss=lambda: loss(model, probe),
+        schedule=asked.schedule(most),
+        gauge=gauge,
+        count=count,
+    )
+    times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
+    with tempfile.TemporaryDirectory() as folder:
+        made = write_adapter(adapter_of(find_rank_layers(model)), Path(folder) / "adapter", "mlx")
+        found = measured_adapter(bench, made)
+    return found | pace(times) | {"most": most, "ranks": manager.ranks()}
+
+
+def asked_gauge(length: float | None) -> Gauge:
+    """Return the gauge of the command; at another length a step of ``U`` is still the same."""
+    if length is None:
+        return GAUGE
+    return replace(GAUGE, length=length, scale=GAUGE.scale * GAUGE.length / length)
+
+
+def file_count(layers: Mapping[str, RankLayer], *, header: int) -> ByteCount:
+    """Return the bytes of the stock file at any ranks.
+
+    Args:
+        layers: All layers by path.
+        header: Bytes of the names and places of all of them.
+    """
+    sizes = {path: 4 * sum(layer.shape) for path, layer in layers.items()}
+    each = math.ceil(header / len(layers)) + LONGER
+    return ByteCount(sizes, dict.fromkeys(layers, each), one_rank=True)
+
+
+def adapter_of(layers: Mapping[str, RankLayer]) -> Adapter:
+    """Return the plastic parts as an adapter."""
+    pairs = {path: LoraPair(layer.S[:, None] * layer.Vh, layer.U) for path, layer in layers.items()}
+    return Adapter(pairs)
