@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from finetune.asked import RUN, KeptRun, asked_places, make_runs, shared_setting
 from finetune.making import ADAPTERS, finished_run
 from finetune.plot import draw_losses
 from finetune.tables import comparable, run_table, target_table
-from kept.measurements import Measurements
+from kept.measurements import Measurements, NotMeasured
 from real_model import CACHE, ON_A_GRID, real_model
 from rich.console import Console
 from training.dial import dial_table
@@ -142,7 +143,10 @@ def main() -> None:
     """Print one row per method and size."""
     options = comparison_options()
     if options.child:
-        print(json.dumps(finished_run(**json.loads(options.child[1]))))
+        try:
+            print(json.dumps(finished_run(**json.loads(options.child[1]))))
+        except NotMeasured as error:
+            sys.exit(str(error))
         return
     console = Console(width=140)
     if options.source == Path(REAL):
