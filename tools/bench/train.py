@@ -36,10 +36,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune.asked import RUN, KeptRun, asked_places, make_runs, shared_setting
+from finetune.asked import RUN, KeptRun, make_runs, shared_setting, window_file
 from finetune.making import ADAPTERS, finished_run
 from finetune.plot import draw_losses
-from finetune.tables import comparable, run_table, target_table
+from finetune.tables import comparable, adapter_table, adapter_targets
 from kept.measurements import Measurements, NotMeasured
 from real_model import CACHE, ON_A_GRID, real_model
 from rich.console import Console
@@ -104,6 +104,9 @@ def comparison_options() -> argparse.Namespace:
     parser.add_argument("--end", type=int, default=20, help="steps to the last change (20)")
     parser.add_argument("--every", type=int, help="steps between changes (10), or validations")
     parser.add_argument("--norm", type=float, help="length of the rows of Vh (0.3)")
+    parser.add_argument(
+        "--along", action="store_const", const=True, help="begin along the gradient"
+    )
     parser.add_argument("--adalora-scale", type=float, default=1000.0)
     parser.add_argument("--report", action="store_true", help="print what is on file")
     parser.add_argument("--dial", action="store_true", help="turn every S down, nothing else")
@@ -124,15 +127,17 @@ def compare_real(options: argparse.Namespace, console: Console) -> None:
     """Make the runs on SmolLM2 that are not kept yet; print what is, one table per setting."""
     file = options.results
     if not options.report:
-        places = asked_places(options, options.base or real_model())
+        options.source = options.base or real_model()
+        shared = shared_setting(options)
+        places = {"source": str(options.source), "windows": str(window_file(options, shared))}
         making = Measurements(
             Path(__file__), file, again=False, kept=False, places={"places": places}
         )
-        make_runs(options, making, shared_setting(options, places))
+        make_runs(options, making, shared)
     kept = Measurements(Path(__file__), file, again=False, kept=True)
     for runs in comparable(KeptRun(one.settings, one.figures) for one in kept if one.kind == RUN):
-        console.print(run_table(runs), "")
-        console.print(target_table(runs), "")
+        console.print(adapter_table(runs), "")
+        console.print(adapter_targets(runs), "")
         if options.plot:
             task = runs[0].asked["task"]
             draw_losses(runs, options.plot.with_stem(f"{options.plot.stem}-{task}"))

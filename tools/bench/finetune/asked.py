@@ -12,6 +12,8 @@ from bakeoff.setting import digest_of
 from kept.measurements import Figures, Measurements, NotMeasured
 from plastic_core.files import sha256_file
 from plastic_export import open_checkpoint
+from real_model import CACHE
+from training.texts import read_texts
 
 from finetune.making import OURS
 
@@ -20,7 +22,7 @@ TUNED_AT = 8  # the rank that rates are chosen at
 RATES = (1e-4, 3e-4, 1e-3)
 RATES_OF = {"adalora": (1e-3, 3e-3, 1e-2), "hira": (1e-3, 3e-3, 1e-2), "base": (1e-4,)}
 SHARED = ("task", "steps", "batch", "length", "windows", "warm", "probe")
-OWN = ("start", "every", "norm")  # of ours
+OWN = ("start", "every", "norm", "along")  # of ours
 
 
 class KeptRun(NamedTuple):
@@ -30,21 +32,23 @@ class KeptRun(NamedTuple):
     found: Figures
 
 
-def asked_places(options: argparse.Namespace, source: Path) -> dict[str, Any]:
-    """Return where the checkpoint and the texts are."""
-    files = {"source": source, "train": options.train, "valid": options.valid}
-    found = {name: file and str(file.resolve()) for name, file in files.items()}
-    return found | {"old": [str(file.resolve()) for file in options.old]}
-
-
-def shared_setting(options: argparse.Namespace, places: dict[str, Any]) -> dict[str, Any]:
+def shared_setting(options: argparse.Namespace) -> dict[str, Any]:
     """Return all that every run depends on."""
-    with open_checkpoint(places["source"]) as checkpoint:
+    with open_checkpoint(options.source) as checkpoint:
         weights = [sha256_file(file) for file in sorted(checkpoint.weight_files)]
         base = digest_of([*weights, checkpoint.config])[:12]
-    named = [places["train"], places["valid"], *places["old"]]
-    texts = digest_of([sha256_file(Path(file)) for file in named if file])[:12]
+    files = [file for file in (options.train, options.valid, *options.old) if file is not None]
+    texts = digest_of([sha256_file(file) for file in files])[:12]
     return {name: getattr(options, name) for name in SHARED} | {"base": base, "texts": texts}
+
+
+def window_file(options: argparse.Namespace, shared: dict[str, Any]) -> Path:
+    """Return the file of all windows of tokens, made first if it is not there."""
+    file = CACHE / f"windows-{digest_of(shared)[:12]}.npz"
+    if not file.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        read_texts(options).save(file)
+    return file
 
 
 def make_runs(

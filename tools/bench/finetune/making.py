@@ -9,7 +9,7 @@ from typing import Any
 
 from kept.measurements import Figures
 from training.setting import TrainingBench
-from training.texts import read_texts
+from training.texts import Texts
 
 from finetune.mlx_peers import (
     rank_stabilized,
@@ -45,12 +45,10 @@ def finished_run(
         method: One of `ADAPTERS`.
         rank: The rank of LoRA whose file is the budget.
         seed: The seed of the batches and of the start.
-        places: The checkpoint and the texts.
+        places: The checkpoint and the windows of tokens.
         setting: What `Asked` says of it.
     """
-    old = [Path(file) for file in places["old"]]
-    files = {name: places[name] and Path(places[name]) for name in ("source", "train", "valid")}
-    options = Namespace(**setting, **files, old=old)
-    bench = TrainingBench(options, read_texts(options))
+    options = Namespace(**setting, source=Path(places["source"]))
+    bench = TrainingBench(options, Texts.load(Path(places["windows"])))
     tokens = options.steps * options.batch * options.length
     return {"tokens": tokens} | ADAPTERS[method](bench, rank, seed)

@@ -12,12 +12,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 from kept.measurements import Figures
 from plastic_core import RankLayer, projections
+from plastic_core.factors import as_arrays, descent_directions
 from plastic_export import Adapter, LoraPair, TrainingOptions, write_adapter
 from plastic_export.training import GAUGE
-from plastic_runtime import ByteCount, Gauge, PlasticityManager, attach, find_rank_layers
+from plastic_runtime import (
+    ByteCount,
+    Gauge,
+    PlasticityManager,
+    attach,
+    find_rank_layers,
+    gradient_factors,
+)
 from training.setting import HEAD, TrainingBench, loss
 
 from finetune.stock import measured_adapter, pace, stock_bytes
@@ -42,6 +52,8 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
     begun = asked.start_rank(each)
     also = {HEAD: TIMES_THE_HEAD * begun} if HEAD in model else {}
     layers = attach(model, begun, also=also, gauge=gauge, seed=seed)
+    if o.along:
+        begin_along_gradient(bench, model, layers, gauge, seed)
     count = file_count(layers, header=ceiling - rank * each)
     most = count({path: layer.rank for path, layer in layers.items()})
     optimizer, probe = optim.Adam(bench.rate), bench.probe(seed)
@@ -55,7 +67,9 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
     )
     times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
     with tempfile.TemporaryDirectory() as folder:
-        made = write_adapter(adapter_of(find_rank_layers(model)), Path(folder) / "adapter", "mlx")
+        made = write_adapter(
+            plastic_adapter(find_rank_layers(model)), Path(folder) / "adapter", "mlx"
+        )
         found = measured_adapter(bench, made)
     return found | pace(times) | {"most": most, "ranks": manager.ranks()}
 
@@ -65,6 +79,27 @@ def asked_gauge(length: float | None) -> Gauge:
     if length is None:
         return GAUGE
     return replace(GAUGE, length=length, scale=GAUGE.scale * GAUGE.length / length)
+
+
+def begin_along_gradient(
+    bench: TrainingBench,
+    model: nn.Module,
+    layers: Mapping[str, RankLayer],
+    gauge: Gauge,
+    seed: int,
+) -> None:
+    """Lay the rows of ``Vh`` along the gradient before the first step.
+
+    After Wang, Yu and Li, *LoRA-GA*, arXiv 2407.05000, without its other half: ``U`` stays zero,
+    so that the base is not changed.
+    """
+    probe = bench.probe(seed)
+    passing = gradient_factors(model, lambda: loss(model, probe))
+    for path, layer in layers.items():
+        U, _, Vh = as_arrays(layer.factors())
+        inputs, gradients = passing[path]
+        found = descent_directions(U[:, :0], Vh[:0], layer.rank, gradients, inputs)
+        layer.set_factors(*gauge.fresh(layer, mx.array(found[1]), layer.rank))
 
 
 def file_count(layers: Mapping[str, RankLayer], *, header: int) -> ByteCount:
@@ -79,7 +114,7 @@ def file_count(layers: Mapping[str, RankLayer], *, header: int) -> ByteCount:
     return ByteCount(sizes, dict.fromkeys(layers, each), one_rank=True)
 
 
-def adapter_of(layers: Mapping[str, RankLayer]) -> Adapter:
+def plastic_adapter(layers: Mapping[str, RankLayer]) -> Adapter:
     """Return the plastic parts as an adapter."""
     pairs = {path: LoraPair(layer.S[:, None] * layer.Vh, layer.U) for path, layer in layers.items()}
     return Adapter(pairs)

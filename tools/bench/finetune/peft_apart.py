@@ -25,8 +25,8 @@ PROJECTIONS = r".*\.layers\..*_proj"
 WARM, SETTLE, EVERY = 0.1, 0.4, 5  # of AdaLoRA: shares of the steps, steps between two cuts
 
 
-def configuration(task: dict[str, Any], steps: int, rank: int) -> Any:
-    """Return the configuration of a method; what is not named is PEFT's default."""
+def peft_config(task: dict[str, Any], steps: int, rank: int) -> Any:
+    """Return the peft_config of a method; what is not named is PEFT's default."""
     if task["method"] == "miss":
         return MissConfig(r=rank, target_modules=PROJECTIONS)
     if task["method"] == "hira":
@@ -60,7 +60,7 @@ def rank_within(task: dict[str, Any], steps: int) -> int:
     """Return the even rank of MiSS that fills the ceiling; that of LoRA for the others."""
     if task["method"] != "miss":
         return int(task["rank"])
-    two, four = (weighed(get_peft_model(base(task), configuration(task, steps, r))) for r in (2, 4))
+    two, four = (weighed(get_peft_model(base(task), peft_config(task, steps, r))) for r in (2, 4))
     return int(2 + 2 * ((task["ceiling"] - two) // (four - two)))
 
 
@@ -70,7 +70,7 @@ def split(batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(rows < 0, ~rows, rows), torch.where(rows < 0, -100, rows)
 
 
-def mean_loss(model: Any, windows: np.ndarray) -> float:
+def learnt_loss(model: Any, windows: np.ndarray) -> float:
     """Return the mean cross entropy over the tokens that are to be learnt, in nats."""
     total, count = 0.0, 0
     for i in range(0, len(windows), 8):
@@ -92,7 +92,7 @@ def main() -> None:
     steps = len(windows["train"])
     rank = rank_within(task, steps)
     torch.manual_seed(task["seed"])
-    model = get_peft_model(base(task), configuration(task, steps, rank))
+    model = get_peft_model(base(task), peft_config(task, steps, rank))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     seconds = []
     model.train()
@@ -107,10 +107,10 @@ def main() -> None:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
     model.eval()
-    old = [mean_loss(model, windows[f"old{i}"]) for i in range(len(windows) - 2)]
+    old = [learnt_loss(model, windows[f"old{i}"]) for i in range(len(windows) - 2)]
     figures = {
         "nbytes": weighed(model),
-        "loss": mean_loss(model, windows["valid"]),
+        "loss": learnt_loss(model, windows["valid"]),
         "old": old,
         "own_rank": rank,
         "step": median(seconds),

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -48,8 +48,7 @@ def peft_trained(method: str) -> Callable[[TrainingBench, int, int], Figures]:
             place = Path(name)
             write_json(place / "task.json", task)
             batches = np.stack([np.array(batch) for batch in bench.batches(seed)])
-            old: dict[str, Any] = {f"old{i}": text for i, text in enumerate(bench.texts.old)}
-            np.savez(place / "windows.npz", train=batches, valid=bench.texts.valid, **old)
+            replace(bench.texts, train=batches).save(place / "windows.npz")
             return printed_apart(place)
 
     return run

@@ -8,14 +8,14 @@ from statistics import mean
 
 from finetune.asked import KeptRun
 from finetune.making import OURS
-from finetune.tables import Entry, at_best_rates
+from finetune.tables import SizeEntry, at_best_rates
 
 
 def draw_losses(runs: Sequence[KeptRun], file: Path) -> None:
     """Draw task loss and loss on old texts over the bytes of the file, each method at its rate."""
     from matplotlib.figure import Figure
 
-    methods: dict[str, list[Entry]] = {}
+    methods: dict[str, list[SizeEntry]] = {}
     for e in at_best_rates(runs):
         methods.setdefault(e.method, []).append(e)
     figure = Figure(figsize=(10, 4), layout="constrained")

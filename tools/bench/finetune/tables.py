@@ -18,7 +18,7 @@ OwnSettings = tuple[tuple[str, Any], ...]
 HEADED = ("lora+head",)
 
 
-class Entry(NamedTuple):
+class SizeEntry(NamedTuple):
     """The runs of a method at one size, rate and setting of its own, one per seed."""
 
     method: str
@@ -62,19 +62,19 @@ def comparable(runs: Iterable[KeptRun]) -> list[list[KeptRun]]:
     return list(groups.values())
 
 
-def entries(runs: Iterable[KeptRun]) -> list[Entry]:
+def entries(runs: Iterable[KeptRun]) -> list[SizeEntry]:
     """Return the runs by size, method and rate, in the order of the methods."""
     found: dict[tuple[str, int, float, OwnSettings], list[KeptRun]] = {}
     for run in runs:
         asked = run.asked
         own = tuple((name, asked[name]) for name in OWN if asked.get(name) is not None)
         found.setdefault((asked["method"], asked["rank"], asked["rate"], own), []).append(run)
-    made = [Entry(*key, tuple(kept)) for key, kept in found.items()]
+    made = [SizeEntry(*key, tuple(kept)) for key, kept in found.items()]
     order = list(ADAPTERS)
     return sorted(made, key=lambda e: (e.rank, order.index(e.method), e.own, e.rate))
 
 
-def run_table(runs: Sequence[KeptRun]) -> Table:
+def adapter_table(runs: Sequence[KeptRun]) -> Table:
     """One row per size, method and rate; bytes are those of the file that mlx-lm loads."""
     names = ("bytes of rank", "method", "rate", "seeds", "bytes", "loss", "prose / code", "s/step")
     asked = runs[0].asked
@@ -94,7 +94,7 @@ def run_table(runs: Sequence[KeptRun]) -> Table:
     return rows
 
 
-def target_table(runs: Sequence[KeptRun]) -> Table:
+def adapter_targets(runs: Sequence[KeptRun]) -> Table:
     """Return the goals of the issue, and what these runs show."""
     rows = Table("what", "target", "measured", "met", title="Targets", box=None)
 
@@ -137,9 +137,9 @@ def target_table(runs: Sequence[KeptRun]) -> Table:
     return rows
 
 
-def at_best_rates(runs: Sequence[KeptRun]) -> list[Entry]:
+def at_best_rates(runs: Sequence[KeptRun]) -> list[SizeEntry]:
     """Return for every method and size the entry at the rate that rank 8 chose."""
-    every, chosen = entries(runs), dict[str, Entry]()
+    every, chosen = entries(runs), dict[str, SizeEntry]()
     for e in every:
         if e.rank == TUNED_AT and (e.method not in chosen or first(e) < first(chosen[e.method])):
             chosen[e.method] = e
@@ -150,12 +150,12 @@ def at_best_rates(runs: Sequence[KeptRun]) -> list[Entry]:
     ]
 
 
-def first(entry: Entry) -> float:
+def first(entry: SizeEntry) -> float:
     """Return the loss of the first seed, which rates are chosen by."""
     return next((r.found["loss"] for r in entry.runs if r.asked["seed"] == 0), math.inf)
 
 
-def forgotten_at(lora: Sequence[Entry], loss: float) -> float | None:
+def forgotten_at(lora: Sequence[SizeEntry], loss: float) -> float | None:
     """Return the loss on old texts between LoRA's runs at a task loss; None outside of them."""
     task = [e.loss for e in lora]
     if not task or not task[0] <= loss <= task[-1]:

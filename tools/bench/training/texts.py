@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +31,18 @@ class Texts:
     train: np.ndarray
     valid: np.ndarray
     old: list[np.ndarray]
+
+    def save(self, file: Path) -> None:
+        """Write the windows, for a process of another run or of another library."""
+        old: dict[str, Any] = {f"old{i}": windows for i, windows in enumerate(self.old)}
+        np.savez(file, train=self.train, valid=self.valid, **old)
+
+    @classmethod
+    def load(cls, file: Path) -> Texts:
+        """Return what `save` wrote."""
+        with np.load(file) as found:
+            old = [found[f"old{i}"] for i in range(len(found) - 2)]
+            return cls(found["train"], found["valid"], old)
 
 
 def tokens_of(batch: mx.array) -> mx.array:
