@@ -39,7 +39,8 @@ from typing import Any
 from finetune.asked import RUN, KeptRun, make_runs, shared_setting, window_file
 from finetune.making import ADAPTERS, finished_run
 from finetune.plot import draw_losses
-from finetune.tables import comparable, adapter_table, adapter_targets
+from finetune.tables import adapter_table, comparable
+from finetune.targets import adapter_targets
 from kept.measurements import Measurements, NotMeasured
 from real_model import CACHE, ON_A_GRID, real_model
 from rich.console import Console

@@ -9,6 +9,7 @@ from statistics import mean
 from finetune.asked import KeptRun
 from finetune.making import OURS
 from finetune.tables import SizeEntry, at_best_rates
+from finetune.targets import BASE
 
 
 def draw_losses(runs: Sequence[KeptRun], file: Path) -> None:
@@ -17,14 +18,14 @@ def draw_losses(runs: Sequence[KeptRun], file: Path) -> None:
 
     methods: dict[str, list[SizeEntry]] = {}
     for e in at_best_rates(runs):
-        methods.setdefault(e.method, []).append(e)
+        if e.method == BASE:
+            continue
+        methods.setdefault(e.name, []).append(e)
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("task", "old texts"), strict=True):
         for method, found in methods.items():
-            if method == "base":
-                continue
             values = [e.loss if what == "task" else mean(e.old) for e in found]
-            heavy = {"linewidth": 2.5, "zorder": 3} if method == OURS else {}
+            heavy = {"linewidth": 2.5, "zorder": 3} if method.startswith(OURS) else {}
             axes.plot([e.nbytes / 1e6 for e in found], values, "o-", label=method, **heavy)
         axes.set(xscale="log", xlabel="megabytes of the adapter's file", ylabel=f"loss on {what}")
         axes.legend()

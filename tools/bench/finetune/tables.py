@@ -1,21 +1,19 @@
-"""The tables of runs that can be compared: a row per size, method and setting, and the targets."""
+"""The table of runs that can be compared: a row per size, method and setting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.table import Table
 from training.tables import spread
 
 from finetune.asked import OWN, SHARED, TUNED_AT, KeptRun
-from finetune.making import ADAPTERS, OURS
+from finetune.making import ADAPTERS
 
 OwnSettings = tuple[tuple[str, Any], ...]
-HEADED = ("lora+head",)
 
 
 class SizeEntry(NamedTuple):
@@ -94,70 +92,15 @@ def adapter_table(runs: Sequence[KeptRun]) -> Table:
     return rows
 
 
-def adapter_targets(runs: Sequence[KeptRun]) -> Table:
-    """Return the goals of the issue, and what these runs show."""
-    rows = Table("what", "target", "measured", "met", title="Targets", box=None)
-
-    def row(what: str, target: str, measured: str, met: bool) -> None:
-        rows.add_row(what, target, measured, "yes" if met else "no")
-
-    best = [e for e in at_best_rates(runs) if e.method != "base"]
-    ours = {e.rank: e for e in best if e.method == OURS}
-    peers = [e for e in best if e.method != OURS]
-    for rank, mine in ours.items():
-        others = [e for e in peers if e.rank == rank]
-        if others:
-            peer = min(others, key=lambda e: e.loss)
-            gap = peer.loss - mine.loss
-            noise = sum(stdev(e.losses) if len(e.runs) > 1 else 0.0 for e in (mine, peer))
-            what = f"loss below the best peer at the bytes of rank {rank} ({peer.name}), nats"
-            seeds = min(len(mine.runs), len(peer.runs))
-            row(what, "> spread", f"{gap:.3f} (spread {noise:.3f}, {seeds} seeds)", gap > noise)
-    for without, most in (((), 0.5), (HEADED, 0.75)):
-        goal = [e for e in peers if e.rank == 16 and e.method not in without]
-        if goal:
-            peer = min(goal, key=lambda e: e.loss)
-            reached = [e.nbytes for e in ours.values() if e.loss <= peer.loss]
-            share = min(reached, default=math.inf) / peer.nbytes
-            what = f"bytes to reach the loss of rank 16 of {peer.name}"
-            row(what, f"<= {most:.0%}", f"{share:.0%}" if reached else "never", share <= most)
-    lora = sorted((e for e in entries(runs) if e.method == "lora"), key=lambda e: e.loss)
-    for mine in ours.values():
-        known = forgotten_at(lora, mine.loss)
-        if known is not None:
-            more = mean(mine.old) - known
-            what = f"old texts above LoRA's at the same task loss, bytes of rank {mine.rank}, nats"
-            row(what, "<= 0", f"{more:.3f}", more <= 0)
-    if ours:
-        changes = [run.found["change"] for e in ours.values() for run in e.runs]
-        betweens = [run.found["between"] for e in ours.values() for run in e.runs]
-        row("time of a change, in steps", "<= 3", f"{median(changes):.1f}", median(changes) <= 3)
-        between = max(betweens)
-        row("time between changes, over a step", "<= 2%", f"{between:.2%}", between <= 0.02)
-    return rows
-
-
 def at_best_rates(runs: Sequence[KeptRun]) -> list[SizeEntry]:
     """Return for every method and size the entry at the rate that rank 8 chose."""
     every, chosen = entries(runs), dict[str, SizeEntry]()
     for e in every:
-        if e.rank == TUNED_AT and (e.method not in chosen or first(e) < first(chosen[e.method])):
-            chosen[e.method] = e
-    return [
-        e
-        for e in every
-        if e.method in chosen and (e.rate, e.own) == (chosen[e.method].rate, chosen[e.method].own)
-    ]
+        if e.rank == TUNED_AT and (e.name not in chosen or first(e) < first(chosen[e.name])):
+            chosen[e.name] = e
+    return [e for e in every if e.name in chosen and e.rate == chosen[e.name].rate]
 
 
 def first(entry: SizeEntry) -> float:
     """Return the loss of the first seed, which rates are chosen by."""
     return next((r.found["loss"] for r in entry.runs if r.asked["seed"] == 0), math.inf)
-
-
-def forgotten_at(lora: Sequence[SizeEntry], loss: float) -> float | None:
-    """Return the loss on old texts between LoRA's runs at a task loss; None outside of them."""
-    task = [e.loss for e in lora]
-    if not task or not task[0] <= loss <= task[-1]:
-        return None
-    return float(np.interp(loss, task, [mean(e.old) for e in lora]))
