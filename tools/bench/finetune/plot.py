@@ -28,5 +28,7 @@ def draw_losses(runs: Sequence[KeptRun], file: Path) -> None:
             heavy = {"linewidth": 2.5, "zorder": 3} if method.startswith(OURS) else {}
             axes.plot([e.nbytes / 1e6 for e in found], values, "o-", label=method, **heavy)
         axes.set(xscale="log", xlabel="megabytes of the adapter's file", ylabel=f"loss on {what}")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.legend()
     figure.savefig(file)
