@@ -16,7 +16,8 @@ from plastic_export import load_tokenizer
 
 BENCH = Path(__file__).parents[1] / "tools" / "bench"
 SHIPPED = Path(__file__).parent / "data" / "stdlib-llama"
-FEW = [
+SMALL = ("--ranks", "8", "--rates", "1e-3", "--seeds", "1", "--windows", "2")
+FEW = ("--steps", "4", "--warm", "1", "--length", "24", *SMALL)
     "--steps",
     "4",
     "--warm",
