@@ -18,21 +18,6 @@ BENCH = Path(__file__).parents[1] / "tools" / "bench"
 SHIPPED = Path(__file__).parent / "data" / "stdlib-llama"
 SMALL = ("--ranks", "8", "--rates", "1e-3", "--seeds", "1", "--windows", "2")
 FEW = ("--steps", "4", "--warm", "1", "--length", "24", *SMALL)
-    "--steps",
-    "4",
-    "--warm",
-    "1",
-    "--windows",
-    "2",
-    "--length",
-    "24",
-    "--seeds",
-    "1",
-    "--ranks",
-    "8",
-    "--rates",
-    "1e-3",
-]
 SOURCE = '''
 class Shelf:
     def take(self, name):

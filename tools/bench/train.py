@@ -99,7 +99,7 @@ def comparison_options() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", help=f"to choose from ({REAL})")
     parser.add_argument("--warm", type=int, help="steps of its rise (10, or 5)")
     parser.add_argument("--probe", type=int, default=4, help="windows to price on (4)")
-    parser.add_argument("--start", type=int, help="times the rank at the start (4)")
+    parser.add_argument("--start", type=int, help="times the rank that fits, at the start (4)")
     parser.add_argument("--head", type=int, default=3, help="that rank of the head over it (3)")
     parser.add_argument("--begin", type=int, default=20, help="steps to the first change (20)")
     parser.add_argument("--end", type=int, default=20, help="steps to the last change (20)")

@@ -18,8 +18,8 @@ import mlx.optimizers as optim
 from kept.measurements import Figures
 from plastic_core import RankLayer, projections
 from plastic_core.factors import as_arrays, descent_directions
-from plastic_export import Adapter, LoraPair, TrainingOptions, write_adapter
-from plastic_export.training import GAUGE
+from plastic_export import Adapter, TrainingOptions, write_adapter
+from plastic_export.training import GAUGE, round_as_stored
 from plastic_runtime import (
     ByteCount,
     Gauge,
@@ -32,6 +32,7 @@ from training.setting import HEAD, TrainingBench, loss
 
 from finetune.stock import measured_adapter, pace, stock_bytes
 
+FULL, HALF = 4, 2  # bytes of an entry: mlx-lm's, and those that ``plastic train`` writes
 LONGER = 4  # bytes of a layer's place in the header where ranks have more digits
 TIMES_THE_HEAD = 3  # the rank of an untied head at the start, as ``plastic train`` has it
 
@@ -39,22 +40,23 @@ TIMES_THE_HEAD = 3  # the rank of an untied head at the start, as ``plastic trai
 def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
     """Begin larger, cut once to the bytes of the rank, train on."""
     o, model, ceiling = bench.options, bench.base(), stock_bytes(bench, rank)
+    entries = sum(sum(p.shape) for p in projections(model))
+    factors = FULL * rank * entries
     asked = TrainingOptions(
         steps=o.steps,
         batch=o.batch,
         optimizer="adam",
         max_bytes=ceiling,
         evaluate_every=o.every,
-        rank=o.start and o.start * rank,
+        rank=o.start and o.start * (factors // (HALF * entries)),
     )
     gauge = asked_gauge(o.norm)
-    each = sum(4 * sum(p.shape) for p in projections(model))
-    begun = asked.start_rank(each)
+    begun = asked.start_rank(HALF * entries)
     also = {HEAD: TIMES_THE_HEAD * begun} if HEAD in model else {}
     layers = attach(model, begun, also=also, gauge=gauge, seed=seed)
     if o.along:
         begin_along_gradient(bench, model, layers, gauge, seed)
-    count = file_count(layers, header=ceiling - rank * each)
+    count = file_count(layers, header=ceiling - factors)
     most = count({path: layer.rank for path, layer in layers.items()})
     optimizer, probe = optim.Adam(bench.rate), bench.probe(seed)
     manager = PlasticityManager(
@@ -66,10 +68,9 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
         count=count,
     )
     times = bench.train(model, optimizer, seed, lambda done: bool(manager.advance(done)))
+    rounded = Adapter(round_as_stored(find_rank_layers(model)))
     with tempfile.TemporaryDirectory() as folder:
-        made = write_adapter(
-            plastic_adapter(find_rank_layers(model)), Path(folder) / "adapter", "mlx"
-        )
+        made = write_adapter(rounded, Path(folder) / "adapter", "mlx")
         found = measured_adapter(bench, made)
     return found | pace(times) | {"most": most, "ranks": manager.ranks()}
 
@@ -109,12 +110,6 @@ def file_count(layers: Mapping[str, RankLayer], *, header: int) -> ByteCount:
         layers: All layers by path.
         header: Bytes of the names and places of all of them.
     """
-    sizes = {path: 4 * sum(layer.shape) for path, layer in layers.items()}
+    sizes = {path: HALF * sum(layer.shape) for path, layer in layers.items()}
     each = math.ceil(header / len(layers)) + LONGER
     return ByteCount(sizes, dict.fromkeys(layers, each), one_rank=True)
-
-
-def plastic_adapter(layers: Mapping[str, RankLayer]) -> Adapter:
-    """Return the plastic parts as an adapter."""
-    pairs = {path: LoraPair(layer.S[:, None] * layer.Vh, layer.U) for path, layer in layers.items()}
-    return Adapter(pairs)
