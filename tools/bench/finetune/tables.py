@@ -69,7 +69,7 @@ def entries(runs: Iterable[KeptRun]) -> list[SizeEntry]:
         found.setdefault((asked["method"], asked["rank"], asked["rate"], own), []).append(run)
     made = [SizeEntry(*key, tuple(kept)) for key, kept in found.items()]
     order = list(ADAPTERS)
-    return sorted(made, key=lambda e: (e.rank, order.index(e.method), e.own, e.rate))
+    return sorted(made, key=lambda e: (e.rank, order.index(e.method), e.name, e.rate))
 
 
 def adapter_table(runs: Sequence[KeptRun]) -> Table:
