@@ -199,7 +199,7 @@ class TrainingOptions:
         """Return the rank to begin with.
 
         Only with a head among the layers does a run begin above its ceiling: what is cut pays for
-        what the head keeps. Elsewhere it begins with all that fits (decision 117).
+        what the head keeps. Elsewhere it begins with all that fits (decision 119).
 
         Args:
             per_rank: Bytes of all layers per unit of it.
