@@ -20,6 +20,7 @@ from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.plan_file import LossPlan, source_identity, write_plan
 from plastic_export.evaluation.output_check import OutputChecker
 from plastic_export.plan.choices import candidate
+from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
@@ -297,7 +298,10 @@ def priced_parts(source: Path, plan: LossPlan, file: Path) -> dict[str, Priced]:
     with open_checkpoint(source) as checkpoint, GramFile(file.with_suffix(".grams.npz")) as grams:
         return {
             module_path(m.name): stored(
-                checkpoint.matrix(m.name), chosen[m.name], grams[module_path(m.name)], m.matrix
+                checkpoint.matrix(m.name),
+                chosen[m.name],
+                gram_roots(grams[module_path(m.name)]),
+                m.matrix,
             )
             for m in plan.matrices
         }

@@ -19,6 +19,7 @@ from plastic_export.compression.restoration import Restored, restore
 from plastic_export.compression.summary import Summary, summarize
 from plastic_export.compression.verification import verify
 from plastic_export.compression.writer import Compressed
+from plastic_export.dialling.writing import Dialled, dial
 from plastic_export.evaluation.distance import Distance
 from plastic_export.evaluation.distribution import Distribution
 from plastic_export.evaluation.estimates import Comparison, Evaluation, ModelSize, RunSpeed
@@ -72,6 +73,7 @@ __all__ = [
     "Compressed",
     "CompressionReport",
     "DialPoint",
+    "Dialled",
     "Distance",
     "Distribution",
     "DivergedError",
@@ -116,6 +118,7 @@ __all__ = [
     "Validated",
     "compare",
     "compress",
+    "dial",
     "evaluate",
     "evaluate_tasks",
     "execute_plan",

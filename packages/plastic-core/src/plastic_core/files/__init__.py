@@ -15,7 +15,7 @@ from plastic_core.files.errors import FormatError
 from plastic_core.files.foreign import Foreign, recognise_name
 from plastic_core.files.header import ITEM_BYTES, Header, TensorInfo
 from plastic_core.files.journal import Journal, check_same
-from plastic_core.files.lock import HOLDER, BusyError, FolderLock
+from plastic_core.files.lock import HOLDER, BusyError, FolderLock, check_unheld
 from plastic_core.files.memory import check_memory, memory_limit
 from plastic_core.files.notes import naming, noting
 from plastic_core.files.paths import files_under, hub_identity, in_hub_cache, member, open_regular
@@ -62,6 +62,7 @@ __all__ = [
     "changed",
     "check_memory",
     "check_same",
+    "check_unheld",
     "copy_file",
     "dtype_name",
     "encode_header",

@@ -135,6 +135,35 @@ class FolderLock:
                 os.close(descriptor)
 
 
+def check_unheld(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that another process holds by a `FolderLock`; nothing is written to it.
+
+    Args:
+        folder: The folder; it need not exist.
+
+    Raises:
+        BusyError: If one does; the message names it.
+        OSError: If the system refuses.
+
+    Examples:
+        >>> check_unheld("nowhere")
+        >>> lock = FolderLock("out")
+        >>> check_unheld("out")
+        Traceback (most recent call last):
+        plastic_core...BusyError: ... in use by process ...
+        >>> lock.release()
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        if not try_lock(descriptor):
+            raise BusyError(folder, _holder(Path(folder)))
+    finally:
+        os.close(descriptor)
+
+
 def is_still(path: Path, descriptor: int) -> bool:
     """Tell whether a name still belongs to the file or folder that was opened by it."""
     opened = os.fstat(descriptor)

@@ -10,6 +10,7 @@ import click
 from plastic_core.files import BusyError, FormatError
 
 from plastic_export.cli.commands.compress import compress_command
+from plastic_export.cli.commands.dial import dial_command
 from plastic_export.cli.commands.evaluate import evaluate_command
 from plastic_export.cli.commands.export import export_command
 from plastic_export.cli.commands.extract import extract_command
@@ -66,6 +67,7 @@ def plastic_command(context: click.Context, debug: bool) -> None:
 
 for _command in (
     compress_command,
+    dial_command,
     evaluate_command,
     export_command,
     extract_command,

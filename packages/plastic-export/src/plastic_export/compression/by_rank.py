@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from plastic_core.files import FormatError, Journal
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import Gram, LossGrams, Track, untracked
@@ -26,7 +27,11 @@ from plastic_export.checkpoint.tensors import (
 )
 from plastic_export.compression.foreseen import foresee_writing
 from plastic_export.compression.ranks import MatrixPlan, Plan, check_keep, plan_ranks
-from plastic_export.compression.spectra import measured_grams, read_spectra
+from plastic_export.compression.spectra import (
+    encoded_spectrum,
+    measured_grams,
+    read_spectra,
+)
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
 from plastic_export.estimate.limits import Say
 from plastic_export.evaluation.output_check import OutputChecker
@@ -148,7 +153,8 @@ def compress(
         def decide(journal: Journal) -> Recipe:
             grams = measured_grams(checkpoint, calibration, journal, track)
             surveyed = read_spectra(traced, names, grams, journal, track)
-            return _recipe(traced, plan_ranks(surveyed, keep, strategy), target, grams)
+            spectra = {m.name: m.spectrum for m in surveyed}
+            return _recipe(traced, plan_ranks(surveyed, keep, strategy), target, grams, spectra)
 
         checker = OutputChecker(checkpoint, calibration=calibration) if check else None
         done, checked = write_compressed(
@@ -159,7 +165,13 @@ def compress(
         return compressed(done, out, plan, checkpoint, checked)
 
 
-def _recipe(source: Source, plan: Plan, format: Format, grams: Grams) -> Recipe:
+def _recipe(
+    source: Source,
+    plan: Plan,
+    format: Format,
+    grams: Grams,
+    spectra: Mapping[str, NDArray[np.float64]],
+) -> Recipe:
     """Return the recipe of a plan of ranks: offers without a backbone, and what sleeps."""
     chosen = {p.name: _offer(p) for p in plan.matrices}
     contents = Contents.of(format, map(_candidate, plan.matrices), chosen)
@@ -170,7 +182,14 @@ def _recipe(source: Source, plan: Plan, format: Format, grams: Grams) -> Recipe:
         same = Gram(np.ones((m.shape[0], 1, 1)), 0)
         yield None if gram is None else LossGrams(Gram(gram, 0), same)
 
-    notes = {p.name: {"retained_energy": p.retained_energy, "why": p.why} for p in plan.matrices}
+    notes = {
+        p.name: {
+            "retained_energy": p.retained_energy,
+            "why": p.why,
+            "spectrum": encoded_spectrum(spectra[p.name]) if format.dials and p.parked else "",
+        }
+        for p in plan.matrices
+    }
     return Recipe(source, arranged(source, contents), of, notes)
 
 
@@ -188,7 +207,7 @@ def _offer(p: MatrixPlan) -> Offer:
     """The factors of a matrix, or the matrix as it is; their effect on the loss is not known."""
     if p.choice == "dense":
         return Offer(None, p.source_bytes, 0.0)
-    return Offer(None, p.awake_bytes, 0.0, p.rank, UNPACKED)
+    return Offer(None, p.awake_bytes, 0.0, p.rank, UNPACKED, parked=p.parked)
 
 
 def _kept_as_codes(config: dict[str, Any]) -> set[str]:

@@ -49,11 +49,20 @@ def read_spectra(
     for name in track(list(names), "reading spectra"):
         if name not in known:
             values = _spectrum(source, name, grams)
-            known[name] = base64.b64encode(values.tobytes()).decode()
+            known[name] = encoded_spectrum(values)
             journal.append({"spectrum": name, "values": known[name]})
-        spectrum = np.frombuffer(base64.b64decode(known[name]), np.float64)
-        surveyed.append(_surveyed(source, name, spectrum))
+        surveyed.append(_surveyed(source, name, decoded_spectrum(known[name])))
     return surveyed
+
+
+def encoded_spectrum(values: NDArray[np.float64]) -> str:
+    """Return singular values as a journal and a manifest hold them: every bit, in base64."""
+    return base64.b64encode(values.astype("<f8").tobytes()).decode()
+
+
+def decoded_spectrum(text: str) -> NDArray[np.float64]:
+    """Return the singular values that `encoded_spectrum` wrote."""
+    return np.frombuffer(base64.b64decode(text), "<f8")
 
 
 def _spectrum(source: Source, name: str, grams: Grams) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import errno
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import FILE, FOLDER
 from plastic_export.folder.card_file import SOURCE_CARD
+from plastic_export.folder.component_curve import ComponentCurve
 from plastic_export.folder.manifest import (
     MANIFEST,
     SLEEP,
@@ -247,7 +248,7 @@ def write_tensors(
     """
     layout = recipe.layout
     framework = layout.contents.format.framework
-    errors = dict.fromkeys(layout.contents.matrices, Errors())
+    measured = dict.fromkeys(layout.contents.matrices, Measured())
     with ExitStack() as stack:
         files: dict[Place, Shards] = {
             place: stack.enter_context(
@@ -272,42 +273,61 @@ def write_tensors(
             if (result := results[name]) is None:
                 result = _step(layout.arrangement.steps[name], recipe, files, encoder)
                 steps.add(name, result)
-            errors |= {layer: Errors(**measured) for layer, measured in result.items()}
+            measured |= {layer: Measured.of(found) for layer, found in result.items()}
     digests = {name: d for shards in files.values() for name, d in shards.digests.items()}
-    records = (_record(name, layout.contents, errors[name]) for name in errors)
+    records = (_record(name, layout.contents, found) for name, found in measured.items())
     return tuple(replace(r, **recipe.notes.get(r.name, {})) for r in records), digests
 
 
 def _step(
     items: Iterable[Item], recipe: Recipe, files: Mapping[Place, Shards], encoder: Encoder
-) -> dict[str, dict[str, float]]:
-    """Write what has its turn at one tensor of the source; return the errors of its layers."""
-    source, contents, errors = recipe.source, recipe.layout.contents, {}
+) -> dict[str, dict[str, Any]]:
+    """Write what has its turn at one tensor of the source; return what its layers measure."""
+    source, contents, measured = recipe.source, recipe.layout.contents, {}
     for item in items:
         if item.is_layer:
             done = encoder.encoded(item.name)
-            errors[item.name] = _write_matrix(item.name, contents, files, done)._asdict()
+            measured[item.name] = _write_matrix(item.name, contents, files, done).record()
             continue
         data = source.checkpoint.raw(item.tensor) if item.tensor else source.raw(item.name)
         files["model"].write(contents.place_of(item.name), data)
-    return errors
+    return measured
 
 
 def _write_matrix(
     name: str, contents: Contents, files: Mapping[Place, Shards], encoded: Sequence[Encoded]
-) -> Errors:
-    """Write what one matrix or stack becomes, and return the errors of what it stands for."""
+) -> Measured:
+    """Write what one matrix or stack becomes, and return what is known of what it stands for."""
     pieces, backbones = encoded[-1].pieces, list[Any](one.pieces.backbone for one in encoded)
     if contents.matrices[name].experts:  # offered no corrections: backbones are all that they have
         pieces = pieces._replace(backbone=backbones)
     for part, stored in contents.parts[name].paired(pieces):
         for tensor_name, tensor in part.tensors(stored):
             files[part.place].write(tensor_name, tensor)
-    return Errors.of_stack([one.errors for one in encoded])
+    return Measured(Errors.of_stack([one.errors for one in encoded]), encoded[-1].curve)
 
 
-def _record(name: str, contents: Contents, errors: Errors) -> MatrixRecord:
+class Measured(NamedTuple):
+    """What is known of a matrix once it is written: its errors, and its curve."""
+
+    errors: Errors = Errors()
+    curve: ComponentCurve | None = None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Measured:
+        """Return what the journal holds."""
+        curve = record["curve"]
+        return cls(Errors(**record["errors"]), None if curve is None else ComponentCurve.of(curve))
+
+    def record(self) -> dict[str, Any]:
+        """Return what the journal is to hold."""
+        curve = None if self.curve is None else asdict(self.curve)
+        return {"errors": self.errors._asdict(), "curve": curve}
+
+
+def _record(name: str, contents: Contents, measured: Measured) -> MatrixRecord:
     """Return the record of a matrix; without an error, it was left as it is."""
+    errors = measured.errors
     m, offer, parts = contents.matrices[name], contents.chosen[name], contents.parts[name]
     return MatrixRecord(
         name=name,
@@ -326,6 +346,7 @@ def _record(name: str, contents: Contents, errors: Errors) -> MatrixRecord:
         factor_group_sizes=parts.factor_group_sizes,
         experts=m.experts,
         predicted_kl=offer.cost,
+        curve=measured.curve,
     )
 
 

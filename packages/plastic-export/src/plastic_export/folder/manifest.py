@@ -15,11 +15,13 @@ from plastic_core.files import FormatError, files_under, read_json, sha256_file,
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.folder.card_file import CARD
+from plastic_export.folder.component_curve import ComponentCurve
 from plastic_export.folder.row_checks import row_checks
 
 MANIFEST = "plastic.json"
 SLEEP = "sleep.safetensors"
-SCHEMA = 3
+SCHEMA = 4
+READS = (3, 4)  # schema 3 has neither curves nor spectra
 
 _PACKAGES = ("plastic-select", "plastic-core", "plastic-runtime", "plastic-export", "mlx", "numpy")
 
@@ -51,6 +53,10 @@ class MatrixRecord:
             none was predicted.
         retained_energy: Fraction of the squared spectrum that is awake, as ranks were chosen.
         why: Why this rank, in one line for people.
+        curve: What is left to pay with fewer components; None where there are none, or where ranks
+            were not chosen by prices.
+        spectrum: Singular values as they chose the rank, largest first, in base64 of float64;
+            empty where ranks were chosen by prices.
 
     Examples:
         >>> record = read_manifest(Path("FACTORED")).matrices["model.layers.0.mlp.up_proj.weight"]
@@ -76,6 +82,13 @@ class MatrixRecord:
     predicted_kl: float = 0.0
     retained_energy: float = 1.0
     why: str = ""
+    curve: ComponentCurve | None = None
+    spectrum: str = ""
+
+    @property
+    def components(self) -> int:
+        """How many components are stored, awake and asleep."""
+        return self.rank + self.parked
 
     @property
     def is_unchanged(self) -> bool:
@@ -204,8 +217,9 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise FormatError.about(path, "missing", "name a folder that `plastic compress` wrote")
     raw = read_json(path)
-    if raw.get("schema") != SCHEMA:
-        reason = f"schema {raw.get('schema')!r} is unknown, this version reads {SCHEMA}"
+    if raw.get("schema") not in READS:
+        known = " and ".join(map(str, READS))
+        reason = f"schema {raw.get('schema')!r} is unknown, this version reads {known}"
         raise FormatError.about(path, reason, "use the version of plastic-export that wrote it")
     if raw != sealed(raw):
         reason = "its content is not what was written"
@@ -230,4 +244,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _record(raw: Mapping[str, Any]) -> MatrixRecord:
     pairs = {name: tuple(map(int, raw[name])) for name in ("shape", "factor_group_sizes")}
-    return MatrixRecord(**{**raw, **pairs})
+    curve = raw.get("curve")
+    read = {} if curve is None else {"curve": ComponentCurve.of(curve)}
+    return MatrixRecord(**{**raw, **pairs, **read})

@@ -81,7 +81,7 @@ class OutputFolder:
         self.path = Path(os.path.abspath(path))
         self.journal: Journal | None = None
         self._force, self._resume = force, resume
-        self._partial, self._replaced = self._beside("partial"), self._beside("replaced")
+        self._partial, self._replaced = partial_of(self.path), _beside(self.path, "replaced")
         self._made: list[Path] = []
         self._lock: FolderLock | None = None
         self._complete = False
@@ -270,8 +270,15 @@ class OutputFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def _beside(self, purpose: str) -> Path:
-        return self.path.with_name(f".{self.path.name}.{purpose}")
+
+def partial_of(path: Path) -> Path:
+    """Return where an output is while it is written: beside its place."""
+    return _beside(path, "partial")
+
+
+def _beside(path: Path, purpose: str) -> Path:
+    whole = Path(os.path.abspath(path))
+    return whole.with_name(f".{whole.name}.{purpose}")
 
 
 def _stated(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from plastic_core.files import (
     SafetensorsWriter,
     TensorSpec,
     array_bytes,
+    encode_header,
     sha256_file,
     temporary_name,
     tensor_spans,
@@ -134,6 +135,21 @@ def split_specs(specs: Sequence[TensorSpec], limit: int) -> list[list[TensorSpec
         groups[-1].append(spec)
         filled += spec.nbytes
     return groups
+
+
+def shard_bytes(
+    specs: Sequence[TensorSpec], metadata: Mapping[str, str], *, limit: int = SHARD_BYTES
+) -> int:
+    """Return the bytes of the files that `Shards` makes of these tensors, headers counted.
+
+    Examples:
+        >>> shard_bytes([TensorSpec("w", "F32", (2,))], {})
+        72
+    """
+    return sum(
+        len(encode_header(group, metadata)) + sum(spec.nbytes for spec in group)
+        for group in split_specs(specs, limit)
+    )
 
 
 def as_stored(array: NDArray[np.float32], dtype: str) -> mx.array:

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 from plastic_core import Backbone, Certificate, Correction, certify
 from plastic_runtime import LossGrams
 
+from plastic_export.format.curves import curve_of
 from plastic_export.format.errors import Errors, dense_certificate
 from plastic_export.format.parts import Pieces
 from plastic_export.format.protocol import Encoded, Format
+from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.plan.storing import stored
 
@@ -22,10 +24,15 @@ class PlanFormat(Format):
     ) -> Encoded:
         """Round the backbone and factor what it leaves, as `plastic_export.plan` priced them."""
         assert grams is not None  # measured before anything is planned
-        backbone, correction = stored(weight, offer, grams, m)
-        factors = (None, None) if correction is None else (correction.V, correction.Ut)
+        roots = gram_roots(grams)
+        backbone, correction = stored(weight, offer, roots, m)
         errors = Errors.of(weight, _certificate(weight, backbone, correction))
-        return Encoded(Pieces(backbone, *factors), errors)
+        if correction is None:
+            return Encoded(Pieces(backbone), errors)
+        pieces = Pieces(backbone, correction.V, correction.Ut)
+        if not self.dials:
+            return Encoded(pieces, errors)
+        return Encoded(pieces, errors, curve_of(weight, backbone, correction, roots, offer, errors))
 
 
 def _certificate(

@@ -104,6 +104,47 @@ def restored_config(config: Mapping[str, Any], contents: Contents) -> dict[str, 
     return _with_own(rest, own)
 
 
+def turned_config(config: Mapping[str, Any], before: Contents, after: Contents) -> dict[str, Any]:
+    """Return config.json of an output whose matrices are stored at other ranks.
+
+    Args:
+        config: What it was, its architecture by its stock name.
+        before: What became of the matrices then.
+        after: What becomes of them now.
+    """
+    gone = {part.path for parts in before.parts.values() for part in parts.in_model if part.bits}
+    packed = [p for parts in after.parts.values() for p in parts.in_model if p.bits]
+    config = dict(config)
+    if stated := config.get("quantization"):
+        settings = {k: v for k, v in stated.items() if not isinstance(v, dict | bool)}
+        others = {k: v for k, v in stated.items() if k not in settings and k not in gone}
+        quantization = {**settings, **{p.path: p.packing for p in packed}, **others}
+        config |= {"quantization": quantization, "quantization_config": quantization}
+    turned = {module_path(name) for name in before.anew}
+    own = {
+        kind: {path: entry for path, entry in known.items() if path not in turned}
+        for kind, known in _own_before(config).items()
+    }
+    rest = {k: v for k, v in config.items() if k not in ("model_file", "plastic")}
+    return _with_own(rest, _own_with(own, after))
+
+
+def _own_before(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the layers that the model file of a checkpoint builds, by kind."""
+    ours = config.get("model_file") == MODEL_FILE.name
+    before = config["plastic"] if ours else {}
+    return {kind: dict(before.get(kind, {})) for kind in _OWN}
+
+
+def _own_with(own: dict[str, dict[str, Any]], contents: Contents) -> dict[str, dict[str, Any]]:
+    """Add the layers that a format stores otherwise."""
+    for name, parts in contents.parts.items():
+        entries = contents.format.own_layers(contents.chosen[name], parts)
+        for kind, entry in entries.items():
+            own[kind][module_path(name)] = entry
+    return own
+
+
 def _with_own(config: dict[str, Any], own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the configuration with the layers that the model file builds, if there are any."""
     if not any(own.values()):
@@ -114,11 +155,4 @@ def _with_own(config: dict[str, Any], own: Mapping[str, Mapping[str, Any]]) -> d
 
 def own_layers(checkpoint: Checkpoint, contents: Contents) -> dict[str, dict[str, Any]]:
     """Return what the model file builds instead of linear layers: the source's and new ones."""
-    ours = checkpoint.config.get("model_file") == MODEL_FILE.name
-    before = checkpoint.config["plastic"] if ours else {}
-    own = {kind: dict(before.get(kind, {})) for kind in _OWN}
-    for name, parts in contents.parts.items():
-        entries = contents.format.own_layers(contents.chosen[name], parts)
-        for kind, entry in entries.items():
-            own[kind][module_path(name)] = entry
-    return own
+    return _own_with(_own_before(checkpoint.config), contents)

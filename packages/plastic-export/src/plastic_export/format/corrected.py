@@ -7,7 +7,13 @@ from typing import Any
 
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.format.by_plan import PlanFormat
-from plastic_export.format.parts import Parts, factor_parts, is_bare, packed_backbone
+from plastic_export.format.parts import (
+    Parts,
+    asleep_parts,
+    factor_parts,
+    is_bare,
+    packed_backbone,
+)
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Offer
 
@@ -18,13 +24,14 @@ class CorrectedFormat(PlanFormat):
     name = "corrected"
     about = "bits and ranks, needs --trust-remote-code"
     choices = Choices(factor_bits=(4, 8), bare=True)
+    dials = True
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
         """Return ``P.weight``, or ``P.base.weight``, ``P.v.weight``, ``P.u.weight``."""
-        path = module_path(m.name)
+        path, asleep = module_path(m.name), asleep_parts(m, offer)
         if offer.rank == 0:
-            return Parts(packed_backbone(m, offer, path))
-        return Parts(packed_backbone(m, offer, f"{path}.base"), *factor_parts(m, offer))
+            return Parts(packed_backbone(m, offer, path), None, None, *asleep)
+        return Parts(packed_backbone(m, offer, f"{path}.base"), *factor_parts(m, offer), *asleep)
 
     def bias_name(self, path: str, offer: Offer) -> str:
         """Name it with the backbone, or with the second factor where that is a linear layer."""

@@ -29,7 +29,7 @@ class DenseFormat(RankFormat):
         if offer.rank == 0:
             return Parts()
         whole = Part(m.name, m.shape, m.dtype)
-        return Parts(whole, None, None, *asleep_parts(m, offer.rank))
+        return Parts(whole, None, None, *asleep_parts(m, offer))
 
     def awake(
         self,

@@ -20,12 +20,13 @@ class FactoredFormat(RankFormat):
     name = "factored"
     about = "two thin matrices each, needs --trust-remote-code"
     linears_only = True
+    dials = True
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
         """Return ``P.u.weight`` and ``P.v.weight``, whose rows carry the singular values."""
         if offer.rank == 0:
             return Parts()
-        return Parts(None, *factor_parts(m, offer), *asleep_parts(m, offer.rank))
+        return Parts(None, *factor_parts(m, offer), *asleep_parts(m, offer))
 
     def bias_name(self, path: str, offer: Offer) -> str:
         """Name it with the second factor."""

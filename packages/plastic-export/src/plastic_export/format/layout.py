@@ -84,6 +84,7 @@ def offer_of(record: MatrixRecord) -> Offer:
         rank=record.rank,
         factor_bits=record.factor_bits,
         group_size=record.group_size,
+        parked=record.parked,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -128,6 +128,11 @@ class Parts(NamedTuple):
         return [part for part in self.present if part.place == "model"]
 
     @property
+    def asleep(self) -> list[Part]:
+        """Those of what sleeps."""
+        return [part for part in (self.asleep_u, self.asleep_v) if part is not None]
+
+    @property
     def parked(self) -> int:
         """How many components sleep."""
         return 0 if self.asleep_u is None else self.asleep_u.shape[0]
@@ -135,7 +140,8 @@ class Parts(NamedTuple):
     @property
     def factor_group_sizes(self) -> tuple[int, int]:
         """Of the output and of the input directions; 0 where they are plain or missing."""
-        u, v = (0 if part is None else part.group_size for part in (self.u, self.v))
+        pairs = ((self.u, self.asleep_u), (self.v, self.asleep_v))
+        u, v = (part.group_size if (part := awake or asleep) else 0 for awake, asleep in pairs)
         return u, v
 
     def paired(self, pieces: Pieces) -> list[tuple[Part, Stored]]:
@@ -167,16 +173,24 @@ def factor_parts(m: Candidate, offer: Offer) -> tuple[Part, Part]:
     )
 
 
-def asleep_parts(m: Candidate, rank: int) -> tuple[Part | None, Part | None]:
-    """Return ``P.sleep.u`` and ``P.sleep.v``: a row per component beyond the rank, or None."""
-    path, parked = module_path(m.name), min(m.shape) - rank
-    if parked == 0:
+def asleep_parts(m: Candidate, offer: Offer) -> tuple[Part | None, Part | None]:
+    """Return ``P.sleep.u`` and ``P.sleep.v``: a row per component asleep, or None.
+
+    They are packed as those awake are, as ``P.sleep.u.weight`` with its scales and biases then.
+    """
+    if not offer.parked:
         return None, None
-    out, in_ = m.shape
-    return (
-        Part(f"{path}.sleep.u", (parked, out), m.dtype, place="sleep"),
-        Part(f"{path}.sleep.v", (parked, in_), m.dtype, place="sleep"),
+    u, v = (
+        _asleep_part(m, side, length, offer) for side, length in zip("uv", m.shape, strict=True)
     )
+    return u, v
+
+
+def _asleep_part(m: Candidate, side: str, length: int, offer: Offer) -> Part:
+    name, shape = f"{module_path(m.name)}.sleep.{side}", (offer.parked, length)
+    if offer.factor_bits == UNPACKED:
+        return Part(name, shape, m.dtype, place="sleep")
+    return replace(_factor(name, shape, m.dtype, offer), place="sleep")
 
 
 def whole_specs(m: Candidate) -> list[TensorSpec]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams
 
+from plastic_export.folder.component_curve import ComponentCurve
 from plastic_export.folder.header_bytes import entry_bytes
 from plastic_export.folder.places import Framework
 from plastic_export.format.errors import Errors
@@ -21,10 +22,11 @@ from plastic_export.plan.offers import Candidate, Choice, Offer
 
 
 class Encoded(NamedTuple):
-    """The stored pieces of one matrix, and their errors."""
+    """The stored pieces of one matrix, their errors, and what fewer components would cost."""
 
     pieces: Pieces
     errors: Errors
+    curve: ComponentCurve | None = None
 
 
 class Format:
@@ -39,6 +41,7 @@ class Format:
         choices: What a plan in this format offers for a matrix; None for a format by rank.
         one_rank: Whether all corrections of a plan have one rank.
         parks: Whether what is left out sleeps beside the model, so that it can be restored.
+        dials: Whether its components can be left out, in the order of their worth.
         linears_only: Whether it holds nothing but ``nn.Linear`` layers of mlx-lm's model.
         about: What the help of the command says of it, in one line.
         beside: Paths in the output, other than those that outputs of every format have.
@@ -56,6 +59,7 @@ class Format:
     choices: Choices | None = None
     one_rank = False
     parks = False
+    dials = False
     linears_only = False
     about: str
     beside: tuple[str, ...] = ()

@@ -175,4 +175,5 @@ def _with_errors(record: MatrixRecord, errors: Errors) -> MatrixRecord:
         relative_error=errors.relative,
         spectral_error=errors.spectral,
         restored_error=errors.restored,
+        curve=None,  # whose prices are of what it was
     )

@@ -47,6 +47,7 @@ class Offer(NamedTuple):
             is in the source.
         factor_bits: The bits of an entry of the correction; 16: in the matrix's own type.
         group_size: Neighbouring inputs that share a scale of the backbone; 0 without one.
+        parked: Components that sleep beside it, of the same packing; they take no bytes of it.
 
     Examples:
         >>> Offer(4, nbytes=2560, cost=1e-3, rank=8, factor_bits=8, group_size=64).kind
@@ -61,6 +62,7 @@ class Offer(NamedTuple):
     rank: int = 0
     factor_bits: int = 0
     group_size: int = 0
+    parked: int = 0
 
     @classmethod
     def nothing(cls) -> Offer:

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import Backbone, Correction, difference, error_feedback, loss_factors
 from plastic_core.files import MLX_DTYPES, noting
-from plastic_runtime import LossGrams
 
-from plastic_export.plan.gram_uses import GramRoots, gram_roots
+from plastic_export.plan.gram_uses import GramRoots
 from plastic_export.plan.offers import Candidate, Offer
 
 
@@ -18,6 +17,7 @@ def rounded(
     """Return the weight in ``bits`` bits, as both a price and a written file mean it.
 
     Examples:
+        >>> from plastic_export.plan import gram_roots
         >>> from plastic_runtime import GramFile
         >>> m = read_plan("plan.json").matrices[0].matrix
         >>> with GramFile("plan.grams.npz") as grams, open_checkpoint("SRC") as checkpoint:
@@ -38,11 +38,11 @@ def rounded(
 
 
 def stored(
-    weight: NDArray[np.float32], offer: Offer, grams: LossGrams, m: Candidate
+    weight: NDArray[np.float32], offer: Offer, roots: GramRoots, m: Candidate
 ) -> tuple[Backbone | None, Correction | None]:
     """The backbone and the correction of an offer of one matrix; None for what it does without."""
     with noting(f"at {m.name!r}"):
-        roots, backbone = gram_roots(grams), None
+        backbone = None
         if offer.bits is not None:
             backbone = rounded(weight, offer.bits, roots, m, group_size=offer.group_size)
         if not offer.rank:

@@ -14,3 +14,8 @@ def check_line(checked: OutputCheck | None) -> str:
         f"checked    {checked.tokens} tokens of {checked.text} through what was written: KL "
         f"{1e3 * checked.kl:.3f} millinats per token{asked}, top-1 {checked.top1:.1%}"
     )
+
+
+def ran_line(tokens: int) -> str:
+    """Say what ran through an output that was compared with nothing."""
+    return f"checked    {tokens} tokens ran through it, every prediction finite"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from plastic_export.compression.restoration import Restored
-from plastic_export.reporting.output_check import check_line
+from plastic_export.reporting.output_check import check_line, ran_line
 from plastic_export.reporting.tables import Presented
 
 
@@ -21,9 +21,7 @@ def _checked(result: Restored) -> list[str]:
     """Say what ran through it, unless digests prove more."""
     if result.proved:
         return []
-    if not result.checked:
-        return [check_line(None)]
-    return [f"checked    {result.checked} tokens ran through it, every prediction finite"]
+    return [ran_line(result.checked) if result.checked else check_line(None)]
 
 
 def _woken(result: Restored) -> list[str]:

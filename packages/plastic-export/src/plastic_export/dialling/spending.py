@@ -1,0 +1,127 @@
+"""A budget spent anew over the components that a folder stores. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from plastic_select import Option, allocate
+
+from plastic_export.compression.ranks import Surveyed, plan_ranks
+from plastic_export.compression.spectra import decoded_spectrum
+from plastic_export.dialling.turning import Ranks, Turnable
+from plastic_export.plan.budgets import Budget, Totals
+
+FileBytes = Callable[[Ranks], int]
+"""Bytes of the model files with so many components awake, headers counted."""
+
+
+@dataclass(frozen=True)
+class Purse:
+    """All that a budget is spent by.
+
+    Attributes:
+        matrices: The matrices that are turned.
+        strategy: The rule that chose the ranks; None where prices did.
+        totals: What budgets are measured against; its ``left_bytes`` are not used.
+        unturned_bytes: Bytes of all matrices of the manifest that are not turned.
+        file_bytes: Bytes of the model files by ranks.
+    """
+
+    matrices: Mapping[str, Turnable]
+    strategy: str | None
+    totals: Totals
+    unturned_bytes: int
+    file_bytes: FileBytes
+
+    def all(self) -> dict[str, int]:
+        """Return the ranks with everything awake."""
+        return {name: m.ranks[-1] for name, m in self.matrices.items()}
+
+    def least(self) -> dict[str, int]:
+        """Return the least ranks."""
+        return {name: m.ranks[0] for name, m in self.matrices.items()}
+
+    def ranks_within(self, budget: Budget) -> dict[str, int]:
+        """Return the ranks that cost least within a budget.
+
+        Raises:
+            ValueError: If the budget is below what stays of every matrix in any case, or above all
+                that is stored; the message names both.
+        """
+        self._check(budget)
+        allowed = budget.nbytes(self.totals)
+        if allowed >= self._spent(self.all(), budget):
+            return self.all()
+        room = allowed - self.unturned_bytes
+        if budget.kind != "size":
+            return self._chosen(room)
+        return self._within_files(allowed)
+
+    def _within_files(self, allowed: int) -> dict[str, int]:
+        """Return the ranks within bytes of whole files, whose headers depend on the ranks."""
+        room = allowed - self.file_bytes(self.least()) + self._bytes(self.least())
+        while True:
+            ranks = self._chosen(room)
+            over = self.file_bytes(ranks) - allowed
+            if over <= 0:
+                return ranks
+            room -= over
+
+    def _chosen(self, room: int) -> dict[str, int]:
+        """Return the ranks that cost least in so many bytes, or the least ones."""
+        room = max(room, self._bytes(self.least()))
+        return self._by_price(room) if self.strategy is None else self._by_strategy(room)
+
+    def _by_price(self, room: int) -> dict[str, int]:
+        options = {
+            name: [
+                Option(o.nbytes, o.cost, rank)
+                for rank in m.ranks
+                for o in [m.offer(rank, park=False)]
+            ]
+            for name, m in self.matrices.items()
+        }
+        (found,) = allocate(options, [room])
+        return {name: self.matrices[name].ranks[place] for name, place in found.chosen.items()}
+
+    def _by_strategy(self, room: int) -> dict[str, int]:
+        assert self.strategy is not None
+        surveyed = [_surveyed(m) for m in self.matrices.values()]
+        keep = min(1.0, room / sum(m.source_bytes for m in surveyed))
+        chosen = plan_ranks(surveyed, keep, self.strategy).matrices
+        most = {m.name: m.break_even for m in surveyed}
+        return {p.name: min(p.rank, most[p.name], self.all()[p.name]) for p in chosen}
+
+    def _bytes(self, ranks: Ranks) -> int:
+        return sum(
+            self.matrices[name].offer(rank, park=False).nbytes for name, rank in ranks.items()
+        )
+
+    def _spent(self, ranks: Ranks, budget: Budget) -> int:
+        """Return the bytes that a budget counts."""
+        if budget.kind == "size":
+            return self.file_bytes(ranks)
+        return self.unturned_bytes + self._bytes(ranks)
+
+    def _check(self, budget: Budget) -> None:
+        least, most = self._spent(self.least(), budget), self._spent(self.all(), budget)
+        allowed = budget.nbytes(self.totals) if math.isfinite(budget.value) else budget.value
+        if not least <= allowed <= self._rounded_up(most, budget):
+            raise ValueError(
+                f"`{budget.kind}` must be at least {budget.enough(least, self.totals)}, without "
+                f"what can be left out, and at most {budget.enough(most, self.totals)}, with all "
+                f"that is stored, got {budget}"
+            )
+
+    def _rounded_up(self, nbytes: int, budget: Budget) -> float:
+        """Return the bytes of a budget as it is written, which is rounded up."""
+        if budget.kind == "size":
+            return nbytes
+        return budget._replace(value=float(budget.enough(nbytes, self.totals))).nbytes(self.totals)
+
+
+def _surveyed(m: Turnable) -> Surveyed:
+    r = m.record
+    return Surveyed(r.name, r.shape, r.dtype, r.source_bytes, decoded_spectrum(r.spectrum))

@@ -1,0 +1,96 @@
+"""The ranks that the matrices of a folder may be turned to, and what they are under each. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plastic_core.files import FormatError
+
+from plastic_export.folder.manifest import Manifest, MatrixRecord
+from plastic_export.format.layout import Contents, candidate_of, offer_of
+from plastic_export.format.protocol import Format
+from plastic_export.format.table import FORMATS
+from plastic_export.plan.offers import Candidate, Offer, factor_bytes
+
+Ranks = Mapping[str, int]
+"""Components awake of every matrix that has any, by tensor name."""
+
+
+@dataclass(frozen=True)
+class Turnable:
+    """A matrix with components.
+
+    Attributes:
+        record: What the manifest says of it.
+        ranks: How many of its components may be awake, increasing.
+    """
+
+    record: MatrixRecord
+    ranks: tuple[int, ...]
+
+    @property
+    def matrix(self) -> Candidate:
+        """The matrix itself."""
+        return candidate_of(self.record)
+
+    def offer(self, rank: int, *, park: bool) -> Offer:
+        """Return how it is stored with ``rank`` components awake, the others asleep or gone."""
+        r, parked = self.record, self.record.components - rank if park else 0
+        if rank == r.rank and parked == r.parked:
+            return offer_of(r)
+        component = factor_bytes(r.shape, 1, r.factor_bits, r.dtype)
+        return Offer(
+            bits=r.bits,
+            nbytes=r.stored_bytes + (rank - r.rank) * component,
+            cost=r.curve.at(rank)[0] if r.curve else 0.0,
+            rank=rank,
+            factor_bits=r.factor_bits if rank + parked else 0,
+            group_size=r.group_size,
+            parked=parked,
+        )
+
+
+def turnable_matrices(folder: Path, manifest: Manifest) -> dict[str, Turnable]:
+    """Return the matrices of a folder that can be turned, by tensor name.
+
+    Raises:
+        FormatError: If its format has no components, none of its matrices has any, or it is not
+            known what leaving them out would cost.
+    """
+    if not FORMATS[manifest.format].dials:
+        known = " and ".join(name for name, format in FORMATS.items() if format.dials)
+        reason = f"its format {manifest.format!r} has no components that can be left out"
+        raise FormatError.about(folder, reason, f"the formats {known} have: compress into one")
+    records = [r for r in manifest.matrices.values() if r.components]
+    if not records:
+        reason = "none of its matrices has components"
+        raise FormatError.about(folder, reason, "compress to a size at which the plan chose ranks")
+    return {r.name: Turnable(r, _ranks(folder, r)) for r in records}
+
+
+def _ranks(folder: Path, r: MatrixRecord) -> tuple[int, ...]:
+    if r.curve is not None:
+        return r.curve.ranks
+    if r.spectrum:
+        return tuple(range(1, r.components + 1))
+    reason = "it holds no prices of the components of {r.name!r}: it was healed, or written before"
+    remedy = "compress its source again with this version, and dial before you heal"
+    raise FormatError.about(folder, reason.format(r=r), remedy)
+
+
+def turned_contents(
+    before: Contents, matrices: Mapping[str, Turnable], ranks: Ranks, *, park: bool
+) -> Contents:
+    """Return what becomes of all matrices of a folder.
+
+    Args:
+        before: What became of them in the folder.
+        matrices: Those that are turned.
+        ranks: Their components awake.
+        park: Whether the other components sleep beside them.
+    """
+    turned = {name: matrices[name].offer(rank, park=park) for name, rank in ranks.items()}
+    format: Format = before.format
+    return Contents.of(format, before.matrices.values(), {**before.chosen, **turned})

@@ -1,0 +1,77 @@
+"""The curve of a matrix over the ranks of its correction, from what is stored."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from plastic_core import Backbone, Correction, GramRoot, correction_costs, difference
+from plastic_core.linalg import Float64, spectral_norm
+
+from plastic_export.folder.component_curve import ComponentCurve
+from plastic_export.format.errors import Errors
+from plastic_export.plan.gram_uses import GramRoots
+from plastic_export.plan.offers import Offer
+
+POINTS = 64
+"""Most ranks of a curve beside its first: a 64th of a matrix is fine enough where there are many
+matrices (heuristic)."""
+DIGITS = 6
+"""Significant digits of a curve, which is exact to about 1e-7 of its first value."""
+_PLAIN = GramRoot(None)
+
+
+def curve_of(
+    weight: NDArray[np.float32],
+    backbone: Backbone | None,
+    correction: Correction,
+    roots: GramRoots,
+    offer: Offer,
+    errors: Errors,
+) -> ComponentCurve:
+    """Return what is left to pay with fewer components of one matrix, priced as its plan does.
+
+    `correction_costs` of what is stored, times what makes the last one the price of the offer: the
+    factor that the plan's measurements gave.
+
+    Args:
+        weight: The matrix.
+        backbone: Its backbone; None for none, and then one component is the least.
+        correction: Its components, the most important first.
+        roots: What it was rounded under.
+        offer: How it is stored, at its price.
+        errors: The errors of all of it.
+
+    Cost:
+        What `predicted_cost` costs, and one product with the components.
+    """
+    ranks = curve_ranks(correction.rank, bare=backbone is None)
+    E = weight if backbone is None else difference(weight, backbone)
+    costs = correction_costs(E, correction, inputs=roots.inputs, outputs=roots.outputs)
+    factor = offer.cost / costs[-1] if costs[-1] else 1.0
+    squares = 2 * correction_costs(E, correction, inputs=_PLAIN, outputs=_PLAIN)
+    return ComponentCurve(
+        ranks,
+        (*_rounded(factor * costs[list(ranks[:-1])]), offer.cost),
+        (*_rounded(np.sqrt(squares[list(ranks[:-1])]) / errors.norm), errors.relative),
+        errors.spectral,
+        spectral_norm(weight),
+    )
+
+
+def curve_ranks(most: int, *, bare: bool) -> tuple[int, ...]:
+    """Return the ranks of a curve: 0, or 1 for a matrix without a backbone, up to ``most``.
+
+    Examples:
+        >>> curve_ranks(3, bare=False), len(curve_ranks(1000, bare=True))
+        ((0, 1, 2, 3), 65)
+    """
+    least = 1 if bare else 0
+    return tuple(
+        np.unique(
+            np.linspace(least, most, min(most - least, POINTS) + 1).round().astype(int)
+        ).tolist()
+    )
+
+
+def _rounded(values: Float64) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values]
