@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from plastic_core.files import HOLDER, AtomicFile, BusyError, FolderLock, FormatError, Journal
+from plastic_core.files import (
+    HOLDER,
+    AtomicFile,
+    BusyError,
+    FolderLock,
+    FormatError,
+    Journal,
+    check_unheld,
+)
 from plastic_core.files import check_same as check
 
 HOLD = """
@@ -42,7 +50,10 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None
     assert caught.value.filename == str(tmp_path / "folder")
     with pytest.raises(BusyError, match="in use by another process"):
         AtomicFile(tmp_path / "file")
+    with pytest.raises(BusyError, match=f"in use by process {process.pid} on"):
+        check_unheld(tmp_path / "folder")
     process.communicate()
+    check_unheld(tmp_path / "folder")
     FolderLock(tmp_path / "folder").release()
     with AtomicFile(tmp_path / "file") as file:
         file.write(b"whole")

@@ -112,13 +112,9 @@ def turned_config(config: Mapping[str, Any], before: Contents, after: Contents) 
         before: What became of the matrices then.
         after: What becomes of them now.
     """
-    gone = {part.path for parts in before.parts.values() for part in parts.in_model if part.bits}
-    packed = [p for parts in after.parts.values() for p in parts.in_model if p.bits]
     config = dict(config)
     if stated := config.get("quantization"):
-        settings = {k: v for k, v in stated.items() if not isinstance(v, dict | bool)}
-        others = {k: v for k, v in stated.items() if k not in settings and k not in gone}
-        quantization = {**settings, **{p.path: p.packing for p in packed}, **others}
+        quantization = _turned_packings(stated, before, after)
         config |= {"quantization": quantization, "quantization_config": quantization}
     turned = {module_path(name) for name in before.anew}
     own = {
@@ -127,6 +123,21 @@ def turned_config(config: Mapping[str, Any], before: Contents, after: Contents) 
     }
     rest = {k: v for k, v in config.items() if k not in ("model_file", "plastic")}
     return _with_own(rest, _own_with(own, after))
+
+
+def _turned_packings(
+    stated: Mapping[str, Any], before: Contents, after: Contents
+) -> dict[str, Any]:
+    """Return the quantisation of an output, module by module in the order of `output_config`."""
+    gone = {part.path for parts in before.parts.values() for part in parts.in_model if part.bits}
+    settings = {k: v for k, v in stated.items() if not isinstance(v, dict | bool)}
+    entries = dict[str, Any]()
+    for name, parts in after.parts.items():
+        path = module_path(name)
+        entries |= {part.path: part.packing for part in parts.in_model if part.bits}
+        entries |= {path: stated[path]} if not parts.present and path in stated else {}
+    others = {k: v for k, v in stated.items() if k not in settings and k not in gone}
+    return {**settings, **entries, **others}
 
 
 def _own_before(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
