@@ -26,7 +26,7 @@ FLOORS = {
     "plastic_core": "linalg files factors loss rounding layer testing",
     "plastic_runtime": "measure sleep log surgery manager training",
     "plastic_export": "process checkpoint folder model source adapters calibration estimate "
-    "evaluation tasks plan format exact hub compression training healing merging gguf "
+    "evaluation tasks plan format exact hub compression dialling training healing merging gguf "
     "shipping reshaping extraction reporting cli __main__",
 }
 Import = tuple[str, str | None, int]

@@ -10,7 +10,6 @@ import click
 from plastic_core.files import BusyError, FormatError
 
 from plastic_export.cli.commands.compress import compress_command
-from plastic_export.cli.commands.dial import dial_command
 from plastic_export.cli.commands.evaluate import evaluate_command
 from plastic_export.cli.commands.export import export_command
 from plastic_export.cli.commands.extract import extract_command
@@ -18,13 +17,14 @@ from plastic_export.cli.commands.gguf import gguf_command
 from plastic_export.cli.commands.heal import heal_command
 from plastic_export.cli.commands.inspect import inspect_command
 from plastic_export.cli.commands.merge import merge_command
+from plastic_export.cli.commands.outputs.dial import dial_command
+from plastic_export.cli.commands.outputs.restore import restore_command
+from plastic_export.cli.commands.outputs.verify import verify_command
 from plastic_export.cli.commands.plan import plan_command
 from plastic_export.cli.commands.push import push_command
 from plastic_export.cli.commands.report import report_command
 from plastic_export.cli.commands.resize import resize_command
-from plastic_export.cli.commands.restore import restore_command
 from plastic_export.cli.commands.train import train_command
-from plastic_export.cli.commands.verify import verify_command
 from plastic_export.cli.console import escape_what_cannot_be_encoded, printed_warnings
 from plastic_export.cli.wording import in_words_of
 from plastic_export.evaluation.output_check import FailedCheckError

@@ -248,7 +248,7 @@ def write_tensors(
     """
     layout = recipe.layout
     framework = layout.contents.format.framework
-    measured = dict.fromkeys(layout.contents.matrices, Measured())
+    measured = dict.fromkeys(layout.contents.matrices, MeasuredMatrix())
     with ExitStack() as stack:
         files: dict[Place, Shards] = {
             place: stack.enter_context(
@@ -273,7 +273,7 @@ def write_tensors(
             if (result := results[name]) is None:
                 result = _step(layout.arrangement.steps[name], recipe, files, encoder)
                 steps.add(name, result)
-            measured |= {layer: Measured.of(found) for layer, found in result.items()}
+            measured |= {layer: MeasuredMatrix.of(found) for layer, found in result.items()}
     digests = {name: d for shards in files.values() for name, d in shards.digests.items()}
     records = (_record(name, layout.contents, found) for name, found in measured.items())
     return tuple(replace(r, **recipe.notes.get(r.name, {})) for r in records), digests
@@ -296,7 +296,7 @@ def _step(
 
 def _write_matrix(
     name: str, contents: Contents, files: Mapping[Place, Shards], encoded: Sequence[Encoded]
-) -> Measured:
+) -> MeasuredMatrix:
     """Write what one matrix or stack becomes, and return what is known of what it stands for."""
     pieces, backbones = encoded[-1].pieces, list[Any](one.pieces.backbone for one in encoded)
     if contents.matrices[name].experts:  # offered no corrections: backbones are all that they have
@@ -304,17 +304,17 @@ def _write_matrix(
     for part, stored in contents.parts[name].paired(pieces):
         for tensor_name, tensor in part.tensors(stored):
             files[part.place].write(tensor_name, tensor)
-    return Measured(Errors.of_stack([one.errors for one in encoded]), encoded[-1].curve)
+    return MeasuredMatrix(Errors.of_stack([one.errors for one in encoded]), encoded[-1].curve)
 
 
-class Measured(NamedTuple):
+class MeasuredMatrix(NamedTuple):
     """What is known of a matrix once it is written: its errors, and its curve."""
 
     errors: Errors = Errors()
     curve: ComponentCurve | None = None
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Measured:
+    def of(cls, record: Mapping[str, Any]) -> MeasuredMatrix:
         """Return what the journal holds."""
         curve = record["curve"]
         return cls(Errors(**record["errors"]), None if curve is None else ComponentCurve.of(curve))
@@ -325,7 +325,7 @@ class Measured(NamedTuple):
         return {"errors": self.errors._asdict(), "curve": curve}
 
 
-def _record(name: str, contents: Contents, measured: Measured) -> MatrixRecord:
+def _record(name: str, contents: Contents, measured: MeasuredMatrix) -> MatrixRecord:
     """Return the record of a matrix; without an error, it was left as it is."""
     errors = measured.errors
     m, offer, parts = contents.matrices[name], contents.chosen[name], contents.parts[name]

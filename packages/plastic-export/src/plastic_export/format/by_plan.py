@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from plastic_core import Backbone, Certificate, Correction, certify
 from plastic_runtime import LossGrams
 
-from plastic_export.format.curves import curve_of
 from plastic_export.format.errors import Errors, dense_certificate
 from plastic_export.format.parts import Pieces
 from plastic_export.format.protocol import Encoded, Format
+from plastic_export.plan.curves import curve_of
 from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, Offer
 from plastic_export.plan.storing import stored
@@ -26,13 +26,15 @@ class PlanFormat(Format):
         assert grams is not None  # measured before anything is planned
         roots = gram_roots(grams)
         backbone, correction = stored(weight, offer, roots, m)
-        errors = Errors.of(weight, _certificate(weight, backbone, correction))
+        certificate = _certificate(weight, backbone, correction)
+        errors = Errors.of(weight, certificate)
         if correction is None:
             return Encoded(Pieces(backbone), errors)
         pieces = Pieces(backbone, correction.V, correction.Ut)
         if not self.dials:
             return Encoded(pieces, errors)
-        return Encoded(pieces, errors, curve_of(weight, backbone, correction, roots, offer, errors))
+        curve = curve_of(weight, backbone, correction, roots, offer, certificate)
+        return Encoded(pieces, errors, curve)
 
 
 def _certificate(

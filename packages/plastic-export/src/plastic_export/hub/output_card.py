@@ -90,6 +90,9 @@ def _facts(folder: Path, manifest: Manifest, check: OutputCheck | None) -> dict[
             "KL divergence from the source": f"{1000 * check.kl:.4g} millinats per token, {text}",
             "same likeliest next token": f"{check.top1:.1%} of them",
         }
+    if dialled := manifest.options.get("dial"):
+        cut = "gone" if dialled["lost"] else f"asleep in `{SLEEP}`"
+        rows["dialled"] = f"to {dialled['budget']} from a larger output; what was cut is {cut}"
     if "heal" in manifest.options:
         rows["healed"] = "yes: trained towards the source; the size stayed"
     return rows
@@ -152,6 +155,15 @@ def _running(folder: Path, manifest: Manifest, format: Format) -> list[str]:
 
 
 def _restoring(manifest: Manifest, format: Format) -> list[str]:
+    dialled = manifest.options.get("dial")
+    if dialled and dialled["lost"]:
+        return ["What was cut is not here: take the output that this one was dialled from."]
+    if dialled and not format.parks:
+        return [
+            f"`plastic dial` needs `{SLEEP}` beside the model and wakes what was cut, bit for bit. "
+            "`plastic push` uploads what it needs with `--with-sleep` alone.",
+            code(["plastic dial FOLDER LARGER --full"]),
+        ]
     if not (EXACT in manifest.files or format.parks):
         name, revision = manifest.source["name"], manifest.source["revision"]
         return [f"Nothing of it was kept beside the model: take {link(name, revision)} again."]

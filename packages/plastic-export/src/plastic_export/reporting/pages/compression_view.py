@@ -133,7 +133,8 @@ def _plan_of(manifest: Manifest, place: Path, file: Path) -> LossPlan:
 def _of_output(place: Path, manifest: Manifest, plan: LossPlan | None) -> CompressionView:
     by_plan = "plan_sha256" in manifest.options
     shown = tuple(_recorded(r, by_plan=by_plan) for r in manifest.matrices.values())
-    asked = str(manifest.options.get("budget", f"keep {manifest.options.get('keep', '')}"))
+    compressed_to = manifest.options.get("budget", f"keep {manifest.options.get('keep', '')}")
+    asked = str(manifest.options.get("dial", {}).get("budget", compressed_to))
     tensors = manifest.source["tensors"]
     left = () if plan is None else _left_of(plan, tensors)
     return CompressionView(

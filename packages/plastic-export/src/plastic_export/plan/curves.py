@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import Backbone, Correction, GramRoot, correction_costs, difference
-from plastic_core.linalg import Float64, spectral_norm
+from plastic_core import Backbone, Certificate, Correction, GramRoot, correction_costs, difference
+from plastic_core.linalg import Float64, frobenius_norm, spectral_norm
 
 from plastic_export.folder.component_curve import ComponentCurve
-from plastic_export.format.errors import Errors
 from plastic_export.plan.gram_uses import GramRoots
 from plastic_export.plan.offers import Offer
 
@@ -26,7 +25,7 @@ def curve_of(
     correction: Correction,
     roots: GramRoots,
     offer: Offer,
-    errors: Errors,
+    certificate: Certificate,
 ) -> ComponentCurve:
     """Return what is left to pay with fewer components of one matrix, priced as its plan does.
 
@@ -39,7 +38,7 @@ def curve_of(
         correction: Its components, the most important first.
         roots: What it was rounded under.
         offer: How it is stored, at its price.
-        errors: The errors of all of it.
+        certificate: The errors of all of it.
 
     Cost:
         What `predicted_cost` costs, and one product with the components.
@@ -52,8 +51,11 @@ def curve_of(
     return ComponentCurve(
         ranks,
         (*_rounded(factor * costs[list(ranks[:-1])]), offer.cost),
-        (*_rounded(np.sqrt(squares[list(ranks[:-1])]) / errors.norm), errors.relative),
-        errors.spectral,
+        (
+            *_rounded(np.sqrt(squares[list(ranks[:-1])]) / frobenius_norm(weight)),
+            certificate.relative_error,
+        ),
+        certificate.spectral_error,
         spectral_norm(weight),
     )
 

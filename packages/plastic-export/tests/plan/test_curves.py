@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from plastic_core import Correction, GramRoot, certify, loss_factors, round_to_nearest
 from plastic_core.rounding import UNPACKED
 from plastic_core.testing import matrix_from_spectrum
-from plastic_export.format.curves import curve_of, curve_ranks
-from plastic_export.format.errors import Errors
+from plastic_export.plan.curves import curve_of, curve_ranks
 from plastic_export.plan.gram_uses import GramRoots
 from plastic_export.plan.offers import Offer
 
@@ -35,9 +34,7 @@ def test_it_is_half_the_energy_that_is_left_out(
     left = np.append((s**2)[::-1].cumsum()[::-1], 0.0)
     certificate = certify(error, part.operator().U, part.operator().Vh)
     offer = Offer(None, 0, factor * 1e-3, s.size, UNPACKED)
-    curve = curve_of(
-        W, backbone, part.leading(s.size - 1), GramRoots(ONE, ONE), offer, Errors.of(W, certificate)
-    )
+    curve = curve_of(W, backbone, part.leading(s.size - 1), GramRoots(ONE, ONE), offer, certificate)
     ranks = np.array(curve.ranks)
     assert ranks.tolist() == list(range(0 if rounded else 1, s.size))
     scale = offer.cost / (left[s.size - 1] / 2)

@@ -1,0 +1,1 @@
+"""What dialling costs beside planning for every size."""
