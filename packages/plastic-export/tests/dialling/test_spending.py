@@ -42,7 +42,7 @@ def purse_of(matrices: list[Turnable], unturned: int = 1000) -> Purse:
         return 8 * ((own + unturned + 5 * sum(rank > 0 for rank in ranks.values()) + 15) // 8)
 
     totals = Totals(len(matrices) * 64 * 32, len(matrices) * SOURCE, 0)
-    return Purse(by_name, None, totals, unturned, file_bytes)
+    return Purse(by_name, totals, unturned, file_bytes)
 
 
 PRICES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4)

@@ -26,6 +26,7 @@ from plastic_core.files import (
 from plastic_core.linalg import to_numpy
 from plastic_core.rounding import UNPACKED
 from plastic_core.testing import same_bits
+from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.compression.by_plan import execute_plan
@@ -193,6 +194,21 @@ def test_what_is_gone_does_not_come_back(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at most .*, with all that is stored"):
         dial(tmp_path / "small", tmp_path / "larger", asked)
     assert read_manifest(tmp_path / "full").options["dial"]["lost"]
+
+
+def test_all_that_sleeps_can_be_awake(
+    readable: Path, factored: Path, text: Path, tmp_path: Path
+) -> None:
+    calibration = Calibration(text, window=24, windows=8)
+    with_gram = tmp_path / "with-gram"
+    compress(readable, with_gram, keep=0.6, calibration=calibration)
+    for folder in (factored, with_gram):
+        result = dial(folder, tmp_path / f"{folder.name}-full")
+        assert verify(result.dest) == []
+        for r in result.matrices:
+            assert (r.rank, r.parked) == (0 if r.is_unchanged else min(r.shape), 0)
+            assert r.relative_error == pytest.approx(r.restored_error, abs=1e-9)
+            assert r.retained_energy == pytest.approx(1)
 
 
 def test_formats_without_components_are_refused(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from plastic_core import Backbone
 from plastic_core.files import array_from_bytes
 from plastic_core.linalg import Float32, Float64, spectral_norm, squared_norm
+from plastic_select.rules import NEED_GRAM
 
 from plastic_export.compression.spectra import decoded_spectrum
+from plastic_export.dialling.rows import Bytes
 from plastic_export.dialling.turning import Turnable
 from plastic_export.folder.manifest import MatrixRecord
 from plastic_export.folder.shards import as_float32
@@ -22,29 +22,37 @@ from plastic_export.plan.offers import Offer
 
 SQUARINGS = 3
 """Of the product of two Grams: a norm is overestimated by at most ``k^(1/16)`` for k components."""
+_TOLERANCE = 1e-2  # of `spectral_norm`, which is a lower bound
 
 
-class Sides(NamedTuple):
-    """Some components ``Ut^T V`` as float32.
+class StoredSides(NamedTuple):
+    """All components of a matrix as rows of bytes, in the order of their worth.
 
     Attributes:
-        Ut: Output directions, shape (k, out).
-        V: Input directions, shape (k, in).
+        u: How the output directions were stored.
+        u_rows: One array per tensor of it, a row per component.
+        v: How the input directions were stored.
+        v_rows: The same of them.
     """
 
-    Ut: Float32
-    V: Float32
+    u: Part | None
+    u_rows: list[Bytes]
+    v: Part | None
+    v_rows: list[Bytes]
+
+    def outputs(self, start: int) -> Float32:
+        """Return the output directions from a component on, shape (k, out)."""
+        return _values(self.u, [rows[start:] for rows in self.u_rows])
+
+    def inputs(self, start: int) -> Float32:
+        """Return the input directions from a component on, shape (k, in)."""
+        return _values(self.v, [rows[start:] for rows in self.v_rows])
 
 
-def side_values(part: Part, tensors: Sequence[NDArray[np.uint8]]) -> Float32:
-    """Return what the rows of one side stand for.
-
-    Args:
-        part: How that side is stored.
-        tensors: Its rows of bytes, as `ComponentRows.of` returns them.
-    """
-    count = len(tensors[0])
-    whole = replace(part, shape=(count, part.shape[1]), transposed=False)
+def _values(part: Part | None, tensors: list[Bytes]) -> Float32:
+    """Return what rows of bytes stand for."""
+    assert part is not None
+    whole = replace(part, shape=(len(tensors[0]), part.shape[1]), transposed=False)
     arrays = [
         array_from_bytes(np.ascontiguousarray(rows).reshape(-1), spec.dtype, spec.shape)
         for rows, spec in zip(tensors, whole.specs, strict=True)
@@ -55,21 +63,20 @@ def side_values(part: Part, tensors: Sequence[NDArray[np.uint8]]) -> Float32:
     return Backbone(codes, scales, biases, part.bits, part.group_size, whole.shape).dequantized()
 
 
-def product_norm_bound(sides: Sides) -> float:
+def product_norm_bound(Ut: Float32, V: Float32) -> float:
     r"""Return an upper bound of the spectral norm of ``Ut^T V``, from two Grams of size k.
 
     The eigenvalues of :math:`G = (Ut Ut^T)(V V^T)` are the squared singular values of the product,
     so :math:`\|Ut^T V\|_2 \le \mathrm{tr}(G^8)^{1/16}`.
 
     Examples:
-        >>> sides = Sides(np.eye(2, 3, dtype=np.float32), np.diag(np.float32([3.0, 1.0])))
-        >>> round(product_norm_bound(sides), 3)
+        >>> round(product_norm_bound(np.eye(2, 3), np.diag([3.0, 1.0])), 3)
         3.0
     """
-    if not len(sides.Ut):
+    if not len(Ut):
         return 0.0
-    U, V = (side.astype(np.float64) for side in sides)
-    G: Float64 = (U @ U.T) @ (V @ V.T)
+    wide_U, wide_V = Ut.astype(np.float64), V.astype(np.float64)
+    G: Float64 = (wide_U @ wide_U.T) @ (wide_V @ wide_V.T)
     scale, power = 0.0, 1.0
     for _ in range(SQUARINGS):
         norm = float(np.abs(G).max())
@@ -81,19 +88,19 @@ def product_norm_bound(sides: Sides) -> float:
     return math.exp((scale + math.log(trace) / power) / 2) if trace else 0.0
 
 
-def turned_record(m: Turnable, offer: Offer, parts: Parts, stored: Sides) -> MatrixRecord:
+def turned_record(m: Turnable, offer: Offer, parts: Parts, stored: StoredSides) -> MatrixRecord:
     """Return the record of a matrix that was turned.
 
-    Its spectral error is an upper bound where components are left out: the error with all of them
-    awake, and a bound of the norm of what is left out. The other errors are those that were
-    measured when it was compressed; of a matrix without a backbone, what its orthonormal factors
-    tell, but for the rounding to their type.
+    By prices, the Frobenius error is the one that was measured when it was compressed, and the
+    spectral one an upper bound where components are left out: the error with all of them awake, and
+    a bound of the norm of what is left out. By a strategy, both are what the spectrum or the
+    factors tell, whose output directions are orthonormal but for the rounding to their type.
 
     Args:
         m: The matrix.
         offer: How it is stored now.
         parts: What it is stored as.
-        stored: All its components as the folder had them, in the order of their worth.
+        stored: All its components as the folder had them.
     """
     r = m.record
     same = replace(
@@ -106,17 +113,17 @@ def turned_record(m: Turnable, offer: Offer, parts: Parts, stored: Sides) -> Mat
         predicted_kl=offer.cost,
     )
     if offer.rank != r.rank:
-        same = (_by_curve if r.curve else _by_spectrum)(same, stored)
+        same = _by_curve(same, stored) if r.curve else _by_strategy(same, m.strategy, stored)
     return same if same.components == r.components else _forgotten(same)
 
 
-def _by_curve(r: MatrixRecord, stored: Sides) -> MatrixRecord:
-    """Take the errors from the curve."""
-    curve, cut = r.curve, Sides(stored.Ut[r.rank :], stored.V[r.rank :])
+def _by_curve(r: MatrixRecord, stored: StoredSides) -> MatrixRecord:
+    curve = r.curve
     assert curve is not None
     spectral = curve.spectral_error
-    if len(cut.V):
-        spectral += product_norm_bound(cut) / curve.spectral_norm
+    if r.rank < curve.ranks[-1]:
+        cut = product_norm_bound(stored.outputs(r.rank), stored.inputs(r.rank))
+        spectral += cut / curve.spectral_norm
     return replace(
         r,
         relative_error=curve.at(r.rank)[1],
@@ -125,18 +132,33 @@ def _by_curve(r: MatrixRecord, stored: Sides) -> MatrixRecord:
     )
 
 
-def _by_spectrum(r: MatrixRecord, stored: Sides) -> MatrixRecord:
-    """Take the errors from the factors ``W ~ U V`` with U orthonormal, of which V has the norms."""
-    cut = Sides(stored.Ut[r.rank :], stored.V[r.rank :])
-    total = squared_norm(stored.V) / (1 - r.restored_error**2)
-    largest = spectral_norm(stored.V)
-    rest = r.restored_error * math.sqrt(total)
-    s = decoded_spectrum(r.spectrum) ** 2
+def _by_strategy(r: MatrixRecord, strategy: str | None, stored: StoredSides) -> MatrixRecord:
+    s = decoded_spectrum(r.spectrum)
+    energy = s**2
+    retained = float(energy[: r.rank].sum() / energy.sum())
+    if strategy in NEED_GRAM:
+        relative, spectral = _of_orthonormal(r, stored)
+    else:  # the spectrum is that of the matrix itself
+        relative, spectral = (
+            math.sqrt(max(0.0, 1 - retained)),
+            float(s[r.rank :].max(initial=0.0) / s[0]),
+        )
+    own = r.restored_error
     return replace(
         r,
-        relative_error=math.sqrt(r.restored_error**2 + squared_norm(cut.V) / total),
-        spectral_error=(rest + product_norm_bound(cut)) / largest,
-        retained_energy=float(s[: r.rank].sum() / s.sum()),
+        relative_error=math.hypot(relative, own),
+        spectral_error=spectral + own * float(np.linalg.norm(s) / s[0]),
+        retained_energy=retained,
+    )
+
+
+def _of_orthonormal(r: MatrixRecord, stored: StoredSides) -> tuple[float, float]:
+    """Return both errors of ``W ~ U V`` from V, which has the norms of the product."""
+    V = stored.inputs(0)
+    cut, total = V[r.rank :], squared_norm(V)
+    return (
+        math.sqrt(squared_norm(cut) / total),
+        spectral_norm(cut) / (1 - _TOLERANCE) / spectral_norm(V),
     )
 
 

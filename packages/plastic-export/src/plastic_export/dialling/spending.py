@@ -23,14 +23,12 @@ class Purse:
 
     Attributes:
         matrices: The matrices that are turned.
-        strategy: The rule that chose the ranks; None where prices did.
         totals: What budgets are measured against; its ``left_bytes`` are not used.
         unturned_bytes: Bytes of all matrices of the manifest that are not turned.
         file_bytes: Bytes of the model files by ranks.
     """
 
     matrices: Mapping[str, Turnable]
-    strategy: str | None
     totals: Totals
     unturned_bytes: int
     file_bytes: FileBytes
@@ -72,7 +70,8 @@ class Purse:
     def _chosen(self, room: int) -> dict[str, int]:
         """Return the ranks that cost least in so many bytes, or the least ones."""
         room = max(room, self._bytes(self.least()))
-        return self._by_price(room) if self.strategy is None else self._by_strategy(room)
+        strategy = next(m.strategy for m in self.matrices.values())
+        return self._by_price(room) if strategy is None else self._by_strategy(room, strategy)
 
     def _by_price(self, room: int) -> dict[str, int]:
         options = {
@@ -86,11 +85,10 @@ class Purse:
         (found,) = allocate(options, [room])
         return {name: self.matrices[name].ranks[place] for name, place in found.chosen.items()}
 
-    def _by_strategy(self, room: int) -> dict[str, int]:
-        assert self.strategy is not None
+    def _by_strategy(self, room: int, strategy: str) -> dict[str, int]:
         surveyed = [_surveyed(m) for m in self.matrices.values()]
         keep = min(1.0, room / sum(m.source_bytes for m in surveyed))
-        chosen = plan_ranks(surveyed, keep, self.strategy).matrices
+        chosen = plan_ranks(surveyed, keep, strategy).matrices
         most = {m.name: m.break_even for m in surveyed}
         return {p.name: min(p.rank, most[p.name], self.all()[p.name]) for p in chosen}
 

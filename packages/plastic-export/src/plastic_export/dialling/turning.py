@@ -25,10 +25,12 @@ class Turnable:
     Attributes:
         record: What the manifest says of it.
         ranks: How many of its components may be awake, increasing.
+        strategy: The rule that chose its rank; None where prices did.
     """
 
     record: MatrixRecord
     ranks: tuple[int, ...]
+    strategy: str | None = None
 
     @property
     def matrix(self) -> Candidate:
@@ -67,7 +69,8 @@ def turnable_matrices(folder: Path, manifest: Manifest) -> dict[str, Turnable]:
     if not records:
         reason = "none of its matrices has components"
         raise FormatError.about(folder, reason, "compress to a size at which the plan chose ranks")
-    return {r.name: Turnable(r, _ranks(folder, r)) for r in records}
+    strategy = manifest.options.get("strategy")
+    return {r.name: Turnable(r, _ranks(folder, r), strategy) for r in records}
 
 
 def _ranks(folder: Path, r: MatrixRecord) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from plastic_core.files import (
 from plastic_runtime import Track, untracked
 
 from plastic_export.compression.verification import verify
-from plastic_export.dialling.certificates import Sides, side_values, turned_record
+from plastic_export.dialling.certificates import StoredSides, turned_record
 from plastic_export.dialling.rows import Bytes, ComponentRows, from_rows
 from plastic_export.dialling.spending import FileBytes, Purse
 from plastic_export.dialling.tensors import Turn
@@ -41,7 +41,7 @@ from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import Shards, shard_bytes
 from plastic_export.format.config import turned_config
 from plastic_export.format.layout import Contents, candidate_of, offer_of
-from plastic_export.format.parts import Part, Parts
+from plastic_export.format.parts import Part
 from plastic_export.format.table import FORMATS
 from plastic_export.hub.output_card import write_output_card
 from plastic_export.hub.source_card import carried_card
@@ -199,10 +199,8 @@ def _purse(
 ) -> Purse:
     turned = {r.name: r for r in manifest.matrices.values() if r.name in matrices}
     others = [r.stored_bytes for r in manifest.matrices.values() if r.name not in turned]
-    by_price = all(r.curve for r in turned.values())
     return Purse(
         matrices=matrices,
-        strategy=None if by_price else str(manifest.options["strategy"]),
         totals=totals_of(list(before.matrices.values()), 0),
         unturned_bytes=sum(others),
         file_bytes=file_bytes,
@@ -236,7 +234,7 @@ def _write_tensors(
                 model.write(name, rows.model.raw(copied))
                 continue
             stored = _write_matrix(turn, name, rows, model, sleep)
-            if name in matrices and stored is not None:
+            if name in matrices:
                 offer, parts = turn.after.chosen[name], turn.after.parts[name]
                 records[name] = turned_record(matrices[name], offer, parts, stored)
     return tuple(records.values()), {**model.digests, **sleep.digests}
@@ -244,8 +242,8 @@ def _write_tensors(
 
 def _write_matrix(
     turn: Turn, name: str, rows: ComponentRows, model: Shards, sleep: Shards
-) -> Sides | None:
-    """Write what one matrix becomes; return its components, if it has any."""
+) -> StoredSides:
+    """Write what one matrix becomes; return its components."""
     old, new = turn.before.parts[name], turn.after.parts[name]
     if old.backbone is not None and new.backbone is not None:
         for was, spec in zip(old.backbone.specs, new.backbone.specs, strict=True):
@@ -255,7 +253,7 @@ def _write_matrix(
         _write_part(model, part, data, 0)
     for part, data in ((new.asleep_u, u), (new.asleep_v, v)):
         _write_part(sleep, part, data, turn.after.chosen[name].rank)
-    return _sides(old, u, v)
+    return StoredSides(old.u or old.asleep_u, u, old.v or old.asleep_v, v)
 
 
 def _write_part(files: Shards, part: Part | None, data: list[Bytes], start: int) -> None:
@@ -263,12 +261,6 @@ def _write_part(files: Shards, part: Part | None, data: list[Bytes], start: int)
     for spec, tensor in zip(part.specs if part else (), data, strict=part is not None):
         assert part is not None
         files.write(spec.name, from_rows(part, tensor[start : start + part.shape[0]]))
-
-
-def _sides(old: Parts, u: list[Bytes], v: list[Bytes]) -> Sides | None:
-    sides = (old.u or old.asleep_u, u), (old.v or old.asleep_v, v)
-    values = [side_values(part, data) for part, data in sides if part is not None]
-    return Sides(*values) if values else None
 
 
 def _write_beside(target: Path, folder: Path, turn: Turn, rows: ComponentRows) -> None:

@@ -48,13 +48,12 @@ def curve_of(
     costs = correction_costs(E, correction, inputs=roots.inputs, outputs=roots.outputs)
     factor = offer.cost / costs[-1] if costs[-1] else 1.0
     squares = 2 * correction_costs(E, correction, inputs=_PLAIN, outputs=_PLAIN)
+    errors = np.sqrt(squares) / frobenius_norm(weight)
+    inner = list(ranks[:-1])  # the last errors and the last price are known exactly
     return ComponentCurve(
         ranks,
-        (*_rounded(factor * costs[list(ranks[:-1])]), offer.cost),
-        (
-            *_rounded(np.sqrt(squares[list(ranks[:-1])]) / frobenius_norm(weight)),
-            certificate.relative_error,
-        ),
+        (*_rounded(factor * costs[inner]), offer.cost),
+        (*_rounded(errors[inner]), certificate.relative_error),
         certificate.spectral_error,
         spectral_norm(weight),
     )
