@@ -196,13 +196,15 @@ def test_what_is_gone_does_not_come_back(folder: Path, tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "full").options["dial"]["lost"]
 
 
+@pytest.mark.parametrize("strategy", ["stable", "activation"])
 def test_all_that_sleeps_can_be_awake(
-    readable: Path, factored: Path, text: Path, tmp_path: Path
+    readable: Path, text: Path, tmp_path: Path, strategy: str
 ) -> None:
-    calibration = Calibration(text, window=24, windows=8)
-    with_gram = tmp_path / "with-gram"
-    compress(readable, with_gram, keep=0.6, calibration=calibration)
-    for folder in (factored, with_gram):
+    calibration = Calibration(text, window=24, windows=8) if strategy == "activation" else None
+    out = tmp_path / "out"
+    compress(readable, out, keep=0.6, strategy=strategy, calibration=calibration)
+    half = dial(out, tmp_path / "half", Budget("keep", 0.4), park=True).dest
+    for folder in (out, half):
         result = dial(folder, tmp_path / f"{folder.name}-full")
         assert verify(result.dest) == []
         for r in result.matrices:
