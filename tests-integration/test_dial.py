@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
-import mlx_lm
 import numpy as np
 import pytest
+from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import array_bytes
 from plastic_export import (
     Budget,
@@ -56,7 +56,7 @@ def small(out: Path) -> Path:
 
 
 def logits(folder: Path) -> np.ndarray:
-    model, _ = mlx_lm.load(str(folder), tokenizer_config={"trust_remote_code": True})
+    model, _ = stock_load(folder, trust_remote_code=True)
     return np.array(model(TOKENS).astype(mx.float32))
 
 
@@ -130,12 +130,11 @@ def test_a_killed_command_leaves_the_old_folder_or_the_new_one(out: Path, tmp_pa
     )
     for wait in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
         words = [sys.executable, "-c", code, str(out), str(dest)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(wait)
+            process.send_signal(signal.SIGKILL)
         there = dest if dest.exists() else tmp_path / ".dest.replaced"
         assert verify(there) == []
         assert (there / "plastic.json").read_bytes() in whole

@@ -1,12 +1,11 @@
 """One folder dialled to several sizes, beside a folder planned for each of them.
 
-    uv run tools/bench/dialling/sizes.py               the checkpoint that the repository ships
-    uv run tools/bench/dialling/sizes.py SRC --text FILE --text FILE
+    uv run tools/bench/dialling/sizes.py --range 3 3.5        the checkpoint that comes along
+    uv run tools/bench/dialling/sizes.py SRC --range 3 3.5 --text FILE --text FILE
 
-The folder that is dialled is planned for the largest size, in the format ``corrected``, with
-backbones of ``--backbones`` bits alone; its other components are what there is to dial. Those
-beside it are planned for their size with all that the format offers. Divergences from the source
-are in millinats per token.
+The folder that is dialled is written for the range (``compress --range``); those beside it are
+planned for their size alone, by the same plan in the format ``corrected``. Divergences from the
+source are in millinats per token.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from plastic_export import (
     Budget,
     Calibration,
     Choices,
+    SizeRange,
     dial,
     evaluate,
     execute_plan,
@@ -48,44 +48,27 @@ def text_divergences(folder: Path, options: argparse.Namespace) -> list[float]:
     return [r.kl or 0.0 for r in evaluate(folder, options.text, reference=options.source)]
 
 
-def plan_sizes(options: argparse.Namespace, folder: Path, bits: tuple[int, ...], top: bool) -> Path:
-    """Plan all sizes, or the largest; return the file."""
-    known = FORMATS["corrected"].choices or Choices()
-    choices = Choices(bits or known.bits, factor_bits=known.factor_bits, bare=True)
-    budgets = [max(options.bits)] if top else options.bits
-    file = folder / f"plan{''.join(map(str, bits))}.json"
-    calibration = Calibration(windows=options.windows, window=options.window)
-    plan_checkpoint(
-        options.source,
-        file,
-        calibration=calibration,
-        budgets=budgets,
-        choices=choices,
-        format="corrected",
-    )
-    return file
-
-
 def dialled_rows(options: argparse.Namespace, folder: Path) -> list[DialledRow]:
     """Measure every size."""
-    each = plan_sizes(options, folder, (), False)
-    nested = plan_sizes(options, folder, tuple(options.backbones), True)
-    large = execute_plan(options.source, folder / "large", nested, check=False).out
-    found = []
-    for bits in options.bits:
-        own = folder / f"planned-{bits}"
-        execute_plan(options.source, own, each, budget=bits, check=False)
+    own = FORMATS["corrected"].choices or Choices()
+    wanted, plan, found = SizeRange(*options.range), folder / "plan.json", list[DialledRow]()
+    plan_checkpoint(
+        options.source,
+        plan,
+        calibration=Calibration(windows=options.windows, window=options.window),
+        budgets=wanted.sizes,
+        choices=own,
+        format="corrected",
+    )
+    large = execute_plan(options.source, folder / "large", plan, sizes=wanted, check=False).out
+    for bits in wanted.sizes:
+        alone = folder / f"planned-{bits}"
+        execute_plan(options.source, alone, plan, budget=bits, check=False)
         start = time.perf_counter()
         turned = dial(large, folder / f"dialled-{bits}", Budget("bits_per_weight", bits))
         seconds = time.perf_counter() - start
-        found.append(
-            DialledRow(
-                bits,
-                seconds,
-                text_divergences(own, options),
-                text_divergences(turned.dest, options),
-            )
-        )
+        pair = (text_divergences(place, options) for place in (alone, turned.dest))
+        found.append(DialledRow(bits, seconds, *pair))
         print(f"measured {bits}", file=sys.stderr)
     return found
 
@@ -109,8 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", nargs="?", type=Path, default=DATA)
     parser.add_argument("--text", type=Path, action="append")
-    parser.add_argument("--bits", type=float, nargs="+", default=[3.1, 3.3, 3.5, 3.75, 4])
-    parser.add_argument("--backbones", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--range", type=float, nargs=2, default=[3, 3.5])
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--window", type=int, default=256)
     options = parser.parse_args()

@@ -41,6 +41,7 @@ from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
+from plastic_export.plan.nested import SizeRange
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.reporting.pages.compression_page import CompressionReport, report_compression
 from plastic_export.reporting.pages.run_page import Report, report
@@ -109,6 +110,7 @@ __all__ = [
     "Restored",
     "RunSpeed",
     "ScoreDifference",
+    "SizeRange",
     "Summary",
     "Surveyed",
     "TaskScore",

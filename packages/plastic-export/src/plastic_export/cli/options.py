@@ -16,6 +16,7 @@ from click.decorators import FC
 from plastic_export.calibration.text import Calibration
 from plastic_export.format.table import FORMATS
 from plastic_export.plan.budgets import Budget, parse_size
+from plastic_export.plan.nested import SizeRange
 
 FOLDER = click.Path(path_type=Path)
 TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -80,6 +81,22 @@ def budget_option(
     flag = f"--{kind.replace('_', '-')}"
     type_ = BudgetType(kind, several=several)
     return click.option(flag, type=type_, help=f"{help}{BUDGETS[kind]}.", **settings)
+
+
+def range_option(**settings: Any) -> Callable[[FC], FC]:
+    """Declare ``--range``, as ``range_``: two sizes in bits per weight, or None."""
+
+    def sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> SizeRange | None:
+        if value is None:
+            return None
+        try:
+            low, high = map(float, value.split("-"))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} must be two sizes such as 3-3.5") from None
+        return SizeRange(low, high)
+
+    text = "Sizes that OUT is to be good at once it is dialled, such as 3-3.5 bits per weight."
+    return click.option("--range", "range_", callback=sizes, help=text, **settings)
 
 
 def format_option(names: Sequence[str], default: str, **settings: Any) -> Callable[[FC], FC]:

@@ -21,6 +21,7 @@ from plastic_export.format.layout import Contents
 from plastic_export.format.table import format_named
 from plastic_export.plan.choices import candidate
 from plastic_export.plan.gram_uses import Uses, combined_grams, is_measured
+from plastic_export.plan.nested import SizeRange, nested_plan
 from plastic_export.plan.offers import BitsPlan, Candidate
 from plastic_export.source.source import Source
 
@@ -31,6 +32,7 @@ def execute_plan(
     plan_file: str | Path,
     *,
     budget: float | str | None = None,
+    sizes: SizeRange | None = None,
     revision: str | None = None,
     force: bool = False,
     exact: bool = False,
@@ -53,6 +55,8 @@ def execute_plan(
         plan_file: File that ``plan_checkpoint`` wrote, its file of Grams beside it.
         budget: Which of the plan's: bits per weight, or as the plan states it
             (``BitsPlan.asked``); may be left out where it holds one.
+        sizes: A range of sizes in place of a budget: the output has the largest, and `dial` brings
+            it to any other; see ``plastic_export.plan.nested_plan``. Of the format ``"corrected"``.
         revision: Commit or branch, for a Hub id.
         force: Replace ``out`` where it is an earlier output, and what a run with other arguments
             left; see `compress`.
@@ -81,7 +85,7 @@ def execute_plan(
     """
     file = Path(plan_file)
     plans = read_plan(file)
-    plan = plans.budget(budget)
+    plan = plans.budget(budget) if sizes is None else _for_range(plans, sizes)
     with open_checkpoint(source, revision=revision) as checkpoint:
         check_source(plans, checkpoint, file)
         traced = Source.of(checkpoint)
@@ -111,6 +115,16 @@ def execute_plan(
                 nbytes=recipe.layout.nbytes,
             )
         return compressed(done, out, plan, checkpoint, checked)
+
+
+def _for_range(plans: LossPlan, sizes: SizeRange) -> BitsPlan:
+    """Return the plan of a range, of a format whose outputs can be dialled."""
+    if not format_named(plans.format).dials:
+        raise ValueError(
+            f"`range` must be left out of a plan in the format {plans.format}, which cannot be "
+            f"dialled, got {sizes}; plan again with --format corrected"
+        )
+    return nested_plan(plans.matrices, sizes)
 
 
 def _options(plans: LossPlan, plan: BitsPlan, file: Path, *, exact: bool) -> dict[str, Any]:

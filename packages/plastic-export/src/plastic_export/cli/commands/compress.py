@@ -26,6 +26,7 @@ from plastic_export.cli.options import (
     json_option,
     memory_option,
     one_budget,
+    range_option,
     revision_option,
     tokenizer_option,
     window_option,
@@ -35,6 +36,7 @@ from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
 from plastic_export.format.table import RANK_FORMATS
 from plastic_export.plan.budgets import Budget
+from plastic_export.plan.nested import SizeRange
 from plastic_export.reporting.compress import present_by_plan, present_by_rank
 
 RANK: dict[str, Any] = {"cls": FormOption, "forms": ("rank",)}
@@ -58,6 +60,7 @@ NEEDS_TEXT = " or ".join(NEED_GRAM)
 @budget_option("bits_per_weight", help="The plan's budget of that: ", **PLAN)
 @budget_option("size", help="The plan's budget of that: ", **PLAN)
 @budget_option("keep", help="What stays awake, or the plan's budget of that: ", **BOTH)
+@range_option(**PLAN)
 @click.option(
     "--strategy",
     type=click.Choice(STRATEGIES),
@@ -92,6 +95,7 @@ def compress_command(
     plan_file: Path | None,
     bits_per_weight: Budget | None,
     size: Budget | None,
+    range_: SizeRange | None,
     as_json: bool,
     **writing: Any,
 ) -> None:
@@ -107,8 +111,11 @@ def compress_command(
     if plan_file is not None:
         _check_form("plan", "--plan has decided; drop {}")
         budget = one_budget(bits_per_weight, size, keep)
+        if budget is not None and range_ is not None:
+            raise click.UsageError("--range is in place of a budget; give one of them")
         named = None if budget is None else str(budget)
-        output.show(present_by_plan(execute_plan(src, out, plan_file, budget=named, **writing)))
+        done = execute_plan(src, out, plan_file, budget=named, sizes=range_, **writing)
+        output.show(present_by_plan(done))
         return
     _check_form("rank", "{} names a budget of a plan; give the --plan, too")
     if keep is None:
