@@ -12,6 +12,7 @@ from plastic_export.compression.ranks import Surveyed, plan_ranks
 from plastic_export.compression.spectra import decoded_spectrum
 from plastic_export.dialling.turning import Ranks, Turnable
 from plastic_export.plan.budgets import Budget, Totals
+from plastic_export.plan.offers import factor_bytes
 
 FileBytes = Callable[[Ranks], int]
 """Bytes of the model files with so many components awake, headers counted."""
@@ -103,21 +104,20 @@ class Purse:
             return self.file_bytes(ranks)
         return self.unturned_bytes + self._bytes(ranks)
 
+    def _largest_component(self) -> int:
+        """Return what a size that a folder was planned for may be above what it stores."""
+        records = [m.record for m in self.matrices.values()]
+        return max(factor_bytes(r.shape, 1, r.factor_bits, r.dtype) for r in records)
+
     def _check(self, budget: Budget) -> None:
         least, most = self._spent(self.least(), budget), self._spent(self.all(), budget)
         allowed = budget.nbytes(self.totals) if math.isfinite(budget.value) else budget.value
-        if not least <= allowed <= self._rounded_up(most, budget):
+        if not least <= allowed <= most + self._largest_component():
             raise ValueError(
                 f"`{budget.kind}` must be at least {budget.enough(least, self.totals)}, without "
                 f"what can be left out, and at most {budget.enough(most, self.totals)}, with all "
                 f"that is stored, got {budget}"
             )
-
-    def _rounded_up(self, nbytes: int, budget: Budget) -> float:
-        """Return the bytes of a budget as it is written, which is rounded up."""
-        if budget.kind == "size":
-            return nbytes
-        return budget._replace(value=float(budget.enough(nbytes, self.totals))).nbytes(self.totals)
 
 
 def _surveyed(m: Turnable) -> Surveyed:
