@@ -12,6 +12,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
+from plastic_export.compression.nested import SizeRange
 from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.compression.ranks import MatrixPlan, Plan, Surveyed, plan_ranks
@@ -41,7 +42,6 @@ from plastic_export.model.text import text_windows
 from plastic_export.model.tokenizer import load_tokenizer
 from plastic_export.plan.budgets import Budget, parse_size
 from plastic_export.plan.choices import Choices
-from plastic_export.plan.nested import SizeRange
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer, Offered, plan_bits
 from plastic_export.reporting.pages.compression_page import CompressionReport, report_compression
 from plastic_export.reporting.pages.run_page import Report, report

@@ -14,9 +14,9 @@ import click
 from click.decorators import FC
 
 from plastic_export.calibration.text import Calibration
+from plastic_export.compression.nested import SizeRange
 from plastic_export.format.table import FORMATS
 from plastic_export.plan.budgets import Budget, parse_size
-from plastic_export.plan.nested import SizeRange
 
 FOLDER = click.Path(path_type=Path)
 TEXT = click.Path(path_type=Path, exists=True, dir_okay=False)

@@ -3,7 +3,8 @@
 Stands on ``exact`` and below.
 """
 
+from plastic_export.compression.nested import nested_plan
 from plastic_export.compression.plan_file import write_plan
 from plastic_export.compression.planning import Remainder, plannable
 
-__all__ = ["Remainder", "plannable", "write_plan"]
+__all__ = ["Remainder", "nested_plan", "plannable", "write_plan"]

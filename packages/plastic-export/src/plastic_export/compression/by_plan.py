@@ -12,6 +12,7 @@ from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.foreseen import foresee_writing
+from plastic_export.compression.nested import SizeRange, nested_plan
 from plastic_export.compression.plan_file import LossPlan, check_source, grams_file, read_plan
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
 from plastic_export.estimate.limits import Say
@@ -21,7 +22,6 @@ from plastic_export.format.layout import Contents
 from plastic_export.format.table import format_named
 from plastic_export.plan.choices import candidate
 from plastic_export.plan.gram_uses import Uses, combined_grams, is_measured
-from plastic_export.plan.nested import SizeRange, nested_plan
 from plastic_export.plan.offers import BitsPlan, Candidate
 from plastic_export.source.source import Source
 
@@ -56,7 +56,7 @@ def execute_plan(
         budget: Which of the plan's: bits per weight, or as the plan states it
             (``BitsPlan.asked``); may be left out where it holds one.
         sizes: A range of sizes in place of a budget: the output has the largest, and `dial` brings
-            it to any other; see ``plastic_export.plan.nested_plan``. Of the format ``"corrected"``.
+            it to any other; see `nested_plan`. Of the format ``"corrected"``.
         revision: Commit or branch, for a Hub id.
         force: Replace ``out`` where it is an earlier output, and what a run with other arguments
             left; see `compress`.

@@ -143,7 +143,7 @@ def dial(
     Examples:
         >>> small = dial("FACTORED", "SMALL", Budget("keep", 0.3), park=True)
         >>> large = dial("SMALL", "LARGE", Budget("keep", 0.5), park=True)
-        >>> before = read_manifest("FACTORED").matrices
+        >>> before = read_manifest(Path("FACTORED")).matrices
         >>> small.model_bytes < large.model_bytes
         True
         >>> all(r.rank == before[r.name].rank for r in large.matrices)

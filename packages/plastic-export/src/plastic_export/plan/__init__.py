@@ -11,7 +11,6 @@ from plastic_export.plan.choices import (
 )
 from plastic_export.plan.gram_uses import DAMPING, gram_roots
 from plastic_export.plan.likeness import alike, in_a_block, samples_of
-from plastic_export.plan.nested import nested_plan
 from plastic_export.plan.offers import factor_bytes, packed_bytes
 from plastic_export.plan.pricing import corrected_offers, expected_offers, pareto, rounded_offers
 from plastic_export.plan.probe import PROBED_TOKENS, TRIED_TOKENS
@@ -30,7 +29,6 @@ __all__ = [
     "factor_bytes",
     "gram_roots",
     "in_a_block",
-    "nested_plan",
     "offered_ranks",
     "packed_bytes",
     "pareto",

@@ -34,9 +34,9 @@ from plastic_export.cli.options import (
 )
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
+from plastic_export.compression.nested import SizeRange
 from plastic_export.format.table import RANK_FORMATS
 from plastic_export.plan.budgets import Budget
-from plastic_export.plan.nested import SizeRange
 from plastic_export.reporting.compress import present_by_plan, present_by_rank
 
 RANK: dict[str, Any] = {"cls": FormOption, "forms": ("rank",)}

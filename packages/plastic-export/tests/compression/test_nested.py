@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plastic_export.plan.nested import SizeRange, nested_plan
+from plastic_export.compression.nested import SizeRange, nested_plan
 from plastic_export.plan.offers import Candidate, Offer, Offered, plan_bits
 from plastic_export.plan.pricing import pareto
 from plastic_select import Option, allocate
