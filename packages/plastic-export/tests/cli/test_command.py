@@ -262,6 +262,7 @@ def test_json_is_one_object_of_numbers(run: Run, source: Path, text: Path) -> No
     record("plan", source, *read, "--bits", "4,8", "--bits-per-weight", 5.5, "--out", at("p.json"))
     record("compress", source, at("packed"), "--plan", at("p.json"))
     record("compress", source, at("low"), "--keep", 0.5)
+    assert record("dial", at("low"), at("lower"), "--keep", 0.3, "--park")["sleep_bytes"] > 0
     record("heal", at("packed"), "--reference", source, *read, "--steps", 1, "--out", at("healed"))
     found = record("evaluate", at("packed"), "--reference", source, "--text", text, *read[2:])
     assert found["evaluations"][0]["kl"] > 0
