@@ -142,7 +142,8 @@ def compare_real(options: argparse.Namespace, console: Console) -> None:
         if options.plot:
             task = runs[0].asked["task"]
             draw_losses(runs, options.plot.with_stem(f"{options.plot.stem}-{task}"))
-    console.print(ON_A_GRID)
+    if options.base is None:
+        console.print(ON_A_GRID)
 
 
 def main() -> None:
