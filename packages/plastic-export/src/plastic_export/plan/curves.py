@@ -48,7 +48,8 @@ def curve_of(
     costs = correction_costs(E, correction, inputs=roots.inputs, outputs=roots.outputs)
     factor = offer.cost / costs[-1] if costs[-1] else 1.0
     squares = 2 * correction_costs(E, correction, inputs=_PLAIN, outputs=_PLAIN)
-    errors = np.sqrt(squares) / frobenius_norm(weight)
+    norm = frobenius_norm(weight)
+    errors = np.sqrt(squares) / norm if norm else squares
     inner = list(ranks[:-1])  # the last errors and the last price are known exactly
     return ComponentCurve(
         ranks,

@@ -120,7 +120,7 @@ def _basis_changes(old: Factors, new: Factors) -> dict[str, NDArray[np.float32]]
 
 def _unscaled(S: NDArray[np.float32], side: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ``1 / S``, 0 for a component that is lost beside the others: it has no say."""
-    sizes = np.abs(S) * np.linalg.norm(side, axis=0)
+    sizes = np.abs(S) * np.linalg.norm(side.astype(np.float64), axis=0)
     heard = sizes > sizes.max(initial=0.0) * max(side.shape) * np.finfo(np.float32).eps
     return np.divide(1, S, out=np.zeros_like(S), where=heard)
 
