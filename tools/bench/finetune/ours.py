@@ -18,6 +18,7 @@ import mlx.optimizers as optim
 from kept.measurements import Figures
 from plastic_core import RankLayer, projections
 from plastic_core.factors import as_arrays, descent_directions
+from plastic_core.layer import linear_shape
 from plastic_export import Adapter, TrainingOptions, write_adapter
 from plastic_export.training import GAUGE, round_as_stored
 from plastic_runtime import (
@@ -38,9 +39,10 @@ TIMES_THE_HEAD = 3  # the rank of an untied head at the start, as ``plastic trai
 
 
 def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
-    """Begin larger, cut once to the bytes of the rank, train on."""
+    """Begin with what fits, or larger where there is a head, cut once to the bytes, train on."""
     o, model, ceiling = bench.options, bench.base(), stock_bytes(bench, rank)
-    entries = sum(sum(p.shape) for p in projections(model))
+    shapes = [p.shape for p in projections(model)]
+    entries, head = sum(map(sum, shapes)), HEAD in model
     factors = FULL * rank * entries
     asked = TrainingOptions(
         steps=o.steps,
@@ -51,8 +53,10 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
         rank=o.start and o.start * (factors // (HALF * entries)),
     )
     gauge = asked_gauge(o.norm)
-    begun = asked.start_rank(HALF * entries)
-    also = {HEAD: TIMES_THE_HEAD * begun} if HEAD in model else {}
+    more = TIMES_THE_HEAD * sum(linear_shape(model[HEAD])) if head else 0
+    besides = ceiling - factors + LONGER * len(shapes)
+    begun = asked.start_rank(HALF * (entries + more), besides, head=head)
+    also = {HEAD: TIMES_THE_HEAD * begun} if head else {}
     layers = attach(model, begun, also=also, gauge=gauge, seed=seed)
     if o.along:
         begin_along_gradient(bench, model, layers, gauge, seed)
