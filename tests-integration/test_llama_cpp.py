@@ -191,7 +191,7 @@ def test_a_run_becomes_an_adapter_over_its_base(
 ) -> None:
     base, lora = tmp_path / "BASE.gguf", tmp_path / "LORA.gguf"
     export(checkpoint, base, to="gguf", type="f32")
-    export(trained.out, lora, to="gguf", base=checkpoint)
+    export(trained.out, lora, to="gguf", type="f32", base=checkpoint)
     export(trained.out, tmp_path / "FUSED", to="mlx", type="f32", base=checkpoint)
     fused = load_model(tmp_path / "FUSED")
     assert_float32(fused, prompt, base, lora=lora)

@@ -468,7 +468,8 @@ def test_what_is_written_is_no_larger_than_the_size(
     base = build_checkpoint(tmp_path / "base", model_type, "mlx")
     training = replace(SHORT, steps=12, rank=None, max_bytes=size, learning_rate=1e-3)
     done = train(base, tiny.data, tmp_path / "run", training)
-    assert {step for step, _ in done.history.events} == {4}
+    has_head = model_type != "gemma3_text"  # whose embedding is the head too: nothing is cut
+    assert {step for step, _ in done.history.events} == ({4} if has_head else set())
     counted = done.history.awake[-1][1]
     stock = (done.adapter / "adapters.safetensors").stat().st_size
     peft = (done.peft / "adapter_model.safetensors").stat().st_size

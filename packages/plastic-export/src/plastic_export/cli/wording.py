@@ -19,6 +19,7 @@ ARGUMENTS = {
     "group_size": "group_sizes",
     "gram": "calibration",
     "text": "calibration",
+    "sizes": "range_",
     "source": "src",
     "type": "type_",
 }

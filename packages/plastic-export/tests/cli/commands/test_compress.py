@@ -29,7 +29,7 @@ def sections(help: str) -> dict[str, list[str]]:
 
 def test_the_help_lists_the_options_of_each_form_apart(capsys: pytest.CaptureFixture[str]) -> None:
     listed = sections(run(capsys, "--help")[1])
-    assert listed["By a plan"] == ["--plan", "--bits-per-weight", "--size", "--keep"]
+    assert listed["By a plan"] == ["--plan", "--bits-per-weight", "--size", "--keep", "--range"]
     assert {"--keep", "--strategy", "--format", "--calibration"} <= {*listed["By rank"]}
     assert listed["Always"] == [
         "--exact",
