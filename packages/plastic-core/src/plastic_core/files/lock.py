@@ -17,6 +17,7 @@ from plastic_core.files.notes import naming
 HOLDER = ".holder.json"
 """Name of the file in a locked folder that says who holds it."""
 
+_TO_LOCK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # a folder itself
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -107,9 +108,7 @@ class FolderLock:
         while True:
             with suppress(FileExistsError):
                 os.mkdir(self.folder)
-            descriptor = os.open(
-                self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
+            descriptor = os.open(self.folder, _TO_LOCK)
             try:
                 if not try_lock(descriptor):
                     raise BusyError(self.folder, _holder(self.folder))
@@ -154,7 +153,7 @@ def check_unheld(folder: str | os.PathLike[str]) -> None:
         >>> lock.release()
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(folder, _TO_LOCK)
     except (FileNotFoundError, NotADirectoryError):
         return
     try:

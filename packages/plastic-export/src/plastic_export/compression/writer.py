@@ -35,7 +35,7 @@ from plastic_export.folder.manifest import (
 )
 from plastic_export.folder.output import OutputFolder
 from plastic_export.folder.places import Place, open_place
-from plastic_export.folder.shards import Shards
+from plastic_export.folder.shards import Shards, bytes_of_files
 from plastic_export.folder.steps import Steps
 from plastic_export.format.config import write_config
 from plastic_export.format.errors import Errors
@@ -188,10 +188,6 @@ def compressed(
     done: Path, out: str | Path, plan: P, checkpoint: Checkpoint, checked: OutputCheck | None
 ) -> Compressed[P]:
     """Return what was done, from the manifest of the finished folder ``done``."""
-
-    def nbytes(pattern: str) -> int:
-        return sum(path.stat().st_size for path in done.glob(pattern))
-
     manifest = read_manifest(done)
     return Compressed(
         out=Path(out),
@@ -199,10 +195,10 @@ def compressed(
         plan=plan,
         matrices=tuple(manifest.matrices.values()),
         source_bytes=sum(path.stat().st_size for path in checkpoint.weight_files),
-        model_bytes=nbytes("model*.safetensors"),
-        adapter_bytes=nbytes(f"{FOLDER}/{FILE}"),
-        sleep_bytes=nbytes(SLEEP),
-        exact_bytes=nbytes(EXACT),
+        model_bytes=bytes_of_files(done, "model*.safetensors"),
+        adapter_bytes=bytes_of_files(done, f"{FOLDER}/{FILE}"),
+        sleep_bytes=bytes_of_files(done, SLEEP),
+        exact_bytes=bytes_of_files(done, EXACT),
         checked=checked,
     )
 

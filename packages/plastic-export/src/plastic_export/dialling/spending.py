@@ -76,12 +76,7 @@ class Purse:
 
     def _by_price(self, room: int) -> dict[str, int]:
         options = {
-            name: [
-                Option(o.nbytes, o.cost, rank)
-                for rank in m.ranks
-                for o in [m.offer(rank, park=False)]
-            ]
-            for name, m in self.matrices.items()
+            name: [_option(m, rank) for rank in m.ranks] for name, m in self.matrices.items()
         }
         (found,) = allocate(options, [room])
         return {name: self.matrices[name].ranks[place] for name, place in found.chosen.items()}
@@ -118,6 +113,11 @@ class Purse:
                 f"what can be left out, and at most {budget.enough(most, self.totals)}, with all "
                 f"that is stored, got {budget}"
             )
+
+
+def _option(m: Turnable, rank: int) -> Option:
+    offer = m.offer(rank, park=False)
+    return Option(offer.nbytes, offer.cost, rank)
 
 
 def _surveyed(m: Turnable) -> Surveyed:

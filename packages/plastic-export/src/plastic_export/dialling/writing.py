@@ -38,7 +38,7 @@ from plastic_export.folder.manifest import (
 )
 from plastic_export.folder.output import OutputFolder, partial_of
 from plastic_export.folder.places import open_place
-from plastic_export.folder.shards import Shards, shard_bytes
+from plastic_export.folder.shards import Shards, bytes_of_files, shard_bytes
 from plastic_export.format.config import turned_config
 from plastic_export.format.layout import Contents, candidate_of, offer_of
 from plastic_export.format.parts import Part
@@ -165,10 +165,10 @@ def dial(
 
         purse = _purse(manifest, before, matrices, lambda ranks: _file_bytes(turn(ranks)))
         ranks = purse.all() if budget is None else purse.ranks_within(budget)
-        asked = "full" if budget is None else str(budget)
+        turned, asked = turn(ranks), "full" if budget is None else str(budget)
         with output as target:
-            records, digests = _write_tensors(target, turn(ranks), rows, manifest, matrices, track)
-            _write_beside(target, folder, turn(ranks), rows)
+            records, digests = _write_tensors(target, turned, rows, manifest, matrices, track)
+            _write_beside(target, folder, turned, rows)
             lost = any(r.components < manifest.matrices[r.name].components for r in records)
             identity = _identity(folder, records, asked, lost=lost)
             write_manifest(target, identity, records, digests)
@@ -181,9 +181,9 @@ def dial(
         asked=asked,
         matrices=records,
         turned=tuple(r.name for r in records if r.rank != manifest.matrices[r.name].rank),
-        before_bytes=_bytes_in(folder, "model*.safetensors"),
-        model_bytes=_bytes_in(place, "model*.safetensors"),
-        sleep_bytes=_bytes_in(place, SLEEP),
+        before_bytes=bytes_of_files(folder, "model*.safetensors"),
+        model_bytes=bytes_of_files(place, "model*.safetensors"),
+        sleep_bytes=bytes_of_files(place, SLEEP),
         checked=tokens,
     )
 
@@ -199,8 +199,7 @@ def _check_places(folder: Path, dest: Path) -> None:
 def _purse(
     manifest: Manifest, before: Contents, matrices: dict[str, Turnable], file_bytes: FileBytes
 ) -> Purse:
-    turned = {r.name: r for r in manifest.matrices.values() if r.name in matrices}
-    others = [r.stored_bytes for r in manifest.matrices.values() if r.name not in turned]
+    others = [r.stored_bytes for r in manifest.matrices.values() if r.name not in matrices]
     return Purse(
         matrices=matrices,
         totals=totals_of(list(before.matrices.values()), 0),
@@ -211,10 +210,6 @@ def _purse(
 
 def _file_bytes(turn: Turn) -> int:
     return shard_bytes(turn.specs(), {"format": turn.after.format.framework})
-
-
-def _bytes_in(folder: Path, pattern: str) -> int:
-    return sum(path.stat().st_size for path in folder.glob(pattern))
 
 
 def _write_tensors(

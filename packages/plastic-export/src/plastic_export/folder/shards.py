@@ -152,6 +152,11 @@ def shard_bytes(
     )
 
 
+def bytes_of_files(folder: Path, pattern: str) -> int:
+    """Return the bytes of the files of a folder that a glob pattern names."""
+    return sum(path.stat().st_size for path in folder.glob(pattern))
+
+
 def as_stored(array: NDArray[np.float32], dtype: str) -> mx.array:
     """Cast float32 to a storage type, and refuse what does not fit its range.
 

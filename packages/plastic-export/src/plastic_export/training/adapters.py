@@ -19,15 +19,14 @@ from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.folder.adapter_files import FOLDER, PEFT_FOLDER
 
 
-def count_run_bytes(layers: Mapping[str, RankLayer], largest: int) -> ByteCount:
+def count_run_bytes(shapes: Mapping[str, tuple[int, int]], largest: int) -> ByteCount:
     """Return the bytes that the larger adapter of a run takes, at any ranks.
 
     Args:
-        layers: The layers by their path in mlx-lm's model.
+        shapes: Shape ``(out, in)`` of the layers by their path in mlx-lm's model.
         largest: Bytes that no adapter goes beyond.
     """
-    sides = {path: (layer.shape, STORED) for path, layer in layers.items()}
-    return count_adapter_bytes(sides, largest)
+    return count_adapter_bytes({path: (s, STORED) for path, s in shapes.items()}, largest)
 
 
 def round_as_stored(layers: Mapping[str, RankLayer]) -> dict[str, LoraPair]:
@@ -55,14 +54,14 @@ def round_as_stored(layers: Mapping[str, RankLayer]) -> dict[str, LoraPair]:
     return pairs
 
 
-def least_run_bytes(layers: Mapping[str, RankLayer]) -> int:
+def least_run_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     """Return the least ceiling that one component for each layer obeys.
 
     The header of a file counts as if it named as many bytes as the ceiling, so a higher ceiling may
     take some bytes more.
     """
-    least, ones = 0, dict.fromkeys(layers, 1)
-    while (needed := count_run_bytes(layers, least)(ones)) > least:
+    least, ones = 0, dict.fromkeys(shapes, 1)
+    while (needed := count_run_bytes(shapes, least)(ones)) > least:
         least = needed
     return least
 

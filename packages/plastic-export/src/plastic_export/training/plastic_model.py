@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -12,15 +11,14 @@ from mlx.utils import tree_unflatten
 from plastic_core import RankLayer
 from plastic_core.layer import linear_shape
 from plastic_core.linalg import on_cpu
-from plastic_runtime import ByteCount, attach
+from plastic_runtime import attach
 from plastic_runtime.training import adaptable_layers
 
 from plastic_export.adapters.adapter import Adapter
-from plastic_export.adapters.half_precision import STORED
-from plastic_export.adapters.sizes import count_adapter_bytes
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import chosen_names
 from plastic_export.model.load import load_model
+from plastic_export.training.adapters import count_run_bytes
 from plastic_export.training.data.training_data import TrainingData
 from plastic_export.training.default_size import default_size
 from plastic_export.training.first_step import FirstStep
@@ -112,9 +110,10 @@ def _attached(
     head = [path for path in chosen if _is_head(path)]
     times = HEAD if training.by_budget or training.max_bytes is None else 1
     ranks = dict.fromkeys(inside, 1) | dict.fromkeys(head, times)
-    count = replace(_stored_count(chosen, training.max_bytes or 0), one_rank=False)
+    count = count_run_bytes(chosen, training.max_bytes or 0)
     per_rank = max(1, sum(ranks[path] * count.components[path] for path in ranks))
-    rank = training.start_rank(per_rank, count(ranks) - per_rank, head=bool(head))
+    besides = count.fixed + sum(count.layers.values())
+    rank = training.start_rank(per_rank, besides, head=bool(head))
     also = dict.fromkeys(head, times * rank)
     return attach(model, rank, keys=inside, also=also, gauge=GAUGE, seed=training.seed)
 
@@ -124,11 +123,7 @@ def _stored_bytes(start: Adapter | None) -> int:
     if start is None:
         return 0
     shapes = {path: pair.shape for path, pair in start.layers.items()}
-    return _stored_count(shapes, sum(pair.nbytes for pair in start.layers.values()))(start.ranks)
-
-
-def _stored_count(shapes: Mapping[str, tuple[int, int]], largest: int) -> ByteCount:
-    return count_adapter_bytes({path: (s, STORED) for path, s in shapes.items()}, largest)
+    return count_run_bytes(shapes, sum(pair.nbytes for pair in start.layers.values()))(start.ranks)
 
 
 def _candidates(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -247,8 +247,13 @@ def _check_source(checkpoint: Checkpoint) -> None:
 
 def _adapter_count(layers: Mapping[str, RankLayer], training: TrainingOptions) -> ByteCount:
     """Return how the bytes of the run are counted: as its adapters take them."""
-    most = sum(sum(layer.shape) * max(layer.shape) for layer in layers.values())
-    return count_run_bytes(layers, training.max_bytes or most * STORED.size)
+    shapes = _shapes(layers)
+    most = sum(sum(shape) * max(shape) for shape in shapes.values())
+    return count_run_bytes(shapes, training.max_bytes or most * STORED.size)
+
+
+def _shapes(layers: Mapping[str, RankLayer]) -> dict[str, tuple[int, int]]:
+    return {path: layer.shape for path, layer in layers.items()}
 
 
 def _check_ceiling(
@@ -258,7 +263,7 @@ def _check_ceiling(
     ceiling = training.max_bytes
     if ceiling is None:
         return
-    least, awake = least_run_bytes(layers), count(ranks_of(layers))
+    least, awake = least_run_bytes(_shapes(layers)), count(ranks_of(layers))
     if ceiling < least:
         raise ValueError(
             f"`max_bytes` must be at least {least} bytes, one component for each of the "
