@@ -19,9 +19,9 @@ from finetune.making import OURS
 
 RUN = "run"
 TUNED_AT = 8  # the rank that rates are chosen at
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-3, 1.4e-3, 2e-3)
 RATES_OF = {"adalora": (1e-3, 3e-3, 1e-2), "hira": (1e-3, 3e-3, 1e-2), "base": (1e-4,)}
-SHARED = ("task", "steps", "batch", "length", "windows", "warm", "probe")
+SHARED = ("task", "steps", "batch", "length", "windows", "warm", "probe", "corrected")
 OWN = ("start", "every", "norm", "along")  # of ours
 
 

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from kept.measurements import Figures
 from training.setting import SCALE, TrainingBench
 
@@ -45,7 +44,7 @@ def _trained(bench: TrainingBench, rank: int, seed: int, asked: StockLora) -> Fi
     model = bench.base()
     mx.random.seed(seed)
     config = add_stock_lora(model, rank, asked)
-    times = bench.train(model, optim.Adam(bench.rate), seed)
+    times = bench.train(model, bench.optimizer(), seed)
     with tempfile.TemporaryDirectory() as folder:
         save_stock(model, config, Path(folder))
         return measured_adapter(bench, Path(folder)) | pace(times)

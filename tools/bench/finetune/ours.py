@@ -14,7 +14,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 from kept.measurements import Figures
 from plastic_core import RankLayer, projections
 from plastic_core.factors import as_arrays, descent_directions
@@ -62,7 +61,7 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
         begin_along_gradient(bench, model, layers, gauge, seed)
     count = file_count(layers, header=ceiling - factors)
     most = count({path: layer.rank for path, layer in layers.items()})
-    optimizer, probe = optim.Adam(bench.rate), bench.probe(seed)
+    optimizer, probe = bench.optimizer(), bench.probe(seed)
     manager = PlasticityManager(
         model,
         optimizer,

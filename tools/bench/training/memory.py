@@ -23,7 +23,7 @@ def memory_table(bench: TrainingBench) -> Table:
     with tempfile.TemporaryDirectory() as folder, SleepStore(folder) as sleep:
         model, gauge = bench.base(), bench.gauge()
         layers = attach(model, 4 * rank, also={HEAD: 12 * rank}, gauge=gauge)
-        optimizer, probe = optim.Adam(bench.rate), bench.probe(0)
+        optimizer, probe = bench.optimizer(), bench.probe(0)
         manager = PlasticityManager(
             model, optimizer, loss=lambda: loss(model, probe), gauge=gauge, sleep=sleep
         )
@@ -38,7 +38,7 @@ def memory_table(bench: TrainingBench) -> Table:
     layers = attach(model, 0, also=[HEAD])
     for path, layer in layers.items():
         layer.grow(ranks[path], key=mx.random.key(0))
-    fresh = settled(bench, model, optim.Adam(bench.rate))
+    fresh = settled(bench, model, bench.optimizer())
     rows.add_row("built so", f"{sum(x.nbytes for x in layers.values()):,}", f"{fresh:,}")
     rows.add_row("after / built so", "", f"{after / fresh:.4f}")
     return rows

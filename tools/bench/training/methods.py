@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from plastic_core import projections
@@ -33,7 +32,7 @@ def lora(bench: TrainingBench, rank: int, seed: int, *, head: bool = False) -> l
     if head:
         config["keys"] = {p.path for p in projections(model)} | {HEAD}
     linear_to_lora_layers(model, -1, config)
-    times = bench.train(model, optim.Adam(bench.rate), seed)
+    times = bench.train(model, bench.optimizer(), seed)
     nbytes = trainable_bytes(model)
     name = "lora+head" if head else "lora"
     return [bench.result(name, rank, seed, model, nbytes, nbytes, times)]
@@ -44,7 +43,7 @@ def adalora(bench: TrainingBench, rank: int, seed: int) -> list[RunResult]:
     model = bench.base()
     layers = svd_layers(model, math.ceil(1.5 * rank), bench.options.adalora_scale, seed)
     allocator = Allocator(layers, AdaLoraRule(budget(bench, rank), bench.options.steps))
-    optimizer = optim.Adam(bench.rate)
+    optimizer = bench.optimizer()
 
     def penalized(model: nn.Module, batch: mx.array) -> mx.array:
         penalty = sum((layer.penalty() for layer in layers.values()), mx.array(0.0))
@@ -94,7 +93,7 @@ def our_runs(
     also = {HEAD: o.start * o.head * rank} if HEAD in model else {}
     gauge = bench.gauge()
     layers = attach(model, o.start * rank, also=also, gauge=gauge, seed=seed)
-    optimizer = optim.Adam(bench.rate)
+    optimizer = bench.optimizer()
     sizes = {path: sum(layer.shape) * layer.U.dtype.size for path, layer in layers.items()}
     count = ByteCount(sizes, one_rank=True) if one_rank else None
     first = sum(layer.nbytes for layer in layers.values())

@@ -87,6 +87,10 @@ class TrainingBench:
         rate: mx.array = o.rate * mx.minimum((t + 1) / o.warm, 1) * cosine
         return rate
 
+    def optimizer(self) -> optim.Adam:
+        """Adam at that rate; mlx's own leaves the bias of the moments in unless it is asked."""
+        return optim.Adam(self.rate, bias_correction=self.options.corrected)
+
     def batches(self, seed: int) -> Iterator[mx.array]:
         """The batches of a run, each window once before any is seen again."""
         size, rng = self.options.batch, np.random.default_rng(seed)
