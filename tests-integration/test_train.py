@@ -53,7 +53,7 @@ ADAPTED = TrainingOptions(
     batch=2,
     window=48,
     rank=3,
-    learning_rate=3e-4,
+    learning_rate=1.5e-3,
     decay=False,
     evaluate_every=2,
     evaluate_batches=2,
@@ -538,8 +538,8 @@ def test_a_run_cut_around_its_reallocation_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         train(tiny.base, tiny.data, out, training, say=stop)
     before = snapshot(out)
-    with pytest.raises(FormatError, match=r"had option learning_rate 0.0003, this one has 0.001"):
-        train(tiny.base, tiny.data, out, replace(training, learning_rate=1e-3))
+    with pytest.raises(FormatError, match=r"had option learning_rate 0.001, this one has 0.0003"):
+        train(tiny.base, tiny.data, out, replace(training, learning_rate=3e-4))
     with pytest.raises(FormatError, match="had option max_bytes 24000, this one has 30000"):
         train(tiny.base, tiny.data, out, replace(training, max_bytes=30_000))
     assert snapshot(out) == before

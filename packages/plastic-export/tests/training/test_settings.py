@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mlx.core as mx
 import pytest
 from plastic_export.training.settings import TrainingOptions
 from plastic_runtime import Settings
@@ -81,3 +82,24 @@ def test_what_is_given_for_validations_is_taken() -> None:
 def test_one_update_leaves_no_time_to_cut() -> None:
     with pytest.raises(ValueError, match="`evaluate_every` must be below the 4 `steps`"):
         TrainingOptions(steps=4, accumulate=4, max_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "rate"),
+    [("adamw", None, 1e-3), ("adam", None, 1e-3), ("lion", None, 3e-4), ("adamw", 2e-4, 2e-4)],
+)
+def test_the_rate_is_that_of_the_optimizer_unless_one_is_given(
+    optimizer: str, given: float | None, rate: float
+) -> None:
+    options = TrainingOptions(optimizer=optimizer, learning_rate=given)
+    assert options.rate == options.record()["learning_rate"] == rate
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_no_step_of_adam_is_longer_than_its_rate_on_gradients_of_one_size(optimizer: str) -> None:
+    options = TrainingOptions(optimizer=optimizer, learning_rate=1e-2, decay=False)
+    adam, at = options.build_optimizer(), {"x": mx.zeros(4)}
+    for _ in range(30):
+        new = adam.apply_gradients({"x": mx.full(4, 0.5)}, at)
+        assert mx.abs(new["x"] - at["x"]).max().item() <= 1.01e-2
+        at = new

@@ -39,6 +39,7 @@ def identity_of_run(
         **{f"option {name}": list(words) for name, words in patterns.items()},
         **({} if start is None else {"start": adapter_digest(start)}),
         "device": str(mx.default_device()),
+        "moments": "corrected",  # of Adam: a run of before would go on in longer steps
         **options,
         **{f"version of {name}": version(name) for name in packages},
     }

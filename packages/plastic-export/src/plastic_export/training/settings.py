@@ -14,8 +14,8 @@ from plastic_runtime import Gauge, Schedule, Settings
 Rate = float | Callable[[mx.array], mx.array]
 
 OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
-    "adamw": lambda rate: optim.AdamW(learning_rate=rate),
-    "adam": lambda rate: optim.Adam(learning_rate=rate),
+    "adamw": lambda rate: optim.AdamW(learning_rate=rate, bias_correction=True),
+    "adam": lambda rate: optim.Adam(learning_rate=rate, bias_correction=True),
     "lion": lambda rate: optim.Lion(learning_rate=rate),
     "muon": lambda rate: optim.Muon(learning_rate=rate),
     "sgd": lambda rate: optim.SGD(learning_rate=rate, momentum=0.9),
@@ -23,6 +23,8 @@ OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
         learning_rate=rate, relative_step=False, scale_parameter=False
     ),
 }
+RATES = {"adamw": 1e-3, "adam": 1e-3}  # of SmolLM2-135M in tools/bench/train.py
+RATE = 3e-4  # of the others, and not measured
 EVALUATE_EVERY = 50
 EVALUATE_BATCHES = 25
 LEAST_UPDATES = 2  # between validations in a short run that follows the loss
@@ -51,8 +53,10 @@ class TrainingOptions:
         batch: Rows in a batch.
         window: Tokens that stay of a longer row.
         accumulate: Batches whose gradients make one update.
-        optimizer: A key of ``OPTIMIZERS``.
-        learning_rate: The rate of the first update after the warm-up.
+        optimizer: A key of ``OPTIMIZERS``. Adam and AdamW correct the bias of their moments:
+            without that a step of a young run is up to 6 times as long as its rate.
+        learning_rate: The rate of the first update after the warm-up. By default 1e-3 for Adam and
+            AdamW, 3e-4 for the others.
         warmup: Updates during which the rate rises from 0.
         decay: Whether the rate then falls to 0 along a cosine.
         max_bytes: Ceiling on the bytes of the adapters' files, at the end at least. By default,
@@ -96,7 +100,7 @@ class TrainingOptions:
     window: int = 2048
     accumulate: int = 1
     optimizer: str = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     warmup: int = 0
     decay: bool = True
     max_bytes: int | None = None
@@ -143,6 +147,11 @@ class TrainingOptions:
             raise ValueError(
                 f"`warmup` must be below the {self.updates} updates of the run, got {self.warmup}."
             )
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate: ``learning_rate``, or what it is by default."""
+        return RATES.get(self.optimizer, RATE) if self.learning_rate is None else self.learning_rate
 
     @property
     def updates(self) -> int:
@@ -227,7 +236,8 @@ class TrainingOptions:
 
     def record(self) -> dict[str, Any]:
         """Return all of it in JSON's types."""
-        return asdict(self) | {"plasticity": dict(self.plasticity)}
+        known = {"plasticity": dict(self.plasticity), "learning_rate": self.rate}
+        return asdict(self) | known
 
     @property
     def _validations_seen(self) -> int:
@@ -250,12 +260,12 @@ class TrainingOptions:
             )
 
     def _rate(self) -> Rate:
-        rate: Rate = self.learning_rate
+        rate: Rate = self.rate
         if self.decay:
-            rate = optim.cosine_decay(self.learning_rate, self.updates - self.warmup)
+            rate = optim.cosine_decay(self.rate, self.updates - self.warmup)
         if not self.warmup:
             return rate
-        rising = optim.linear_schedule(0.0, self.learning_rate, self.warmup)
+        rising = optim.linear_schedule(0.0, self.rate, self.warmup)
         after = rate if callable(rate) else _constant(rate)
         return optim.join_schedules([rising, after], [self.warmup])
 

@@ -129,6 +129,23 @@ class LayerState:
             for slot, leaves in zip(self.slots, self.moments().values(), strict=True)
         }
 
+    def extended(self, k: int, tail: Moments | None = None) -> Moments:
+        """Return ``moments`` with those of ``k`` more components after them.
+
+        They are those of ``tail``, leaf by leaf. Where it has no such leaf, means of the gradient
+        start at zero, and means of its square or modulus at their mean over the present
+        components: from zero, a late step of Adam on a new component would be several times as
+        long as those on the others (a heuristic).
+        """
+        given = tail or {}
+        return {
+            slot.name: {
+                leaf: _appended(slot, leaf, array, k, given.get(slot.name, {}).get(leaf))
+                for leaf, array in leaves.items()
+            }
+            for slot, leaves in zip(self.slots, self.moments().values(), strict=True)
+        }
+
     def write(self, moments: Moments) -> None:
         """Put these leaves in the place of the present ones, and evaluate them."""
         for name, _, leaves in self.slots:
@@ -147,24 +164,24 @@ def select_moments(moments: Moments, indices: Sequence[int]) -> Moments:
     return _map(moments, lambda name, leaf, a: mx.take(a, chosen, axis=_axis(name, a)))
 
 
-def extended(moments: Moments, k: int, tail: Moments | None = None) -> Moments:
-    """Append ``k`` components: those of ``tail`` leaf by leaf, zero where it has no such leaf."""
-
-    def appended(name: str, leaf: str, array: mx.array) -> mx.array:
-        axis = _axis(name, array)
-        shape = list(array.shape)
-        shape[axis] = k
-        new = (tail or {}).get(name, {}).get(leaf, mx.zeros(shape, array.dtype))
-        return mx.concatenate([array, new.astype(array.dtype)], axis=axis)
-
-    return _map(moments, appended)
-
-
 def single_optimizers(optimizer: optim.Optimizer) -> list[optim.Optimizer]:
     """Return the optimizers that hold state themselves: those of a ``MultiOptimizer``, or it."""
     if isinstance(optimizer, optim.MultiOptimizer):
         return [single for inner in optimizer.optimizers for single in single_optimizers(inner)]
     return [optimizer]
+
+
+def _appended(slot: Slot, leaf: str, array: mx.array, k: int, new: mx.array | None) -> mx.array:
+    """Append ``k`` components to a leaf."""
+    axis = _axis(slot.name, array)
+    if new is None:
+        shape = [*array.shape]
+        shape[axis] = k
+        start = mx.array(0.0)
+        if array.shape[axis] and _lifts(slot.owner).get(leaf, _same) is not _same:
+            start = array.astype(mx.float32).mean(axis=axis, keepdims=True)
+        new = mx.broadcast_to(start, shape)
+    return mx.concatenate([array, new.astype(array.dtype)], axis=axis)
 
 
 def _slots(singles: list[optim.Optimizer], path: str) -> Iterator[Slot]:
@@ -200,10 +217,14 @@ def _check_shapes(slot: Slot, path: str, shape: tuple[int, ...]) -> None:
             )
 
 
+def _lifts(owner: optim.Optimizer) -> dict[str, Lift]:
+    """Return the leaves of an optimizer that are known, by name."""
+    return next((LIFTS[kind] for kind in type(owner).__mro__ if kind in LIFTS), {})
+
+
 def _lift(owner: optim.Optimizer, leaf: str) -> Lift:
-    for kind in type(owner).__mro__:
-        if leaf in LIFTS.get(kind, {}):
-            return LIFTS[kind][leaf]
+    if leaf in (known := _lifts(owner)):
+        return known[leaf]
     raise TypeError(
         f"`optimizer` {type(owner).__name__} keeps '{leaf}', which has no known change of basis; "
         f"use one of {', '.join(sorted(kind.__name__ for kind in LIFTS))} or a subclass."

@@ -63,7 +63,11 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @_number("--accumulate", _COUNT, "Batches whose gradients make one update.")
 @_number("--window", click.IntRange(2), "Tokens that stay of a longer row.")
 @_number("--optimizer", click.Choice([*OPTIMIZERS]))
-@_number("--learning-rate", click.FloatRange(0, min_open=True))
+@_number(
+    "--learning-rate",
+    click.FloatRange(0, min_open=True),
+    "The highest one; 1e-3 for Adam and AdamW, 3e-4 for the others.",
+)
 @_number("--warmup", click.IntRange(0), "Updates during which the rate rises from 0.")
 @click.option("--decay/--no-decay", default=True, help="Let the rate fall to 0 along a cosine.")
 @click.option(
