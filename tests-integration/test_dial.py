@@ -115,6 +115,14 @@ def test_the_command_and_the_others_agree(
     assert "error: --bits-per-weight must be at least" in said
     code, _, said = run("dial", dest, tmp_path / "never")
     assert "give one of --bits-per-weight, --size, --keep and --full" in said
+    for src, options, reason in (
+        (tmp_path, ["--full"], "it is neither a compressed folder nor a run; name what"),
+        (tmp_path / "none", ["--full"], "there is no such folder; check the path"),
+        (dest, ["--max-size", "3KB"], "--max-size is for a run, and SRC is a compressed folder"),
+    ):
+        code, _, said = run("dial", src, tmp_path / "never", *options)
+        assert (code, len(said.splitlines())) == (2, 1), said
+        assert reason in said
     code, _, said = run("dial", dest, dest / "inside", "--full")
     assert "the folder that is dialled" in said
     assert len(said.splitlines()) == 1

@@ -42,7 +42,7 @@ from plastic_export import (
     write_adapter,
 )
 from plastic_export.model import divergences, log_softmax
-from plastic_export.training import GAUGE, read_training_data, round_as_stored
+from plastic_export.training import GAUGE, read_training_data
 from plastic_runtime import Generations, PlasticityManager, ResumableBatches, attach
 from zoo.building import build_checkpoint
 
@@ -132,7 +132,7 @@ def test_stock_mlx_lm_gives_the_same_logits_with_the_adapter(
 ) -> None:
     stock, tokenizer = mlx_lm.load(str(checkpoint), adapter_path=str(overtrained.adapter))
     base, _ = mlx_lm.load(str(checkpoint))
-    ours = stored(restored(overtrained, checkpoint, "generations"))
+    ours = as_written(restored(overtrained, checkpoint, "generations"), overtrained)
     tokens = mx.array([tokenizer.encode("def read(self):\n    return")])
     for model in (stock, base):
         model.set_dtype(mx.float32)
@@ -147,7 +147,7 @@ def test_the_form_of_peft_has_one_rank_and_the_same_weights(
 ) -> None:
     config = read_json(adapted.peft / "adapter_config.json")
     tensors = load_safetensors(adapted.peft / "adapter_model.safetensors")
-    layers = plastic_layers(stored(restored(adapted, checkpoint)))
+    layers = plastic_layers(as_written(restored(adapted, checkpoint), adapted))
     ranks = {path: layer.rank for path, layer in layers.items() if layer.rank}
     assert config["r"] == config["lora_alpha"] == max(ranks.values())
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
@@ -172,12 +172,63 @@ def test_the_adapters_hold_the_state_of_the_lowest_validation_loss(
     rows = read_training_data(data, tokenizer, batch=2, window=48, mask_prompt=False)
     order = ResumableBatches(trainer.iterate_batches, seed=ADAPTED.seed)
     with contextlib.redirect_stdout(io.StringIO()):
-        model = stored(restored(adapted, checkpoint))
+        model = as_written(restored(adapted, checkpoint), adapted)
         found = trainer.evaluate(model, rows.valid, 2, 2, 48, iterate_batches=order)
     losses = dict(adapted.history.valid)
     assert losses[adapted.written.step] == min(losses.values()) < losses[max(losses)]
     assert found == pytest.approx(adapted.written.loss, rel=1e-5)
     assert adapted.written.loss == pytest.approx(losses[adapted.written.step], rel=FLOAT16)
+
+
+def test_a_run_is_dialled_to_the_losses_that_its_report_shows(
+    adapted: TrainedRun, checkpoint: Path, tmp_path: Path, run: Run
+) -> None:
+    _, tokenizer = mlx_lm.load(str(checkpoint))
+    rows = read_training_data(
+        adapted.out.with_name("data"), tokenizer, batch=2, window=48, mask_prompt=False
+    )
+    sizes = adapted.history.sizes
+    assert len(sizes) == 5
+    assert sizes[0].loss == adapted.written.loss
+    for size in sizes:
+        out = tmp_path / str(size.nbytes)
+        code, printed, err = run("dial", adapted.out, out, "--max-size", size.nbytes, "--json")
+        assert code == 0, err
+        record = json.loads(printed)
+        assert max(f.stat().st_size for f in out.rglob("*.safetensors")) == size.nbytes
+        assert record["nbytes"] == size.nbytes
+        stock, _ = mlx_lm.load(str(checkpoint), adapter_path=str(out / "adapters"))
+        stock.set_dtype(mx.float32)
+        order = ResumableBatches(trainer.iterate_batches, seed=ADAPTED.seed)
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = trainer.evaluate(stock, rows.valid, 2, 2, 48, iterate_batches=order)
+        assert found == pytest.approx(size.loss, rel=1e-5)
+    drawn = json.loads(run("report", adapted.out, "--out", tmp_path / "page", "--json")[1])
+    assert drawn["sizes"] == [size._asdict() for size in sizes]
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert all(f"{size.nbytes:,}" in page for size in sizes)
+    code, _, err = run("dial", adapted.out, tmp_path / "no", "--max-size", "0.3KB")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "error: --max-size must be at least" in err
+
+
+def test_a_run_without_a_price_is_written_and_cannot_be_dialled(
+    tiny: Any, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the gradient of the probe is not finite in the last state."""
+
+    def unpriced(*_: Any) -> Any:
+        raise ValueError("the probe's loss or gradient is not finite in the layer 'lm_head'")
+
+    monkeypatch.setattr("plastic_export.training.results.order_by_worth", unpriced)
+    said: list[str] = []
+    done = train(tiny.base, tiny.data, tmp_path / "run", SHORT, say=said.append)
+    assert "warning: the probe's loss or gradient is not finite" in said[-1]
+    assert done.history.sizes == ()
+    mlx_lm.load(str(tiny.base), adapter_path=str(done.adapter))
+    code, _, err = run("dial", done.out, tmp_path / "small", "--max-size", "20KB")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "its components were never priced" in err
 
 
 def test_a_run_ends_when_patience_does_and_stays_so(
@@ -228,9 +279,15 @@ def test_the_last_state_is_written_where_it_is_asked_for(
     assert first["lora_parameters"]["rank"] < second["lora_parameters"]["rank"]
 
 
-def stored(model: nn.Module) -> nn.Module:
-    """The same model with its plastic parts rounded as the adapters hold them."""
-    round_as_stored(plastic_layers(model))
+def as_written(model: nn.Module, run: TrainedRun) -> nn.Module:
+    """A saved state with the components that the adapters hold: the same weights in float16."""
+    written = read_adapter(run.out).layers
+    for path, layer in plastic_layers(model).items():
+        dense = layer.factors().dense()
+        A, B = written[path].A.astype(mx.float32), written[path].B.astype(mx.float32)
+        lost = float(mx.linalg.norm(B @ A - dense))
+        assert lost <= 2 * FLOAT16 * float(mx.linalg.norm(dense)), path
+        layer.set_factors(B, mx.ones(len(A)), A)
     return model
 
 

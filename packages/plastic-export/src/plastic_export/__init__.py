@@ -58,6 +58,8 @@ from plastic_export.training.course import DivergedError, Listener
 from plastic_export.training.forgetting.dial import DialPoint
 from plastic_export.training.run import TrainedRun, train
 from plastic_export.training.settings import TrainingOptions
+from plastic_export.training.sizes.curve import RunSize
+from plastic_export.training.sizes.dial_run import DialledRun, dial_run
 
 __version__ = version("plastic-export")
 
@@ -75,6 +77,7 @@ __all__ = [
     "CompressionReport",
     "DialPoint",
     "Dialled",
+    "DialledRun",
     "Distance",
     "Distribution",
     "DivergedError",
@@ -108,6 +111,7 @@ __all__ = [
     "Report",
     "Reshaped",
     "Restored",
+    "RunSize",
     "RunSpeed",
     "ScoreDifference",
     "SizeRange",
@@ -121,6 +125,7 @@ __all__ = [
     "compare",
     "compress",
     "dial",
+    "dial_run",
     "evaluate",
     "evaluate_tasks",
     "execute_plan",

@@ -20,6 +20,7 @@ from plastic_export.folder.adapter_files import (
     PEFT_FILE,
     PEFT_FOLDER,
     RUN_FILE,
+    SIZES_FILE,
     adapter_of,
 )
 
@@ -31,7 +32,7 @@ def read_adapter(source: str | os.PathLike[str], *, base: Checkpoint | None = No
 
     Args:
         source: The folder of the adapter; a file of kohya's scripts; the folder of a run that has
-            ended; or an output of the format ``adapter``.
+            ended, or what it was dialled to; or an output of the format ``adapter``.
         base: The checkpoint that it is for. It is needed to know what kohya's names mean, and
             any adapter that does not fit it is refused.
 
@@ -56,7 +57,7 @@ def read_adapter(source: str | os.PathLike[str], *, base: Checkpoint | None = No
 
 def is_adapter(source: Path) -> bool:
     """Tell whether a path is an adapter or a run, and not a checkpoint."""
-    names = (RUN_FILE, EXTRACT_FILE, PEFT_FILE, FILE, _PICKLE)
+    names = (RUN_FILE, EXTRACT_FILE, SIZES_FILE, PEFT_FILE, FILE, _PICKLE)
     return source.is_file() or any((source / name).is_file() for name in names)
 
 
@@ -70,7 +71,7 @@ def _read(source: Path, base: Checkpoint | None) -> Adapter:
             reason = "the run has no adapter before its end"
             raise FormatError.about(source, reason, "let `plastic train` end it")
         return read_peft(source / PEFT_FOLDER)
-    if (source / EXTRACT_FILE).is_file():
+    if any((source / name).is_file() for name in (EXTRACT_FILE, SIZES_FILE)):
         return read_peft(source / PEFT_FOLDER)
     if (source / PEFT_FILE).is_file():
         return read_peft(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 from plastic_core.files import dtype_name
@@ -14,6 +14,37 @@ from plastic_export.adapters.kohya_form import KOHYA_NAMES, kohya_name
 from plastic_export.adapters.peft_form import PREFIX
 
 _HEADER = 8 + len('{"__metadata__":{"format":"mlx"}}') + 7  # its length, its own, its padding
+
+PADDING = 64
+"""Bytes by which headers of other ranks differ: their digits, their padding."""
+
+Ranks = Mapping[str, int]
+
+
+def fullest(
+    choose: Callable[[int], dict[str, int]],
+    count: ByteCount,
+    nbytes: Callable[[Ranks], int],
+    max_bytes: int,
+) -> dict[str, int]:
+    """Return the ranks that a choice finds for a file that may be full.
+
+    `count_adapter_bytes` is a bound: what the file of the ranks that it leads to does not take is
+    spent once more.
+
+    Args:
+        choose: Ranks by path within bytes as ``count`` has them.
+        count: The bound.
+        nbytes: Bytes of the file at ranks.
+        max_bytes: Bytes that the file may take.
+    """
+    ranks = choose(max_bytes)
+    spare = count(ranks) - nbytes(ranks)
+    for more in (spare + PADDING, spare):
+        fuller = choose(max_bytes + more)
+        if nbytes(fuller) <= max_bytes:
+            return fuller
+    return ranks
 
 
 def count_adapter_bytes(

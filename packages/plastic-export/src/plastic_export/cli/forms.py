@@ -53,3 +53,13 @@ def given_elsewhere(ctx: click.Context, form: str) -> str | None:
         if is_given and isinstance(parameter, FormOption) and form not in parameter.forms:
             return parameter.opts[0]
     return None
+
+
+def check_form(form: str, message: str) -> None:
+    """Refuse an option of another form; ``message`` has a place for its name.
+
+    Raises:
+        click.UsageError: If one was given.
+    """
+    if option := given_elsewhere(click.get_current_context(), form):
+        raise click.UsageError(message.format(option))

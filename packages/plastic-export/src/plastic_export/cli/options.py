@@ -149,18 +149,19 @@ def exclude_option(**settings: Any) -> Callable[[FC], FC]:
     return click.option("--exclude", multiple=True, help=text, **settings)
 
 
-def force_option(what: str) -> Callable[[FC], FC]:
+def force_option(what: str, **settings: Any) -> Callable[[FC], FC]:
     """Declare ``--force``: to replace ``what``."""
-    return click.option("--force", is_flag=True, help=f"Replace {what}.")
+    return click.option("--force", is_flag=True, help=f"Replace {what}.", **settings)
 
 
-def check_option() -> Callable[[FC], FC]:
+def check_option(**settings: Any) -> Callable[[FC], FC]:
     """Declare ``--no-check``, as ``check``."""
+    rule: dict[str, Any] = {"flag_value": False, "default": True}
     text = "Do not run what was written before it is published."
-    return click.option("--no-check", "check", flag_value=False, default=True, help=text)
+    return click.option("--no-check", "check", help=text, **(rule | settings))
 
 
-def size_option(flag: str, *, help: str) -> Callable[[FC], FC]:
+def size_option(flag: str, *, help: str, **settings: Any) -> Callable[[FC], FC]:
     """Declare an option that is a size: bytes, or None."""
 
     def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -169,7 +170,7 @@ def size_option(flag: str, *, help: str) -> Callable[[FC], FC]:
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
 
-    return click.option(flag, callback=size, help=help)
+    return click.option(flag, callback=size, help=help, **settings)
 
 
 def memory_option() -> Callable[[FC], FC]:

@@ -150,7 +150,8 @@ def dial(
         True
     """
     folder, place = Path(out), Path(dest)
-    _check_places(folder, place)
+    check_unheld(partial_of(folder))
+    check_outside(folder, place)
     manifest = read_manifest(folder)
     matrices = turnable_matrices(folder, manifest)
     output = OutputFolder(place, force=force, source=folder)
@@ -188,9 +189,8 @@ def dial(
     )
 
 
-def _check_places(folder: Path, dest: Path) -> None:
-    """Refuse a folder that somebody is writing, and a place within it."""
-    check_unheld(partial_of(folder))
+def check_outside(folder: Path, dest: Path) -> None:
+    """Refuse a place within the folder that is dialled."""
     if dest.resolve().is_relative_to(folder.resolve()):
         reason = f"it lies in {str(folder)!r}, the folder that is dialled"
         raise FormatError.about(dest, reason, "choose another folder")

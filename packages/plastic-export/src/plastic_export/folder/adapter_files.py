@@ -17,6 +17,9 @@ RUN_FILE = "plastic-run.json"
 EXTRACT_FILE = "plastic-extract.json"
 """The file that says that a folder is of ``plastic extract``: it has the form of a run."""
 
+SIZES_FILE = "plastic-sizes.json"
+"""The prices of the components of a run's adapters, and of what `plastic dial` makes of them."""
+
 
 def adapter_of(folder: Path) -> Path | None:
     """The adapter that belongs to a checkpoint that this package wrote; None where there is none.

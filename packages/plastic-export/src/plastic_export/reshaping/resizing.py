@@ -13,13 +13,10 @@ from plastic_runtime import Track, untracked
 
 from plastic_export.adapters.adapter import Adapter, Form, LoraPair
 from plastic_export.adapters.reading import read_adapter
-from plastic_export.adapters.sizes import count_adapter_bytes
+from plastic_export.adapters.sizes import count_adapter_bytes, fullest
 from plastic_export.adapters.writing import adapter_files, write_adapter
 from plastic_export.reshaping.components import Components, components, distance
 from plastic_export.reshaping.rank_choice import RankGoal, choose_adapter_ranks
-
-PADDING = 64
-"""Bytes by which headers of other ranks differ: their digits, their padding."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,14 @@ def _cut(adapter: Adapter, goal: RankGoal, form: Form, uniform: bool, track: Tra
         layers = {path: c.leading(ranks[path]) for path, c in found.items()}
         return replace(adapter, layers=layers)
 
-    ranks = choose_adapter_ranks(spectra, count, goal)
     if goal.max_bytes is None:
-        return at(ranks)
-    spare = count(ranks) - adapter_files(at(ranks), form, uniform=uniform).nbytes
-    for more in (spare + PADDING, spare):
-        fuller = choose_adapter_ranks(spectra, count, RankGoal(max_bytes=goal.max_bytes + more))
-        if adapter_files(at(fuller), form, uniform=uniform).nbytes <= goal.max_bytes:
-            return at(fuller)
+        return at(choose_adapter_ranks(spectra, count, goal))
+    ranks = fullest(
+        lambda nbytes: choose_adapter_ranks(spectra, count, RankGoal(max_bytes=nbytes)),
+        count,
+        lambda ranks: adapter_files(at(ranks), form, uniform=uniform).nbytes,
+        goal.max_bytes,
+    )
     return at(ranks)
 
 

@@ -11,7 +11,7 @@ from plastic_core.files import noting
 from plastic_runtime import ByteCount
 
 from plastic_export.adapters.adapter import Adapter, LoraPair
-from plastic_export.adapters.base_name import BaseName
+from plastic_export.adapters.files import AdapterFiles
 from plastic_export.adapters.half_precision import STORED, in_half
 from plastic_export.adapters.mlx_form import mlx_files
 from plastic_export.adapters.peft_form import peft_files
@@ -49,9 +49,14 @@ def round_as_stored(layers: Mapping[str, RankLayer]) -> dict[str, LoraPair]:
     for path, layer in layers.items():
         with noting(f"in layer {path!r}"):
             pairs[path] = pair = in_half(LoraPair(layer.S[:, None] * layer.Vh, layer.U))
-        ones = mx.ones_like(layer.S)
-        layer.set_factors(pair.B.astype(layer.U.dtype), ones, pair.A.astype(layer.Vh.dtype))
+        set_pair(layer, pair)
     return pairs
+
+
+def set_pair(layer: RankLayer, pair: LoraPair) -> None:
+    """Give a layer the components that an adapter holds, at their rank."""
+    ones = mx.ones(pair.rank, layer.S.dtype)
+    layer.set_factors(pair.B.astype(layer.U.dtype), ones, pair.A.astype(layer.Vh.dtype))
 
 
 def least_run_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
@@ -66,16 +71,29 @@ def least_run_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     return least
 
 
-def write_adapters(out: Path, pairs: Mapping[str, LoraPair], base: BaseName) -> tuple[Path, Path]:
-    """Write the plastic parts for mlx-lm and for PEFT, both with one rank for all.
+def run_files(adapter: Adapter) -> tuple[AdapterFiles, AdapterFiles]:
+    """Return an adapter as mlx-lm and as PEFT load it, both with one rank for all.
 
     That costs PEFT's form the zeros that fill smaller ranks up, and is right in every client:
     vLLM and SGLang know no ranks of single layers.
 
+    Raises:
+        ValueError: If every rank is 0.
+    """
+    return mlx_files(adapter), peft_files(adapter, uniform=True)
+
+
+def stored_bytes(adapter: Adapter) -> int:
+    """Return the bytes of the larger file of tensors that an adapter is stored as."""
+    return max(files.nbytes for files in run_files(adapter))
+
+
+def write_adapters(out: Path, adapter: Adapter) -> tuple[Path, Path]:
+    """Write the results of a run for mlx-lm and for PEFT.
+
     Args:
         out: Where the folders ``adapters`` and ``peft`` are put.
-        pairs: The updates by path in mlx-lm's model; at least one component among them.
-        base: What the base is called.
+        adapter: The updates by path in mlx-lm's model; at least one component among them.
 
     Returns:
         Both folders.
@@ -85,8 +103,5 @@ def write_adapters(out: Path, pairs: Mapping[str, LoraPair], base: BaseName) -> 
         FormatError: If an adapter there is not what this run wrote.
         OSError: If the system refuses.
     """
-    adapter = Adapter(pairs, base.name, base.revision)
-    return (
-        mlx_files(adapter).rewrite(out / FOLDER),
-        peft_files(adapter, uniform=True).rewrite(out / PEFT_FOLDER),
-    )
+    stock, peft = run_files(adapter)
+    return stock.rewrite(out / FOLDER), peft.rewrite(out / PEFT_FOLDER)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,11 +102,12 @@ class Course:
         self.optimizer = training.build_optimizer()
         probed = min(max(PROBE, training.batch), len(rows.train))
         probe = next(self.order(rows.train, probed, training.window))
+        self.probe_loss: Callable[[], mx.array] = lambda: trainer.default_loss(model, *probe)[0]
         schedule = training.schedule(count(ranks_of(find_rank_layers(model))))
         self.manager = PlasticityManager(
             model,
             self.optimizer,
-            loss=lambda: trainer.default_loss(model, *probe)[0],
+            loss=self.probe_loss,
             log=EventLog(out / EVENTS),
             seed=training.seed,
             gauge=GAUGE,

@@ -18,10 +18,12 @@ from plastic_runtime import (
 )
 from plastic_runtime.log import CHANGES
 
-from plastic_export.folder.adapter_files import RUN_FILE
+from plastic_export.folder.adapter_files import RUN_FILE, SIZES_FILE
 from plastic_export.folder.run_files import DIAL, EVENTS, LOSSES
 from plastic_export.training.forgetting.dial_file import DialFile, read_dial_file
 from plastic_export.training.run_folder import RunFile, read_run_file
+from plastic_export.training.sizes.curve import RunSize
+from plastic_export.training.sizes.sizes_file import read_sizes_file
 
 Series = tuple[tuple[int, float], ...]
 """Pairs of step and value, in order; the value holds until the next pair."""
@@ -68,6 +70,7 @@ class History:
         changes: What every change of ranks cost and gained, oldest first.
         max_bytes: Ceiling on the bytes awake, if the run file tells one.
         dial: Both losses under factors on every ``S``, if they were measured.
+        sizes: What the adapters are at smaller sizes, if that was measured, the whole first.
     """
 
     name: str
@@ -82,6 +85,7 @@ class History:
     changes: tuple[RankChange, ...]
     max_bytes: int | None = None
     dial: DialFile | None = None
+    sizes: tuple[RunSize, ...] = ()
 
 
 def read_history(
@@ -110,19 +114,22 @@ def read_history(
         raise FormatError.about(path, "there is no such run", "name a folder or a file of events")
     known: RunFile | None = None
     dial: DialFile | None = None
+    sizes: tuple[RunSize, ...] = ()
     events_file, losses_file = path, None if losses is None else Path(losses)
     if path.is_dir():
         if losses is not None:
             raise ValueError(f"`losses` must be None for a folder, which has its own, got {losses}")
         known = read_run_file(path / RUN_FILE) if (path / RUN_FILE).exists() else None
         dial = read_dial_file(path / DIAL) if (path / DIAL).exists() else None
+        if (path / SIZES_FILE).exists():
+            sizes = read_sizes_file(path / SIZES_FILE).points
         events_file, losses_file = path / EVENTS, path / LOSSES
     events = _events(events_file)
     records = _losses(losses_file, required=losses is not None)
     if not events and not records:
         reason = f"neither {EVENTS} nor {LOSSES} has a line"
         raise FormatError.about(path, reason, "name the folder of a run that has begun")
-    return build_history(path.resolve().name, events, records, known, dial)
+    return build_history(path.resolve().name, events, records, known, dial, sizes)
 
 
 def build_history(
@@ -131,6 +138,7 @@ def build_history(
     losses: Sequence[LossRecord],
     run: RunFile | None = None,
     dial: DialFile | None = None,
+    sizes: tuple[RunSize, ...] = (),
 ) -> History:
     """Put events and losses on one axis of steps.
 
@@ -143,6 +151,7 @@ def build_history(
         losses: The losses that were logged; may be empty.
         run: The run file, which knows the layers that never changed.
         dial: What the dial was measured at.
+        sizes: What the adapters were measured at.
     """
     train, valid = (
         tuple((r.step, r.loss) for r in losses if r.kind == kind and r.loss is not None)
@@ -169,6 +178,7 @@ def build_history(
         changes=tuple(rank_changes(dated, losses=valid, start_bytes=start_bytes)),
         max_bytes=None if run is None else run.max_bytes,
         dial=dial,
+        sizes=sizes,
     )
 
 

@@ -32,12 +32,7 @@ from plastic_export.estimate.learning import foresee_learning
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.hub.run_card import write_run_card
-from plastic_export.training.adapters import (
-    count_run_bytes,
-    least_run_bytes,
-    round_as_stored,
-    write_adapters,
-)
+from plastic_export.training.adapters import count_run_bytes, least_run_bytes
 from plastic_export.training.best_state import Validated
 from plastic_export.training.course import Course, DivergedError, Listener, ranks_of
 from plastic_export.training.data.training_data import Places, TrainingData, read_training_data
@@ -46,6 +41,7 @@ from plastic_export.training.forgetting.dial import DialPoint
 from plastic_export.training.history import History, read_history
 from plastic_export.training.identity import identity_of_run
 from plastic_export.training.plastic_model import load_plastic_model
+from plastic_export.training.results import write_results
 from plastic_export.training.run_folder import RunFile, claimed
 from plastic_export.training.settings import RANK, TrainingOptions
 
@@ -104,7 +100,7 @@ def train(
     """Fine-tune a checkpoint with a plastic part beside its frozen projections.
 
     ``out`` gets the logs (`report`), the newest states and the best one, and at the end two
-    adapters of the best one. Called again
+    adapters of the best one, which `dial_run` writes at other sizes. Called again
     with the same arguments after it was cut anywhere, it goes on, and what it writes is bit for
     bit what an undisturbed run writes (CPU, same versions and hardware).
 
@@ -196,13 +192,12 @@ def train(
             resumed, written = course.go(), course.finish()
             dial = course.turn_down()
             _check_size(count(ranks_of(layers)), training)
-            pairs = round_as_stored(layers)
-            written = Validated(written.step, course.validation_loss())
-            adapter, peft = write_adapters(out, pairs, base)
+            results = write_results(course, layers, base)
+            written = Validated(written.step, results.loss)
             history = read_history(out)
             losses = [history.valid[0], (written.step, written.loss)]
             write_run_card(out, checkpoint, ranks_of(layers), losses)
-        return TrainedRun(out, adapter, peft, history, written, dial, resumed)
+        return TrainedRun(out, results.adapter, results.peft, history, written, dial, resumed)
 
 
 def _foresee(

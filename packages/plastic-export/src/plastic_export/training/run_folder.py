@@ -13,13 +13,14 @@ from typing import Any
 from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read_json, write_json
 from plastic_runtime.training import OTHER_RUN_REMEDY
 
-from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE
+from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE, SIZES_FILE
 from plastic_export.folder.run_files import BEST, DIAL, GENERATIONS
 
 VERSION = 1
 HALF_WRITTEN = (
     f".{RUN_FILE}*.tmp",
     f".{DIAL}*.tmp",
+    f".{SIZES_FILE}*.tmp",
     f"{GENERATIONS}/.step-*.tmp",
     f"{BEST}/.step-*.tmp",
     "adapters/.adapter*.tmp",

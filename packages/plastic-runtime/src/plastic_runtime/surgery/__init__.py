@@ -2,3 +2,8 @@
 
 Stands on ``sleep`` and ``measure``; ``manager`` decides, this room acts.
 """
+
+from plastic_runtime.surgery.reallocation import value_components
+from plastic_runtime.surgery.schedule import Holding, redistribute
+
+__all__ = ["Holding", "redistribute", "value_components"]

@@ -74,6 +74,14 @@ def value_components(model: nn.Module, sleep: SleepDict, loss: Loss) -> dict[str
     Note:
         One pass forwards and backwards, and products of the order of the ranks. No gradient of a
         dense weight is formed.
+
+    Examples:
+        >>> model = nn.Sequential(RankLayer(mx.eye(2), mx.array([1.0, 3.0]), mx.eye(2)))
+        >>> x = mx.random.normal((64, 2), key=mx.random.key(0))
+        >>> found = value_components(model, SleepDict(), lambda: mx.square(model(x)).mean())
+        >>> U, S, Vh = found["layers.0"].components
+        >>> bool(S[0] > S[1]), bool(np.allclose((U * S) @ Vh, np.diag([1.0, 3.0]), atol=1e-5))
+        (True, True)
     """
     gradients = gradient_factors(model, loss)
     layers = find_rank_layers(model)

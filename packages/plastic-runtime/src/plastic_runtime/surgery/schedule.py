@@ -78,6 +78,10 @@ class Holding:
         values: Non-increasing: component i is worth ``values[i]^2 / 2`` of the loss.
         bytes_per_rank: Bytes of one component.
         floor: Components that stay in any case.
+
+    Examples:
+        >>> Holding("layers.0", values=(3.0, 1.0), bytes_per_rank=8).floor
+        1
     """
 
     path: str
@@ -105,6 +109,11 @@ def redistribute(
 
     Raises:
         ValueError: If the floors alone exceed the budget; gives the least one.
+
+    Examples:
+        >>> holdings = [Holding("a", (3.0, 1.0), 8), Holding("b", (2.0, 0.5), 8)]
+        >>> redistribute(holdings, max_bytes=24)
+        {'a': 2, 'b': 1}
     """
     count = count or ByteCount({h.path: h.bytes_per_rank for h in holdings})
     floors = {h.path: min(h.floor, len(h.values)) for h in holdings}

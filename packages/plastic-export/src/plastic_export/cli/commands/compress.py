@@ -12,7 +12,7 @@ from plastic_select.rules import NEED_GRAM
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import Output
-from plastic_export.cli.forms import FormOption, FormsCommand, given_elsewhere
+from plastic_export.cli.forms import FormOption, FormsCommand, check_form
 from plastic_export.cli.options import (
     FOLDER,
     TEXT,
@@ -109,7 +109,7 @@ def compress_command(
     output = Output(as_json)
     writing |= {"track": output.track, "say": output.say}
     if plan_file is not None:
-        _check_form("plan", "--plan has decided; drop {}")
+        check_form("plan", "--plan has decided; drop {}")
         budget = one_budget(bits_per_weight, size, keep)
         if budget is not None and range_ is not None:
             raise click.UsageError("--range is in place of a budget; give one of them")
@@ -117,7 +117,7 @@ def compress_command(
         done = execute_plan(src, out, plan_file, budget=named, sizes=range_, **writing)
         output.show(present_by_plan(done))
         return
-    _check_form("rank", "{} names a budget of a plan; give the --plan, too")
+    check_form("rank", "{} names a budget of a plan; give the --plan, too")
     if keep is None:
         raise click.UsageError("give --keep, or a --plan and perhaps which of its budgets")
     reads = calibration is not None or strategy in NEED_GRAM
@@ -143,9 +143,3 @@ def _check_text_options() -> None:
     for name in ("window", "windows", "tokenizer"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name} is about a text; name one with --calibration")
-
-
-def _check_form(form: str, message: str) -> None:
-    """Refuse an option of another form; ``message`` has a place for its name."""
-    if option := given_elsewhere(click.get_current_context(), form):
-        raise click.UsageError(message.format(option))

@@ -16,14 +16,16 @@ from plastic_export.reporting.pages.compression_facts import (
 )
 from plastic_export.reporting.pages.compression_page import CompressionReport
 from plastic_export.reporting.pages.compression_view import CompressionView
-from plastic_export.reporting.pages.run_facts import run_record, run_table
+from plastic_export.reporting.pages.run_facts import run_record, run_sizes_table, run_table
 from plastic_export.reporting.pages.run_page import Report
 from plastic_export.reporting.tables import Presented, figures
 
 
 def present_report(result: Report) -> Presented:
     """Show the run in a few facts, and the files that were written about it."""
-    return _presented(result, run_record(result.history), [run_table(result.history)])
+    history = result.history
+    sizes = [run_sizes_table(history.sizes)] if history.sizes else []
+    return _presented(result, run_record(history), [run_table(history), *sizes])
 
 
 def present_compression(result: CompressionReport) -> Presented:

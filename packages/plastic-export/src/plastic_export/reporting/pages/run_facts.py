@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,10 +12,13 @@ from rich.table import Table
 
 from plastic_export.reporting.tables import figures
 from plastic_export.training.history import History
+from plastic_export.training.sizes.curve import RunSize
 
 MOST_CHANGES = 20  # changes that a table in the terminal tells of
 CHANGE_NAMES = ("step", "layers", "components", "awake", "loss", "judged", "gained", "seconds")
 """Columns of what every change of ranks cost and gained; losses are nats per token."""
+SIZE_NAMES = ("bytes", "validation loss", "rank", "layers")
+"""Columns of what the adapters are at smaller sizes."""
 
 
 def run_table(history: History) -> Table:
@@ -60,6 +64,19 @@ def change_table(history: History) -> Table:
     return table
 
 
+def run_sizes_table(sizes: Sequence[RunSize]) -> Table:
+    """Return what the adapters of a run are at smaller sizes as a table."""
+    table = figures(*SIZE_NAMES, text=0)
+    for row in map(run_size_row, sizes):
+        table.add_row(*row)
+    return table
+
+
+def run_size_row(size: RunSize) -> tuple[str, ...]:
+    """Return one size of the adapters in words, in the order of ``SIZE_NAMES``."""
+    return f"{size.nbytes:,}", f"{size.loss:.4f}", str(size.rank), str(size.layers)
+
+
 def change_row(change: RankChange) -> tuple[str, ...]:
     """Return one change of ranks in words, in the order of ``CHANGE_NAMES``."""
     counts = ((change.grown, "+{}"), (change.woken, "+{} woken"), (change.parked, "-{}"))
@@ -87,7 +104,7 @@ def run_record(history: History) -> dict[str, Any]:
 
     ``unit`` is what ``steps`` counts, "training step" or "validation". Losses are in nats per
     token, ranks those of single layers but for the two sums, bytes those of all factors.
-    ``rank_changes`` are those of `RankChange`.
+    ``rank_changes`` are those of `RankChange`, ``sizes`` those of `RunSize`.
     """
     valid = [loss for _, loss in history.valid]
     first, last = ([getattr(layer, end) for layer in history.layers] for end in ("first", "last"))
@@ -110,5 +127,6 @@ def run_record(history: History) -> dict[str, Any]:
         "growths": actions.count("grow"),
         "shrinks": actions.count("shrink"),
         "wakings": actions.count("wake"),
+        "sizes": [size._asdict() for size in history.sizes],
         "rank_changes": [asdict(change) | {"gained": change.gained} for change in history.changes],
     }

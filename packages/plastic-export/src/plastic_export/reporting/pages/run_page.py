@@ -19,12 +19,19 @@ from plastic_export.reporting.pages.page import (
     table,
     write_page,
 )
-from plastic_export.reporting.pages.run_facts import CHANGE_NAMES, change_row, facts
+from plastic_export.reporting.pages.run_facts import (
+    CHANGE_NAMES,
+    SIZE_NAMES,
+    change_row,
+    facts,
+    run_size_row,
+)
 from plastic_export.reporting.plots.run_plots import (
     bytes_figure,
     dial_figure,
     loss_figure,
     rank_figure,
+    sizes_figure,
 )
 from plastic_export.reporting.plots.themes import Picture, pictured
 from plastic_export.training.history import History, read_history
@@ -39,6 +46,9 @@ _CAPTIONS = {
     "dial": "What a factor on every S of the finished run makes of it: the loss on what it learnt, "
     "and the KL divergence from the model it began with on text that it was not trained on. The "
     "line across is the limit, the one upwards the factor that was written.",
+    "sizes": "Validation loss of the finished run's adapters at smaller sizes, which plastic dial "
+    "writes from the run alone: those components stay that are worth most. Bytes are those of the "
+    "larger file.",
     "bytes": "Bytes of all factors: awake in the layers, and asleep beside them, to be woken with "
     "the same bits.",
 }
@@ -80,6 +90,7 @@ def report(
     The page is one file: pictures are inside, no script runs, nothing is fetched. It shows losses
     with the changes of rank, the rank of every layer, and bytes awake and asleep, over the steps;
     what was learnt and forgotten over the dial on ``S``, where there was a limit on forgetting;
+    the validation loss of the adapters at smaller sizes, once the run has ended;
     and every change in a table. A run may still be going on.
 
     Args:
@@ -101,7 +112,7 @@ def report(
     Examples:
         >>> result = report("RUN", "PAGE")
         >>> [picture.name for picture in result.pictures]
-        ['report-loss.png', 'report-ranks.png', 'report-bytes.png']
+        ['report-loss.png', 'report-ranks.png', 'report-bytes.png', 'report-sizes.png']
     """
     path = Path(run)
     history = read_history(path, losses=losses)
@@ -121,6 +132,8 @@ def run_pictures(history: History) -> dict[str, Picture]:
     drawn = {name: partial(drawing, history) for name, (drawing, shown) in draw.items() if shown}
     if history.dial is not None:
         drawn["dial"] = partial(dial_figure, history.dial)
+    if history.sizes:
+        drawn["sizes"] = partial(sizes_figure, history.sizes)
     return {name: pictured(drawing) for name, drawing in drawn.items()}
 
 
@@ -135,6 +148,7 @@ def html(history: History, pictures: Mapping[str, Picture]) -> str:
                 section(name.capitalize(), figure(picture, _CAPTIONS[name]))
                 for name, picture in pictures.items()
             ),
+            *_sizes(history),
             *_gains(history),
             section("Layers", folded(f"{len(history.layers)} layers", layers)),
             section("Changes", _changes(history)),
@@ -146,6 +160,12 @@ def _layer_rows(history: History) -> Iterator[tuple[str, ...]]:
     for layer in history.layers:
         ranks = [rank for _, rank in layer.ranks]
         yield layer.path, *(str(r) for r in (layer.first, min(ranks), max(ranks), layer.last))
+
+
+def _sizes(history: History) -> Iterator[str]:
+    """Yield the section about smaller sizes, if they were measured."""
+    if history.sizes:
+        yield section("Smaller sizes", table(SIZE_NAMES, map(run_size_row, history.sizes), words=0))
 
 
 def _gains(history: History) -> Iterator[str]:

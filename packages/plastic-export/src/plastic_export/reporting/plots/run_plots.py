@@ -13,6 +13,7 @@ from plastic_export.reporting.plots.size_plot import UNITS
 from plastic_export.reporting.plots.themes import ink
 from plastic_export.training.forgetting.dial_file import DialFile
 from plastic_export.training.history import History, LayerHistory, Series
+from plastic_export.training.sizes.curve import RunSize
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than most commands to run
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def bytes_figure(history: History) -> Figure:
     steps, awake = _points((*history.awake, (history.steps, history.awake[-1][1])))
     asleep = np.array([*(v for _, v in history.asleep), history.asleep[-1][1]])
     top = max(float((awake + asleep).max()), float(history.max_bytes or 0))
-    power = min(len(UNITS) - 1, (max(1, int(top)).bit_length() - 1) // 10)
+    power = _power(top)
     unit = 1024.0**power
     fill: Any = {"step": "post", "linewidth": 0}
     axes.fill_between(steps, awake / unit, color=AWAKE, label="awake", alpha=0.85, **fill)
@@ -130,6 +131,25 @@ def dial_figure(dial: DialFile) -> Figure:
     return figure
 
 
+def sizes_figure(sizes: Sequence[RunSize]) -> Figure:
+    """Draw the validation loss of the adapters over their bytes.
+
+    Args:
+        sizes: What was measured, at least one size.
+    """
+    figure = _figure(3.2)
+    axes = figure.add_subplot()
+    power = _power(max(size.nbytes for size in sizes))
+    drawn = sorted(sizes)
+    nbytes = [size.nbytes / 1024.0**power for size in drawn]
+    axes.plot(nbytes, [size.loss for size in drawn], color=ink(), marker=".", clip_on=False)
+    axes.set_xlim(0, 1.02 * nbytes[-1])
+    axes.set_xlabel(f"adapter, {UNITS[power]}")
+    axes.set_ylabel("validation loss")
+    axes.grid()
+    return figure
+
+
 def rank_map(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return edges of equal rank in time ``(t + 1,)`` and the ranks between ``(layers, t)``."""
     changes = {step for layer in history.layers for step, _ in layer.ranks}
@@ -157,6 +177,11 @@ def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _power(most: float) -> int:
+    """Return the power of 1024 that bytes are written in."""
+    return min(len(UNITS) - 1, (max(1, int(most)).bit_length() - 1) // 10)
 
 
 def _points(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
