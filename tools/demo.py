@@ -1,15 +1,19 @@
-"""Watch ranks adapt: `uv run tools/demo.py` (no network, well under a minute on two CPU cores).
+"""Watch ranks adapt: `uv run tools/demo.py` (no network, under a minute on two CPU cores).
 
 Part one trains a stack of PlasticBlocks on random inputs while a PlasticityManager changes their
 ranks. Part two has a known answer: a student starts at wrong ranks and has to find the ranks of
-the teacher whose outputs it learns from. Ends with exit code 1 if it finds others.
+the teacher whose outputs it learns from. Part three compresses the checkpoint that the repository
+ships for a range of sizes, dials it through them, and measures each. Ends with exit code 1 if
+part two finds other ranks, or a smaller size is not further away, or a bit is not back.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +21,18 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from plastic_core import PlasticBlock, RankLayer, linalg
+from plastic_core.files import sha256_file
+from plastic_export import (
+    Budget,
+    Calibration,
+    Choices,
+    Evaluation,
+    SizeRange,
+    compare,
+    dial,
+    execute_plan,
+    plan_checkpoint,
+)
 from plastic_runtime import PlasticityManager, events_table, format_bytes
 
 SEED = 0
@@ -27,6 +43,11 @@ NOISE = 0.03  # of the teacher's outputs: what no rank can explain
 # rank. The third layer's spectrum decays, so its stable rank, 1.9, is below its true rank, 4.
 TRUTH = [[1.0] * 2, [1.0] * 5, [1.0, 0.7, 0.5, 0.4], [1.0] * 3]
 START = [6, 2, 8, 1]
+
+SHIPPED = Path(__file__).parents[1] / "tests-integration" / "data" / "stdlib-llama"
+SIZES = (3.5, 3.375, 3.25, 3.125, 3.0)  # bits per weight, the first one as compressed
+# Fewer ways to store a matrix than by default, and little text: part three is to take seconds.
+OFFERED = Choices(bits=(2, 3), factor_bits=(4,), bare=True, group_sizes=(64,))
 
 Batch = tuple[mx.array, mx.array]
 
@@ -46,16 +67,17 @@ class Network(nn.Module):
 
 
 def main() -> int:
-    """Run both parts; return 0 if the true ranks were found, by way of a shrink that hurt."""
+    """Run all parts; return 0 if each came out as it should."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for the event logs")
+    parser.add_argument("--out", type=Path, help="folder for the logs")
     folder = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="plastic-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     random_inputs(fresh(folder / "blocks.jsonl"))
     found_all = known_truth(fresh(folder / "teacher.jsonl"))
-    print(f"\nEvent logs: {folder}    {time.perf_counter() - started:.0f} s")
-    return 0 if found_all else 1
+    dialled = turn_the_dial(folder / "dial.json")
+    print(f"\nLogs: {folder}    {time.perf_counter() - started:.0f} s")
+    return 0 if found_all and dialled else 1
 
 
 def random_inputs(log: Path) -> None:
@@ -184,6 +206,56 @@ def found_the_truth(manager: PlasticityManager) -> bool:
     print(f"\nvalidation loss {manager.moving_loss:.6f}, of which noise {NOISE**2:.6f}")
     print(f"{verdict}: true {true}, found {found}; wakings that repaired a shrink: {repaired}")
     return found == true and repaired > 0
+
+
+def turn_the_dial(log: Path) -> bool:
+    """One compressed folder is dialled through its sizes, down and up again; the curve is KL."""
+    print("\nPart three: a dial on the shipped checkpoint\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="plastic-dial-") as name:
+        folder = Path(name)
+        out = compressed_for_a_range(folder)
+        small = [
+            dial(out, folder / str(bits), Budget("bits_per_weight", bits), park=True, check=False)
+            for bits in SIZES[1:]
+        ]
+        back = dial(small[-1].dest, folder / "back", check=False).dest
+        is_back = sha256_file(back / "model.safetensors") == sha256_file(out / "model.safetensors")
+        folders, text = [out, *(each.dest for each in small)], SHIPPED / "heldout.txt"
+        curve = compare(folders, [text], reference=SHIPPED, window=128, windows=8)
+    kl = print_curve(curve, log)
+    farther = all(larger < smaller for larger, smaller in pairwise(kl))
+    print(f"\ndialled up again: {'every bit is back' if is_back else 'bits are MISSING'}")
+    return farther and is_back
+
+
+def compressed_for_a_range(folder: Path) -> Path:
+    """The checkpoint in a folder whose smaller sizes are good, too."""
+    budgets = [min(SIZES), max(SIZES)]
+    plan_checkpoint(
+        SHIPPED,
+        folder / "plan.json",
+        calibration=Calibration(SHIPPED / "calibration.txt", window=64, windows=8),
+        budgets=budgets,
+        choices=OFFERED,
+        format="corrected",
+    )
+    sizes = SizeRange(*budgets)
+    return execute_plan(SHIPPED, folder / "out", folder / "plan.json", sizes=sizes, check=False).out
+
+
+def print_curve(curve: Sequence[Evaluation], log: Path) -> list[float]:
+    """Print size against the divergence from the original; return that in millinats."""
+    rows = [
+        (each.size.model_bytes, 1e3 * each.kl, 1e3 * (each.kl_error or 0.0))
+        for each in curve
+        if each.size is not None and each.kl is not None
+    ]
+    log.write_text(json.dumps(rows))
+    print(f"{'bytes':>10}{'KL, millinats per token':>28}")
+    most = max(kl for _, kl, _ in rows)
+    for nbytes, kl, error in rows:
+        print(f"{nbytes:>10,}{kl:>14.1f} +- {error:<10.1f}{'#' * round(40 * kl / most)}")
+    return [kl for _, kl, _ in rows]
 
 
 def fresh(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """The same seed gives the same bytes: everything done twice, in two processes, and compared.
 
-    uv run tools/faults/repeat.py            every output, the demo included: about two minutes
+    uv run tools/faults/repeat.py            every output, the demo included: about three minutes
     uv run tools/faults/repeat.py --quick    without the demo, with less text
     uv run tools/faults/repeat.py --quick --parts compressed trained
 
