@@ -16,9 +16,9 @@ import numpy as np
 import plastic_runtime
 import pytest
 from plastic_core import Factors, RankLayer
-from plastic_runtime import log, manager, measure, sleep, surgery, training
+from plastic_runtime import distributed, log, manager, measure, sleep, surgery, training
 
-ROOMS = (plastic_runtime, measure, sleep, log, surgery, manager, training)
+ROOMS = (plastic_runtime, distributed, measure, sleep, log, surgery, manager, training)
 PUBLIC: dict[str, Any] = {
     f"{room.__name__}.{name}": getattr(room, name)
     for room in ROOMS

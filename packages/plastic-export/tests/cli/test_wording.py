@@ -35,6 +35,7 @@ ABOUT = {
 """What the library does for a command, and its dataclasses of options."""
 NOT_TYPED = {
     "track",
+    "team",
     "say",
     "listener",
     "training",

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from plastic_core.layer import is_stack, linear_shape
 from plastic_runtime import GramFile, Track, measure_grams, untracked
+from plastic_runtime.distributed import Team
 from plastic_runtime.measure import (
     LONGEST_DENSE_SIDE,
     block_of,
@@ -40,6 +41,7 @@ def measure_loss_grams(
     widest: int = LONGEST_DENSE_SIDE,
     replace: bool = False,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> GramFile:
     """Run the text through the model, forwards and backwards, and keep the Grams in a file.
 
@@ -56,6 +58,7 @@ def measure_loss_grams(
         widest: The longest side of a dense Gram.
         replace: Whether a file of another run, or a damaged one, is replaced and not refused.
         track: Wraps the loops over the batches of windows and over the blocks.
+        team: The processes that measure together; see ``measure_grams``.
 
     Returns:
         The Grams of every layer that was run, by module path: the open file, to be closed. There
@@ -89,6 +92,7 @@ def measure_loss_grams(
             needed=False,
             release=Reloading(model, lambda: _float32_model(checkpoint.folder)),
             track=track,
+            team=team,
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 from plastic_core.files import BusyError, FormatError
+from plastic_runtime.distributed import LostConnectionError, Team
 
 from plastic_export.cli.commands.compress import compress_command
 from plastic_export.cli.commands.evaluate import evaluate_command
@@ -26,6 +27,7 @@ from plastic_export.cli.commands.report import report_command
 from plastic_export.cli.commands.resize import resize_command
 from plastic_export.cli.commands.train import train_command
 from plastic_export.cli.console import escape_what_cannot_be_encoded, printed_warnings
+from plastic_export.cli.joined import check_team, current_team
 from plastic_export.cli.wording import in_words_of
 from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.model.library import model_failure
@@ -42,6 +44,7 @@ EXPECTED = (
     ModuleNotFoundError,  # an extra is missing
     WorkerError,
     FailedCheckError,
+    LostConnectionError,
     click.Abort,
     KeyboardInterrupt,
 )
@@ -103,14 +106,17 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if arguments is None else arguments
     escape_what_cannot_be_encoded()
+    team: Team | None = None
     with interruptible():
         try:
+            team = current_team()
+            check_team(team, words)
             with printed_warnings():
                 code = plastic_command.main(words, prog_name="plastic", standalone_mode=False)
         except (KeyboardInterrupt, Exception) as error:
             if "--debug" in words[:1] or not _is_expected(error):
                 raise
-            code = _report(error, words)
+            code = _report(error, words, prints=team is None or team.leads)
         except SystemExit as ended:  # without 0, the reader of a pipe was gone; with it, click
             code = _report(OSError(PIPE_CLOSED), words) if ended.code else 0  # has completed words
     sys.exit(code if isinstance(code, int) else 0)
@@ -127,14 +133,14 @@ def _is_interruption(error: BaseException) -> bool:
     return isinstance(error, click.Abort | KeyboardInterrupt) or is_interrupted()
 
 
-def _report(error: BaseException, words: Sequence[str]) -> int:
+def _report(error: BaseException, words: Sequence[str], *, prints: bool = True) -> int:
     message = _message(error)
     command = next(
         (plastic_command.commands[w] for w in words if w in plastic_command.commands), None
     )
     if command and not isinstance(error, FormatError):  # which is about the content of a file
         message = in_words_of(command, words, message)
-    for line in message.splitlines():
+    for line in message.splitlines() if prints else ():
         click.echo(f"error: {line}", err=True)
     if _is_interruption(error):
         return INTERRUPTED
@@ -142,7 +148,7 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
         return DEFECT
     if isinstance(error, BusyError):
         return BUSY
-    return IO_ERROR if isinstance(error, OSError) else BAD_INPUT
+    return IO_ERROR if isinstance(error, OSError | LostConnectionError) else BAD_INPUT
 
 
 def _message(error: BaseException) -> str:

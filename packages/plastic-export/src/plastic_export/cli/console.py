@@ -16,6 +16,7 @@ from rich.console import Console
 
 from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.cli.bar import ProgressBar
+from plastic_export.cli.joined import current_team
 from plastic_export.reporting.tables import Presented
 
 PRINTED = (CheckpointWarning, CompilingWarning)
@@ -24,22 +25,27 @@ DONE = "the work was complete, only its report is cut"
 
 
 class Output:
-    """The place where results go: tables for people, or one JSON object for machines."""
+    """The place where results go: tables for people, or one JSON object for machines.
+
+    Of several processes that work together the first one prints.
+    """
 
     def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
+        self.as_json, self.leads = as_json, current_team().leads
         is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it was closed
         width = None if is_terminal else 200  # a file cuts nothing
         self.out = Console(highlight=False, width=width)
-        self.track = ProgressBar(Console(stderr=True, quiet=as_json))
+        self.track = ProgressBar(Console(stderr=True, quiet=as_json or not self.leads))
 
     def say(self, line: str) -> None:
         """Print a line on standard error, unless the reader is a machine."""
-        if not self.as_json:
+        if self.leads and not self.as_json:
             click.echo(line, err=True)
 
     def show(self, presented: Presented) -> None:
         """Print the record as JSON, or else the lines; what is interrupted here has been done."""
+        if not self.leads:
+            return
         try:
             if self.as_json:
                 click.echo(json.dumps(presented.record, indent=2, default=str))
@@ -70,7 +76,7 @@ def printed_warnings() -> Iterator[None]:
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
             if not issubclass(category, PRINTED):
                 others(message, category, *place, **more)
-            elif str(message) not in printed:
+            elif current_team().leads and str(message) not in printed:
                 printed.add(str(message))
                 click.echo(f"warning: {message}", err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import mlx.core as mx
 from plastic_core.factors import GROUP_SIZES
 from plastic_core.files import FormatError, sha256_file
 from plastic_runtime import GramFile, Track, untracked
+from plastic_runtime.distributed import Team, check_alike, dealt, working_together
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.loss_grams import measure_loss_grams
@@ -32,7 +34,7 @@ from plastic_export.compression.plan_file import (
 )
 from plastic_export.estimate.limits import Say, check_disk
 from plastic_export.folder.header_bytes import fixed_bytes
-from plastic_export.folder.manifest import versions
+from plastic_export.folder.manifest import together_facts, versions
 from plastic_export.format.arranging import arranged, unkept_layers
 from plastic_export.format.layout import Contents
 from plastic_export.format.mixed import MixedFormat
@@ -88,6 +90,7 @@ def plan_checkpoint(
     memory: int | None = None,
     say: Say | None = None,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> LossPlan:
     """Choose how to store every linear layer and embedding by the predicted effect on the loss.
 
@@ -131,6 +134,9 @@ def plan_checkpoint(
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps every long loop.
+        team: The processes that plan together, each with the same arguments, in a folder that all
+            of them see; by default this one alone. The plan is the same, byte for byte, for any
+            number of them on machines of one kind. The first one writes it.
 
     Returns:
         What was written.
@@ -151,11 +157,28 @@ def plan_checkpoint(
         >>> print(plan.budgets[0].asked, plan.budgets[0].nbytes + plan.left_bytes <= 70_000)
         70000 bytes True
     """
-    file, target = Path(file), format_named(format, PLAN_FORMATS)
-    _check_place(file, force)
+    file, target, team = Path(file), format_named(format, PLAN_FORMATS), team or Team()
     choices = choices or target.choices or Choices()
     stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
-    with open_checkpoint(source, revision=revision) as checkpoint:
+    options = {
+        "source": str(source),
+        "revision": revision,
+        "calibration": {name: str(value) for name, value in asdict(calibration).items()},
+        "budgets": list(map(str, stated)),
+        "format": format,
+        "choices": asdict(choices),
+        "include": [*include],
+        "exclude": [*exclude],
+        "embeddings": embeddings,
+        "widest": widest,
+        "thorough": thorough,
+        "force": force,
+    }
+    with (
+        working_together(team, file, together_facts(options)),
+        open_checkpoint(source, revision=revision) as checkpoint,
+    ):
+        _check_place(file, force)
         traced = Source.of(checkpoint)
         wanted, changed = _keepable(
             traced, plannable(traced, include, exclude, embeddings=embeddings)
@@ -178,12 +201,13 @@ def plan_checkpoint(
             say=say,
         )
         identity = source_identity(checkpoint)
+        check_alike(team, file, {"source": identity})
 
         def spend(offered: Sequence[Offered], trial: PlanTrial) -> tuple[Remainder, Plans]:
             """Return the plans, tried, and what is left beside the matrices that were priced."""
             fewer = len(offered) < len(wanted)
             rest = Remainder.of(traced, [m.matrix for m in offered]) if fewer else left
-            return rest, _spent(rest, offered, stated, target, trial, track)
+            return rest, _spent(rest, offered, stated, target, trial, track, team)
 
         measured = _priced(
             traced,
@@ -197,6 +221,7 @@ def plan_checkpoint(
             force,
             spend,
             track,
+            team,
         )
         plan = LossPlan(
             source=identity,
@@ -217,8 +242,9 @@ def plan_checkpoint(
             skipped=(*undivided, *changed, *measured.skipped),
         )
         checkpoint.check_unchanged()
-    write_plan(file, plan)
-    _prices(file).unlink(missing_ok=True)
+        if team.leads:
+            write_plan(file, plan)
+        _prices(file, team.rank).unlink(missing_ok=True)
     return plan
 
 
@@ -259,9 +285,19 @@ def _grams(file: Path) -> Path:
     return file.with_suffix(".grams.npz")
 
 
-def _prices(file: Path) -> Path:
-    """Return the file beside a plan that holds its prices until it is written."""
-    return file.with_suffix(".prices")
+def _prices(file: Path, rank: int = 0) -> Path:
+    """Return the file beside a plan that holds a process's prices until it is written."""
+    return file.with_suffix(f".prices.{rank}" if rank else ".prices")
+
+
+def _other_prices(file: Path) -> list[Path]:
+    """Return the files in which other processes of a run that was cut left prices."""
+    first = _prices(file).name
+    return sorted(path for path in file.parent.glob(f"{glob.escape(first)}.*") if _is_rank(path))
+
+
+def _is_rank(path: Path) -> bool:
+    return path.suffix[1:].isdecimal()
 
 
 def _priced(
@@ -276,6 +312,7 @@ def _priced(
     replace: bool,
     spend: Spend,
     track: Track,
+    team: Team,
 ) -> _Priced:
     """Measure the Grams of the matrices, price those that the text reached, and plan them."""
     paths, checkpoint = [module_path(m.name) for m in wanted], source.checkpoint
@@ -290,6 +327,7 @@ def _priced(
             widest=widest,
             replace=replace,
             track=track,
+            team=team,
         ) as grams,
     ):
         run = [m for m in wanted if is_measured(m, grams)]
@@ -300,10 +338,10 @@ def _priced(
             raise ValueError(f"{UNMEASURED} of the {len(wanted)} layers; compress them by rank")
         unreached = unreached_experts(run, grams)
         probe = PriceProbe.of(checkpoint, calibration)
-        digest = sha256_file(_grams(file))
+        digest = team.told(sha256_file(_grams(file)) if team.leads else None)
         depends = _price_identity(checkpoint, identity, calibration, choices, digest)
         depends["thorough"] = thorough
-        with PriceJournal(_prices(file), depends) as journal:
+        with _price_journal(file, depends, team) as journal:
             offered = price(
                 source,
                 run,
@@ -313,9 +351,20 @@ def _priced(
                 thorough=thorough,
                 journal=journal,
                 track=track,
+                team=team,
             )
             left, plans = spend(offered, PlanTrial(source, grams, offered, probe, journal))
         return _Priced(offered, left, plans, digest, unreached, unmeasured)
+
+
+def _price_journal(file: Path, depends: Mapping[str, Any], team: Team) -> PriceJournal:
+    """Return the journal of this process; the first one takes over what others left."""
+    if team.leads:
+        journal = PriceJournal(_prices(file), depends, _other_prices(file))
+        team.gathered(None)
+        return journal
+    team.gathered(None)  # what was left is taken over
+    return PriceJournal(_prices(file, team.rank), depends)
 
 
 def _price_identity(
@@ -340,7 +389,7 @@ def _price_identity(
 def _waiting(file: Path) -> list[str]:
     """Say what the same command goes on with."""
     grams = _grams(file)
-    places = grams, grams.with_name(f"{grams.name}.parts"), _prices(file)
+    places = grams, grams.with_name(f"{grams.name}.parts"), _prices(file), *_other_prices(file)
     return [f"{place}: the same command goes on with it" for place in places if place.exists()]
 
 
@@ -405,15 +454,24 @@ def _spent(
     format: Format,
     trial: PlanTrial,
     track: Track,
+    team: Team,
 ) -> Plans:
     """Return the plan of every budget."""
     left_bytes, overhead = left.nbytes + left.header_bytes, _overhead(left, format)
     plans = plan_bits(
         offered, budgets, left_bytes=left_bytes, one_rank=format.one_rank, overhead=overhead
     )
-    return tried_plans(
-        plans, budgets, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
-    )
+
+    def tried(numbers: Sequence[int]) -> Plans:
+        some = [plans[number] for number in numbers], [budgets[number] for number in numbers]
+        return tried_plans(
+            *some, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
+        )
+
+    if team.size > 1:
+        tried(dealt([1.0] * len(plans), team.size)[team.rank])
+        trial.exchange(team)
+    return tried(range(len(plans)))
 
 
 def _overhead(left: Remainder, format: Format) -> Overhead:
@@ -435,7 +493,8 @@ def _check_place(file: Path, force: bool) -> None:
         raise FormatError.about(file, "it exists", "choose another file, or add --force")
     if file.exists() and not is_plan(file):
         raise FormatError.about(file, "it exists and is no plan", "choose another file")
-    check_price_journal(_prices(file))
+    for prices in (_prices(file), *_other_prices(file)):
+        check_price_journal(prices)
     if force and not file.exists() and _grams(file).exists():
         GramFile(_grams(file)).close()  # which refuses what no plan of ours stands beside
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from plastic_core.files import FormatError, files_under, read_json, sha256_file, write_json
 
 from plastic_export.checkpoint.reader import Checkpoint
@@ -128,6 +129,15 @@ def run_identity(checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str
 def versions() -> dict[str, str]:
     """Return the versions of all that numbers are computed with."""
     return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+
+
+def together_facts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in all processes that work together.
+
+    Besides versions and options: the kind of processor and device, whose products have other bits.
+    """
+    kind = {"machine": platform.machine(), "device": str(mx.default_device())}
+    return {"versions": versions(), "options": dict(options), **kind}
 
 
 def write_manifest(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from plastic_core.files import noting
 from plastic_core.linalg import in_threads, workers
 from plastic_runtime import LossGrams, Track, Weighted, untracked
+from plastic_runtime.distributed import Team, dealt
 
 from plastic_export.plan.choices import Choices, choices_for
 from plastic_export.plan.gram_uses import Uses
@@ -36,6 +37,7 @@ def price(
     thorough: bool = False,
     journal: PriceJournal | None = None,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> tuple[Offered, ...]:
     """Predict what every way of storing every matrix costs.
 
@@ -54,6 +56,8 @@ def price(
         journal: Knows the matrices and groups that were priced before, and is told of those that
             are now.
         track: Wraps the loops over the matrices and over the groups.
+        team: Processes that price together, each with the same arguments and a journal of its own:
+            matrices and groups are dealt out by their cost. By default this one alone.
 
     Returns:
         What each offers, in the order of ``candidates``: every way that makes it smaller than it
@@ -65,6 +69,8 @@ def price(
         ValueError: If a weight cannot be quantised, or no token reached any expert of a stack.
     """
     pricing = _Pricing(source, grams, choices or Choices(), thorough, journal)
+    if team is not None and team.size > 1:
+        pricing.share(candidates, probe, track, team)
     offers = pricing.offers(candidates, track)
     factors = {} if probe is None else pricing.factors(candidates, probe, track)
     nothing = PriceFactors({})
@@ -80,11 +86,38 @@ class _Pricing(NamedTuple):
     thorough: bool
     journal: PriceJournal | None
 
+    def share(
+        self,
+        candidates: Sequence[Candidate],
+        probe: PriceProbe | None,
+        track: Track,
+        team: Team,
+    ) -> None:
+        """Let the journal know all prices: each process finds out some of them."""
+        if self.journal is None:
+            raise ValueError("`journal` must be given where several processes price, got None.")
+        self.journal.exchange(team)
+        missing = [m for m in candidates if self.journal.offers(m) is None]
+        hand = dealt([_work(m) for m in missing], team.size)[team.rank]
+        self.offers([missing[number] for number in hand], track)
+        self.journal.exchange(team)
+        if probe is None:
+            return
+        groups = [
+            group
+            for group in self._groups(candidates)
+            if self.journal.group_costs([m.name for m in group]) is None
+        ]
+        costs = [sum(_work(m) for m in samples_of(group)) for group in groups]
+        hand = dealt(costs, team.size)[team.rank]
+        self._measure([groups[number] for number in hand], probe, track)
+        self.journal.exchange(team)
+
     def offers(self, candidates: Sequence[Candidate], track: Track) -> dict[str, list[Offer]]:
         """Return what is offered by name, at costs that no factor has corrected."""
         found = dict[str, list[Offer]]()
         batches = side_by_side(candidates, workers())
-        work = [sum(m.weights * sum(m.shape) for m in batch) for batch in batches]
+        work = [sum(map(_work, batch)) for batch in batches]
         for batch in track(Weighted(batches, work), "pricing"):
             known = {m.name: self.journal.offers(m) for m in batch} if self.journal else {}
             found |= {name: offers for name, offers in known.items() if offers is not None}
@@ -128,8 +161,17 @@ class _Pricing(NamedTuple):
         self, candidates: Sequence[Candidate], probe: PriceProbe, track: Track
     ) -> dict[str, PriceFactors]:
         """Return what the prices of every matrix are multiplied by, by name."""
+        return self._measure(self._groups(candidates), probe, track)
+
+    def _groups(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+        """Return the matrices that are measured together."""
+        return [[m] for m in candidates] if self.thorough else alike(candidates)
+
+    def _measure(
+        self, groups: Sequence[list[Candidate]], probe: PriceProbe, track: Track
+    ) -> dict[str, PriceFactors]:
+        """Return the factors of the matrices of some groups, by name."""
         found = dict[str, PriceFactors]()
-        groups = [[m] for m in candidates] if self.thorough else alike(candidates)
         for group in track(groups, "measuring prices"):
             names = [m.name for m in group]
             measured = None if self.journal is None else self.journal.group_costs(names)
@@ -160,6 +202,11 @@ class _Pricing(NamedTuple):
         known = {b: in_nine_digits(factor(b)) for b in bits}
         errors = {b: in_nine_digits(factors.of_foreseen(b)) for b in bits}
         return Offered(m, (*smaller, Offer.unchanged(m)), known, errors)
+
+
+def _work(m: Candidate) -> float:
+    """Return how much work a matrix is, in any unit."""
+    return m.weights * sum(m.shape)
 
 
 class _Weight(NamedTuple):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from plastic_core import difference, loss_factors
 from plastic_core.files import noting
 from plastic_runtime import LossGrams
+from plastic_runtime.distributed import Team
 
 from plastic_export.checkpoint.tensors import module_path
 from plastic_export.plan.gram_uses import Uses
@@ -63,6 +64,11 @@ class PlanTrial:
         if self._journal:
             self._journal.add_trial(plan, found)
         return found
+
+    def exchange(self, team: Team) -> None:
+        """Let all processes of a team know the plans that each has tried; with a journal alone."""
+        if self._journal:
+            self._journal.exchange(team)
 
     def _tried(self, plan: BitsPlan) -> Tried:
         chosen = {path: plan.chosen[m.name] for path, m in self._matrices.items()}

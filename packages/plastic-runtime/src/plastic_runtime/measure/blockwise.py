@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +15,14 @@ import mlx.nn as nn
 import numpy as np
 from plastic_core.files import FormatError
 
+from plastic_runtime.distributed import (
+    Team,
+    await_file,
+    check_alike,
+    hand_on,
+    stretch,
+    taken_over,
+)
 from plastic_runtime.measure.block_chain import BlockChain, Release, keep
 from plastic_runtime.measure.gram_file import GramFile
 from plastic_runtime.measure.gram_identity import calibration_identity, check_measurement
@@ -21,7 +31,7 @@ from plastic_runtime.measure.intercept import intercepted
 from plastic_runtime.measure.progress import Track, untracked
 from plastic_runtime.measure.recorder import Call, LossRecorder, Modules, linear_layers
 from plastic_runtime.measure.sampled_loss import draws
-from plastic_runtime.measure.spool import opened, read_array, write_array, written
+from plastic_runtime.measure.spool import SpooledArrays, spool_name, write_array, written
 from plastic_runtime.measure.unfinished_grams import GramParts, discard_parts
 
 LOGITS = 2**23
@@ -43,6 +53,7 @@ def measure_grams(
     needed: bool = True,
     release: Release = keep,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> GramFile:
     r"""Write the Grams of ``loss_grams`` to a file, block by block, and open it.
 
@@ -59,6 +70,12 @@ def measure_grams(
     What is not finished waits in the folder ``<file>.parts``. A later call with the same model,
     configuration, seed, paths and batches goes on after its last finished block, to bit for bit
     the same file, or opens the file if it is complete.
+
+    Several processes share the batches: each has a stretch of them. Every sum is handed from
+    process to process, and each goes on with its own batches from the bits that it was given, so
+    the file is that of one process, whatever their number; a run that was cut may go on with
+    another number. While one is at a part, the one before it is at the next. All of them see the
+    folder of the file.
 
     Args:
         model: Maps tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``. It is run
@@ -77,6 +94,8 @@ def measure_grams(
         release: Called with the path of a block that has been run, which may then forget what it
             has read and read it anew when it runs again.
         track: Wraps the loops over the blocks and over the logits, with what they do.
+        team: The processes that measure together, each with the same arguments; by default this
+            one alone. There are no more of them than batches.
 
     Returns:
         The file, open.
@@ -95,6 +114,9 @@ def measure_grams(
         good, and meanwhile, in float32, what enters one block, and every block of the batches that
         gradients are taken of. Time per layer: a forward pass and ``in^2`` operations in float32
         per token; where gradients are taken, a forward and a backward pass and ``out^2`` more.
+        Of P processes each does a P-th of that, and waits P - 1 times for the longest part. Each
+        but one sends the bytes of every Gram once. A model of one block is measured by one
+        process after the other, with no gain.
 
     Examples:
         >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
@@ -102,29 +124,44 @@ def measure_grams(
         ...     list(grams), grams["layers.1"].output.matrix.shape
         (['layers.1'], (5, 5))
     """
-    file, batches = Path(file), list(batches)
+    file, batches, team = Path(file), list(batches), team or Team()
     if not batches:
         raise ValueError("`batches` must hold at least one batch.")
+    _check_enough(batches, team)
     pulled = _evenly_spread(len(batches) if gradients is None else gradients, len(batches))
     linears, wanted = linear_layers(model, paths)
     made_for = calibration_identity(
         model, batches, seed, wanted, widest, len(pulled), configuration, release=release
     )
-    if not file.exists() or (replace and not _is_intact(file, made_for)):
+    check_alike(team, file, {"measurement": made_for})
+    missing = team.leads and (not file.exists() or (replace and not _is_intact(file, made_for)))
+    if team.told(missing):
 
         def measurement(parts: GramParts) -> _Measurement:
             whole = (model, linears, wanted, widest, batches, pulled, seed, needed)
-            return _Measurement(*whole, parts, release, track)
+            return _Measurement(*whole, parts, release, track, team)
 
-        _publish(file, made_for, measurement, replace=replace)
+        _publish(file, made_for, measurement, team, replace=replace)
+    await_file(file)
     grams = GramFile(file)
     try:
         check_measurement(file, grams.made_for, made_for)
     except ValueError:
         grams.close()
         raise
-    discard_parts(file)
+    if team.leads:
+        discard_parts(file)
     return grams
+
+
+def _check_enough(batches: Sequence[mx.array], team: Team) -> None:
+    """Refuse more processes than there are batches to share."""
+    if team.size > len(batches):
+        raise ValueError(
+            f"`team` must have at most as many processes as there are batches of the text, "
+            f"{len(batches)} of up to {batches[0].size} tokens, got {team.size}; start fewer, or "
+            "take more text."
+        )
 
 
 def _evenly_spread(count: int, size: int) -> frozenset[int]:
@@ -139,26 +176,34 @@ def _publish(
     file: Path,
     made_for: Mapping[str, Any],
     measurement: Callable[[GramParts], _Measurement],
+    team: Team,
     *,
     replace: bool,
 ) -> None:
     """Measure what is missing of a file, and put it there; parts that are damaged begin anew."""
+    if not team.leads:
+        team.gathered(None)  # the parts are in order
+        measurement(GramParts(file, made_for)).measure()
+        team.gathered(None)  # the file is there
+        return
     parts = GramParts.begun_anew(file, made_for) if replace else GramParts(file, made_for)
+    team.gathered(None)
     resumed = parts.finished > 0
     try:
         with np.errstate(invalid="ignore", over="ignore"):  # refused by name, not warned of
             measurement(parts).measure()
     except FormatError:
-        if not (replace and resumed):
+        if not (replace and resumed) or team.size > 1:
             raise
         discard_parts(file)
-        _publish(file, made_for, measurement, replace=replace)
+        _publish(file, made_for, measurement, team, replace=replace)
         return
     except BaseException as error:
         if not parts.finished or isinstance(error, ValueError):  # which would come again
             discard_parts(file)
         raise
     parts.publish()
+    team.gathered(None)
 
 
 def _is_intact(file: Path, made_for: Mapping[str, Any]) -> bool:
@@ -192,6 +237,7 @@ class _Measurement:
     parts: GramParts
     release: Release
     track: Track
+    team: Team
 
     def measure(self) -> None:
         """Finish all parts: through the blocks to the end, then back from the last to the first."""
@@ -202,6 +248,9 @@ class _Measurement:
                 self._at_once()
             return
         count = len(chain.blocks)
+        if self.team.leads:
+            self.parts.keep(spooled(self.parts.finished, count))
+        self.team.gathered(None)  # nobody writes what is about to be removed
         if not self.parts.finished:
             self._enter(chain)
         forwards = range(self.parts.finished - 1, count)
@@ -217,19 +266,58 @@ class _Measurement:
             else:
                 self._backwards(chain, number)
 
-    def _draws(self) -> Iterable[tuple[int, mx.array, np.random.Generator]]:
-        """Return the batches by number, each with what draws its labels."""
-        batches = self.track(self.batches, "calibrating, logits")
-        for number, (batch, draw) in enumerate(zip(batches, draws(self.seed), strict=False)):
-            yield number, batch, draw
+    def _mine(self) -> range:
+        """Return the numbers of the batches of this process: the first process has the last."""
+        return stretch(len(self.batches), self.team.size - 1 - self.team.rank, self.team.size)
 
-    def _pulled(self) -> list[mx.array]:
-        """Return the batches of which gradients are taken."""
-        return [self.batches[number] for number in sorted(self.pulled)]
+    def _draws(self) -> Iterable[tuple[int, mx.array, np.random.Generator]]:
+        """Return the batches of this process by number, each with what draws its labels."""
+        mine = self._mine()
+        of_all = islice(draws(self.seed), mine.start, mine.stop)
+        numbers = self.track(mine, "calibrating, logits")
+        for number, draw in zip(numbers, of_all, strict=True):
+            yield number, self.batches[number], draw
+
+    def _pulled(self) -> list[int]:
+        """Return those of its batches of which gradients are taken."""
+        return [number for number in self._mine() if number in self.pulled]
+
+    def _begin(self, recorder: LossRecorder) -> LossRecorder:
+        """Let a recorder go on from the sums of the process that has the batches before these."""
+        before = self.team.rank + 1
+        if before < self.team.size:
+            recorder.begin_with(*taken_over(self.team, before))
+        return recorder
+
+    def _finish(self, recorder: LossRecorder, tokens: int, *used: str) -> None:
+        """Hand the sums of a part on; the process that is the last to have them keeps the part.
+
+        What was spooled for it under the names ``used`` has been read by all processes then.
+        """
+        if not self.team.leads:
+            hand_on(self.team, self.team.rank - 1, recorder.running_sums(), tokens)
+            self.parts.pass_over()
+            return
+        self.parts.finish(recorder, tokens)
+        for name in used:
+            self.parts.remove(name)
+
+    def _written(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file for the arrays of the batches of this process."""
+        return written(self.parts.folder / spool_name(name, self._mine().start))
+
+    def _spooled(self, chain: BlockChain, name: str) -> SpooledArrays:
+        """Return the arrays of a name, of all batches or of those that gradients are taken of."""
+        some = range(len(self.batches)) if name.startswith("input") else self.pulled
+
+        def entries(number: int) -> int:
+            return chain.entry(self.batches[number])[0].size if number in some else 0
+
+        return SpooledArrays(self.parts.folder, name, entries)
 
     def _at_once(self) -> None:
         """The whole model as one part."""
-        recorder = self._recorder(self.linears, self.wanted)
+        recorder = self._begin(self._recorder(self.linears, self.wanted))
         vocabulary = self.model(self.batches[0][:1, :1]).shape[-1]
         for number, batch, draw in self._draws():
             rows = max(1, LOGITS // (batch.shape[1] * vocabulary))
@@ -239,18 +327,18 @@ class _Measurement:
             else:
                 for part in parts:
                     recorder.pass_through(self.model, part)
-        self.parts.finish(recorder, recorder.tokens)
+        self._finish(recorder, recorder.tokens)
 
     def _within(self, chain: BlockChain, block: str | None, *, both: bool = False) -> LossRecorder:
         """Return a recorder for the layers of one block, or for those after the blocks."""
         linears = self._inside(chain, block)
         wanted = [p for p in self.wanted if chain.block_of(p) == block and p not in chain.early]
-        return self._recorder(linears, wanted, both=both)
+        return self._begin(self._recorder(linears, wanted, both=both))
 
     def _ahead(self, chain: BlockChain) -> LossRecorder:
         """Return one for those before the blocks."""
         linears = {p: m for p, m in self.linears.items() if p in chain.early}
-        return self._recorder(linears, chain.early, both=False)
+        return self._begin(self._recorder(linears, chain.early, both=False))
 
     def _inside(self, chain: BlockChain, block: str | None) -> dict[str, nn.Module]:
         """Return the layers of one block, or those outside."""
@@ -264,32 +352,31 @@ class _Measurement:
     def _enter(self, chain: BlockChain) -> None:
         """Keep what enters the first block."""
         recorder, entry = self._ahead(chain), partial(self._entry, chain)
-        with written(self._input(0)) as inputs, written(self._kept(0)) as kept:
-            for number, batch in enumerate(self.batches):
-                x = recorder.pass_through(entry, batch)
+        with self._written("input.0") as inputs, self._written("kept.0") as kept:
+            for number in self._mine():
+                x = recorder.pass_through(entry, self.batches[number])
                 self._keep(number, x, inputs, kept, f"input of '{next(iter(chain.blocks))}'")
-        self.parts.finish(recorder, 0)
+        self._finish(recorder, 0)
 
     def _through(self, chain: BlockChain, number: int) -> None:
         """The input Grams of one block; keep its output."""
         path = list(chain.blocks)[number]
         recorder = self._within(chain, path)
         with (
-            opened(self._input(number)) as inputs,
-            written(self._input(number + 1)) as outputs,
-            written(self._kept(number + 1)) as kept,
+            self._spooled(chain, f"input.{number}") as inputs,
+            self._written(f"input.{number + 1}") as outputs,
+            self._written(f"kept.{number + 1}") as kept,
         ):
-            for i, batch in enumerate(self.batches):
-                like, calls = chain.entry(batch)
-                x = read_array(inputs, like)
+            for i in self._mine():
+                like, calls = chain.entry(self.batches[i])
+                x = inputs.read(i, like)
                 y = recorder.pass_through(calls[number], x)
                 try:
                     self._keep(i, y, outputs, kept, "y")
                 except ValueError:
                     raise self._not_finite(path, calls[number], x) from None
         self.release(path)
-        self.parts.finish(recorder, 0)
-        self._input(number).unlink()
+        self._finish(recorder, 0, f"input.{number}")
 
     def _keep(self, number: int, x: mx.array, stream: BinaryIO, kept: BinaryIO, what: str) -> None:
         """Write an array for the next block and, where it is needed again, for the way back."""
@@ -310,17 +397,18 @@ class _Measurement:
         """The Grams of what follows the blocks, and the gradient at the output of the last one."""
         last = len(chain.blocks)
         recorder = self._within(chain, None, both=True)
-        with opened(self._input(last)) as inputs, written(self._gradient(last)) as gradients:
+        with (
+            self._spooled(chain, f"input.{last}") as inputs,
+            self._written(f"gradient.{last}") as gradients,
+        ):
             for number, batch, draw in self._draws():
-                y = read_array(inputs, chain.entry(batch)[0])
+                y = inputs.read(number, chain.entry(batch)[0])
                 if number in self.pulled:
                     gradient = self._after(chain, recorder, batch, y, draw)
                     write_array(gradients, gradient, "gradient of the logits")
                 else:
                     recorder.pass_up_to_last(partial(chain.logits_from, batch), y)
-        self.parts.finish(recorder, recorder.tokens)
-        self._input(last).unlink()
-        self._kept(last).unlink()
+        self._finish(recorder, recorder.tokens, f"input.{last}", f"kept.{last}")
 
     def _after(
         self,
@@ -349,45 +437,55 @@ class _Measurement:
         path = list(chain.blocks)[number]
         recorder = self._within(chain, path)
         with (
-            opened(self._kept(number)) as inputs,
-            opened(self._gradient(number + 1)) as gradients,
-            written(self._gradient(number)) as pulled,
+            self._spooled(chain, f"kept.{number}") as inputs,
+            self._spooled(chain, f"gradient.{number + 1}") as gradients,
+            self._written(f"gradient.{number}") as pulled,
         ):
-            for i, batch in enumerate(self._pulled()):
+            for place, i in enumerate(self._pulled()):
+                batch = self.batches[i]
                 like, calls = chain.entry(batch)
-                x, gradient = read_array(inputs, like), read_array(gradients, like)
-                if i == 0:
+                x, gradient = inputs.read(i, like), gradients.read(i, like)
+                if place == 0:
                     _, trial = chain.entry(batch[:1, :TRIAL])
                     recorder.spare(trial[number], x[:1, :TRIAL], gradient[:1, :TRIAL])
                 gradient = recorder.pull_back(calls[number], x, gradient)
                 write_array(pulled, gradient, f"gradient of '{path}'")
         self.release(path)
-        self.parts.finish(recorder, self.parts.tokens)
-        self._kept(number).unlink()
-        self._gradient(number + 1).unlink()
+        used = f"kept.{number}", f"gradient.{number + 1}"
+        self._finish(recorder, self.parts.tokens, *used)
 
     def _before(self, chain: BlockChain) -> None:
         """The gradients of what is wanted before the blocks."""
         recorder = self._ahead(chain)
-        with opened(self._gradient(0)) as gradients:
-            for batch in self._pulled():
-                gradient = read_array(gradients, chain.entry(batch)[0])
+        with self._spooled(chain, "gradient.0") as gradients:
+            for i in self._pulled():
+                batch = self.batches[i]
+                gradient = gradients.read(i, chain.entry(batch)[0])
 
                 def entry(_: mx.array, batch: mx.array = batch) -> mx.array:
                     return self._entry(chain, batch)
 
                 recorder.pull_back(entry, mx.array(0.0), gradient)
-        self.parts.finish(recorder, self.parts.tokens)
-        self._gradient(0).unlink()
+        self._finish(recorder, self.parts.tokens, "gradient.0")
 
     def _entry(self, chain: BlockChain, batch: mx.array) -> mx.array:
         return chain.entry(batch)[0]
 
-    def _input(self, number: int) -> Path:
-        return self.parts.folder / f"input.{number}"
 
-    def _kept(self, number: int) -> Path:
-        return self.parts.folder / f"kept.{number}"
+def spooled(finished: int, blocks: int) -> set[str]:
+    """Return the names under which arrays are spooled once so many parts are finished. Pure.
 
-    def _gradient(self, number: int) -> Path:
-        return self.parts.folder / f"gradient.{number}"
+    Args:
+        finished: Parts of a `_Measurement`.
+        blocks: The blocks of its model.
+
+    Examples:
+        >>> sorted(spooled(2, blocks=3)), sorted(spooled(5, blocks=3))
+        (['input.1', 'kept.0', 'kept.1'], ['gradient.3', 'kept.0', 'kept.1', 'kept.2'])
+    """
+    if not finished:
+        return set()
+    back = finished - blocks - 2  # blocks that gradients have come through
+    if back < 0:
+        return {f"input.{finished - 1}"} | {f"kept.{number}" for number in range(finished)}
+    return {f"gradient.{blocks - back}"} | {f"kept.{number}" for number in range(blocks - back)}

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core import block_side, linalg
 
+from plastic_runtime.distributed import RunningSum
+
 PANEL = 512  # rows and columns of a sum that are added to at a time
 CHUNK = 2**23  # entries of the inputs of one product: 64 MiB in float64
 ROWS = 4096  # and at most so many inputs
@@ -112,6 +114,13 @@ class Site:
         self.total: NDArray[Any] = np.zeros(shape, dtype)
         self.tokens = 0
 
+    @classmethod
+    def of(cls, total: NDArray[Any]) -> Site:
+        """Return a site that has a sum already, of no input that is counted."""
+        site = cls(0)
+        site.size, site.total = total.shape[-1], total
+        return site
+
     def add(self, x: mx.array) -> None:
         """Add all rows of ``x``; see `add_rows`."""
         self.add_rows(linalg.as_matrix(linalg.to_numpy(x).reshape(-1, self.size), "x"))
@@ -147,9 +156,7 @@ class Site:
 
     def gram(self) -> Gram:
         """Return the mean over the inputs so far."""
-        copy = Site(0)
-        copy.total = self.total.copy()
-        return copy.mean(self.tokens)
+        return Site.of(self.total.copy()).mean(self.tokens)
 
 
 class TokenSite(Site):
@@ -268,15 +275,33 @@ def flat_sites(sites: Mapping[str, AnySite]) -> dict[str, Site]:
     return flat
 
 
+def begin_with(earlier: dict[str, RunningSum], path: str, site: AnySite) -> AnySite:
+    """Let a new site go on from sums that another process began, which are used up.
+
+    Args:
+        earlier: Sums by path, of experts by that of `flat_sites`.
+        path: That of the site.
+        site: The site, which has nothing in it.
+    """
+    for name, single in flat_sites({path: site}).items():
+        if name in earlier:
+            single.total, single.tokens = earlier.pop(name)
+    return site
+
+
 class GramRecorder:
     """Sends the input of every call to the site of its path, each array of a pass once.
 
     Args:
         widest: The longest side of a dense sum.
+
+    Attributes:
+        earlier: Sums that another process began, by the first path of their sites.
     """
 
     def __init__(self, widest: int = sys.maxsize) -> None:
         self.sites: dict[str, AnySite] = {}
+        self.earlier: dict[str, RunningSum] = {}
         self.passes = 0
         self.widest = widest
         self._seen: dict[tuple[int, str], tuple[weakref.ref[mx.array], AnySite]] = {}
@@ -309,7 +334,7 @@ class GramRecorder:
         if alive is None or alive() is not x:  # another array may come to live at the address
             entered = None
         if path not in self.sites:
-            self.sites[path] = entered or make()
+            self.sites[path] = entered or begin_with(self.earlier, path, make())
         site: Any = self.sites[path]  # `more` is what its kind takes
         if site is entered:
             return

@@ -11,6 +11,7 @@ import numpy as np
 from plastic_core.layer import Linear, is_stack, linear_from
 from plastic_core.linalg import on_cpu
 
+from plastic_runtime.distributed import RunningSum
 from plastic_runtime.measure.grams import (
     LONGEST_DENSE_SIDE,
     AnySite,
@@ -19,6 +20,7 @@ from plastic_runtime.measure.grams import (
     RoutedSite,
     Site,
     TokenSite,
+    begin_with,
     flat_sites,
     is_dense,
 )
@@ -34,6 +36,7 @@ from plastic_runtime.measure.probes import LINEARS
 from plastic_runtime.measure.sampled_loss import sampled_loss
 
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+INPUT, OUTPUT = "input", "output"
 Call = Callable[[mx.array], mx.array]
 Modules = Mapping[str, nn.Module]
 
@@ -71,6 +74,7 @@ class LossRecorder:
         self._needed, self._both = needed, both
         self.gradients: dict[str, AnySite] = {}
         self.tokens = 0
+        self._earlier: dict[str, RunningSum] = {}
         self._awaited: set[str] = set()
         self._linears = linears
         self._wanted = frozenset(wanted)
@@ -206,7 +210,28 @@ class LossRecorder:
 
     def sums(self) -> tuple[dict[str, Site], dict[str, Site]]:
         """Return the sums of inputs and of gradients by path; experts by `flat_sites`."""
-        return flat_sites(self.inputs.sites), flat_sites(self.gradients)
+        passed = {path: Site.of(total) for path, (total, _) in self._earlier.items()}
+        return flat_sites(self.inputs.sites), flat_sites(self.gradients) | passed
+
+    def begin_with(self, sums: Mapping[str, RunningSum], tokens: int) -> None:
+        """Go on from the `running_sums` of a recorder for the same layers, in another process.
+
+        Args:
+            sums: Its sums. This recorder has none yet.
+            tokens: Its number of labels.
+        """
+        for name, running in sums.items():
+            kind, _, path = name.partition(".")
+            (self.inputs.earlier if kind == INPUT else self._earlier)[path] = running
+        self.tokens = tokens
+
+    def running_sums(self) -> dict[str, RunningSum]:
+        """Return every sum once, for `begin_with`."""
+        sites, gradients = self.sums()
+        first = {id(site): path for path, site in reversed(sites.items())}
+        sums = {f"{INPUT}.{path}": sites[path] for path in first.values()}
+        sums |= {f"{OUTPUT}.{path}": site for path, site in gradients.items()}
+        return {name: RunningSum(site.total, site.tokens) for name, site in sums.items()}
 
     def _around(self, probe: mx.array, path: str, bound: BoundCall, x: mx.array) -> mx.array:
         call = self._call(path, bound)
@@ -256,10 +281,11 @@ class LossRecorder:
 
     def _record(self, path: str, indices: list[mx.array], _: mx.array, gradient: mx.array) -> None:
         if path not in self.gradients:
-            self.gradients[path] = self._site(gradient.shape[-1], self._experts(path), side=1)
-        site: Any = self.gradients[path]
+            site = self._site(gradient.shape[-1], self._experts(path), side=1)
+            self.gradients[path] = begin_with(self._earlier, path, site)
+        known: Any = self.gradients[path]
         try:
-            site.add(gradient, *indices)
+            known.add(gradient, *indices)
         except ValueError as error:
             error.add_note(f"while measuring the gradients of layer '{path}'")
             raise

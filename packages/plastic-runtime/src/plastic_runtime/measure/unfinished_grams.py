@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -13,9 +13,10 @@ from plastic_core.files import FormatError, read_json, sync_path, write_json
 from plastic_runtime.measure.gram_file import GRAM_FILE_VERSION, GramSum, Mark, append_grams
 from plastic_runtime.measure.gram_identity import check_measurement
 from plastic_runtime.measure.recorder import LossRecorder
-from plastic_runtime.measure.spool import damaged
+from plastic_runtime.measure.spool import damaged, spool_files
 
-_PARTS = ("state.json", ".state.json.tmp", "grams.npz", "input.*", "kept.*", "gradient.*")
+_SPOOLED = ("input.*", "kept.*", "gradient.*")
+_PARTS = ("state.json", ".state.json.tmp", "grams.npz", *_SPOOLED)
 
 
 def discard_parts(file: Path) -> None:
@@ -88,6 +89,21 @@ class GramParts:
         self._counts |= {path: sites[path].tokens for path in first.values()}
         self.finished, self.tokens = self.finished + 1, tokens
         self._save()
+
+    def pass_over(self) -> None:
+        """Count a part as finished which another process is to `finish`."""
+        self.finished += 1
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all spooled arrays that have none of these names: see `SpooledArrays`."""
+        for path in (path for pattern in _SPOOLED for path in self.folder.glob(pattern)):
+            if ".".join(path.name.split(".")[:2]) not in names:
+                path.unlink()
+
+    def remove(self, name: str) -> None:
+        """Remove spooled arrays of a name, whichever process left them."""
+        for path in spool_files(self.folder, name).values():
+            path.unlink()
 
     def publish(self) -> None:
         """Make the parts the file; it appears complete and synced to disk, or not at all.

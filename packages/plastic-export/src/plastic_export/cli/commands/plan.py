@@ -14,6 +14,7 @@ from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import Output
+from plastic_export.cli.joined import current_team
 from plastic_export.cli.options import (
     FOLDER,
     budget_option,
@@ -130,9 +131,11 @@ def plan_command(
         choices=_choices(format_, bits, group_sizes, factor_bits),
         say=output.say,
         track=output.track,
+        team=current_team(),
         **selection,
     )
-    output.show(present_plan(result, file, _drawn(plot, result)))
+    if output.leads:
+        output.show(present_plan(result, file, _drawn(plot, result)))
 
 
 def _drawn(plot: Path, plan: LossPlan) -> Path | None:

@@ -1,0 +1,32 @@
+"""The team of processes that the command was started in by ``mlx.launch``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import click
+from plastic_runtime.distributed import Team, join
+
+TOGETHER = ("plan", "compress")
+"""The commands that several processes carry out together."""
+
+
+@cache
+def current_team() -> Team:
+    """Return the team of this process, which waits for the others the first time; alone, itself."""
+    return join()
+
+
+def check_team(team: Team, words: Sequence[str]) -> None:
+    """Refuse a command that one process carries out, in each of several.
+
+    Raises:
+        click.UsageError: If there are several and it is not one of `TOGETHER`.
+    """
+    command = next((word for word in words if not word.startswith("-")), None)
+    if team.size > 1 and command is not None and command not in TOGETHER:
+        known = " and ".join(TOGETHER)
+        raise click.UsageError(
+            f"{command} runs in one process; mlx.launch is for {known}, start it without"
+        )

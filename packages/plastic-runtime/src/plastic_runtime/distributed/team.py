@@ -1,0 +1,126 @@
+"""The processes that do one work together, as one of them sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+
+class LostConnectionError(RuntimeError):
+    """Another process cannot be reached any more.
+
+    Examples:
+        >>> print(LostConnectionError("[ring] connection to a peer was lost"))
+        [ring] connection to a peer was lost
+    """
+
+
+class Team:
+    """The processes that do one work together: one alone, unless `join` found others.
+
+    All processes make the same calls in the same order. A call waits for the others; one that has
+    died ends it by an error, or not at all, which a `Watch` notices.
+
+    Args:
+        group: MLX's group of processes; None for one alone.
+
+    Attributes:
+        rank: The number of this process.
+        size: How many there are.
+        sent: Bytes that this process has sent: to every other one where all gather, to one where
+            it sends.
+
+    Examples:
+        >>> team = Team()
+        >>> team.rank, team.size, team.gathered({"host": "here"})
+        (0, 1, [{'host': 'here'}])
+    """
+
+    def __init__(self, group: mx.distributed.Group | None = None) -> None:
+        self.rank = 0 if group is None else group.rank()
+        self.size = 1 if group is None else group.size()
+        self.sent = 0
+        self._group = group
+        # Not the default stream: products of the same process are not to wait for it.
+        self._stream = mx.new_stream(mx.cpu) if self.size > 1 else None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that prints, and writes what there is one of."""
+        return self.rank == 0
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what every process calls this with, in their order, in the types of JSON."""
+        if self.size == 1:
+            return [value]
+        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        lengths = self._gathered(np.array([text.size], np.int32))
+        padded = np.zeros(lengths.max(), np.uint8)
+        padded[: text.size] = text
+        rows = self._gathered(padded).reshape(self.size, -1)
+        return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+    def told(self, value: Any) -> Any:
+        """Return what the first process calls this with; what the others have does not count."""
+        return self.gathered(value if self.leads else None)[0]
+
+    def send_record(self, to: int, record: Any) -> None:
+        """Send a value, in the types of JSON, to a process that receives one."""
+        text = np.frombuffer(json.dumps(record).encode(), np.uint8)
+        self.send_array(to, np.array([text.size], np.int32))
+        self.send_array(to, text)
+
+    def received_record(self, of: int) -> Any:
+        """Return the next value that a process sends."""
+        length = int(self.received_array(of, 1, np.int32)[0])
+        return json.loads(self.received_array(of, length, np.uint8).tobytes())
+
+    def send_array(self, to: int, values: NDArray[Any]) -> None:
+        """Send a flat array to a process that receives one of its size and type."""
+        self._check_others()
+        data = mx.array(values.view(np.uint8))
+        self._evaluated(mx.distributed.send(data, to, group=self._group, stream=self._stream))
+        self.sent += values.nbytes
+
+    def received_array(self, of: int, count: int, dtype: Any) -> NDArray[Any]:
+        """Return the next array that a process sends; it is to be read alone."""
+        self._check_others()
+        shape = (count * np.dtype(dtype).itemsize,)
+        found = mx.distributed.recv(shape, mx.uint8, of, group=self._group, stream=self._stream)
+        return self._evaluated(found).view(dtype)
+
+    def _check_others(self) -> None:
+        if self.size == 1:
+            raise ValueError("a process that works alone has nobody to send to or receive from.")
+
+    def _gathered(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of all processes, one after the other; all have as many."""
+        data = mx.array(values.view(np.uint8))
+        found = mx.distributed.all_gather(data, group=self._group, stream=self._stream)
+        self.sent += (self.size - 1) * values.nbytes
+        return self._evaluated(found).view(values.dtype)
+
+    def _evaluated(self, array: mx.array) -> NDArray[Any]:
+        try:
+            mx.eval(array)
+        except RuntimeError as error:  # MLX has no class of its own for it
+            raise LostConnectionError(str(error)) from error
+        return np.asarray(array)
+
+
+def of_all(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entries that all processes gathered, of the first where several have one.
+
+    Examples:
+        >>> of_all([{"a": 1}, {"b": 2, "a": 3}])
+        {'a': 1, 'b': 2}
+    """
+    entries: dict[str, Any] = {}
+    for record in found:
+        entries |= {name: value for name, value in record.items() if name not in entries}
+    return entries
