@@ -8,15 +8,23 @@ from typing import Any
 
 from plastic_core.files import FormatError, noting, sha256_file
 from plastic_runtime import GramFile, LossGrams, Track, untracked
+from plastic_runtime.distributed import Team, check_alike, working_together
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.foreseen import foresee_writing
 from plastic_export.compression.nested import SizeRange, nested_plan
 from plastic_export.compression.plan_file import LossPlan, check_source, grams_file, read_plan
-from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
+from plastic_export.compression.writer import (
+    Compressed,
+    Recipe,
+    compressed,
+    help_writing,
+    write_compressed,
+)
 from plastic_export.estimate.limits import Say
 from plastic_export.evaluation.output_check import OutputChecker
+from plastic_export.folder.manifest import together_facts
 from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
 from plastic_export.format.table import format_named
@@ -40,6 +48,7 @@ def execute_plan(
     memory: int | None = None,
     say: Say | None = None,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> Compressed[BitsPlan]:
     """Write the checkpoint that a plan describes, in a format that stock mlx-lm loads.
 
@@ -66,6 +75,9 @@ def execute_plan(
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps the loop over the tensors.
+        team: The processes that write together, each with the same arguments, in a folder that all
+            of them see; by default this one alone. Matrices are dealt out; what is written is the
+            same, byte for byte, for any number of them on machines of one kind.
 
     Raises:
         FormatError: If the plan is damaged or of another source (the difference is named), its
@@ -83,38 +95,55 @@ def execute_plan(
         >>> result.plan.asked, verify("OUT")
         ('4.5', [])
     """
-    file = Path(plan_file)
-    plans = read_plan(file)
-    plan = plans.budget(budget) if sizes is None else _for_range(plans, sizes)
-    with open_checkpoint(source, revision=revision) as checkpoint:
-        check_source(plans, checkpoint, file)
-        traced = Source.of(checkpoint)
-        _check_matrices(plans, traced, file)
-        with GramFile(grams_file(plans, file)) as grams:
-            _check_measured(plans, grams, file)
-            matrices = [m.matrix for m in plans.matrices]
-            contents = Contents.of(format_named(plans.format), matrices, plan.chosen)
-            recipe = Recipe(traced, arranged(traced, contents), _combined(grams))
-            foresee_writing(
-                checkpoint,
-                [m for m in matrices if plan.chosen[m.name].bits or plan.chosen[m.name].rank],
-                nbytes=recipe.layout.nbytes,
-                checked=check,
-                widest=plans.calibration.get("widest", LONGEST_DENSE_SIDE),
-                memory=memory,
-                say=say,
-            )
-            done, checked = write_compressed(
-                checkpoint,
-                out,
-                _options(plans, plan, file, exact=exact),
-                lambda journal: recipe,
-                checker=OutputChecker(checkpoint, predicted=plan.predicted) if check else None,
-                force=force,
-                track=track,
-                nbytes=recipe.layout.nbytes,
-            )
-        return compressed(done, out, plan, checkpoint, checked)
+    file, team = Path(plan_file), team or Team()
+    asked = {
+        "source": str(source),
+        "revision": revision,
+        "plan": str(plan_file),
+        "budget": budget,
+        "range": str(sizes),
+        "force": force,
+        "exact": exact,
+        "check": check,
+    }
+    with working_together(team, Path(out), together_facts(asked)):
+        plans = read_plan(file)
+        plan = plans.budget(budget) if sizes is None else _for_range(plans, sizes)
+        options = _options(plans, plan, file, exact=exact)
+        check_alike(team, Path(out), options)
+        with open_checkpoint(source, revision=revision) as checkpoint:
+            check_source(plans, checkpoint, file)
+            traced = Source.of(checkpoint)
+            _check_matrices(plans, traced, file)
+            with GramFile(grams_file(plans, file)) as grams:
+                _check_measured(plans, grams, file)
+                matrices = [m.matrix for m in plans.matrices]
+                contents = Contents.of(format_named(plans.format), matrices, plan.chosen)
+                recipe = Recipe(traced, arranged(traced, contents), _combined(grams))
+                foresee_writing(
+                    checkpoint,
+                    [m for m in matrices if plan.chosen[m.name].bits or plan.chosen[m.name].rank],
+                    nbytes=recipe.layout.nbytes,
+                    checked=check,
+                    widest=plans.calibration.get("widest", LONGEST_DENSE_SIDE),
+                    memory=memory,
+                    say=say,
+                )
+                if not team.leads:
+                    done = help_writing(checkpoint, out, options, recipe, track=track, team=team)
+                    return compressed(done, out, plan, checkpoint, None)
+                done, checked = write_compressed(
+                    checkpoint,
+                    out,
+                    options,
+                    lambda journal: recipe,
+                    checker=OutputChecker(checkpoint, predicted=plan.predicted) if check else None,
+                    force=force,
+                    track=track,
+                    nbytes=recipe.layout.nbytes,
+                    team=team,
+                )
+            return compressed(done, out, plan, checkpoint, checked)
 
 
 def _for_range(plans: LossPlan, sizes: SizeRange) -> BitsPlan:

@@ -6,19 +6,22 @@ By rank and by plan, in every format: what differs is in the layout and in the f
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
 from plastic_core.files import Journal, copy_file
 from plastic_runtime import LossGrams, Track
+from plastic_runtime.distributed import Team, await_file, check_alike, dealt
 
 from plastic_export.checkpoint.packing import least_mlx
 from plastic_export.checkpoint.reader import Checkpoint
+from plastic_export.compression.encoded_shares import EncodedShares, Tensors
 from plastic_export.compression.encoding import Encoder
 from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck, OutputChecker
 from plastic_export.exact.exactness import EXACT, write_exact
@@ -33,7 +36,7 @@ from plastic_export.folder.manifest import (
     run_identity,
     write_manifest,
 )
-from plastic_export.folder.output import OutputFolder
+from plastic_export.folder.output import OutputFolder, partial_of
 from plastic_export.folder.places import Place, open_place
 from plastic_export.folder.shards import Shards, bytes_of_files
 from plastic_export.folder.steps import Steps
@@ -121,6 +124,7 @@ def write_compressed(
     force: bool,
     track: Track,
     nbytes: int | None = None,
+    team: Team | None = None,
 ) -> tuple[Path, OutputCheck | None]:
     """Write the folder of a compressed checkpoint, or go on with one that was cut.
 
@@ -134,11 +138,13 @@ def write_compressed(
             left.
         track: Wraps the long loops.
         nbytes: Bytes of all tensors, if they are known before the journal is open.
+        team: The processes that write together, of which this is the first; the others call
+            `help_writing`. By default this one alone.
 
     Returns:
         The finished folder, which is ``out``, and what the checker says of it.
     """
-    exact = bool(options["exact"])
+    exact, team = bool(options["exact"]), team or Team()
     output = OutputFolder(out, force=force, source=checkpoint.folder, resume=True)
     check_room(checkpoint, output, nbytes, exact=exact)
     card = carried_card(checkpoint.folder)
@@ -146,12 +152,13 @@ def write_compressed(
     output.check_names(FORMATS[options["format"]].beside, copied)
     with output as folder, no_cache():
         identity = run_identity(checkpoint, options)
+        check_alike(team, output.path, identity)
         if checker is not None:
             checker.run_source()  # what cannot be run is refused before the work
-        if output.begin(identity):
+        if team.told(output.begin(identity)):
             recipe = decide(output.started)
             contents = recipe.layout.contents
-            records, digests = write_tensors(recipe, folder, output.started, track)
+            records, digests = write_tensors(recipe, folder, output.started, track, team)
             write_config(folder, recipe.source, recipe.layout)
             contents.format.write_beside(folder, contents.chosen)
             warn_of_tokenizer_code(checkpoint.folder)
@@ -167,7 +174,35 @@ def write_compressed(
         checked = _checked(output, checker)
         if output.folder != output.path:  # else it is finished, and its card with it
             write_output_card(output.folder, output.path, checkpoint, checked)
-        return output.path, checked
+    team.gathered(None)
+    return output.path, checked
+
+
+def help_writing(
+    checkpoint: Checkpoint,
+    out: str | Path,
+    options: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    track: Track,
+    team: Team,
+) -> Path:
+    """Compute a share of what the first process writes by `write_compressed`.
+
+    Returns:
+        The folder, once it is finished.
+
+    Raises:
+        OSError: If the system refuses.
+    """
+    path = Path(os.path.abspath(out))
+    with no_cache():
+        check_alike(team, path, run_identity(checkpoint, options))
+        if team.told(None):
+            _compute_shares(recipe, EncodedShares(partial_of(path)), (), track, team)
+    team.gathered(None)  # the folder is finished
+    await_file(path / MANIFEST)
+    return path
 
 
 def _checked(output: OutputFolder, checker: OutputChecker | None) -> OutputCheck | None:
@@ -224,8 +259,24 @@ def _arranged(recipe: Recipe) -> dict[str, Any]:
     return {"arranged": {"tensors": tensors, "renamed": renamed}}
 
 
+def _compute_shares(
+    recipe: Recipe, shares: EncodedShares, missing: Sequence[str], track: Track, team: Team
+) -> None:
+    """Compute some of the matrices that are missing, as the first process knows them."""
+    contents = recipe.layout.contents
+    names = team.told([name for name in missing if name not in shares])
+    costs = [contents.matrices[n].weights * sum(contents.matrices[n].shape) for n in names]
+    mine = [names[number] for number in dealt(costs, team.size)[team.rank]]
+    encoder = Encoder(recipe.source, contents, recipe.grams, mine)
+    for name in track(mine, "compressing"):
+        tensors = Tensors()
+        measured = _write_matrix(name, contents, tensors.file, encoder.encoded(name))
+        shares.put(name, tensors, measured.record())
+    team.gathered(None)  # all shares are there
+
+
 def write_tensors(
-    recipe: Recipe, folder: Path, journal: Journal, track: Track
+    recipe: Recipe, folder: Path, journal: Journal, track: Track, team: Team
 ) -> tuple[tuple[MatrixRecord, ...], dict[str, str]]:
     """Stream every tensor of the source to its new place.
 
@@ -234,6 +285,8 @@ def write_tensors(
         folder: Existing folder; tensors that a run which was cut wrote there are passed over.
         journal: The journal of the run.
         track: Wraps the loop over the tensors.
+        team: The processes that write together, of which this is the first. Each leaves what it
+            computed in the folder, and this one puts it in its place.
 
     Returns:
         The records of all matrices, and the SHA-256 of every tensor written, by name.
@@ -254,44 +307,64 @@ def write_tensors(
         }
         steps = Steps(journal, *files.values())
         results = {name: steps.finished(name) for name in layout.arrangement.steps}
-        encoder = Encoder(
-            recipe.source,
-            layout.contents,
-            recipe.grams,
-            [
-                item.name
-                for name, items in layout.arrangement.steps.items()
-                for item in items
-                if item.is_layer and results[name] is None
-            ],
-        )
+        missing = [
+            item.name
+            for name, items in layout.arrangement.steps.items()
+            for item in items
+            if item.is_layer and results[name] is None
+        ]
+        shares = EncodedShares(folder)
+        if team.size > 1:
+            _compute_shares(recipe, shares, missing, track, team)
+        left = [name for name in missing if name not in shares]
+        encoder = Encoder(recipe.source, layout.contents, recipe.grams, left)
         for name in track(list(layout.arrangement.steps), "compressing"):
             if (result := results[name]) is None:
-                result = _step(layout.arrangement.steps[name], recipe, files, encoder)
+                result = _step(layout.arrangement.steps[name], recipe, files, encoder, shares)
                 steps.add(name, result)
+                for layer in result:
+                    shares.drop(layer)
             measured |= {layer: MeasuredMatrix.of(found) for layer, found in result.items()}
+    shares.remove()
     digests = {name: d for shards in files.values() for name, d in shards.digests.items()}
     records = (_record(name, layout.contents, found) for name, found in measured.items())
     return tuple(replace(r, **recipe.notes.get(r.name, {})) for r in records), digests
 
 
 def _step(
-    items: Iterable[Item], recipe: Recipe, files: Mapping[Place, Shards], encoder: Encoder
+    items: Iterable[Item],
+    recipe: Recipe,
+    files: Mapping[Place, Shards],
+    encoder: Encoder,
+    shares: EncodedShares,
 ) -> dict[str, dict[str, Any]]:
     """Write what has its turn at one tensor of the source; return what its layers measure."""
     source, contents, measured = recipe.source, recipe.layout.contents, {}
     for item in items:
+        if item.is_layer and item.name in shares:
+            measured[item.name] = shares.move(item.name, files)
+            continue
         if item.is_layer:
             done = encoder.encoded(item.name)
-            measured[item.name] = _write_matrix(item.name, contents, files, done).record()
+            written = _write_matrix(item.name, contents, files.__getitem__, done)
+            measured[item.name] = written.record()
             continue
         data = source.checkpoint.raw(item.tensor) if item.tensor else source.raw(item.name)
         files["model"].write(contents.place_of(item.name), data)
     return measured
 
 
+class _Taking(Protocol):
+    """Takes tensors, as files do."""
+
+    def write(self, name: str, data: mx.array) -> None: ...
+
+
 def _write_matrix(
-    name: str, contents: Contents, files: Mapping[Place, Shards], encoded: Sequence[Encoded]
+    name: str,
+    contents: Contents,
+    files: Callable[[Place], _Taking],
+    encoded: Sequence[Encoded],
 ) -> MeasuredMatrix:
     """Write what one matrix or stack becomes, and return what is known of what it stands for."""
     pieces, backbones = encoded[-1].pieces, list[Any](one.pieces.backbone for one in encoded)
@@ -299,7 +372,7 @@ def _write_matrix(
         pieces = pieces._replace(backbone=backbones)
     for part, stored in contents.parts[name].paired(pieces):
         for tensor_name, tensor in part.tensors(stored):
-            files[part.place].write(tensor_name, tensor)
+            files(part.place).write(tensor_name, tensor)
     return MeasuredMatrix(Errors.of_stack([one.errors for one in encoded]), encoded[-1].curve)
 
 

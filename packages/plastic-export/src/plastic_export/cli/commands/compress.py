@@ -13,6 +13,7 @@ from plastic_select.rules import NEED_GRAM
 from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import Output
 from plastic_export.cli.forms import FormOption, FormsCommand, check_form
+from plastic_export.cli.joined import current_team
 from plastic_export.cli.options import (
     FOLDER,
     TEXT,
@@ -114,10 +115,14 @@ def compress_command(
         if budget is not None and range_ is not None:
             raise click.UsageError("--range is in place of a budget; give one of them")
         named = None if budget is None else str(budget)
-        done = execute_plan(src, out, plan_file, budget=named, sizes=range_, **writing)
-        output.show(present_by_plan(done))
+        team = current_team()
+        done = execute_plan(src, out, plan_file, budget=named, sizes=range_, team=team, **writing)
+        if output.leads:
+            output.show(present_by_plan(done))
         return
     check_form("rank", "{} names a budget of a plan; give the --plan, too")
+    if current_team().size > 1:
+        raise click.UsageError("by rank it runs in one process; start it without mlx.launch")
     if keep is None:
         raise click.UsageError("give --keep, or a --plan and perhaps which of its budgets")
     reads = calibration is not None or strategy in NEED_GRAM
