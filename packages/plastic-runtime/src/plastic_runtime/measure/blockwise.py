@@ -286,7 +286,7 @@ class _Measurement:
         """Let a recorder go on from the sums of the process that has the batches before these."""
         before = self.team.rank + 1
         if before < self.team.size:
-            recorder.begin_with(*taken_over(self.team, before))
+            recorder.go_on_from(*taken_over(self.team, before))
         return recorder
 
     def _finish(self, recorder: LossRecorder, tokens: int, *used: str) -> None:

@@ -275,7 +275,7 @@ def flat_sites(sites: Mapping[str, AnySite]) -> dict[str, Site]:
     return flat
 
 
-def begin_with(earlier: dict[str, RunningSum], path: str, site: AnySite) -> AnySite:
+def go_on_from(earlier: dict[str, RunningSum], path: str, site: AnySite) -> AnySite:
     """Let a new site go on from sums that another process began, which are used up.
 
     Args:
@@ -334,7 +334,7 @@ class GramRecorder:
         if alive is None or alive() is not x:  # another array may come to live at the address
             entered = None
         if path not in self.sites:
-            self.sites[path] = entered or begin_with(self.earlier, path, make())
+            self.sites[path] = entered or go_on_from(self.earlier, path, make())
         site: Any = self.sites[path]  # `more` is what its kind takes
         if site is entered:
             return

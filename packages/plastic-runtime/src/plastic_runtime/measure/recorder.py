@@ -20,8 +20,8 @@ from plastic_runtime.measure.grams import (
     RoutedSite,
     Site,
     TokenSite,
-    begin_with,
     flat_sites,
+    go_on_from,
     is_dense,
 )
 from plastic_runtime.measure.intercept import (
@@ -213,7 +213,7 @@ class LossRecorder:
         passed = {path: Site.of(total) for path, (total, _) in self._earlier.items()}
         return flat_sites(self.inputs.sites), flat_sites(self.gradients) | passed
 
-    def begin_with(self, sums: Mapping[str, RunningSum], tokens: int) -> None:
+    def go_on_from(self, sums: Mapping[str, RunningSum], tokens: int) -> None:
         """Go on from the `running_sums` of a recorder for the same layers, in another process.
 
         Args:
@@ -226,7 +226,7 @@ class LossRecorder:
         self.tokens = tokens
 
     def running_sums(self) -> dict[str, RunningSum]:
-        """Return every sum once, for `begin_with`."""
+        """Return every sum once, for `go_on_from`."""
         sites, gradients = self.sums()
         first = {id(site): path for path, site in reversed(sites.items())}
         sums = {f"{INPUT}.{path}": sites[path] for path in first.values()}
@@ -282,7 +282,7 @@ class LossRecorder:
     def _record(self, path: str, indices: list[mx.array], _: mx.array, gradient: mx.array) -> None:
         if path not in self.gradients:
             site = self._site(gradient.shape[-1], self._experts(path), side=1)
-            self.gradients[path] = begin_with(self._earlier, path, site)
+            self.gradients[path] = go_on_from(self._earlier, path, site)
         known: Any = self.gradients[path]
         try:
             known.add(gradient, *indices)
