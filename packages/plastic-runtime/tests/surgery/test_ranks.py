@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
-from plastic_core import RankLayer
+from plastic_core import Factors, RankLayer
 from plastic_core.testing import (
     bits,
     matrix_from_spectrum,
@@ -24,7 +24,7 @@ from plastic_core.testing import (
     tolerance,
 )
 from plastic_runtime.sleep.sleep_dict import SleepDict
-from plastic_runtime.surgery.ranks import grow, park, shrink_to, soft_threshold, wake
+from plastic_runtime.surgery.ranks import extend, grow, park, shrink_to, soft_threshold, wake
 from plastic_runtime.surgery.rewriting import rebalance
 
 OUT, INNER, RANK = 6, 5, 3
@@ -214,7 +214,7 @@ def test_the_first_step_after_growing_is_that_of_a_layer_built_at_this_rank(make
 
 
 @each_optimizer
-def test_a_later_step_after_growing_is_that_of_a_layer_with_moments_for_the_new_components(
+def test_a_later_step_after_growing_is_that_of_a_layer_whose_new_moments_are_zero(
     make: Make,
 ) -> None:
     model, optimizer = trained(make)
@@ -233,15 +233,14 @@ def test_a_later_step_after_growing_is_that_of_a_layer_with_moments_for_the_new_
 
 
 def padded(name: str, old: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """The old leaf with, for new components, zeros or the mean of what is not negative."""
-    axis = next((i for i in range(old.ndim) if old.shape[i] != shape[i]), None)
-    if axis is None:
-        return old
-    linear = name.endswith((".m", ".exp_avg")) or (old < 0).any().item()
-    each = (
-        mx.zeros_like(old) if linear else mx.broadcast_to(old.mean(axis, keepdims=True), old.shape)
-    )
-    return mx.concatenate([old, mx.take(each, mx.array([0, 0]), axis=axis)], axis=axis)
+    """The old leaf with zeros for new components; the mean across them counts the zeros."""
+    if (
+        old.shape == shape
+        and PATH in name
+        and name.endswith(("U.exp_avg_sq_row", "Vh.exp_avg_sq_col"))
+    ):
+        return old * (RANK / (RANK + 2))
+    return mx.pad(old, [(0, new - size) for size, new in zip(old.shape, shape, strict=True)])
 
 
 def set_leaf(optimizer: optim.Optimizer, name: str, value: mx.array) -> None:
@@ -250,6 +249,22 @@ def set_leaf(optimizer: optim.Optimizer, name: str, value: mx.array) -> None:
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
     node[last] = value
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_components_that_can_train_at_once_begin_with_the_mean_of_the_squares(
+    weight: float,
+) -> None:
+    model, optimizer = trained(lambda: optim.Adam(1e-2))
+    layer, before = model.layers[0], moments_of(optimizer)
+    sides = mx.zeros((OUT, 2)), mx.full((2,), weight), mx.eye(2, INNER)
+    extend(layer, Factors(*sides), path=PATH, optimizer=optimizer)
+    for name, array in moments_of(optimizer).items():
+        old, new = (picked(name, array, part) for part in (range(RANK), range(RANK, RANK + 2)))
+        assert bits(before[name]) == old.tobytes(), name
+        axis = next((i for i, n in enumerate(old.shape) if n != new.shape[i]), 0)
+        start = old.mean(axis, keepdims=True) if weight and name.endswith(".v") else 0.0
+        np.testing.assert_allclose(new, np.broadcast_to(start, new.shape), rtol=1e-6)
 
 
 @each_optimizer
@@ -277,7 +292,7 @@ def test_growing_keeps_the_function_and_the_moments_that_were_there(make: Make) 
     assert bits(model(x)) == bits(y)
     for name, array in moments_of(optimizer).items():
         assert bits(moments[name]) == picked(name, array, range(RANK)).tobytes(), name
-        np.testing.assert_allclose(array, padded(name, moments[name], array.shape), rtol=1e-6)
+        assert not picked(name, array, range(RANK, RANK + 2)).any(), name
 
 
 def mixed_layer(s: NDArray[np.float64], seed: int) -> tuple[RankLayer, NDArray[np.float64]]:

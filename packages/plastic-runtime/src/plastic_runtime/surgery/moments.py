@@ -129,19 +129,18 @@ class LayerState:
             for slot, leaves in zip(self.slots, self.moments().values(), strict=True)
         }
 
-    def extended(self, k: int, tail: Moments | None = None) -> Moments:
-        """Return ``moments`` with those of ``k`` more components after them.
+    def like_present(self, k: int) -> Moments:
+        """Return leaves for ``k`` components whose gradients are as large as the present ones'.
 
-        They are those of ``tail``, leaf by leaf. Where it has no such leaf, means of the gradient
-        start at zero, and means of its square or modulus at their mean over the present
+        Means of the gradient are zero, means of its square or modulus their mean over the present
         components: from zero, a late step of Adam on a new component would be several times as
         long as those on the others (a heuristic).
         """
-        given = tail or {}
         return {
             slot.name: {
-                leaf: _appended(slot, leaf, array, k, given.get(slot.name, {}).get(leaf))
+                leaf: _mean_component(slot.name, array, k)
                 for leaf, array in leaves.items()
+                if _lifts(slot.owner).get(leaf, _same) is not _same
             }
             for slot, leaves in zip(self.slots, self.moments().values(), strict=True)
         }
@@ -164,6 +163,19 @@ def select_moments(moments: Moments, indices: Sequence[int]) -> Moments:
     return _map(moments, lambda name, leaf, a: mx.take(a, chosen, axis=_axis(name, a)))
 
 
+def extended(moments: Moments, k: int, tail: Moments | None = None) -> Moments:
+    """Append ``k`` components: those of ``tail`` leaf by leaf, zero where it has no such leaf."""
+
+    def appended(name: str, leaf: str, array: mx.array) -> mx.array:
+        axis = _axis(name, array)
+        shape = list(array.shape)
+        shape[axis] = k
+        new = (tail or {}).get(name, {}).get(leaf, mx.zeros(shape, array.dtype))
+        return mx.concatenate([array, new.astype(array.dtype)], axis=axis)
+
+    return _map(moments, appended)
+
+
 def single_optimizers(optimizer: optim.Optimizer) -> list[optim.Optimizer]:
     """Return the optimizers that hold state themselves: those of a ``MultiOptimizer``, or it."""
     if isinstance(optimizer, optim.MultiOptimizer):
@@ -171,17 +183,14 @@ def single_optimizers(optimizer: optim.Optimizer) -> list[optim.Optimizer]:
     return [optimizer]
 
 
-def _appended(slot: Slot, leaf: str, array: mx.array, k: int, new: mx.array | None) -> mx.array:
-    """Append ``k`` components to a leaf."""
-    axis = _axis(slot.name, array)
-    if new is None:
-        shape = [*array.shape]
-        shape[axis] = k
-        start = mx.array(0.0)
-        if array.shape[axis] and _lifts(slot.owner).get(leaf, _same) is not _same:
-            start = array.astype(mx.float32).mean(axis=axis, keepdims=True)
-        new = mx.broadcast_to(start, shape)
-    return mx.concatenate([array, new.astype(array.dtype)], axis=axis)
+def _mean_component(name: str, array: mx.array, k: int) -> mx.array:
+    """Return the mean over the components of a leaf, ``k`` times; zero where there are none."""
+    axis = _axis(name, array)
+    shape = [*array.shape]
+    shape[axis] = k
+    if array.shape[axis] == 0:
+        return mx.zeros(shape)
+    return mx.broadcast_to(array.astype(mx.float32).mean(axis=axis, keepdims=True), shape)
 
 
 def _slots(singles: list[optim.Optimizer], path: str) -> Iterator[Slot]:

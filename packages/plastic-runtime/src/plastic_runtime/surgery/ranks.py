@@ -12,7 +12,7 @@ from plastic_core.layer import Indices, check_threshold, checked_indices
 
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.gauge import Gauge
-from plastic_runtime.surgery.moments import LayerState, select_moments
+from plastic_runtime.surgery.moments import LayerState, extended, select_moments
 from plastic_runtime.surgery.rewriting import rebalance, rewrite
 
 
@@ -24,11 +24,11 @@ def grow(
     optimizer: optim.Optimizer | None = None,
     key: mx.array,
 ) -> None:
-    """Append ``k`` components with ``S = 0``; means of their gradient start at zero.
+    """Append ``k`` components with ``S = 0``; their optimizer state starts at zero.
 
-    The function does not change, nor do the present components and their state. Means of squared
-    gradients start at the mean over the present components, if there are any: from zero, Adam at
-    a late step would move the new components several times further than the old ones.
+    The function does not change, nor do the present components and their state. The next step
+    is that of a layer built at this rank: Adam at a late step therefore moves the new components
+    further than the old ones.
 
     Args:
         layer: The layer, changed in place.
@@ -50,7 +50,7 @@ def grow(
     state = LayerState(optimizer, path, layer)
     with noting(f"in layer {path!r}"):
         layer.grow(k, key=key)
-    state.write(state.extended(k))
+    state.write(extended(state.moments(), k))
     mx.eval(layer.factors())
 
 
@@ -61,7 +61,11 @@ def extend(
     path: str,
     optimizer: optim.Optimizer | None = None,
 ) -> None:
-    """Append components; their optimizer state starts as in :func:`grow`.
+    """Append components; means of their gradient start at zero.
+
+    Means of its square start at their mean over the present components if an ``S`` is not zero,
+    so that Adam moves old and new ones alike. Where all are zero, as in :func:`grow`, so are
+    these: the gradients of the sides are then smaller than the present ones'.
 
     Args:
         layer: The layer, changed in place.
@@ -77,7 +81,8 @@ def extend(
     """
     state = LayerState(optimizer, path, layer)
     layer.wake(factors)
-    state.write(state.extended(factors.rank))
+    begun = state.like_present(factors.rank) if factors.S.any().item() else None
+    state.write(extended(state.moments(), factors.rank, begun))
     mx.eval(layer.factors())
 
 
@@ -289,7 +294,7 @@ def wake(
     """
     state = LayerState(optimizer, path, layer)
     factors, parked_moments = sleep.read(path, ids)
-    moments = state.extended(factors.rank, parked_moments)
+    moments = extended(state.moments(), factors.rank, parked_moments)
     layer.wake(factors)
     state.write(moments)
     mx.eval(layer.factors())
