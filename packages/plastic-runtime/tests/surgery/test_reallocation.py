@@ -254,6 +254,27 @@ def test_a_sleeper_that_would_help_wakes_and_one_that_would_not_sleeps_on() -> N
     assert set(left) < set(asleep)
 
 
+def test_nothing_is_priced_where_all_fits_and_nothing_sleeps() -> None:
+    run = Run()
+    run.train()
+    calls: list[int] = []
+
+    def counted() -> mx.array:
+        calls.append(1)
+        return run.loss()
+
+    manager = PlasticityManager(run.model, run.optimizer, loss=counted)
+    for _ in range(2):
+        before = [np.array(part) for part in run.layer.factors()]
+        assert manager.reallocate(manager.bytes_awake) == []
+        for part, was in zip(run.layer.factors(), before, strict=True):
+            assert np.array_equal(np.array(part), was)
+    assert calls == []
+    manager.shrink("layers.0", 1)
+    manager.reallocate(manager.bytes_awake)  # fits as well, but what sleeps may be worth more
+    assert len(calls) > 0
+
+
 def count_of(run: Run, **numbers: int) -> ByteCount:
     layers = find_rank_layers(run.model)
     return ByteCount(dict.fromkeys(layers, COMPONENT), one_rank=True, **numbers)

@@ -175,7 +175,8 @@ class PlasticityManager:
         budget is then spent as well as can be. What leaves sleeps with its optimizer state. The
         layers that change are written in ``gauge``. Every layer keeps one component; where
         ``count`` gives one rank to all, layers may lose all of them, if the optimizer can train
-        what is empty.
+        what is empty. Where all fits and nothing sleeps there is nothing to choose, and nothing is
+        priced.
 
         Args:
             max_bytes: The budget for the factors of all layers together.
@@ -190,6 +191,8 @@ class PlasticityManager:
         act = self._act
         if act.loss is None:
             raise ValueError("`loss` must be given to price components.")
+        if not len(act.sleep) and self.bytes_awake <= max_bytes:
+            return []
         act.begin()
         try:
             inventories = value_components(act.model, act.sleep, act.loss)
