@@ -38,6 +38,8 @@ from plastic_export.folder.manifest import MANIFEST, SLEEP, read_manifest, seale
 from plastic_export.folder.output import partial_of
 from plastic_export.format.layout import Contents
 from plastic_export.format.stored import StoredMatrices, Terms
+from plastic_export.healing.heal_folder import heal
+from plastic_export.healing.loop import HealingOptions
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.offers import Choice
 
@@ -184,6 +186,37 @@ def test_certificates_follow(folder: Path, tmp_path: Path, checkpoint_folder: Pa
             spectral = np.linalg.norm(E, 2) / np.linalg.norm(W, 2)
             assert spectral * 0.99 <= r.spectral_error <= 2 * spectral
             assert r.restored_error == r.relative_error
+
+
+def test_a_healed_folder_is_dialled_by_its_prices_with_errors_of_its_own(
+    readable: Path, text: Path, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    make_plan(readable, tmp_path / "plan.json", CHOICES)
+    out = execute_plan(readable, tmp_path / "out", tmp_path / "plan.json").out
+    few = Calibration(text, window=24, windows=8)
+    options = HealingOptions(steps=4, learning_rate=0.02)
+    done = heal(out, readable, tmp_path / "healed", calibration=few, options=options)
+    assert done.step > 0  # else nothing is other than before
+    before, after = (read_manifest(f).matrices for f in (out, done.out))
+    assert any(after[name].curve != r.curve for name, r in before.items() if r.curve)
+    with open_checkpoint(readable) as checkpoint, StoredMatrices(done.out) as stored:
+        contents = Contents.of_manifest(read_manifest(done.out))
+        for r in after.values():
+            if r.curve is None:
+                continue
+            assert r.curve.predicted_kl == before[r.name].curve.predicted_kl
+            W, found = checkpoint.matrix(r.name), stored.terms(contents.parts[r.name], asleep=True)
+            U, V = joined(found)
+            E = W if found.backbone is None else W - found.backbone
+            errors = [np.linalg.norm(E - U[:, :k] @ V[:k]) for k in r.curve.ranks]
+            np.testing.assert_allclose(
+                r.curve.relative_error, errors / np.linalg.norm(W), rtol=1e-4, atol=1e-6
+            )
+            assert r.curve.spectral_error == pytest.approx(r.spectral_error, rel=0.02)
+    small = dial(done.out, tmp_path / "small", middle(out), park=True)
+    assert verify(small.dest) == []
+    assert small.turned
+    assert files_of(dial(small.dest, tmp_path / "back").dest) == files_of(done.out)
 
 
 def test_what_is_gone_does_not_come_back(folder: Path, tmp_path: Path) -> None:

@@ -78,8 +78,10 @@ def _ranks(folder: Path, r: MatrixRecord) -> tuple[int, ...]:
         return r.curve.ranks
     if r.spectrum:
         return tuple(range(1, r.components + 1))
-    reason = "it holds no prices of the components of {r.name!r}: it was healed, or written before"
-    remedy = "compress its source again with this version, and dial before you heal"
+    reason = (
+        "it holds no prices of the components of {r.name!r}: an older version wrote or healed it"
+    )
+    remedy = "compress its source again with this version"
     raise FormatError.about(folder, reason.format(r=r), remedy)
 
 

@@ -30,12 +30,13 @@ from plastic_export.folder.manifest import (
 )
 from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import Shards
-from plastic_export.format.errors import Errors
+from plastic_export.format.errors import Errors, dense_certificate
 from plastic_export.format.layout import Contents
 from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.stored import StoredMatrices
 from plastic_export.hub.source_card import carried_card
 from plastic_export.model.load import MODEL_FILE
+from plastic_export.plan.curves import healed_curve
 from plastic_export.source.source import Source
 
 
@@ -156,8 +157,11 @@ def _records(
             if names & values.keys():
                 restored_to = r.dtype if contents.format.parks else None
                 W, parts = _whole(source, r.name), contents.parts[r.name]
-                errors = stored.errors(W, parts, restored_to)
-                r = _with_errors(r, errors)
+                r = _with_errors(r, stored.errors(W, parts, restored_to))
+                if r.curve is not None:
+                    terms = stored.terms(parts, asleep=True)
+                    certificate = dense_certificate(W, terms.summed())
+                    r = replace(r, curve=healed_curve(r.curve, W, *terms, certificate))
             found.append(r)
     return found
 
@@ -175,5 +179,4 @@ def _with_errors(record: MatrixRecord, errors: Errors) -> MatrixRecord:
         relative_error=errors.relative,
         spectral_error=errors.spectral,
         restored_error=errors.restored,
-        curve=None,  # whose prices are of what it was
     )

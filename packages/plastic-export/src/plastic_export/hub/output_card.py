@@ -94,7 +94,8 @@ def _facts(folder: Path, manifest: Manifest, check: OutputCheck | None) -> dict[
         cut = "gone" if dialled["lost"] else f"asleep in `{SLEEP}`"
         rows["dialled"] = f"to {dialled['budget']} from a larger output; what was cut is {cut}"
     if "heal" in manifest.options:
-        rows["healed"] = "yes: trained towards the source; the size stayed"
+        when = ", before it was dialled" if dialled else ""
+        rows["healed"] = f"yes{when}: trained towards the source; the size stayed"
     return rows
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import Backbone, Certificate, Correction, GramRoot, correction_costs, difference
+from plastic_core import (
+    Backbone,
+    Certificate,
+    Correction,
+    GramRoot,
+    Operator,
+    correction_costs,
+    difference,
+)
 from plastic_core.linalg import Float64, frobenius_norm, spectral_norm
 
 from plastic_export.folder.component_curve import ComponentCurve
@@ -47,9 +59,7 @@ def curve_of(
     E = weight if backbone is None else difference(weight, backbone)
     costs = correction_costs(E, correction, inputs=roots.inputs, outputs=roots.outputs)
     factor = offer.cost / costs[-1] if costs[-1] else 1.0
-    squares = 2 * correction_costs(E, correction, inputs=_PLAIN, outputs=_PLAIN)
-    norm = frobenius_norm(weight)
-    errors = np.sqrt(squares) / norm if norm else squares
+    errors = _relative_errors(weight, E, correction)
     inner = list(ranks[:-1])  # the last errors and the last price are known exactly
     return ComponentCurve(
         ranks,
@@ -58,6 +68,47 @@ def curve_of(
         certificate.spectral_error,
         spectral_norm(weight),
     )
+
+
+def healed_curve(
+    curve: ComponentCurve,
+    weight: NDArray[np.float32],
+    backbone: NDArray[np.float32] | None,
+    products: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    certificate: Certificate,
+) -> ComponentCurve:
+    """Return a curve with the errors of what is stored once that was trained.
+
+    The prices stay those of before. What has changed is the same at every rank but for the scales
+    of the components themselves, so they still say which components are worth their bytes.
+
+    Args:
+        curve: What was left to pay before.
+        weight: The matrix in the source.
+        backbone: What is stored of it beside its components, shape (out, in); None for nothing.
+        products: Pairs of ``U`` (out, r) and ``V`` (r, in): all components, awake and asleep, in
+            the order of their worth.
+        certificate: The errors of all of it.
+    """
+    U = np.concatenate([left for left, _ in products], axis=1)
+    V = np.concatenate([right for _, right in products], axis=0)
+    E = weight if backbone is None else weight - backbone
+    correction = Correction(mx.array(U.T), mx.array(V))
+    errors = _relative_errors(weight, E, correction)[list(curve.ranks[:-1])]
+    return replace(
+        curve,
+        relative_error=(*_rounded(errors), certificate.relative_error),
+        spectral_error=certificate.spectral_error,
+    )
+
+
+def _relative_errors(
+    weight: NDArray[np.float32], E: NDArray[np.float32] | Operator, correction: Correction
+) -> Float64:
+    """Return the Frobenius error at every rank over the norm of the weight."""
+    squares = 2 * correction_costs(E, correction, inputs=_PLAIN, outputs=_PLAIN)
+    norm = frobenius_norm(weight)
+    return np.sqrt(squares) / norm if norm else squares
 
 
 def curve_ranks(most: int, *, bare: bool) -> tuple[int, ...]:

@@ -126,6 +126,10 @@ def _calibration(view: CompressionView) -> str:
 
 
 def _healing(view: CompressionView) -> tuple[float, float] | None:
-    """Return the divergence before and after the healing, nats per token."""
-    record = view.manifest.options.get("heal") if view.manifest else None
+    """Return the divergence before and after the healing, nats per token.
+
+    What was dialled since has another.
+    """
+    options = view.manifest.options if view.manifest else {}
+    record = None if "dial" in options else options.get("heal")
     return (record["kl_before"], record["kl_after"]) if record else None
