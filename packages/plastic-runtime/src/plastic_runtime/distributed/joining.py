@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,5 +65,6 @@ def asked_backend(environment: Mapping[str, str]) -> str | None:
     if "NCCL_HOST_IP" in environment:
         return "nccl" if int(environment.get("MLX_WORLD_SIZE", "1")) > 1 else None
     hosts = environment.get("MLX_HOSTFILE", "")
-    is_alone = not hosts or not Path(hosts).read_text().strip()  # of one process it is empty
-    return None if is_alone else "ring"
+    listed = Path(hosts).read_text() if hosts else ""
+    # Of one process it is empty, which is no JSON.
+    return "ring" if listed.strip() and len(json.loads(listed)) > 1 else None

@@ -60,24 +60,21 @@ def working_together(
         return
     folder = folder_of(Path(os.path.abspath(place)))
     _share(team, folder, place)
-    check_alike(team, place, facts)
     watch = Watch(folder, team.rank, team.size)
     try:
+        check_alike(team, place, facts)
         yield
         team.gathered(None)  # nobody leaves before the last is done
-    except DisagreementError:
-        watch.leave(None)
-        raise
     except BaseException as error:
         # What came from elsewhere has its reason there.
         if isinstance(error, LostConnectionError | KeyboardInterrupt):
             watch.look_for_loss()
-        watch.fail(*_told(error))
+        if watch.fail(*_told(error)):
+            _remove(team, folder)
         raise
     watch.leave(None)
     team.gathered(None)
-    if team.leads:
-        shutil.rmtree(folder, ignore_errors=True)
+    _remove(team, folder)
 
 
 def check_alike(team: Team, place: Path, facts: Mapping[str, Any]) -> None:
@@ -109,6 +106,11 @@ def check_alike(team: Team, place: Path, facts: Mapping[str, Any]) -> None:
             raise DisagreementError(str(error).replace("this one has", f"{here} has")) from None
 
 
+def _remove(team: Team, folder: Path) -> None:
+    if team.leads:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _told(error: BaseException) -> tuple[str, int]:
     """Return what an error says to people, and the exit status of the others."""
     if isinstance(error, KeyboardInterrupt):
@@ -132,6 +134,7 @@ def _share(team: Team, folder: Path, place: Path) -> None:
     found = team.gathered({"host": socket.gethostname(), "problem": problem})
     for rank, one in enumerate(found):
         if one["problem"] is not None:
+            _remove(team, folder)
             reason = f"process {rank} on {one['host']}: {one['problem']}"
             remedy = "choose a place in a folder that all machines share"
             raise DisagreementError(str(FormatError.about(place, reason, remedy)))

@@ -141,19 +141,25 @@ class Watch(Closing):
         self._over.set()
         self._thread.join()
 
-    def fail(self, reason: str, status: int) -> None:
+    def fail(self, reason: str, status: int) -> bool:
         """Say why this process fails, for the others to end; the first one prints it.
 
-        The first one prints its own by itself and returns at once; the others give it `GRACE`.
+        What the first one fails with it prints by itself.
+
+        Returns:
+            Whether all others have ended, or the first one has, of which this one waits a while.
         """
         self._say(replace(self._own, state="fails", reason=reason, status=status))
-        deadline = time.monotonic() + GRACE + EVERY
-        while self._rank != 0 and time.monotonic() < deadline:
-            first = read_pulse(self._folder, 0)
-            if first is None or first.state != "works":
-                break
+        awaited = [other for other in self._latest if self._rank == 0 or other == 0]
+        deadline = time.monotonic() + GRACE + 3 * EVERY
+        while not (over := not any(map(self._works, awaited))) and time.monotonic() < deadline:
             time.sleep(EVERY / 4)
         self.close()
+        return over
+
+    def _works(self, other: int) -> bool:
+        pulse = read_pulse(self._folder, other)
+        return pulse is not None and pulse.state == "works" and not pulse.is_gone()
 
     def look_for_loss(self, seconds: float = SUSPECT) -> None:
         """Wait a while for the reason why this process is stopped or cannot reach another.

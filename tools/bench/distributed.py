@@ -1,0 +1,237 @@
+"""What several processes gain in calibration and pricing, and what they send each other.
+
+    uv run tools/bench/distributed.py                               the shipped checkpoint
+    uv run tools/bench/distributed.py --model DIR --text FILE       another one
+    uv run tools/bench/distributed.py --processes 1 2 --windows 32  less of it
+
+Processes of one thread each, on this machine, joined by MLX's ring. Seconds of the clock mean
+something on a machine that does nothing else and has a core for each of them. So the table also
+has the critical path: the processor seconds of every process in every part, without those that
+the ring spends on waiting, scheduled as the processes wait for each other. What a process sends is
+counted where it is sent; "per Gram" is that of the calibration over the bytes of the file of Grams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bakeoff.setting import DATA
+from plastic_export import Calibration, plan_checkpoint
+from plastic_runtime.distributed import Team, join
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+T = TypeVar("T")
+TARGET, MOST_SENT = 1.8, 1.1
+
+
+def thread_seconds(threads: Iterable[str]) -> float:
+    """Processor seconds so far of threads of this process, on Linux."""
+    ticks = 0
+    for thread in threads:
+        try:
+            fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Meter:
+    """Looks on while a plan is made: the ``track`` of one of the processes.
+
+    Attributes:
+        team: The processes.
+        waiting: Threads of this one that wait for the others.
+        marks: Seconds of work at the start, after every part of the calibration, and once prices
+            are known; of the clock at the start, after the calibration and once they are.
+        sent: Bytes that the calibration sent.
+    """
+
+    team: Team
+    waiting: list[str]
+    marks: list[float] = field(default_factory=list)
+    clock: list[float] = field(default_factory=list)
+    sent: int = 0
+    seen: set[str] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Note down the start."""
+        self._mark()
+        self.clock.append(time.perf_counter())
+
+    def __call__(self, items: Sequence[T], description: str) -> Iterable[T]:
+        """Note down what every block took, and when the next thing begins."""
+        if description not in self.seen and description in ("pricing", "trying plans"):
+            self.begin()
+            self.sent = self.sent or self.team.sent
+        self.seen.add(description)
+        for item in items:
+            if "wards" in description:
+                self._mark()
+            yield item
+        if "wards" in description:
+            self._mark()
+
+    def _mark(self) -> None:
+        self.marks.append(time.process_time() - thread_seconds(self.waiting))
+
+
+def critical_path(parts: list[list[float]]) -> float:
+    """Seconds until the first process has its last part, each after its own and the next one's.
+
+    Args:
+        parts: Seconds by process and part. The last process begins.
+    """
+    done = [0.0] * len(parts[0])
+    for own in reversed(parts):
+        before, finished = 0.0, list[float]()
+        for seconds, there in zip(own, done, strict=True):
+            before = max(before, there) + seconds
+            finished.append(before)
+        done = finished
+    return done[-1]
+
+
+def child(settings: dict[str, Any]) -> None:
+    """Calibrate and price as one of the processes; print one line of JSON."""
+    before = set(os.listdir("/proc/self/task"))
+    team = join()
+    threads = set(os.listdir("/proc/self/task")) - before if team.size > 1 else set()
+    meter = Meter(team, sorted(threads - {str(threading.get_native_id())}))
+    file = Path(settings["folder"]) / "plan.json"
+    team.gathered(None)
+    meter.begin()
+    plan_checkpoint(
+        settings["model"],
+        file,
+        calibration=Calibration(settings["text"], settings["window"], settings["windows"]),
+        budgets=[3.5],
+        track=meter,
+        team=team,
+    )
+    grams = file.with_suffix(".grams.npz")
+    *parts, pricing = (b - a for a, b in pairwise(meter.marks))
+    record = {
+        "rank": team.rank,
+        "wall": meter.clock[2] - meter.clock[0],
+        "parts": parts,
+        "pricing": pricing,
+        "sent": meter.sent,
+        "grams": grams.stat().st_size,
+        "digest": hashlib.sha256(file.read_bytes() + grams.read_bytes()).hexdigest()[:12],
+    }
+    print(json.dumps(record), flush=True)
+
+
+def run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every process printed, by rank."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        asked = json.dumps(settings | {"folder": folder})
+        command = [sys.executable, __file__, "--child", asked]
+        if processes > 1:
+            launch = Path(sys.executable).with_name("mlx.launch")
+            options = ["--backend", "ring", "-n", str(processes), "--starting-port", str(port)]
+            command = [str(launch), *options, "--", *command]
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if len(lines) != processes:
+        raise SystemExit(done.stdout + done.stderr)
+    return sorted(lines, key=lambda line: int(line["rank"]))
+
+
+@dataclass
+class Row:
+    """What so many processes took."""
+
+    processes: int
+    wall: float
+    path: float
+    sent: float
+    digest: str
+
+    @classmethod
+    def of(cls, lines: list[dict[str, Any]]) -> Row:
+        """Put together what the processes printed."""
+        path = critical_path([line["parts"] for line in lines])
+        path += max(line["pricing"] for line in lines)
+        sent = max(line["sent"] for line in lines) / lines[0]["grams"]
+        (digest,) = {line["digest"] for line in lines}
+        return cls(len(lines), lines[0]["wall"], path, sent, digest)
+
+
+def distributed_table(rows: list[Row]) -> Table:
+    """Processes, seconds, how much faster, what was sent, digests."""
+    columns = "processes", "clock, s", "faster", "critical path, s", "faster", "sent per Gram"
+    table = Table(*columns, "digest", box=box.MARKDOWN)
+    for row in rows:
+        table.add_row(
+            str(row.processes),
+            f"{row.wall:.1f}",
+            f"{rows[0].wall / row.wall:.2f}",
+            f"{row.path:.1f}",
+            f"{rows[0].path / row.path:.2f}",
+            f"{row.sent:.3f}",
+            row.digest,
+        )
+    return table
+
+
+def main() -> None:
+    """Print the table; exit 1 if bytes differ or too much is sent."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--model", type=Path, default=DATA, help="a checkpoint")
+    parser.add_argument("--text", type=Path, default=DATA / "calibration.txt")
+    parser.add_argument("--window", type=int, default=128, help="tokens per window")
+    parser.add_argument("--windows", type=int, default=256, help="windows")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(json.loads(options.child))
+        return
+    settings = {
+        "model": str(options.model.resolve()),
+        "text": str(options.text.resolve()),
+        "window": options.window,
+        "windows": options.windows,
+    }
+    rows = [Row.of(run(count, settings)) for count in options.processes]
+    Console(width=200).print(distributed_table(rows))
+    print(f"targets: {TARGET} times faster with 2, at most {MOST_SENT} sent per Gram")
+    alike = len({row.digest for row in rows}) == 1
+    if not alike or any(row.sent > MOST_SENT for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
