@@ -97,12 +97,13 @@ def critical_path(parts: list[list[float]]) -> float:
     """Seconds until the first process has its last part, each after its own and the next one's.
 
     Args:
-        parts: Seconds by process and part. The last process begins.
+        parts: Seconds by process and part. The last process begins; the first part, in which each
+            opens the model, waits for nobody.
     """
     done = [0.0] * len(parts[0])
     for own in reversed(parts):
-        before, finished = 0.0, list[float]()
-        for seconds, there in zip(own, done, strict=True):
+        before, finished = own[0], [own[0]]
+        for seconds, there in zip(own[1:], done[1:], strict=True):
             before = max(before, there) + seconds
             finished.append(before)
         done = finished
