@@ -1,8 +1,8 @@
 """What several processes gain in calibration and pricing, and what they send each other.
 
-    uv run tools/bench/distributed.py                               the shipped checkpoint
-    uv run tools/bench/distributed.py --model DIR --text FILE       another one
-    uv run tools/bench/distributed.py --processes 1 2 --windows 32  less of it
+    uv run tools/bench/joined/distributed.py                               the shipped checkpoint
+    uv run tools/bench/joined/distributed.py --model DIR --text FILE       another one
+    uv run tools/bench/joined/distributed.py --processes 1 2 --windows 32  less of it
 
 Processes of one thread each, on this machine, joined by MLX's ring. Seconds of the clock mean
 something on a machine that does nothing else and has a core for each of them. So the table also
@@ -29,7 +29,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bakeoff.setting import DATA
 from plastic_export import Calibration, plan_checkpoint
 from plastic_runtime.distributed import Team, join
 from rich import box
@@ -37,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 T = TypeVar("T")
+DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
 TARGET, MOST_SENT = 1.8, 1.1
 
 
@@ -110,7 +110,7 @@ def critical_path(parts: list[list[float]]) -> float:
     return done[-1]
 
 
-def child(settings: dict[str, Any]) -> None:
+def joined_process(settings: dict[str, Any]) -> None:
     """Calibrate and price as one of the processes; print one line of JSON."""
     before = set(os.listdir("/proc/self/task"))
     team = join()
@@ -141,7 +141,7 @@ def child(settings: dict[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 
-def run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def joined_run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What every process printed, by rank."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -169,7 +169,7 @@ def run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @dataclass
-class Row:
+class JoinedRow:
     """What so many processes took."""
 
     processes: int
@@ -179,7 +179,7 @@ class Row:
     digest: str
 
     @classmethod
-    def of(cls, lines: list[dict[str, Any]]) -> Row:
+    def of(cls, lines: list[dict[str, Any]]) -> JoinedRow:
         """Put together what the processes printed."""
         path = critical_path([line["parts"] for line in lines])
         path += max(line["pricing"] for line in lines)
@@ -188,7 +188,7 @@ class Row:
         return cls(len(lines), lines[0]["wall"], path, sent, digest)
 
 
-def distributed_table(rows: list[Row]) -> Table:
+def distributed_table(rows: list[JoinedRow]) -> Table:
     """Processes, seconds, how much faster, what was sent, digests."""
     columns = "processes", "clock, s", "faster", "critical path, s", "faster", "sent per Gram"
     table = Table(*columns, "digest", box=box.MARKDOWN)
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(json.loads(options.child))
+        joined_process(json.loads(options.child))
         return
     settings = {
         "model": str(options.model.resolve()),
@@ -226,7 +226,7 @@ def main() -> None:
         "window": options.window,
         "windows": options.windows,
     }
-    rows = [Row.of(run(count, settings)) for count in options.processes]
+    rows = [JoinedRow.of(joined_run(count, settings)) for count in options.processes]
     Console(width=200).print(distributed_table(rows))
     print(f"targets: {TARGET} times faster with 2, at most {MOST_SENT} sent per Gram")
     alike = len({row.digest for row in rows}) == 1

@@ -1,0 +1,1 @@
+"""What processes gain that work together."""
