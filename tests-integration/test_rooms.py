@@ -24,7 +24,7 @@ MOST_MODULES = 16
 FLOORS = {
     "plastic_select": "linalg check budget spectrum polynomial rules allocation choose together",
     "plastic_core": "linalg files factors loss rounding layer testing",
-    "plastic_runtime": "distributed measure sleep log surgery manager training",
+    "plastic_runtime": "distributed measure sleep dialling log surgery manager training",
     "plastic_export": "process checkpoint folder model source adapters calibration estimate "
     "evaluation tasks plan format exact hub compression dialling training healing merging gguf "
     "shipping reshaping extraction reporting cli __main__",

@@ -3,6 +3,15 @@
 from importlib.metadata import version
 
 from plastic_core.files import FormatError, export_safetensors, load_safetensors
+from plastic_runtime.dialling import (
+    Manifest,
+    MatrixPlan,
+    MatrixRecord,
+    Plan,
+    Surveyed,
+    plan_ranks,
+    read_manifest,
+)
 
 from plastic_export.adapters.adapter import Adapter, LoraPair
 from plastic_export.adapters.reading import read_adapter
@@ -15,7 +24,6 @@ from plastic_export.compression.by_rank import compress
 from plastic_export.compression.nested import SizeRange
 from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
-from plastic_export.compression.ranks import MatrixPlan, Plan, Surveyed, plan_ranks
 from plastic_export.compression.restoration import Restored, restore
 from plastic_export.compression.summary import Summary, summarize
 from plastic_export.compression.verification import verify
@@ -32,7 +40,6 @@ from plastic_export.extraction.difference import LayerDifference
 from plastic_export.extraction.extraction import Extracted, ExtractedForm, extract
 from plastic_export.extraction.gain import Gain
 from plastic_export.extraction.rest import LeftOut
-from plastic_export.folder.manifest import Manifest, MatrixRecord, read_manifest
 from plastic_export.gguf.guide import gguf_guide
 from plastic_export.healing.heal_folder import Healed, heal
 from plastic_export.healing.loop import HealingOptions

@@ -22,7 +22,6 @@ from plastic_export.compression.plan_file import LossPlan, read_plan, source_ide
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.summary import summarize
 from plastic_export.compression.verification import verify
-from plastic_export.folder.manifest import read_manifest
 from plastic_export.folder.shards import as_float32
 from plastic_export.plan.gram_uses import gram_roots
 from plastic_export.plan.offers import Candidate, Choice, plan_bits
@@ -31,6 +30,7 @@ from plastic_export.plan.storing import rounded
 from plastic_export.reporting.compress import present_by_plan
 from plastic_export.source.source import Source
 from plastic_runtime import GramFile, LossGrams
+from plastic_runtime.dialling import read_manifest
 
 Make = Callable[..., Path]
 CandidatesOf = Callable[[Checkpoint], list[Candidate]]

@@ -17,9 +17,9 @@ from plastic_export.checkpoint.packing import without_quantization
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.verification import verify
-from plastic_export.folder.manifest import read_manifest
 from plastic_export.folder.shards import as_float32
 from plastic_export.model.load import load_model
+from plastic_runtime.dialling import read_manifest
 
 Make = Callable[..., Path]
 UNIT = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}

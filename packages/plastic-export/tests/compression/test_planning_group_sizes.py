@@ -23,7 +23,6 @@ from plastic_export.compression.restoration import restore
 from plastic_export.compression.summary import summarize
 from plastic_export.compression.verification import verify
 from plastic_export.folder.header_bytes import entry_bytes
-from plastic_export.folder.manifest import read_manifest
 from plastic_export.format.parts import Part
 from plastic_export.format.table import FORMATS
 from plastic_export.healing.heal_folder import heal
@@ -33,6 +32,7 @@ from plastic_export.plan.budgets import Budget
 from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Candidate, Choice, Offer, packed_bytes
 from plastic_export.reporting.compress import present_by_plan
+from plastic_runtime.dialling import read_manifest
 
 Make = Callable[..., Path]
 BITS = (2, 4)

@@ -15,9 +15,9 @@ from plastic_export.cli.command import main
 from plastic_export.compression import writer
 from plastic_export.compression.plan_file import LossPlan
 from plastic_export.evaluation.output_check import FailedCheckError, OutputChecker
-from plastic_export.folder.manifest import MANIFEST
 from plastic_export.format.table import PLAN_FORMATS, RANK_FORMATS
 from plastic_export.plan.offers import Choice
+from plastic_runtime.dialling import MANIFEST
 
 Run = Callable[..., Any]
 Spoil = Callable[[Path], None]

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plastic_export.dialling.spending import Purse
 from plastic_export.dialling.turning import Ranks, Turnable
-from plastic_export.folder.component_curve import ComponentCurve
-from plastic_export.folder.manifest import MatrixRecord
 from plastic_export.plan.budgets import Budget, Totals
 from plastic_export.plan.offers import factor_bytes
+from plastic_runtime.dialling import ComponentCurve, MatrixRecord
 
 SHAPE = (64, 32)
 BACKBONE = 640

@@ -20,6 +20,7 @@ from plastic_core.files import (
     FolderLock,
     FormatError,
     load_safetensors,
+    partial_of,
     sha256_file,
     write_json,
 )
@@ -34,14 +35,13 @@ from plastic_export.compression.by_rank import compress
 from plastic_export.compression.verification import verify
 from plastic_export.dialling.writing import dial
 from plastic_export.evaluation.output_check import FailedCheckError
-from plastic_export.folder.manifest import MANIFEST, SLEEP, read_manifest, sealed
-from plastic_export.folder.output import partial_of
 from plastic_export.format.layout import Contents
 from plastic_export.format.stored import StoredMatrices, Terms
 from plastic_export.healing.heal_folder import heal
 from plastic_export.healing.loop import HealingOptions
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.offers import Choice
+from plastic_runtime.dialling import MANIFEST, SLEEP, read_manifest, sealed
 
 BLOCK = "model.layers.0."
 CHOICES = {  # of every kind

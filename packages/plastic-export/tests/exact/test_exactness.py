@@ -30,8 +30,8 @@ from plastic_export.exact.byte_planes import (
 )
 from plastic_export.exact.exactness import EXACT, Exact
 from plastic_export.exact.prediction import Guess, exact_product
-from plastic_export.folder.manifest import read_manifest
 from plastic_export.plan.offers import Choice
+from plastic_runtime.dialling import read_manifest
 
 Make = Callable[..., Path]
 MLX = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}

@@ -25,10 +25,10 @@ from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.restoration import restore
 from plastic_export.compression.verification import verify
-from plastic_export.folder.manifest import read_manifest, sealed
 from plastic_export.model.load import load_for_inference, load_model
 from plastic_export.plan.offers import Choice
 from plastic_export.reporting.compress import present_by_plan
+from plastic_runtime.dialling import read_manifest, sealed
 
 Make = Callable[..., Path]
 MakePlan = Callable[..., LossPlan]

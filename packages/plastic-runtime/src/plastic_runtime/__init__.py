@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from plastic_runtime.dialling.dial import Dial, DialStop, Sizes
 from plastic_runtime.log.events import (
     EventLog,
     PlasticityEvent,
@@ -41,6 +42,8 @@ __version__ = version("plastic-runtime")
 
 __all__ = [
     "ByteCount",
+    "Dial",
+    "DialStop",
     "EventLog",
     "Gauge",
     "Generations",
@@ -59,6 +62,7 @@ __all__ = [
     "ResumableBatches",
     "Schedule",
     "Settings",
+    "Sizes",
     "SleepDict",
     "SleepStore",
     "Track",

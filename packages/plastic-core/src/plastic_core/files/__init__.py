@@ -18,7 +18,15 @@ from plastic_core.files.journal import Journal, check_same
 from plastic_core.files.lock import HOLDER, BusyError, FolderLock, check_unheld
 from plastic_core.files.memory import check_memory, memory_limit
 from plastic_core.files.notes import naming, noting
-from plastic_core.files.paths import files_under, hub_identity, in_hub_cache, member, open_regular
+from plastic_core.files.paths import (
+    beside,
+    files_under,
+    hub_identity,
+    in_hub_cache,
+    member,
+    open_regular,
+    partial_of,
+)
 from plastic_core.files.strictjson import parse_object
 from plastic_core.files.validate import (
     Fingerprint,
@@ -59,6 +67,7 @@ __all__ = [
     "TensorSpec",
     "array_bytes",
     "array_from_bytes",
+    "beside",
     "changed",
     "check_memory",
     "check_same",
@@ -79,6 +88,7 @@ __all__ = [
     "open_regular",
     "open_safetensors",
     "parse_object",
+    "partial_of",
     "read_arrays",
     "read_header",
     "read_index",

@@ -130,6 +130,27 @@ def in_hub_cache(path: Path) -> bool:
     return any(_CACHED.match(parent.name) for parent in real.parents)
 
 
+def beside(path: str | os.PathLike[str], purpose: str) -> Path:
+    """Return a hidden name beside a folder, for what is on its way to or from there.
+
+    Examples:
+        >>> beside("/models/small", "partial").name
+        '.small.partial'
+    """
+    whole = Path(os.path.abspath(path))
+    return whole.with_name(f".{whole.name}.{purpose}")
+
+
+def partial_of(folder: str | os.PathLike[str]) -> Path:
+    """Return where an output is while it is written: beside its place.
+
+    Examples:
+        >>> partial_of("/models/small").name
+        '.small.partial'
+    """
+    return beside(folder, "partial")
+
+
 def hub_identity(folder: Path) -> tuple[str, str] | None:
     """Return the repository and commit of a snapshot folder in the Hub cache, else None.
 

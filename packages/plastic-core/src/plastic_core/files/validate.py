@@ -21,7 +21,13 @@ from plastic_core.files.arrays import array_from_bytes
 from plastic_core.files.closing import Closing
 from plastic_core.files.errors import FormatError
 from plastic_core.files.foreign import recognise
-from plastic_core.files.header import LARGEST_HEADER, Header, TensorInfo, check_header
+from plastic_core.files.header import (
+    ITEM_BYTES,
+    LARGEST_HEADER,
+    Header,
+    TensorInfo,
+    check_header,
+)
 from plastic_core.files.memory import check_memory
 from plastic_core.files.notes import naming
 from plastic_core.files.paths import open_regular
@@ -29,6 +35,9 @@ from plastic_core.files.strictjson import parse_object
 
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
 _DOWNLOAD = "copy or download the file again"
+PAGE_BYTES = 4096
+"""What a disk gives at least; what lies between two ranges is read with them if it is less."""
+_RUN_BYTES = 2**20
 
 
 class Fingerprint(NamedTuple):
@@ -81,9 +90,62 @@ class OpenFile(Closing):
             FormatError: If the tensor does not fit into memory, or if the file changed
                 since its header was checked.
         """
-        check_memory(info.nbytes, info.file, info.name)
-        data = np.empty(info.nbytes, np.uint8)
-        _read_into(data.data, info.start, self.path, self._stream)
+        return self._range(info, info.start, info.stop)
+
+    def read_rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the bytes of some neighbouring rows of a tensor, and read no others.
+
+        Args:
+            info: An entry of ``header.tensors``, with one axis or more.
+            start: The first row: a place on the first axis.
+            stop: The row after the last one.
+
+        Returns:
+            A new flat array.
+
+        Raises:
+            FormatError: As `read` does.
+        """
+        row = info.nbytes // info.shape[0] if info.shape[0] else 0
+        return self._range(info, info.start + start * row, info.start + stop * row)
+
+    def read_columns(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the bytes of some neighbouring columns of a matrix, row by row.
+
+        What lies between them is read where it is shorter than a page, which a disk gives anyway.
+
+        Args:
+            info: An entry of ``header.tensors``, with two axes.
+            start: The first column.
+            stop: The column after the last one.
+
+        Returns:
+            A new flat array.
+
+        Raises:
+            FormatError: As `read` does.
+
+        Cost:
+            One read for a MiB, or for every row; holds that and the result.
+        """
+        rows, item = info.shape[0], ITEM_BYTES[info.dtype]
+        pitch, left, right = info.shape[1] * item, start * item, stop * item
+        is_dense = pitch - (right - left) < PAGE_BYTES
+        run = max(1, _RUN_BYTES // max(pitch, 1)) if is_dense else 1
+        found = np.empty((rows, right - left), np.uint8)
+        for first in range(0, rows, run):
+            last, begin = min(first + run, rows), info.start + first * pitch
+            if is_dense:
+                whole = self._range(info, begin, info.start + last * pitch)
+                found[first:last] = whole.reshape(-1, pitch)[:, left:right]
+            else:
+                found[first] = self._range(info, begin + left, begin + right)
+        return found.reshape(-1)
+
+    def _range(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.uint8]:
+        check_memory(stop - start, info.file, info.name)
+        data = np.empty(stop - start, np.uint8)
+        _read_into(data.data, start, self.path, self._stream)
         if fingerprint(os.fstat(self._stream.fileno())) != self.fingerprint:
             raise changed(self.path)
         return data

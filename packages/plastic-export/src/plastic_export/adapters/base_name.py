@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plastic_core.files import read_json
+from plastic_runtime.dialling import MANIFEST
 
 from plastic_export.checkpoint.hub import is_repository
 from plastic_export.checkpoint.reader import Checkpoint
-from plastic_export.folder.manifest import MANIFEST
 
 
 class BaseName(NamedTuple):

@@ -12,6 +12,15 @@ from numpy.typing import NDArray
 from plastic_core.files import FormatError, Journal
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import Gram, LossGrams, Track, untracked
+from plastic_runtime.dialling import (
+    MatrixPlan,
+    MatrixRecord,
+    Plan,
+    check_keep,
+    encoded_spectrum,
+    plan_ranks,
+    read_manifest,
+)
 from plastic_select.rules import NEED_GRAM, as_rule
 
 from plastic_export.calibration.input_grams import Grams
@@ -26,16 +35,10 @@ from plastic_export.checkpoint.tensors import (
     module_path,
 )
 from plastic_export.compression.foreseen import foresee_writing
-from plastic_export.compression.ranks import MatrixPlan, Plan, check_keep, plan_ranks
-from plastic_export.compression.spectra import (
-    encoded_spectrum,
-    measured_grams,
-    read_spectra,
-)
+from plastic_export.compression.spectra import measured_grams, read_spectra
 from plastic_export.compression.writer import Compressed, Recipe, compressed, write_compressed
 from plastic_export.estimate.limits import Say
 from plastic_export.evaluation.output_check import OutputChecker
-from plastic_export.folder.manifest import MatrixRecord, read_manifest
 from plastic_export.format.arranging import arranged
 from plastic_export.format.layout import Contents
 from plastic_export.format.protocol import Format

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from plastic_core.files import AtomicFile, FormatError, TensorSpec, copy_file, write_json
 from plastic_runtime import Track, untracked
+from plastic_runtime.dialling import Manifest, read_manifest
 
 from plastic_export.checkpoint.tensors import COMPANIONS
 from plastic_export.compression.verification import verify
 from plastic_export.evaluation.output_check import run_alone
 from plastic_export.exact.exactness import EXACT, Exact
 from plastic_export.folder.card_file import CARD, SOURCE_CARD
-from plastic_export.folder.manifest import Manifest, read_manifest
 from plastic_export.folder.output import OutputFolder
 from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import as_stored

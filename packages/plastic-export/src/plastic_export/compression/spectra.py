@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Sequence
 
@@ -11,12 +10,12 @@ from numpy.typing import NDArray
 from plastic_core import weighted_spectrum
 from plastic_core.files import Journal, check_same
 from plastic_runtime import Track
+from plastic_runtime.dialling import Surveyed, decoded_spectrum, encoded_spectrum
 
 from plastic_export.calibration.input_grams import Grams, calibrate
 from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.compression.ranks import Surveyed
 from plastic_export.process.in_worker import in_worker
 from plastic_export.source.source import Source
 
@@ -53,16 +52,6 @@ def read_spectra(
             journal.append({"spectrum": name, "values": known[name]})
         surveyed.append(_surveyed(source, name, decoded_spectrum(known[name])))
     return surveyed
-
-
-def encoded_spectrum(values: NDArray[np.float64]) -> str:
-    """Return singular values as a journal and a manifest hold them: every bit, in base64."""
-    return base64.b64encode(values.astype("<f8").tobytes()).decode()
-
-
-def decoded_spectrum(text: str) -> NDArray[np.float64]:
-    """Return the singular values that `encoded_spectrum` wrote."""
-    return np.frombuffer(base64.b64decode(text), "<f8")
 
 
 def _spectrum(source: Source, name: str, grams: Grams) -> NDArray[np.float64]:

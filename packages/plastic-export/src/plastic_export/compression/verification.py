@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import FormatError, TensorInfo, open_safetensors, sha256_file
 from plastic_runtime import Track, is_store, untracked, verify_store
+from plastic_runtime.dialling import MANIFEST, Manifest, read_manifest
 
-from plastic_export.folder.manifest import MANIFEST, Manifest, read_manifest
 from plastic_export.folder.row_checks import damaged_rows
 
 _REMEDY = "copy it again, or compress the source again"

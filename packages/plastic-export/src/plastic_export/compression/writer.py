@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import mlx.core as mx
 from plastic_core.files import Journal, copy_file
 from plastic_runtime import LossGrams, Track
+from plastic_runtime.dialling import MANIFEST, SLEEP, ComponentCurve, MatrixRecord, read_manifest
 from plastic_runtime.distributed import Team, await_file, check_alike, dealt
 
 from plastic_export.checkpoint.packing import least_mlx
@@ -27,15 +28,7 @@ from plastic_export.evaluation.output_check import FailedCheckError, OutputCheck
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import FILE, FOLDER
 from plastic_export.folder.card_file import SOURCE_CARD
-from plastic_export.folder.component_curve import ComponentCurve
-from plastic_export.folder.manifest import (
-    MANIFEST,
-    SLEEP,
-    MatrixRecord,
-    read_manifest,
-    run_identity,
-    write_manifest,
-)
+from plastic_export.folder.manifest import run_identity, write_manifest
 from plastic_export.folder.output import OutputFolder, partial_of
 from plastic_export.folder.places import Place, open_place
 from plastic_export.folder.shards import Shards, bytes_of_files

@@ -10,12 +10,11 @@ import numpy as np
 from plastic_core import Backbone
 from plastic_core.files import array_from_bytes
 from plastic_core.linalg import Float32, Float64, spectral_norm, squared_norm
+from plastic_runtime.dialling import MatrixRecord, decoded_spectrum
 from plastic_select.rules import NEED_GRAM
 
-from plastic_export.compression.spectra import decoded_spectrum
 from plastic_export.dialling.rows import Bytes
 from plastic_export.dialling.turning import Turnable
-from plastic_export.folder.manifest import MatrixRecord
 from plastic_export.folder.shards import as_float32
 from plastic_export.format.parts import Part, Parts
 from plastic_export.plan.offers import Offer

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import ITEM_BYTES, Closing, FormatError, open_safetensors
+from plastic_runtime.dialling import SLEEP
 
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
-from plastic_export.folder.manifest import SLEEP
 from plastic_export.format.parts import Part
 
 Bytes = NDArray[np.uint8]

@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from plastic_select import Option, allocate
+from plastic_runtime.dialling import (
+    Spendable,
+    bytes_at,
+    cheapest_ranks,
+    largest_ranks,
+    least_ranks,
+)
 
-from plastic_export.compression.ranks import Surveyed, plan_ranks
-from plastic_export.compression.spectra import decoded_spectrum
 from plastic_export.dialling.turning import Ranks, Turnable
 from plastic_export.plan.budgets import Budget, Totals
-from plastic_export.plan.offers import factor_bytes
 
 FileBytes = Callable[[Ranks], int]
 """Bytes of the model files with so many components awake, headers counted."""
@@ -34,13 +37,17 @@ class Purse:
     unturned_bytes: int
     file_bytes: FileBytes
 
+    @property
+    def _seen(self) -> dict[str, Spendable]:
+        return {name: m.spendable for name, m in self.matrices.items()}
+
     def all(self) -> dict[str, int]:
         """Return the ranks with everything awake."""
-        return {name: m.ranks[-1] for name, m in self.matrices.items()}
+        return largest_ranks(self._seen)
 
     def least(self) -> dict[str, int]:
         """Return the least ranks."""
-        return {name: m.ranks[0] for name, m in self.matrices.items()}
+        return least_ranks(self._seen)
 
     def ranks_within(self, budget: Budget) -> dict[str, int]:
         """Return the ranks that cost least within a budget.
@@ -70,28 +77,11 @@ class Purse:
 
     def _chosen(self, room: int) -> dict[str, int]:
         """Return the ranks that cost least in so many bytes, or the least ones."""
-        room = max(room, self._bytes(self.least()))
         strategy = next(m.strategy for m in self.matrices.values())
-        return self._by_price(room) if strategy is None else self._by_strategy(room, strategy)
-
-    def _by_price(self, room: int) -> dict[str, int]:
-        options = {
-            name: [_option(m, rank) for rank in m.ranks] for name, m in self.matrices.items()
-        }
-        (found,) = allocate(options, [room])
-        return {name: self.matrices[name].ranks[place] for name, place in found.chosen.items()}
-
-    def _by_strategy(self, room: int, strategy: str) -> dict[str, int]:
-        surveyed = [_surveyed(m) for m in self.matrices.values()]
-        keep = min(1.0, room / sum(m.source_bytes for m in surveyed))
-        chosen = plan_ranks(surveyed, keep, strategy).matrices
-        most = {m.name: m.break_even for m in surveyed}
-        return {p.name: min(p.rank, most[p.name], self.all()[p.name]) for p in chosen}
+        return cheapest_ranks(self._seen, room, strategy)
 
     def _bytes(self, ranks: Ranks) -> int:
-        return sum(
-            self.matrices[name].offer(rank, park=False).nbytes for name, rank in ranks.items()
-        )
+        return bytes_at(self._seen, ranks)
 
     def _spent(self, ranks: Ranks, budget: Budget) -> int:
         """Return the bytes that a budget counts."""
@@ -101,8 +91,7 @@ class Purse:
 
     def _largest_component(self) -> int:
         """Return what a size that a folder was planned for may be above what it stores."""
-        records = [m.record for m in self.matrices.values()]
-        return max(factor_bytes(r.shape, 1, r.factor_bits, r.dtype) for r in records)
+        return max(m.component_bytes for m in self._seen.values())
 
     def _check(self, budget: Budget) -> None:
         least, most = self._spent(self.least(), budget), self._spent(self.all(), budget)
@@ -113,13 +102,3 @@ class Purse:
                 f"what can be left out, and at most {budget.enough(most, self.totals)}, with all "
                 f"that is stored, got {budget}"
             )
-
-
-def _option(m: Turnable, rank: int) -> Option:
-    offer = m.offer(rank, park=False)
-    return Option(offer.nbytes, offer.cost, rank)
-
-
-def _surveyed(m: Turnable) -> Surveyed:
-    r = m.record
-    return Surveyed(r.name, r.shape, r.dtype, r.source_bytes, decoded_spectrum(r.spectrum))

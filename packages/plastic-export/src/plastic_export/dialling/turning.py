@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plastic_core.files import FormatError
+from plastic_runtime.dialling import Manifest, MatrixRecord, Spendable, component_ranks
 
-from plastic_export.folder.manifest import Manifest, MatrixRecord
 from plastic_export.format.layout import Contents, candidate_of, offer_of
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import FORMATS
@@ -37,16 +37,22 @@ class Turnable:
         """The matrix itself."""
         return candidate_of(self.record)
 
+    @property
+    def spendable(self) -> Spendable:
+        """What a budget sees of it."""
+        r = self.record
+        return Spendable(r, self.ranks, factor_bytes(r.shape, 1, r.factor_bits, r.dtype))
+
     def offer(self, rank: int, *, park: bool) -> Offer:
         """Return how it is stored with ``rank`` components awake, the others asleep or gone."""
         r, parked = self.record, self.record.components - rank if park else 0
         if rank == r.rank and parked == r.parked:
             return offer_of(r)
-        component = factor_bytes(r.shape, 1, r.factor_bits, r.dtype)
+        seen = self.spendable
         return Offer(
             bits=r.bits,
-            nbytes=r.stored_bytes + (rank - r.rank) * component,
-            cost=r.curve.at(rank)[0] if r.curve else 0.0,
+            nbytes=seen.nbytes(rank),
+            cost=seen.cost(rank),
             rank=rank,
             factor_bits=r.factor_bits if rank + parked else 0,
             group_size=r.group_size,
@@ -70,19 +76,7 @@ def turnable_matrices(folder: Path, manifest: Manifest) -> dict[str, Turnable]:
         reason = "none of its matrices has components"
         raise FormatError.about(folder, reason, "compress to a size at which the plan chose ranks")
     strategy = manifest.options.get("strategy")
-    return {r.name: Turnable(r, _ranks(folder, r), strategy) for r in records}
-
-
-def _ranks(folder: Path, r: MatrixRecord) -> tuple[int, ...]:
-    if r.curve is not None:
-        return r.curve.ranks
-    if r.spectrum:
-        return tuple(range(1, r.components + 1))
-    reason = (
-        "it holds no prices of the components of {r.name!r}: an older version wrote or healed it"
-    )
-    remedy = "compress its source again with this version"
-    raise FormatError.about(folder, reason.format(r=r), remedy)
+    return {r.name: Turnable(r, component_ranks(folder, r), strategy) for r in records}
 
 
 def turned_contents(

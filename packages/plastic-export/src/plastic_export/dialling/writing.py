@@ -10,10 +10,12 @@ from plastic_core.files import (
     FormatError,
     check_unheld,
     copy_file,
+    partial_of,
     read_json,
     write_json,
 )
 from plastic_runtime import Track, untracked
+from plastic_runtime.dialling import MANIFEST, SLEEP, Manifest, MatrixRecord, read_manifest
 
 from plastic_export.compression.verification import verify
 from plastic_export.dialling.certificates import StoredSides, turned_record
@@ -28,15 +30,8 @@ from plastic_export.dialling.turning import (
 )
 from plastic_export.evaluation.output_check import run_alone
 from plastic_export.folder.card_file import SOURCE_CARD
-from plastic_export.folder.manifest import (
-    MANIFEST,
-    SLEEP,
-    Manifest,
-    MatrixRecord,
-    read_manifest,
-    write_manifest,
-)
-from plastic_export.folder.output import OutputFolder, partial_of
+from plastic_export.folder.manifest import write_manifest
+from plastic_export.folder.output import OutputFolder
 from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import Shards, bytes_of_files, shard_bytes
 from plastic_export.format.config import turned_config

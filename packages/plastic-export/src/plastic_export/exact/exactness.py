@@ -24,6 +24,7 @@ from plastic_core.files import (
     open_safetensors,
 )
 from plastic_runtime import Track, untracked
+from plastic_runtime.dialling import read_manifest
 
 from plastic_export.checkpoint.reader import CONFIG, Checkpoint
 from plastic_export.exact.byte_planes import (
@@ -35,7 +36,6 @@ from plastic_export.exact.byte_planes import (
     unpacked_words,
 )
 from plastic_export.exact.prediction import WIDTHS, Guess
-from plastic_export.folder.manifest import read_manifest
 from plastic_export.format.layout import Contents
 from plastic_export.format.parts import Parts
 from plastic_export.format.stored import StoredMatrices

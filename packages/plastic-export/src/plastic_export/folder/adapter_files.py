@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from plastic_core.files import read_header, read_json
-
-from plastic_export.folder.manifest import MANIFEST
+from plastic_runtime.dialling import MANIFEST
 
 FOLDER = "adapters"
 FILE = "adapters.safetensors"

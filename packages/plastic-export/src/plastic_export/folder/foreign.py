@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from plastic_core.files import HOLDER, FormatError, read_json, sha256_file, sync_path
+from plastic_runtime.dialling import MANIFEST, SLEEP
 
 from plastic_export.folder.card_file import CARD, is_own_card
-from plastic_export.folder.manifest import MANIFEST, SLEEP
 
 JOURNAL = ".journal.jsonl"
 """The journal of a run that writes a folder."""

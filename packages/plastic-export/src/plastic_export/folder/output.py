@@ -16,12 +16,15 @@ from plastic_core.files import (
     FolderLock,
     FormatError,
     Journal,
+    beside,
     check_same,
     files_under,
     in_hub_cache,
+    partial_of,
     read_json,
     sync_path,
 )
+from plastic_runtime.dialling import MANIFEST
 
 from plastic_export.checkpoint.plain_path import is_plain
 from plastic_export.checkpoint.warning import warn_about
@@ -34,7 +37,6 @@ from plastic_export.folder.foreign import (
     move_newer,
     remove_foreign,
 )
-from plastic_export.folder.manifest import MANIFEST
 
 
 class OutputFolder:
@@ -81,7 +83,7 @@ class OutputFolder:
         self.path = Path(os.path.abspath(path))
         self.journal: Journal | None = None
         self._force, self._resume = force, resume
-        self._partial, self._replaced = partial_of(self.path), _beside(self.path, "replaced")
+        self._partial, self._replaced = partial_of(self.path), beside(self.path, "replaced")
         self._made: list[Path] = []
         self._lock: FolderLock | None = None
         self._complete = False
@@ -269,16 +271,6 @@ class OutputFolder:
             self.journal.close()
         if self._lock is not None:
             self._lock.release()
-
-
-def partial_of(path: Path) -> Path:
-    """Return where an output is while it is written: beside its place."""
-    return _beside(path, "partial")
-
-
-def _beside(path: Path, purpose: str) -> Path:
-    whole = Path(os.path.abspath(path))
-    return whole.with_name(f".{whole.name}.{purpose}")
 
 
 def _stated(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

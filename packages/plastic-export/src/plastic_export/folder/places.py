@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from plastic_core.files import TensorSpec
+from plastic_runtime.dialling import SLEEP
 
 from plastic_export.folder.adapter_files import FILE, FOLDER
-from plastic_export.folder.manifest import SLEEP
 from plastic_export.folder.shards import Shards
 
 Place = Literal["model", "sleep", "adapter"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from plastic_core.files import TensorSpec
+from plastic_runtime.dialling import Manifest, MatrixRecord
 
 from plastic_export.checkpoint.tensors import module_path
-from plastic_export.folder.manifest import Manifest, MatrixRecord
 from plastic_export.folder.places import Place
 from plastic_export.format.parts import Parts
 from plastic_export.format.protocol import Format

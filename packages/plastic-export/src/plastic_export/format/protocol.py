@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams
+from plastic_runtime.dialling import ComponentCurve
 
-from plastic_export.folder.component_curve import ComponentCurve
 from plastic_export.folder.header_bytes import entry_bytes
 from plastic_export.folder.places import Framework
 from plastic_export.format.errors import Errors

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from plastic_core.files import Closing, open_safetensors
 from plastic_core.linalg import Float32, frobenius_norm
+from plastic_runtime.dialling import SLEEP
 
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.folder.adapter_files import FILE, FOLDER
-from plastic_export.folder.manifest import SLEEP
 from plastic_export.folder.shards import as_float32, as_stored
 from plastic_export.format.errors import Errors, dense_certificate
 from plastic_export.format.parts import Part, Parts

@@ -13,6 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from plastic_core.files import FormatError, read_header
 from plastic_runtime import Track, untracked
+from plastic_runtime.dialling import MANIFEST, SLEEP
 
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
@@ -25,7 +26,6 @@ from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
-from plastic_export.folder.manifest import MANIFEST, SLEEP
 from plastic_export.folder.output import OutputFolder
 from plastic_export.healing.distillation import ROOM, Distillation, Split, Teacher, parts
 from plastic_export.healing.loop import MEASUREMENTS, HealingOptions, HealState, heal_values

@@ -12,22 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core.files import FormatError, TensorSpec, copy_file, open_safetensors, read_header
 from plastic_runtime import Track, untracked
+from plastic_runtime.dialling import MANIFEST, SLEEP, Manifest, MatrixRecord, read_manifest
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import CONFIG as ADAPTER_CONFIG
 from plastic_export.folder.adapter_files import FILE, FOLDER, adapter_of
 from plastic_export.folder.card_file import SOURCE_CARD
-from plastic_export.folder.manifest import (
-    MANIFEST,
-    SLEEP,
-    Manifest,
-    MatrixRecord,
-    read_manifest,
-    run_identity,
-    source_record,
-    write_manifest,
-)
+from plastic_export.folder.manifest import run_identity, source_record, write_manifest
 from plastic_export.folder.places import open_place
 from plastic_export.folder.shards import Shards
 from plastic_export.format.errors import Errors, dense_certificate

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from plastic_core.files import read_json
+from plastic_runtime.dialling import MANIFEST, SLEEP, Manifest, MatrixRecord, read_manifest
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.evaluation.output_check import OutputCheck
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import FILE, FOLDER
 from plastic_export.folder.card_file import SOURCE_CARD, may_write_card
-from plastic_export.folder.manifest import MANIFEST, SLEEP, Manifest, MatrixRecord, read_manifest
 from plastic_export.format.layout import offer_of
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import FORMATS

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from plastic_core.files import FormatError, files_under
+from plastic_runtime.dialling import MANIFEST, SLEEP, read_manifest
 
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import FOLDER as ADAPTERS
 from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE, SIZES_FILE
 from plastic_export.folder.card_file import CARD
-from plastic_export.folder.manifest import MANIFEST, SLEEP, read_manifest
 from plastic_export.folder.run_files import BEST, DIAL, EVENTS, GENERATIONS, LOSSES
 
 _OF_RUNS = (RUN_FILE, EVENTS, LOSSES, DIAL, SIZES_FILE)

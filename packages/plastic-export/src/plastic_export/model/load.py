@@ -17,13 +17,13 @@ from plastic_core.files import (
     sha256_file,
 )
 from plastic_core.linalg import on_cpu
+from plastic_runtime.dialling import MANIFEST, read_manifest
 
 from plastic_export.checkpoint.architecture import revealed
 from plastic_export.checkpoint.plain_path import plain_path
 from plastic_export.checkpoint.rope import warn_of_ignored_rope
 from plastic_export.checkpoint.settings import suspects
 from plastic_export.folder.adapter_files import adapter_of
-from plastic_export.folder.manifest import MANIFEST, read_manifest
 from plastic_export.model.foreign_weights import sanitized
 from plastic_export.model.library import brief, mlx_lm_utils
 from plastic_export.model.merging import merge_corrections

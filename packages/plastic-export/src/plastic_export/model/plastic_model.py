@@ -92,7 +92,7 @@ class CorrectedLinear(nn.Module):
         self.v = linear(inputs, rank, bias=False)
         self.u = Rows(mx.zeros((rank, outputs)))
         if backbone:
-            self.base = linear(inputs, outputs, bias=bias)
+            self.base: nn.Module = linear(inputs, outputs, bias=bias)
         elif bias:
             self.bias = mx.zeros((outputs,))
 
@@ -194,6 +194,14 @@ class Factored:
         found = replacements(args, layers)
         self.factored = {path: layers[path].weight.shape for path in found}
         self.update_modules(tree_unflatten(list(found.items())))  # type: ignore[attr-defined]
+
+    def with_correction(
+        self, base: nn.Module, inputs: int, outputs: int, rank: int
+    ) -> CorrectedLinear:
+        """A layer with a correction of zeros beside a layer that has none."""
+        layer = CorrectedLinear(inputs, outputs, rank, backbone=False, bias=False)
+        layer.base = base
+        return layer
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Let the stock class rename and reshape its own tensors, but not ours.

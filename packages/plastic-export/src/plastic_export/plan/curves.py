@@ -18,8 +18,8 @@ from plastic_core import (
     difference,
 )
 from plastic_core.linalg import Float64, frobenius_norm, spectral_norm
+from plastic_runtime.dialling import ComponentCurve
 
-from plastic_export.folder.component_curve import ComponentCurve
 from plastic_export.plan.gram_uses import GramRoots
 from plastic_export.plan.offers import Offer
 

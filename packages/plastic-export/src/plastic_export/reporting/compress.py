@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from plastic_runtime import format_bytes
+from plastic_runtime.dialling import Plan
 from rich.table import Table
 
 from plastic_export.checkpoint.packing import least_mlx
-from plastic_export.compression.ranks import Plan
 from plastic_export.compression.writer import Compressed, widths_of
 from plastic_export.plan.offers import BitsPlan
 from plastic_export.reporting.output_check import check_line

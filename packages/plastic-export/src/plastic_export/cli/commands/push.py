@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 from plastic_core.files import FormatError
+from plastic_runtime.dialling import MANIFEST
 
 from plastic_export.cli.console import Output
 from plastic_export.cli.options import FOLDER, json_option
 from plastic_export.compression.verification import verify
-from plastic_export.folder.manifest import MANIFEST
 from plastic_export.hub.push import push
 from plastic_export.reporting.push import present_pushed
 

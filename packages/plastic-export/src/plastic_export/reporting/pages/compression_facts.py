@@ -7,10 +7,10 @@ from fnmatch import fnmatch
 from typing import Any
 
 from plastic_runtime import format_bytes
+from plastic_runtime.dialling import SLEEP
 
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import FILE, FOLDER
-from plastic_export.folder.manifest import SLEEP
 from plastic_export.plan.offers import BitsPlan
 from plastic_export.reporting.pages.compression_view import CompressionView, ShownMatrix
 

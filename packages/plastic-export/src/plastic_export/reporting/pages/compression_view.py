@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from plastic_core.files import ITEM_BYTES, FormatError, sha256_file
+from plastic_runtime.dialling import MANIFEST, Manifest, MatrixRecord, read_manifest
 
 from plastic_export.compression.plan_file import LossPlan, is_plan, read_plan
-from plastic_export.folder.manifest import MANIFEST, Manifest, MatrixRecord, read_manifest
 from plastic_export.plan.offers import BitsPlan, Candidate, Offer
 
 

@@ -127,7 +127,11 @@ class Plan:
 
 
 def check_keep(keep: float) -> None:
-    """Raise unless ``keep`` is a fraction in (0, 1]."""
+    """Raise unless ``keep`` is a fraction in (0, 1].
+
+    Examples:
+        >>> check_keep(0.8)
+    """
     if not 0 < keep <= 1:
         raise ValueError(
             f"`keep` must be in (0, 1], got {keep}; 0.8 keeps 80 % of the bytes of the matrices"

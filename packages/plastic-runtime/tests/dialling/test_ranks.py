@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plastic_core.files import ITEM_BYTES
-from plastic_export.compression.ranks import Surveyed, plan_ranks
+from plastic_runtime.dialling.ranks import Surveyed, plan_ranks
 from plastic_select import STRATEGIES
 
 quick = settings(deadline=None, derandomize=True)

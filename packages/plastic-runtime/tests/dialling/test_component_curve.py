@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from plastic_export.folder.component_curve import ComponentCurve
+from plastic_runtime.dialling.component_curve import ComponentCurve
 
 CURVE = ComponentCurve((0, 2, 5), (0.5, 0.25, 0.125), (0.4, 0.3, 0.2), 0.15, 7.0)
 
