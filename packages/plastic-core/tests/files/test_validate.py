@@ -4,11 +4,23 @@ import json
 import os
 import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
-from plastic_core.files import FormatError, open_safetensors, read_header, read_index, read_json
+from hypothesis import given
+from hypothesis import strategies as st
+from plastic_core.files import (
+    ITEM_BYTES,
+    FormatError,
+    export_safetensors,
+    open_safetensors,
+    read_header,
+    read_index,
+    read_json,
+)
 from plastic_core.testing import (
     BAD_FILES,
     BAD_INDEXES,
@@ -224,3 +236,59 @@ def test_message_stays_one_short_line_whatever_the_file_holds(tmp_path: Path) ->
         read_header(path)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 800
+
+
+@given(
+    st.integers(0, 6),
+    st.sampled_from([1, 3, 40, 1500, 3000]),
+    st.sampled_from(["BF16", "F32", "U8"]),
+    st.data(),
+)
+def test_ranges_of_a_matrix_are_those_of_the_whole(
+    rows: int, columns: int, dtype: str, data: st.DataObject
+) -> None:
+    size = rows * columns * ITEM_BYTES[dtype]
+    content = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    entry = {"dtype": dtype, "shape": [rows, columns], "data_offsets": [0, size]}
+    text = json.dumps({"w": entry}).encode()
+    with TemporaryDirectory() as name:
+        path = written(Path(name), len(text).to_bytes(8, "little") + text + content.tobytes())
+        with open_safetensors(path) as file:
+            info, whole = (
+                file.header.tensors["w"],
+                content.reshape(rows, columns, ITEM_BYTES[dtype]),
+            )
+            ends = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in whole.shape[:2]]
+            (a, b), (c, d) = ends
+            assert np.array_equal(file.read_rows(info, a, b), whole[a:b].reshape(-1))
+            assert np.array_equal(file.read_columns(info, c, d), whole[:, c:d].reshape(-1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system counts no bytes")
+def test_only_the_range_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    export_safetensors(path, {"w": np.ones((64, 8192), np.float32)})
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    with open_safetensors(path) as file:
+        info = file.header.tensors["w"]
+        own = -(read() - read())  # what the count itself reads
+        before = read()
+        file.read_rows(info, 5, 9)
+        assert read() - before - own == 4 * 8192 * 4
+        before = read()
+        file.read_columns(info, 0, 16)
+        assert read() - before - own == 64 * 16 * 4
+
+
+def test_ranges_of_a_file_that_changed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    export_safetensors(path, {"w": np.ones((8, 8), np.float32)})
+    with open_safetensors(path) as file:
+        info = file.header.tensors["w"]
+        path.write_bytes(path.read_bytes()[:-4])
+        for read in (file.read_rows, file.read_columns):
+            with pytest.raises(FormatError, match="it changed while it was being read"):
+                read(info, 0, 8)

@@ -29,9 +29,16 @@ A layer of "corrected" with weight W = base.weight + u.weight.T @ v.weight has t
 and <path>.base.bias (out,), if it has one; without "backbone" no <path>.base, but <path>.bias. All
 three are packed, with scales and biases beside them, where "quantization" has an entry for
 <path>.v, <path>.u or <path>.base.
+
+A folder can be loaded at another size: by an entry "plastic_dial": {"fraction": 0.5} of config.json
+or of the model_config of mlx_lm.load, which goes before the environment variable PLASTIC_DIAL, such
+as fraction=0.5, which goes before config.json. That needs the package plastic-runtime.
 """
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -41,20 +48,26 @@ from mlx_lm.utils import _get_classes
 
 VERSION = 3
 READS = (2, 3)  # version 2 names the architecture where every config.json does
+SIZE = "plastic_dial"  # the entry that states another size
+VARIABLE = "PLASTIC_DIAL"
 
 
 @dataclass
 class ModelArgs:
-    """The stock model's class and arguments, and the layers that are stored otherwise."""
+    """The stock model's class and arguments, the layers that are stored otherwise, and the size."""
 
     model_class: type
     args: Any
     ranks: dict[str, int]
     corrected: dict[str, dict[str, Any]]
+    size: Any = None
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "ModelArgs":
-        """Read them from the content of config.json."""
+        """Read them from the content of config.json, which then says what is loaded."""
+        size = loaded_size(config)
+        if size is not None:
+            config.update(size.config(config))
         plastic = config["plastic"]
         if plastic["version"] not in READS:
             raise ValueError(
@@ -64,7 +77,33 @@ class ModelArgs:
         stock = {**config, **plastic.get("stock", {})}
         model_class, args_class = _get_classes(stock)
         args = args_class.from_dict(stock)
-        return cls(model_class, args, plastic["ranks"], plastic["corrected"])
+        return cls(model_class, args, plastic["ranks"], plastic["corrected"], size)
+
+
+def loaded_size(config: dict[str, Any]) -> Any:
+    """The folder of this file at another size; None where nobody asks for one."""
+    stated = stated_size(config)
+    if not stated:
+        return None
+    try:
+        from plastic_runtime.dialling import LoadedSize
+    except ImportError:
+        raise ImportError(
+            f"{SIZE!r} or {VARIABLE} asks for another size, {stated!r}, which needs the package "
+            "plastic-runtime; install it, or write that size with `plastic dial`"
+        ) from None
+    return LoadedSize(Path(__file__).parent, stated)
+
+
+def stated_size(config: dict[str, Any]) -> Any:
+    """The size that is asked for; None, if it was given as model_config, is that of the files."""
+    file = Path(__file__).parent / "config.json"
+    if not file.is_file():  # the copy in the package, which builds what a folder stores
+        return None
+    written = json.loads(file.read_text())
+    if SIZE in config and (SIZE not in written or config[SIZE] != written[SIZE]):
+        return config[SIZE]
+    return os.environ.get(VARIABLE) or config.get(SIZE)
 
 
 class FactorLinear(nn.Module):
@@ -190,6 +229,7 @@ class Factored:
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args.args)  # type: ignore[call-arg]
+        self.dialled = args.size
         layers = dict(self.named_modules())  # type: ignore[attr-defined]
         found = replacements(args, layers)
         self.factored = {path: layers[path].weight.shape for path in found}
@@ -208,6 +248,9 @@ class Factored:
 
         Weights of zeros stand in for ours, or it would take the head for missing and tie it.
         """
+        if self.dialled is not None:
+            with self.dialled:
+                weights = self.dialled.weights(weights)
         ours = tuple(f"{path}." for path in self.factored)
         kept = {name: weight for name, weight in weights.items() if name.startswith(ours)}
         stock = {name: weight for name, weight in weights.items() if name not in kept}

@@ -3,6 +3,7 @@
 Stands on no other room. ``plastic_export`` writes the folders.
 """
 
+from plastic_runtime.dialling.at_load import LoadedSize
 from plastic_runtime.dialling.component_curve import ComponentCurve
 from plastic_runtime.dialling.manifest import (
     MANIFEST,
@@ -28,6 +29,7 @@ __all__ = [
     "SCHEMA",
     "SLEEP",
     "ComponentCurve",
+    "LoadedSize",
     "Manifest",
     "MatrixPlan",
     "MatrixRecord",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 from plastic_core.files import (
     ITEM_BYTES,
     Closing,
@@ -30,6 +31,7 @@ from plastic_runtime.dialling.manifest import (
 from plastic_runtime.dialling.spendable import Spendable, component_ranks
 from plastic_runtime.dialling.strips import StoredMatrix, Strip, stored_matrix
 
+Bytes = NDArray[np.uint8]
 FORMATS = ("corrected", "factored")
 """The formats whose components can be left out."""
 
@@ -103,19 +105,20 @@ class FolderComponents(Closing):
         if strip.asleep is not None and stop > border:
             rows = max(start, border) - border, stop - border
             parts.append(self._asleep(strip, strip.asleep, *rows))
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=strip.axis)
+        data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=strip.axis)
+        return array_from_bytes(data.reshape(-1), strip.dtype, strip.shape(stop - start))
 
-    def _awake(self, strip: Strip, info: TensorInfo, start: int, stop: int) -> mx.array:
+    def _awake(self, strip: Strip, info: TensorInfo, start: int, stop: int) -> Bytes:
         file = self._files[info.file]
         read = file.read_columns if strip.across else file.read_rows
-        return array_from_bytes(read(info, start, stop), strip.dtype, strip.shape(stop - start))
+        return read(info, start, stop).reshape(strip.shape(stop - start)[0], -1)
 
-    def _asleep(self, strip: Strip, info: TensorInfo, start: int, stop: int) -> mx.array:
+    def _asleep(self, strip: Strip, info: TensorInfo, start: int, stop: int) -> Bytes:
         data = self._files[info.file].read_rows(info, start, stop)
-        if strip.across:  # rows here, columns in the model
-            items = data.reshape(stop - start, strip.length, ITEM_BYTES[strip.dtype])
-            data = np.ascontiguousarray(items.swapaxes(0, 1)).reshape(-1)
-        return array_from_bytes(data, strip.dtype, strip.shape(stop - start))
+        if not strip.across:
+            return data.reshape(stop - start, -1)
+        items = data.reshape(stop - start, strip.length, ITEM_BYTES[strip.dtype])
+        return np.ascontiguousarray(items.swapaxes(0, 1)).reshape(strip.length, -1)
 
 
 def _check_format(folder: Path, manifest: Manifest) -> None:

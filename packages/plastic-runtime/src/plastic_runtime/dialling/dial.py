@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,14 +206,13 @@ class Dial(Closing):
         """Read all that is missing, then turn layer by layer."""
         read = {name: self._missing(name, rank) for name, rank in ranks.items()}
         exchanged = {}
-        for name, rank in ranks.items():
-            layer = self._layers[name]
-            module = layer.turn(rank, read.pop(name))
-            if module is not None:
-                exchanged[layer.stored.path] = module
+        with _without_cache():
+            for name, rank in ranks.items():
+                layer = self._layers[name]
+                module = layer.turn(rank, read.pop(name))
+                if module is not None:
+                    exchanged[layer.stored.path] = module
         self._model.update_modules(tree_unflatten(list(exchanged.items())))
-        if ranks:
-            mx.clear_cache()  # what was freed goes back to the system
 
     def _missing(self, name: str, rank: int) -> Added:
         layer = self._layers[name]
@@ -220,3 +221,14 @@ class Dial(Closing):
         layer.check_growth()
         read = self._components.read
         return {strip: read(strip, layer.rank, rank) for strip in layer.stored.strips}
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Have MLX give back what is freed at once, and put nothing small into a larger buffer."""
+    limit = mx.set_cache_limit(0)
+    try:
+        mx.clear_cache()
+        yield
+    finally:
+        mx.set_cache_limit(limit)
