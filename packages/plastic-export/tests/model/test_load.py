@@ -234,7 +234,8 @@ def test_the_model_file_imports_nothing_but_mlx_and_mlx_lm() -> None:
     imports = {
         line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))
     }
-    assert imports == {"dataclasses", "typing", "mlx", "mlx_lm"}
+    standard = {"dataclasses", "json", "os", "pathlib", "typing"}
+    assert imports == {*standard, "mlx", "mlx_lm"}
 
 
 def test_a_factored_model_survives_quantisation_and_saving(make_model: MakeModel) -> None:
