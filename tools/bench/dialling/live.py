@@ -1,7 +1,7 @@
 """A loaded model turned down and up: seconds, memory, tokens per second.
 
     uv run tools/bench/dialling/live.py OUT               a folder that plastic compress wrote
-    uv run tools/bench/dialling/live.py OUT --stock MLX   beside stock checkpoints of about its sizes
+    uv run tools/bench/dialling/live.py OUT --stock MLX   beside stock checkpoints of its sizes
 
 Every row is a size: seconds to turn to it from the other end, memory that MLX holds over that of a
 model loaded at that size, and tokens per second of greedy decoding, the best of ``--rounds``.
@@ -17,7 +17,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as stock_load
 from plastic_runtime import Dial
@@ -70,13 +69,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     table = Table("size, bytes", "down", "up", "memory over loaded", "tokens per s", box=None)
+    before = mx.get_active_memory()
     model, _ = stock_loaded(options.folder)
-    gc.collect()
     with Dial(model, options.folder) as dial:
         for stop in dial.curve(options.points):
             down = turned_in(dial, dial.largest, stop.asked)
             up = turned_in(dial, dial.least, stop.asked)
-            held = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
+            gc.collect()
+            held = mx.get_active_memory() - before
             other, alone = stock_loaded(options.folder, {"bytes": stop.asked})
             speed = decoding_speed(model, options.tokens, options.rounds)
             row = (f"{down:.4f} s", f"{up:.4f} s", f"{held / alone:.4f}", f"{speed:.1f}")
