@@ -128,6 +128,7 @@ def test_memory_is_that_of_a_model_loaded_at_that_size(folder: Path) -> None:
         sizes = [stop.asked for stop in dial.curve(4)]
         for size in [*sizes, *reversed(sizes)]:
             dial.to(bytes=size)
+            gc.collect()
             mx.clear_cache()
             both = mx.get_active_memory()
             other = loaded(folder, bytes=size)
