@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -186,8 +187,7 @@ def test_a_source_that_is_not_the_same_is_refused_by_all(
     weights.write_bytes(data)
     places = [tmp_path / name for name in ("here", "there")]
     for place, source in zip(places, (checkpoint, copy), strict=True):
-        place.mkdir()
-        (place / "SRC").symlink_to(source)
+        shutil.copytree(source, place / "SRC")
     words = planning(Path("SRC"), calibration, tmp_path / "plan.json")
     codes, lines = Processes(tmp_path, words, words, places=places).wait()
     assert codes == [2, 2]
