@@ -28,6 +28,12 @@ MakePlan = Callable[..., Any]
 
 
 @pytest.fixture
+def choices() -> dict[str, Choice]:
+    """Matrices of every kind."""
+    return CHOICES
+
+
+@pytest.fixture
 def with_biases(make_checkpoint: Callable[..., Path], tiny_weights: dict[str, mx.array]) -> Path:
     """A checkpoint whose layers have biases."""
     weights = dict(tiny_weights)

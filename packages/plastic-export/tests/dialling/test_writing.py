@@ -150,9 +150,9 @@ def test_certificates_follow(folder: Path, tmp_path: Path, checkpoint_folder: Pa
 
 
 def test_a_healed_folder_is_dialled_by_its_prices_with_errors_of_its_own(
-    readable: Path, text: Path, make_plan: MakePlan, tmp_path: Path
+    readable: Path, text: Path, make_plan: MakePlan, choices: dict[str, Choice], tmp_path: Path
 ) -> None:
-    make_plan(readable, tmp_path / "plan.json", CHOICES)
+    make_plan(readable, tmp_path / "plan.json", choices)
     out = execute_plan(readable, tmp_path / "out", tmp_path / "plan.json").out
     few = Calibration(text, window=24, windows=8)
     options = HealingOptions(steps=4, learning_rate=0.02)

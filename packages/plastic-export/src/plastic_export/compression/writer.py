@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
-from plastic_core.files import Journal, copy_file
+from plastic_core.files import Journal, copy_file, partial_of
 from plastic_runtime import LossGrams, Track
 from plastic_runtime.dialling import MANIFEST, SLEEP, ComponentCurve, MatrixRecord, read_manifest
 from plastic_runtime.distributed import Team, await_file, check_alike, dealt
@@ -29,7 +29,7 @@ from plastic_export.exact.exactness import EXACT, write_exact
 from plastic_export.folder.adapter_files import FILE, FOLDER
 from plastic_export.folder.card_file import SOURCE_CARD
 from plastic_export.folder.manifest import run_identity, write_manifest
-from plastic_export.folder.output import OutputFolder, partial_of
+from plastic_export.folder.output import OutputFolder
 from plastic_export.folder.places import Place, open_place
 from plastic_export.folder.shards import Shards, bytes_of_files
 from plastic_export.folder.steps import Steps

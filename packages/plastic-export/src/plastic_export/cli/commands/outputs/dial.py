@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from plastic_core.files import FormatError
+from plastic_runtime.dialling import MANIFEST
 
 from plastic_export.cli.console import Output
 from plastic_export.cli.forms import FormOption, FormsCommand, check_form
@@ -20,7 +21,6 @@ from plastic_export.cli.options import (
     size_option,
 )
 from plastic_export.dialling.writing import dial
-from plastic_export.folder.manifest import MANIFEST
 from plastic_export.plan.budgets import Budget
 from plastic_export.reporting.adapters.dialled import present_dialled_run
 from plastic_export.reporting.dial import present_dialled
