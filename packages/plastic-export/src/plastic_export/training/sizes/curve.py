@@ -9,7 +9,7 @@ from plastic_core import RankLayer
 
 from plastic_export.adapters.adapter import Adapter
 from plastic_export.training.adapters import set_pair, stored_bytes
-from plastic_export.training.sizes.worth import Worth, leading, least_ranks, ranks_within
+from plastic_export.training.sizes.worth import Worth, leading, ranks_within, smallest_ranks
 
 SHARES = (0.75, 0.5, 0.25, 0.125)
 """Of the bytes of the whole, at which the loss is measured besides: a validation each."""
@@ -54,7 +54,7 @@ def measure_sizes(
     Cost:
         A validation for every one of ``SHARES``.
     """
-    whole, least = stored_bytes(adapter), stored_bytes(leading(adapter, least_ranks(adapter)))
+    whole, least = stored_bytes(adapter), stored_bytes(leading(adapter, smallest_ranks(adapter)))
     points = [_point(adapter, full)]
     for nbytes in (int(share * whole) for share in SHARES):
         if nbytes >= least:

@@ -28,9 +28,9 @@ from plastic_export.training.sizes.sizes_file import TENSORS, SizesFile, read_si
 from plastic_export.training.sizes.worth import (
     Ranks,
     leading,
-    least_ranks,
     lost,
     ranks_within,
+    smallest_ranks,
 )
 
 
@@ -160,7 +160,7 @@ def _ranks(folder: Path, adapter: Adapter, sizes: SizesFile, max_bytes: int, who
     if not any(adapter.ranks.values()):
         reason = "it holds no component: its best state is that before the first step"
         raise FormatError.about(folder, reason, "train on, or with another learning rate")
-    least = stored_bytes(leading(adapter, least_ranks(adapter)))
+    least = stored_bytes(leading(adapter, smallest_ranks(adapter)))
     if not least <= max_bytes <= max(whole, _ceiling(folder)):
         raise ValueError(
             f"`max_bytes` must be at least {least} bytes, one component, and at most the {whole} "

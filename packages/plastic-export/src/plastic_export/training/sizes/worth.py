@@ -69,7 +69,7 @@ def lost(worth: Worth, ranks: Ranks) -> float:
     return sum(sum(each[ranks.get(path, 0) :]) for path, each in worth.items())
 
 
-def least_ranks(adapter: Adapter) -> dict[str, int]:
+def smallest_ranks(adapter: Adapter) -> dict[str, int]:
     """Return the ranks of the smallest file that holds anything: one component.
 
     Raises:
@@ -86,7 +86,7 @@ def ranks_within(adapter: Adapter, worth: Worth, max_bytes: int) -> dict[str, in
     Args:
         adapter: The components, those of a layer in the order of ``worth``.
         worth: What each of them is worth.
-        max_bytes: Bytes of the larger file of tensors, at least those of `least_ranks`.
+        max_bytes: Bytes of the larger file of tensors, at least those of `smallest_ranks`.
     """
     shapes = {path: pair.shape for path, pair in adapter.layers.items()}
     count = count_run_bytes(shapes, max_bytes)
@@ -97,7 +97,7 @@ def ranks_within(adapter: Adapter, worth: Worth, max_bytes: int) -> dict[str, in
 
     def chosen(nbytes: int) -> dict[str, int]:
         ranks = redistribute(holdings, max(nbytes, count.fixed), count)
-        return ranks if any(ranks.values()) else least_ranks(adapter)
+        return ranks if any(ranks.values()) else smallest_ranks(adapter)
 
     return fullest(chosen, count, lambda ranks: stored_bytes(leading(adapter, ranks)), max_bytes)
 
