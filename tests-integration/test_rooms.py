@@ -27,7 +27,7 @@ FLOORS = {
     "plastic_runtime": "distributed measure sleep dialling log surgery manager training",
     "plastic_export": "process checkpoint folder model source adapters calibration estimate "
     "evaluation tasks plan format exact hub compression dialling training healing merging gguf "
-    "shipping reshaping extraction reporting cli __main__",
+    "shipping reshaping extraction serving reporting cli __main__",
 }
 Import = tuple[str, str | None, int]
 """Module, name in it (None: the module itself), line."""

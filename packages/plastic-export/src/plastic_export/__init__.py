@@ -56,6 +56,8 @@ from plastic_export.reshaping.adding import merge
 from plastic_export.reshaping.into_base import MergedBase, merge_into
 from plastic_export.reshaping.rank_choice import RankGoal
 from plastic_export.reshaping.resizing import Reshaped, resize
+from plastic_export.serving.requests.size_names import ListedSize
+from plastic_export.serving.size_server import SizeServer
 from plastic_export.shipping.exporting import export
 from plastic_export.shipping.request import Exported
 from plastic_export.tasks.judging import evaluate_tasks
@@ -101,6 +103,7 @@ __all__ = [
     "HealingOptions",
     "LayerDifference",
     "LeftOut",
+    "ListedSize",
     "Listener",
     "LoraPair",
     "LossPlan",
@@ -122,6 +125,7 @@ __all__ = [
     "RunSpeed",
     "ScoreDifference",
     "SizeRange",
+    "SizeServer",
     "Summary",
     "Surveyed",
     "TaskScore",

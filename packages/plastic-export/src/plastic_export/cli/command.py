@@ -20,6 +20,7 @@ from plastic_export.cli.commands.inspect import inspect_command
 from plastic_export.cli.commands.merge import merge_command
 from plastic_export.cli.commands.outputs.dial import dial_command
 from plastic_export.cli.commands.outputs.restore import restore_command
+from plastic_export.cli.commands.outputs.serve import serve_command
 from plastic_export.cli.commands.outputs.verify import verify_command
 from plastic_export.cli.commands.plan import plan_command
 from plastic_export.cli.commands.push import push_command
@@ -83,6 +84,7 @@ for _command in (
     report_command,
     resize_command,
     restore_command,
+    serve_command,
     train_command,
     verify_command,
 ):

@@ -1,0 +1,1 @@
+"""Requests before they are answered: what they may say, which size they name, who is next."""

@@ -1,0 +1,66 @@
+"""Fields of a request that mlx-lm's server does not check, and would end over. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from plastic_export.serving.requests.request_error import RequestError
+
+NOT_SERVED = ("adapters", "draft_model")
+"""Fields that name another model."""
+MOST = 2**63
+"""Numbers from here on fit into no integer of MLX."""
+
+
+def check_request(body: Mapping[str, Any], vocabulary: int) -> None:
+    """Raise unless the fields of a request can be meant.
+
+    Args:
+        body: The request.
+        vocabulary: Tokens that the model knows.
+
+    Raises:
+        RequestError: Naming the field.
+
+    Examples:
+        >>> check_request({"prompt": "def ", "stop": ["end"]}, vocabulary=512)
+    """
+    for field in NOT_SERVED:
+        if body.get(field) is not None:
+            raise RequestError(f'"{field}" is not served: the model is served alone')
+    for field, value in body.items():
+        if isinstance(value, int | float) and not abs(value) < MOST:  # NaN too
+            raise RequestError(f'"{field}" must be finite and of 63 bits, got {value}')
+    if (body.get("seed") or 0) < 0:
+        raise RequestError(f'"seed" must not be negative, got {body["seed"]}')
+    _check_prompt(body)
+    _check_stop(body.get("stop"))
+    top_k = body.get("top_k", 0)
+    if top_k >= vocabulary:
+        known = f"{vocabulary}, the tokens that this model knows"
+        raise RequestError(f'"top_k" must be below {known}, got {top_k}')
+    for token, bias in (body.get("logit_bias") or {}).items():
+        is_finite = isinstance(bias, int | float) and math.isfinite(bias)
+        if not 0 <= int(token) < vocabulary or not is_finite:
+            known = f"numbers by ids of tokens from 0 to {vocabulary - 1}"
+            raise RequestError(f'"logit_bias" must be finite {known}, got {token}: {bias}')
+
+
+def _check_prompt(body: Mapping[str, Any]) -> None:
+    if "prompt" in body and not (isinstance(body["prompt"], str) and body["prompt"]):
+        raise RequestError('"prompt" must be a string that is not empty')
+    messages = body.get("messages", [{}])
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise RequestError('"messages" must be a list of objects')
+    if not messages:
+        raise RequestError('"messages" must hold at least one message')
+
+
+def _check_stop(stop: Any) -> None:
+    if stop is None or stop == []:
+        return
+    words = [stop] if isinstance(stop, str) else stop
+    if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+        raise RequestError('"stop" must be a string or a list of strings, none of them empty')
