@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -10,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import openai
 import pytest
 from mlx_lm import stream_generate
@@ -134,3 +140,185 @@ def test_every_answer_of_three_sizes_at_once_is_that_of_its_size(
     assert turns <= 9, "requests of one size go together"
     assert after["plastic_requests_at_hand"] == 0
     assert all(after[f"plastic_tokens_total {name}"] > 0 for *_, name in answers)
+
+
+def test_requests_that_cannot_be_meant_are_refused_in_a_line(server: SizeServer) -> None:
+    good = {"prompt": "def main(", "max_tokens": 4}
+    least = f"{server.sizes[0].keep:g}"
+    for wrong, status, said in (
+        ({"plastic": {"keep": 0.01}}, 400, f'"keep" must be a number from {least}'),
+        ({"plastic": {"size": 1}}, 400, '"plastic" has no field "size"'),
+        ({"plastic": "half"}, 400, '"plastic" must be an object'),
+        ({"model": f"{server.model}@half"}, 400, 'got "half"'),
+        ({"model": "gpt"}, 404, f'"model" must be "{server.model}"'),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"temperature": "warm"}, 400, "temperature"),
+        ({"stop": 5}, 400, '"stop" must be'),
+        ({"prompt": ""}, 400, '"prompt" must be'),
+        ({"logit_bias": {"99999": 1}}, 400, '"logit_bias" must be'),
+        ({"adapters": "run"}, 400, '"adapters" is not served'),
+    ):
+        got, answer = post(server.url, good | wrong)
+        assert got == status, (wrong, answer)
+        assert said in answer["error"]
+        assert "\n" not in answer["error"]
+    assert post(server.url, b"{")[0] == 400
+    assert post(server.url, good)[0] == 200
+
+
+def test_a_prompt_that_was_cached_whole_is_answered(server: SizeServer) -> None:
+    _, first = post(server.url, {"prompt": "def main(", "max_tokens": 8})
+    prompt = "def main(" + first["choices"][0]["text"]
+    for _ in range(2):
+        status, second = post(server.url, {"prompt": prompt, "max_tokens": 8})
+        assert status == 200
+        assert second["usage"]["completion_tokens"] > 0
+
+
+def test_caches_of_one_size_serve_no_other(server: SizeServer) -> None:
+    prompt = "from collections import "
+    cached = []
+    for keep in (*keeps(server)[:2], keeps(server)[0]):
+        body = {"prompt": prompt, "max_tokens": 4, "plastic": {"keep": keep}}
+        _, answer = post(server.url, body)
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0
+
+
+def test_the_models_are_the_sizes(server: SizeServer, client: openai.OpenAI) -> None:
+    models = client.models.list().data
+    assert [m.id for m in models] == [
+        server.model,
+        *(f"{server.model}@{size.keep:g}" for size in server.sizes),
+    ]
+    about = client.models.retrieve(models[1].id).model_extra
+    assert about is not None
+    smallest = server.sizes[0]
+    assert about["plastic"]["bytes"] == smallest.nbytes
+    assert about["plastic"]["price"] == smallest.price
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_a_client_that_hangs_up_loses_nobodys_answer(server: SizeServer) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    least, *_, largest = keeps(server)
+    before = metrics(server.url).get("plastic_requests_total hung_up", 0)
+    expected = post(server.url, {"prompt": PROMPTS[1], "max_tokens": 8})
+    for stream in (True, False):  # an answer without end, and none reads it
+        body = {"prompt": PROMPTS[0], "max_tokens": 10**6, "stream": stream}
+        body |= {"plastic": {"keep": least}}
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.0\r\nContent-Length: {len(data)}\r\n\r\n"
+        with socket.create_connection((host, int(port))) as gone:
+            gone.sendall(head.encode() + data)
+            deadline = time.monotonic() + 60
+            while not metrics(server.url)["plastic_requests_at_hand"]:
+                assert time.monotonic() < deadline
+            with ThreadPoolExecutor(2) as pool:
+                same = {"prompt": PROMPTS[1], "max_tokens": 8, "plastic": {"keep": least}}
+                other = {"prompt": PROMPTS[1], "max_tokens": 8, "plastic": {"keep": largest}}
+                asked = [pool.submit(post, server.url, b) for b in (same, other)]
+                gone.close()
+                got = [answer.result() for answer in asked]
+        assert [status for status, _ in got] == [200, 200]
+        assert got[1][1]["choices"] == expected[1]["choices"]
+    assert metrics(server.url)["plastic_requests_total hung_up"] - before == 2
+
+
+def test_what_fails_in_generation_ends_alone(
+    server: SizeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lm import server as stock
+
+    def broken(arguments: Any, *_: Any) -> Any:
+        if arguments.sampling.temperature == 0.123:
+            raise RuntimeError("the sampler is broken")
+        return sampler(arguments, *_)
+
+    sampler = stock._make_sampler
+    monkeypatch.setattr(stock, "_make_sampler", broken)
+    good = {"prompt": "def main(", "max_tokens": 4}
+    status, answer = post(server.url, good | {"temperature": 0.123})
+    assert (status, answer["error"]) == (
+        500,
+        "it could not be generated: the sampler is broken",
+    )
+    assert post(server.url, good)[0] == 200
+
+
+def test_a_limit_of_memory_turns_the_default_down_and_up(out: Path) -> None:
+    with SizeServer(out, port=0) as free:
+        least, largest = free.sizes[0].nbytes, free.sizes[-1].nbytes
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    block = 256 * 1024  # bytes by which the cache of this model grows
+    limit = (largest + before + 2 * block) * 20 // 19
+    with SizeServer(out, port=0, memory=limit) as server:
+        url = server.url
+        _, alone = post(url, {"prompt": "def main(", "max_tokens": 4})
+        assert alone["model"] == f"{server.model}@1"
+        _, longer = post(url, {"prompt": "def main(", "max_tokens": 3000, "stop": "\n"})
+        assert longer["model"] == f"{server.model}@{server.sizes[0].keep:g}"
+        assert metrics(url)["plastic_model_bytes"] <= server.sizes[0].nbytes
+        _, again = post(url, {"prompt": "def main(", "max_tokens": 4})
+        assert again["model"] == alone["model"]
+        assert again["choices"] == alone["choices"]
+        assert metrics(url)["plastic_memory_limit_bytes"] == limit
+    with pytest.raises(ValueError, match=r"`memory` must be at least [\d,]+ bytes, the least"):
+        SizeServer(out, port=0, memory=least)
+    tight = (least + largest) // 2 * 20 // 19
+    with SizeServer(out, port=0, memory=tight) as server:
+        status, answer = post(server.url, {"prompt": "a", "plastic": {"keep": 1}})
+        assert status == 400
+        assert '"keep" must be at most' in answer["error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_it_finish_what_it_has_begun(out: Path, number: signal.Signals) -> None:
+    words = [sys.executable, "-m", "plastic_export", "serve", out, "--port", "0", "--json"]
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = ""
+            while not printed.endswith("}\n") or printed.count("{") != printed.count("}"):
+                line = process.stdout.readline()
+                assert line, "it ended"
+                printed += line
+            url = json.loads(printed)["url"]
+            body = {"prompt": "def main(", "max_tokens": 40}
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(post, url, body)
+                deadline = time.monotonic() + 60
+                while not metrics(url)["plastic_requests_at_hand"]:
+                    assert time.monotonic() < deadline
+                process.send_signal(number)
+                status, content = answer.result()
+            assert status == 200
+            assert content["usage"]["completion_tokens"] > 0
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+def test_the_command_says_what_is_wrong_in_a_line(
+    out: Path, checkpoint: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for words, exit_status, said in (
+            (["--port", port], 3, f"error: 127.0.0.1:{port}: Address already in use"),
+            (["--memory", "100KB"], 2, "error: --memory must be at least"),
+            (["--", "--temp", "hot"], 2, "mlx_lm.server refuses its options: argument --temp"),
+            (["--", "--model", "other"], 2, "--model is not served"),
+        ):
+            code, _, errors = run("serve", out, *words)
+            assert code == exit_status, errors
+            assert said in errors
+            assert len(errors.splitlines()) == 1
+    code, _, errors = run("serve", checkpoint, "--port", "0")
+    assert code == 2
+    assert len(errors.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What a model shows of itself on two tokens: how its KV cache grows, how many tokens it knows."""
+"""What a model shows of itself: how its KV cache grows, and how many tokens it knows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CacheGrowth(NamedTuple):
 
 
 class FirstRun(NamedTuple):
-    """What two tokens show.
+    """What a model shows of itself.
 
     Attributes:
         growth: How the cache grows.
@@ -45,16 +45,18 @@ class FirstRun(NamedTuple):
 
 
 def first_run(model: nn.Module) -> FirstRun:
-    """Run two tokens through a model, one after the other. What is lazy is read by that."""
+    """Run one token through a model, and only the shapes of a block more.
+
+    What is lazy is read by that.
+    """
     from mlx_lm.models.cache import make_prompt_cache
 
-    cache, taken, logits = make_prompt_cache(model), list[int](), mx.zeros(0)
-    for _ in range(2):
-        logits = model(mx.array([[0]]), cache=cache)
-        mx.eval(logits, [c.state for c in cache])
-        taken.append(_state_bytes(cache))
-    per_token = taken[1] - taken[0]
-    return FirstRun(CacheGrowth(max(taken[0] - per_token, 0), per_token), logits.shape[-1])
+    cache = make_prompt_cache(model)
+    logits = model(mx.array([[0]]), cache=cache)
+    mx.eval(logits, [c.state for c in cache])
+    model(mx.zeros((1, BLOCK), mx.int32), cache=cache)
+    per_token = -(-_state_bytes(cache) // (BLOCK + 1))
+    return FirstRun(CacheGrowth(0, per_token), logits.shape[-1])
 
 
 def _state_bytes(cache: list[Any]) -> int:

@@ -41,7 +41,7 @@ class DialProvider(server.ModelProvider):  # type: ignore[misc]  # mlx-lm publis
         listed: The sizes that are listed.
         first_keep: The size that it begins with, the largest that may be loaded.
         priced_in: The unit of their prices.
-        shown: What the model shows of itself on two tokens.
+        shown: What the model shows of itself.
         nbytes: Bytes of the weights now.
     """
 
