@@ -182,8 +182,8 @@ def test_caches_of_one_size_serve_no_other(server: SizeServer) -> None:
         body = {"prompt": prompt, "max_tokens": 4, "plastic": {"keep": keep}}
         _, answer = post(server.url, body)
         cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
-    assert cached[:2] == [0, 0]
-    assert cached[2] > 0
+    assert max(cached[:2]) <= 1  # what every prompt begins with
+    assert cached[2] > 1
 
 
 def test_the_models_are_the_sizes(server: SizeServer, client: openai.OpenAI) -> None:
@@ -259,7 +259,7 @@ def test_a_limit_of_memory_turns_the_default_down_and_up(out: Path) -> None:
         url = server.url
         _, alone = post(url, {"prompt": "def main(", "max_tokens": 4})
         assert alone["model"] == f"{server.model}@1"
-        _, longer = post(url, {"prompt": "def main(", "max_tokens": 3000, "stop": "\n"})
+        _, longer = post(url, {"prompt": "def main(", "max_tokens": limit // 1024, "stop": "\n"})
         assert longer["model"] == f"{server.model}@{server.sizes[0].keep:g}"
         assert metrics(url)["plastic_model_bytes"] <= server.sizes[0].nbytes
         _, again = post(url, {"prompt": "def main(", "max_tokens": 4})

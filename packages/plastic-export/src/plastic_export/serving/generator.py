@@ -68,6 +68,7 @@ class SizeGenerator(server.ResponseGenerator):  # type: ignore[misc]  # mlx-lm p
     def _generate(self) -> None:
         """Load the model in this thread, to which MLX's streams belong, then generate."""
         if not self.model_provider.open():
+            self.model_provider.close()
             return
         while not self._stop:
             try:
