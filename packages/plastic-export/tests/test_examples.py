@@ -70,7 +70,9 @@ doc_to_choice: "{{answers}}"
 doc_to_target: 0
 metric_list: [{metric: acc}, {metric: acc_norm}]
 """
-SHORT = TrainingOptions(steps=4, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2)
+SHORT = TrainingOptions(
+    steps=4, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2, state="last"
+)
 
 
 @pytest.fixture(scope="module")

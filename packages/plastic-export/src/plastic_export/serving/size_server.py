@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from plastic_core.files import Closing
@@ -12,6 +13,7 @@ from plastic_export.model.library import mlx_lm_utils
 from plastic_export.serving.requests.size_names import ListedSize
 from plastic_export.serving.stop_signals import stopping_on_signals
 
+LEAST_MLX_LM = (0, 30)  # whose server hands requests to a thread of its own
 HOW = "serving needs prometheus_client; install the extra: pip install 'plastic-export[serve]'"
 
 
@@ -43,7 +45,7 @@ class SizeServer(Closing):
         ValueError: If ``memory`` is below what the least size needs, which is named, or
             ``mlx_lm.server`` refuses an option.
         BusyError: If another process is writing the folder.
-        ModuleNotFoundError: If the extra is not installed.
+        ModuleNotFoundError: If the extra is not installed, or mlx-lm is older than 0.30.
         OSError: If a file cannot be read, or the address is taken.
 
     Cost:
@@ -67,6 +69,9 @@ class SizeServer(Closing):
         stock: Sequence[str] = (),
     ) -> None:
         mlx_lm_utils()
+        if tuple(map(int, version("mlx-lm").split(".")[:2])) < LEAST_MLX_LM:
+            reason = f"serving needs mlx-lm 0.30 or newer, and {version('mlx-lm')} is installed"
+            raise ModuleNotFoundError(f"{reason}; install a newer one", name="mlx_lm")
         try:
             from plastic_export.serving.assembly import Assembly
             from plastic_export.serving.stock_settings import stock_settings

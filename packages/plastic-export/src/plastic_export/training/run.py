@@ -65,7 +65,8 @@ class TrainedRun:
 
     Examples:
         >>> few = TrainingOptions(
-        ...     steps=4, batch=2, window=32, rank=2, evaluate_every=2, evaluate_batches=2
+        ...     steps=4, batch=2, window=32, rank=2, state="last",
+        ...     evaluate_every=2, evaluate_batches=2,
         ... )
         >>> train("SRC", "data", "RUN", few).resumed  # which had finished: nothing is left to do
         4
