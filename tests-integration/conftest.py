@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -12,10 +13,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import mlx.core as mx
 import pytest
 from filelock import FileLock
 from plastic_export import (
@@ -27,6 +29,7 @@ from plastic_export import (
     plan_checkpoint,
 )
 from plastic_export.cli import main
+from plastic_export.format import FORMATS
 
 T = TypeVar("T")
 
@@ -74,6 +77,35 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return found
 
     return call
+
+
+@pytest.fixture(scope="session")
+def make_corrected(checkpoint: Path, calibration: Path) -> Callable[[Path], Path]:
+    """``make_corrected(out)``: the checkpoint in 4 bits, on backbones of 2 and 3 bits."""
+
+    def make(out: Path) -> Path:
+        own = FORMATS["corrected"].choices or Choices()
+        plan_checkpoint(
+            checkpoint,
+            out.with_name("plan.json"),
+            calibration=Calibration(calibration, window=64, windows=32),
+            budgets=[4.0],
+            choices=Choices((2, 3), factor_bits=own.factor_bits, bare=True),
+            format="corrected",
+        )
+        return execute_plan(checkpoint, out, out.with_name("plan.json")).out
+
+    return make
+
+
+@pytest.fixture
+def no_cache() -> Iterator[None]:
+    """Buffers that no array of other tests had: MLX gives arrays of its cache larger ones."""
+    gc.collect()
+    limit = mx.set_cache_limit(0)
+    mx.clear_cache()
+    yield
+    mx.set_cache_limit(limit)
 
 
 @pytest.fixture

@@ -18,35 +18,20 @@ from mlx_lm.utils import load_model as stock_load
 from plastic_core.files import array_bytes
 from plastic_export import (
     Budget,
-    Calibration,
-    Choices,
     dial,
-    execute_plan,
     load_safetensors,
-    plan_checkpoint,
     read_manifest,
     verify,
 )
-from plastic_export.format import FORMATS
 
 TOKENS = mx.array([[5, 300, 41, 7, 99, 12, 450, 3]])
 SMALL = Budget("bits_per_weight", 3.6)
 
 
 @pytest.fixture(scope="module")
-def out(checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(make_corrected: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint in 4 bits per weight, on backbones of 2 and 3 bits."""
-    folder = tmp_path_factory.mktemp("dial")
-    own = FORMATS["corrected"].choices or Choices()
-    plan_checkpoint(
-        checkpoint,
-        folder / "plan.json",
-        calibration=Calibration(calibration, window=64, windows=32),
-        budgets=[4.0],
-        choices=Choices((2, 3), factor_bits=own.factor_bits, bare=True),
-        format="corrected",
-    )
-    return execute_plan(checkpoint, folder / "out", folder / "plan.json").out
+    return make_corrected(tmp_path_factory.mktemp("dial") / "out")
 
 
 @pytest.fixture(scope="module")

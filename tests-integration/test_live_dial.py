@@ -120,15 +120,6 @@ def test_a_thousand_turns_under_load_lose_no_bit(folder: Path, load: list[int]) 
     assert all(load)
 
 
-@pytest.fixture
-def no_cache() -> Iterator[None]:
-    """Buffers that no array of other tests had: MLX gives arrays of its cache larger ones."""
-    limit = mx.set_cache_limit(0)
-    mx.clear_cache()
-    yield
-    mx.set_cache_limit(limit)
-
-
 def test_memory_is_that_of_a_model_loaded_at_that_size(folder: Path, no_cache: None) -> None:
     bits_of(loaded(folder))  # once, for what MLX and mlx-lm keep of the first one
     gc.collect()
