@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import mlx.core as mx
 
@@ -14,7 +13,7 @@ from plastic_export.serving.generator import SizeGenerator
 from plastic_export.serving.http_server import HttpServer
 from plastic_export.serving.memory_policy import MemoryPolicy
 from plastic_export.serving.metrics import Readings, ServingMetrics
-from plastic_export.serving.prompt_cache import OpenPromptCache
+from plastic_export.serving.prompt_cache import OpenPromptCache, cached_bytes
 from plastic_export.serving.provider import DialProvider
 
 STOCK_CACHES = 10
@@ -89,8 +88,3 @@ class Assembly:
             "memory_peak_bytes": ("The most that arrays took.", mx.get_peak_memory()),
             "prompt_cache_bytes": ("Bytes of cached prompts.", cached_bytes(self._cache)),
         }
-
-
-def cached_bytes(prompt_cache: Any) -> int:
-    """Return the bytes of the prompts in mlx-lm's cache; 0 where its version does not say."""
-    return int(getattr(prompt_cache, "nbytes", 0))

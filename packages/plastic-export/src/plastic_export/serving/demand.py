@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from plastic_export.serving.memory_policy import MemoryPolicy
+from plastic_export.serving.prompt_cache import cached_bytes
 from plastic_export.serving.provider import DialProvider
 from plastic_export.serving.requests.request_error import RequestError
 from plastic_export.serving.requests.size_names import KEEP
@@ -73,8 +74,8 @@ class Demand:
 
     def _others(self) -> int:
         """Return the bytes that neither weights nor cached prompts take."""
-        cached = int(getattr(self._prompt_cache, "nbytes", 0))  # mlx-lm before 0.31 does not say
-        return mx.get_active_memory() - self._provider.nbytes - cached
+        used = self._provider.nbytes + cached_bytes(self._prompt_cache)
+        return mx.get_active_memory() - used
 
     def _check(self, keep: float) -> None:
         sizes, policy = self._provider.sizes, self._policy

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, read_json, write_json
+from plastic_core.files import HOLDER, FolderLock, FormatError, check_same, write_json
 from plastic_runtime.training import OTHER_RUN_REMEDY
 
 from plastic_export.folder.adapter_files import PEFT_FOLDER, RUN_FILE, SIZES_FILE
 from plastic_export.folder.run_files import BEST, DIAL, GENERATIONS
+from plastic_export.training.record_file import read_versioned
 
 VERSION = 1
 HALF_WRITTEN = (
@@ -57,10 +58,7 @@ def read_run_file(path: Path) -> RunFile:
         FormatError: If it is damaged, or of another version.
         OSError: If it cannot be read.
     """
-    record = read_json(path)
-    if record.get("version") != VERSION:
-        reason = f"it has version {record.get('version')!r}, this program reads {VERSION}"
-        raise FormatError.about(path, reason, "use the plastic-export that wrote it")
+    record = read_versioned(path, VERSION)
     fields: dict[str, Any] = {name: record.get(name) for name in RunFile.__dataclass_fields__}
     ceiling = fields["max_bytes"]
     sound = (

@@ -63,8 +63,10 @@ class TurnedLayer:
             self.module = self._with_correction(rank)
         for strip in self.stored.strips:
             part = self.module[strip.side]
-            kept = [mx.take(part[strip.leaf], mx.arange(min(before, rank)), axis=strip.axis)]
-            new = added[strip] if before == 0 else _joined(kept, added.get(strip), strip.axis)
+            new = added.get(strip)
+            if before:
+                kept = mx.take(part[strip.leaf], mx.arange(min(before, rank)), axis=strip.axis)
+                new = kept if new is None else mx.concatenate([kept, new], axis=strip.axis)
             mx.eval(new)
             setattr(part, strip.leaf, new)
         return self.module if before == 0 else None
@@ -112,8 +114,3 @@ class TurnedLayer:
             f"the model was not loaded from it: its layer {self.stored.path!r} {reason}",
             "load it with mlx_lm.load or plastic_export.load_model, and change no types",
         )
-
-
-def _joined(kept: list[mx.array], added: mx.array | None, axis: int) -> mx.array:
-    """Return what stays, and what is added to it."""
-    return kept[0] if added is None else mx.concatenate([*kept, added], axis=axis)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError, read_json, sha256_file, write_json
+from plastic_core.files import FormatError, sha256_file, write_json
 
 from plastic_export.folder.adapter_files import FILE, FOLDER, PEFT_FILE, PEFT_FOLDER
+from plastic_export.training.record_file import read_versioned
 from plastic_export.training.sizes.curve import RunSize
 from plastic_export.training.sizes.worth import Worth
 
@@ -68,10 +69,7 @@ def read_sizes_file(path: Path) -> SizesFile:
         FormatError: If it is damaged, or of another version.
         OSError: If it cannot be read.
     """
-    record = read_json(path)
-    if record.get("version") != VERSION:
-        reason = f"it has version {record.get('version')!r}, this program reads {VERSION}"
-        raise FormatError.about(path, reason, "use the plastic-export that wrote it")
+    record = read_versioned(path, VERSION)
     fields: dict[str, Any] = {name: record.get(name) for name in ("worth", "points", "files")}
     worth, points, files = fields.values()
     if not (_is_worth(worth) and _is_curve(points) and _is_digests(files)):
