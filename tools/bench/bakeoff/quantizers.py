@@ -110,17 +110,20 @@ def dwq_bits(task: Task, out: Path, bits: int) -> None:
         for rate in task.rates:
             model = Loaded.of(task, dict.fromkeys(task.paths, bits))
             optimizer = Adam(learning_rate=rate, bias_correction=True)
-            dwq.dwq_quantize(
-                model.module,
-                lambda batch, index, split: teacher(batch),
-                optimizer,
-                train,
-                valid,
-                batch_size=BATCH,
-                max_seq_length=length,
-                seed=SEED,
-                dtype=model.dtype,
-            )
+            block = type(model.module.layers[0])
+            with patch.object(block, "__call__", block.__call__):  # checkpoints are its own again
+                dwq.dwq_quantize(
+                    model.module,
+                    lambda batch, index, split: teacher(batch),
+                    optimizer,
+                    train,
+                    valid,
+                    batch_size=BATCH,
+                    max_seq_length=length,
+                    seed=SEED,
+                    dtype=model.dtype,
+                    gradient_checkpoint=True,
+                )
             batches = [inputs[i : i + BATCH] for i in range(0, kept_back, BATCH)]
             losses = [float(divergences_of(model.module(x), teacher(x)).mean()) for x in batches]
             found.append((sum(losses), model))
