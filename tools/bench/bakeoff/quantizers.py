@@ -110,20 +110,17 @@ def dwq_bits(task: Task, out: Path, bits: int) -> None:
         for rate in task.rates:
             model = Loaded.of(task, dict.fromkeys(task.paths, bits))
             optimizer = Adam(learning_rate=rate, bias_correction=True)
-            block = type(model.module.layers[0])
-            with patch.object(block, "__call__", block.__call__):  # checkpoints are its own again
-                dwq.dwq_quantize(
-                    model.module,
-                    lambda batch, index, split: teacher(batch),
-                    optimizer,
-                    train,
-                    valid,
-                    batch_size=BATCH,
-                    max_seq_length=length,
-                    seed=SEED,
-                    dtype=model.dtype,
-                    gradient_checkpoint=True,
-                )
+            dwq.dwq_quantize(
+                model.module,
+                lambda batch, index, split: teacher(batch),
+                optimizer,
+                train,
+                valid,
+                batch_size=BATCH,
+                max_seq_length=length,
+                seed=SEED,
+                dtype=model.dtype,
+            )
             batches = [inputs[i : i + BATCH] for i in range(0, kept_back, BATCH)]
             losses = [float(divergences_of(model.module(x), teacher(x)).mean()) for x in batches]
             found.append((sum(losses), model))
