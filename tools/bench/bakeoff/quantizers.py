@@ -38,6 +38,7 @@ from plastic_export import Calibration, open_checkpoint
 from bakeoff.hostpatches import divergences_of, quick
 
 GROUP, SEED, BATCH = 64, 123, 8
+AT_ONCE = 4  # windows of DWQ's updates, mlx-lm's default: eight do not fit 24 GB here
 SCALES = 32 / GROUP  # bits per weight of a scale and a bias of 16 bits
 
 
@@ -53,7 +54,7 @@ class Task:
         source: Folder of the checkpoint.
         paths: Module paths of the matrices.
         calibration: Text and windows, those of ``plastic plan``.
-        steps: The steps of DWQ, each on 8 windows that are read again and again as needed.
+        steps: What DWQ reads, in 8 windows that are read again and again as needed.
         rates: The rates of DWQ; the one that ends best on the windows held back, every eighth as
             for ``plastic heal``, is taken.
     """
@@ -116,12 +117,12 @@ def dwq_bits(task: Task, out: Path, bits: int) -> None:
                 optimizer,
                 train,
                 valid,
-                batch_size=BATCH,
+                batch_size=AT_ONCE,
                 max_seq_length=length,
                 seed=SEED,
                 dtype=model.dtype,
             )
-            batches = [inputs[i : i + BATCH] for i in range(0, kept_back, BATCH)]
+            batches = [inputs[i : i + AT_ONCE] for i in range(0, kept_back, AT_ONCE)]
             losses = [float(divergences_of(model.module(x), teacher(x)).mean()) for x in batches]
             found.append((sum(losses), model))
         min(found, key=lambda pair: pair[0])[1].save(out)
