@@ -92,7 +92,7 @@ def test_the_output_is_intact_and_has_nothing_to_restore(
 ) -> None:
     out = outputs[3.5].out
     assert verify(out) == []
-    with pytest.raises(FormatError, match=r"nothing of it was parked.*'stdlib-llama'"):
+    with pytest.raises(FormatError, match=r"what rounding took is not kept.*'stdlib-llama'"):
         restore(out, tmp_path / "dest")
 
 

@@ -213,7 +213,7 @@ def test_formats_without_components_are_refused(
     make_plan(checkpoint_folder, tmp_path / "p.json", {"lm_head.weight": Choice(4)}, "mixed")
     execute_plan(checkpoint_folder, tmp_path / "mixed", tmp_path / "p.json")
     with pytest.raises(
-        FormatError, match=r"'mixed' has no components.*factored and corrected have"
+        FormatError, match=r"'mixed' has no components.*corrected and factored have"
     ):
         dial(tmp_path / "mixed", tmp_path / "small", Budget("keep", 0.3))
     make_plan(checkpoint_folder, tmp_path / "q.json", {"lm_head.weight": Choice(4)})

@@ -70,7 +70,7 @@ def restore(
 
     Raises:
         FormatError: If ``out`` is damaged, or was written by a plan without ``exact``, so that
-            nothing of it sleeps.
+            nothing of it sleeps, or lost components by ``dial``.
         FailedCheckError: If what was written cannot be run. It is not published.
         OSError: If writing fails. Nothing is left behind.
 
@@ -84,15 +84,23 @@ def restore(
     exactly = EXACT in manifest.files
     contents = Contents.of_manifest(manifest)
     if not (exactly or contents.format.parks):
-        reason = "it was written by a plan without --exact, and nothing of it was parked"
-        remedy = f"take its source again, {manifest.source['name']!r}"
-        raise FormatError.about(folder, reason, remedy)
+        raise _not_kept(folder, manifest)
     defects = verify(folder, track=track)
     if defects:
         raise FormatError(defects[0])
     if exactly:
         return _restore_exactly(folder, Path(dest), track)
     return _restore_parked(folder, Path(dest), manifest, contents, check, track)
+
+
+def _not_kept(folder: Path, manifest: Manifest) -> FormatError:
+    """Return the refusal of a folder that holds nothing of what rounding took."""
+    remedy = f"take its source again, {manifest.source['name']!r}"
+    if manifest.options.get("dial", {}).get("lost"):
+        reason = "components of it were cut without --park"
+        return FormatError.about(folder, reason, f"name what it was dialled from, or {remedy}")
+    reason = "it was written by a plan without --exact, and what rounding took is not kept"
+    return FormatError.about(folder, reason, remedy)
 
 
 def _restore_parked(

@@ -63,6 +63,18 @@ class Turn:
         asleep = (part for name in names for part in self.after.parts[name].asleep)
         return [spec for part in asleep for spec in part.specs]
 
+    def moved(self) -> dict[str, str]:
+        """Return the tensors that have another name and the same bytes, and that name."""
+        pairs = [(old, new) for new, old in self.items() if old is not None]
+        for name in self.before.parts:
+            pairs += [(was.name, spec.name) for was, spec in self.backbone_pairs(name)]
+        return {old: new for old, new in pairs if old != new}
+
+    def backbone_pairs(self, name: str) -> list[tuple[TensorSpec, TensorSpec]]:
+        """Return the tensors of the backbone of a matrix, before and after; none without one."""
+        old, new = self.before.parts[name].backbone, self.after.parts[name].backbone
+        return [] if old is None or new is None else list(zip(old.specs, new.specs, strict=True))
+
     def _renamed(self) -> dict[str, str]:
         """Return the new names of biases, which lie where their layers are."""
         names = (f"{module_path(name)}.bias" for name in self.before.matrices)

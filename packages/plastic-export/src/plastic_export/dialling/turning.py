@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from plastic_core.files import FormatError
-from plastic_runtime.dialling import Manifest, MatrixRecord, Spendable, component_ranks
+from plastic_runtime.dialling import (
+    Manifest,
+    MatrixRecord,
+    Spendable,
+    component_ranks,
+    component_records,
+)
 
 from plastic_export.format.layout import Contents, candidate_of, offer_of
 from plastic_export.format.protocol import Format
-from plastic_export.format.table import FORMATS
 from plastic_export.plan.offers import Candidate, Offer, factor_bytes
 
 Ranks = Mapping[str, int]
@@ -67,14 +71,7 @@ def turnable_matrices(folder: Path, manifest: Manifest) -> dict[str, Turnable]:
         FormatError: If its format has no components, none of its matrices has any, or it is not
             known what leaving them out would cost.
     """
-    if not FORMATS[manifest.format].dials:
-        known = " and ".join(name for name, format in FORMATS.items() if format.dials)
-        reason = f"its format {manifest.format!r} has no components that can be left out"
-        raise FormatError.about(folder, reason, f"the formats {known} have: compress into one")
-    records = [r for r in manifest.matrices.values() if r.components]
-    if not records:
-        reason = "none of its matrices has components"
-        raise FormatError.about(folder, reason, "compress to a size at which the plan chose ranks")
+    records = component_records(folder, manifest)
     strategy = manifest.options.get("strategy")
     return {r.name: Turnable(r, component_ranks(folder, r), strategy) for r in records}
 

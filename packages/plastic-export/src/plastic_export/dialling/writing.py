@@ -29,6 +29,8 @@ from plastic_export.dialling.turning import (
     turned_contents,
 )
 from plastic_export.evaluation.output_check import run_alone
+from plastic_export.exact.carrying import carry_exact
+from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.card_file import SOURCE_CARD
 from plastic_export.folder.manifest import write_manifest
 from plastic_export.folder.output import OutputFolder
@@ -61,6 +63,9 @@ class Dialled:
         before_bytes: Bytes of the model files of the folder that was dialled.
         model_bytes: Bytes of the model files written.
         sleep_bytes: Bytes of ``sleep.safetensors``; 0 where nothing sleeps.
+        exact_bytes: Bytes of ``exact.safetensors``; 0 where it is not there.
+        is_exact_lost: Whether the folder that was dialled has it, and components are gone that it
+            needs.
         checked: How many tokens of text ran through it, with finite predictions, before it was
             published; 0 where nothing was run.
 
@@ -78,6 +83,8 @@ class Dialled:
     before_bytes: int
     model_bytes: int
     sleep_bytes: int
+    exact_bytes: int = 0
+    is_exact_lost: bool = False
     checked: int = 0
 
     @property
@@ -112,6 +119,7 @@ def dial(
     left in the manifest. Backbones, codes and scales of what stays are the same bits. What is cut
     is gone in ``dest``, unless it is parked there; then it can be dialled up again, to the bits
     that it had. Of the format ``"factored"`` the strategy chooses the ranks, as ``compress`` does.
+    ``exact.safetensors`` goes along where no component is gone, and `restore` is exact from there.
 
     Args:
         out: Folder written by ``compress``, of a format with components. It is verified first.
@@ -149,6 +157,7 @@ def dial(
     check_outside(folder, place)
     manifest = read_manifest(folder)
     matrices = turnable_matrices(folder, manifest)
+    is_exact = EXACT in manifest.files
     output = OutputFolder(place, force=force, source=folder)
     if defects := verify(folder, track=track):
         raise FormatError(defects[0])
@@ -166,6 +175,8 @@ def dial(
             records, digests = _write_tensors(target, turned, rows, manifest, matrices, track)
             _write_beside(target, folder, turned, rows)
             lost = any(r.components < manifest.matrices[r.name].components for r in records)
+            if is_exact and not lost:
+                digests |= carry_exact(folder, target, turned.moved())
             identity = _identity(folder, records, asked, lost=lost)
             write_manifest(target, identity, records, digests)
             write_output_card(target, output.path, rows.model, None)
@@ -180,6 +191,8 @@ def dial(
         before_bytes=bytes_of_files(folder, "model*.safetensors"),
         model_bytes=bytes_of_files(place, "model*.safetensors"),
         sleep_bytes=bytes_of_files(place, SLEEP),
+        exact_bytes=bytes_of_files(place, EXACT),
+        is_exact_lost=is_exact and lost,
         checked=tokens,
     )
 
@@ -237,9 +250,8 @@ def _write_matrix(
 ) -> StoredSides:
     """Write what one matrix becomes; return its components."""
     old, new = turn.before.parts[name], turn.after.parts[name]
-    if old.backbone is not None and new.backbone is not None:
-        for was, spec in zip(old.backbone.specs, new.backbone.specs, strict=True):
-            model.write(spec.name, rows.model.raw(was.name))
+    for was, spec in turn.backbone_pairs(name):
+        model.write(spec.name, rows.model.raw(was.name))
     v, u = rows.of(old.v, old.asleep_v), rows.of(old.u, old.asleep_u)
     for part, data in ((new.v, v), (new.u, u)):
         _write_part(model, part, data, 0)
@@ -279,6 +291,6 @@ def _identity(
     lost = lost or (before is not None and before["lost"])
     if lost or any(r.parked for r in records):
         options["dial"] = {"budget": asked, "lost": lost}
-    if options.get("exact"):
-        options["exact"] = False  # its words are differences from what is stored
+    if lost and "exact" in options:
+        options["exact"] = False  # its words are differences from all that was stored
     return {name: value for name, value in raw.items() if name not in _OWN} | {"options": options}

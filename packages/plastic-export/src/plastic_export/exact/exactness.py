@@ -41,8 +41,8 @@ from plastic_export.format.parts import Parts
 from plastic_export.format.stored import StoredMatrices
 
 EXACT = "exact.safetensors"
-
-_KEY = "plastic_exact"
+KEY = "plastic_exact"
+"""The entry of its header that says how every tensor comes back, as JSON."""
 _VERSION = 1
 
 Bytes = NDArray[np.uint8]
@@ -159,7 +159,7 @@ class Exact(Closing):
         with ExitStack() as stack:
             self._file = stack.enter_context(open_safetensors(path))
             try:
-                content = json.loads(self._file.header.metadata[_KEY])
+                content = json.loads(self._file.header.metadata[KEY])
                 if content["version"] != _VERSION:
                     reason = f"version {content['version']!r}, this is {_VERSION}"
                     raise FormatError.about(path, reason, "use the version that wrote it")
@@ -258,7 +258,7 @@ def _write(
     specs = [TensorSpec(_label(name), "U8", (size,)) for name, size in sizes.items()]
     digests = {}
     spool.seek(0)
-    with SafetensorsWriter(path, specs, {_KEY: json.dumps(content)}) as writer:
+    with SafetensorsWriter(path, specs, {KEY: json.dumps(content)}) as writer:
         for spec in specs:
             data = spool.read(spec.nbytes)
             digests[spec.name] = hashlib.sha256(data).hexdigest()

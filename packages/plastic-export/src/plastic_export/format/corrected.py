@@ -24,7 +24,6 @@ class CorrectedFormat(PlanFormat):
     name = "corrected"
     about = "bits and ranks, needs --trust-remote-code"
     choices = Choices(factor_bits=(4, 8), bare=True)
-    dials = True
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
         """Return ``P.weight``, or ``P.base.weight``, ``P.v.weight``, ``P.u.weight``."""

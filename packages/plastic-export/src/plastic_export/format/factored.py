@@ -20,7 +20,6 @@ class FactoredFormat(RankFormat):
     name = "factored"
     about = "two thin matrices each, needs --trust-remote-code"
     linears_only = True
-    dials = True
 
     def parts(self, m: Candidate, offer: Offer) -> Parts:
         """Return ``P.u.weight`` and ``P.v.weight``, whose rows carry the singular values."""

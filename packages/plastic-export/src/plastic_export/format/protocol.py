@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plastic_core.rounding import UNPACKED
 from plastic_runtime import LossGrams
-from plastic_runtime.dialling import ComponentCurve
+from plastic_runtime.dialling import DIALLED_FORMATS, ComponentCurve
 
 from plastic_export.folder.header_bytes import entry_bytes
 from plastic_export.folder.places import Framework
@@ -41,7 +41,6 @@ class Format:
         choices: What a plan in this format offers for a matrix; None for a format by rank.
         one_rank: Whether all corrections of a plan have one rank.
         parks: Whether what is left out sleeps beside the model, so that it can be restored.
-        dials: Whether its components can be left out, in the order of their worth.
         linears_only: Whether it holds nothing but ``nn.Linear`` layers of mlx-lm's model.
         about: What the help of the command says of it, in one line.
         beside: Paths in the output, other than those that outputs of every format have.
@@ -59,11 +58,15 @@ class Format:
     choices: Choices | None = None
     one_rank = False
     parks = False
-    dials = False
     linears_only = False
     about: str
     beside: tuple[str, ...] = ()
     framework: Framework = "mlx"
+
+    @property
+    def dials(self) -> bool:
+        """Whether its components can be left out, in the order of their worth."""
+        return self.name in DIALLED_FORMATS
 
     @property
     def packs_factors(self) -> bool:

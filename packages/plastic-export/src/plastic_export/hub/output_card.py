@@ -159,12 +159,15 @@ def _restoring(manifest: Manifest, format: Format) -> list[str]:
     dialled = manifest.options.get("dial")
     if dialled and dialled["lost"]:
         return ["What was cut is not here: take the output that this one was dialled from."]
+    waking = list[str]()
     if dialled and not format.parks:
-        return [
+        waking = [
             f"`plastic dial` needs `{SLEEP}` beside the model and wakes what was cut, bit for bit. "
             "`plastic push` uploads what it needs with `--with-sleep` alone.",
             code(["plastic dial FOLDER LARGER --full"]),
         ]
+        if EXACT not in manifest.files:
+            return waking
     if not (EXACT in manifest.files or format.parks):
         name, revision = manifest.source["name"], manifest.source["revision"]
         return [f"Nothing of it was kept beside the model: take {link(name, revision)} again."]
@@ -172,6 +175,7 @@ def _restoring(manifest: Manifest, format: Format) -> list[str]:
     how = "bit for bit" if EXACT in manifest.files else "with every component awake"
     needs = f" needs {beside} beside the model and" if beside else ""
     return [
+        *waking,
         f"`plastic restore`{needs} writes the source again, {how}. `plastic push` uploads what it "
         "needs with `--with-sleep` alone.",
         code(["plastic restore FOLDER SOURCE"]),

@@ -44,5 +44,20 @@ def _lines(result: Dialled) -> list[Table | str]:
         f"checkpoint {format_bytes(result.before_bytes)} -> {format_bytes(result.model_bytes)}"
         f"{asleep}",
         ran_line(result.checked) if result.checked else check_line(None),
+        *_exact(result),
         *result.how_to_run(),
     ]
+
+
+def _exact(result: Dialled) -> list[str]:
+    """Say what became of that which gives back every bit of the source, if it was there."""
+    if result.exact_bytes:
+        size = format_bytes(result.exact_bytes)
+        return [
+            f"exact      {size} beside it: `plastic restore` gives back every bit of the source"
+        ]
+    if result.is_exact_lost:
+        return [
+            "exact      left out with what was cut; --park keeps both, and `plastic restore` exact"
+        ]
+    return []

@@ -5,6 +5,7 @@ Stands on no other room. ``plastic_export`` writes the folders.
 
 from plastic_runtime.dialling.at_load import LoadedSize
 from plastic_runtime.dialling.component_curve import ComponentCurve
+from plastic_runtime.dialling.component_records import DIALLED_FORMATS, component_records
 from plastic_runtime.dialling.manifest import (
     MANIFEST,
     SCHEMA,
@@ -25,6 +26,7 @@ from plastic_runtime.dialling.spending import (
 )
 
 __all__ = [
+    "DIALLED_FORMATS",
     "MANIFEST",
     "SCHEMA",
     "SLEEP",
@@ -40,6 +42,7 @@ __all__ = [
     "cheapest_ranks",
     "check_keep",
     "component_ranks",
+    "component_records",
     "decoded_spectrum",
     "encoded_spectrum",
     "largest_ranks",

@@ -20,6 +20,7 @@ from plastic_core.files import (
     partial_of,
 )
 
+from plastic_runtime.dialling.component_records import component_records
 from plastic_runtime.dialling.folder_sizes import FolderSizes
 from plastic_runtime.dialling.manifest import (
     MANIFEST,
@@ -32,8 +33,6 @@ from plastic_runtime.dialling.spendable import Spendable, component_ranks
 from plastic_runtime.dialling.strips import StoredMatrix, Strip, stored_matrix
 
 Bytes = NDArray[np.uint8]
-FORMATS = ("corrected", "factored")
-"""The formats whose components can be left out."""
 
 
 class FolderComponents(Closing):
@@ -64,19 +63,15 @@ class FolderComponents(Closing):
         self.folder = folder
         check_unheld(partial_of(folder))
         manifest = read_manifest(folder)
-        _check_format(folder, manifest)
+        sleep = [SLEEP] if (folder / SLEEP).is_file() else []
+        records = component_records(folder, manifest, asleep=bool(sleep))
         with ExitStack() as stack:
             names = sorted(path.name for path in folder.glob("model*.safetensors"))
-            sleep = [SLEEP] if (folder / SLEEP).is_file() else []
             files = {name: _opened(folder, name, manifest, stack) for name in [*names, *sleep]}
             self._files = {file.path: file for file in files.values()}
             sleeping = _tensors([files[name] for name in sleep])
             model = _tensors([files[name] for name in names])
-            self.matrices = {
-                r.name: stored_matrix(folder, r, model, sleeping)
-                for r in manifest.matrices.values()
-                if r.rank + (r.parked if sleeping else 0)
-            }
+            self.matrices = {r.name: stored_matrix(folder, r, model, sleeping) for r in records}
             self.sizes = _sizes(folder, manifest, self.matrices, model)
             self._stack = stack.pop_all()
 
@@ -121,13 +116,6 @@ class FolderComponents(Closing):
         return np.ascontiguousarray(items.swapaxes(0, 1)).reshape(strip.length, -1)
 
 
-def _check_format(folder: Path, manifest: Manifest) -> None:
-    if manifest.format not in FORMATS:
-        reason = f"its format {manifest.format!r} has no components that can be left out"
-        remedy = f"the formats {' and '.join(FORMATS)} have: compress into one"
-        raise FormatError.about(folder, reason, remedy)
-
-
 def _opened(folder: Path, name: str, manifest: Manifest, stack: ExitStack) -> OpenFile:
     file = stack.enter_context(open_safetensors(folder / name, home=folder))
     stated = manifest.files.get(name, {}).get("bytes")
@@ -148,9 +136,6 @@ def _sizes(
     matrices: dict[str, StoredMatrix],
     model: dict[str, TensorInfo],
 ) -> FolderSizes:
-    if not matrices:
-        reason = "none of its matrices has components"
-        raise FormatError.about(folder, reason, "compress to a size at which the plan chose ranks")
     records = list(manifest.matrices.values())
     turned = sum(m.record.stored_bytes for m in matrices.values())
     return FolderSizes(
