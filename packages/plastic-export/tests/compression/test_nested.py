@@ -85,6 +85,16 @@ def test_it_is_better_in_the_mean_than_a_plan_of_either_end() -> None:
         costs_within(largest, matrices, sizes)
 
 
+def test_what_has_backbones_keeps_one_however_cheap_factors_seem() -> None:
+    m = offered("m", 1.0, 0.5)
+    bare = tuple(Offer(None, 76 * rank, 1e-6 / rank, rank, 4) for rank in range(4, 33, 4))
+    both = Offered(m.matrix, (*bare, *m.offers))
+    assert plan_bits([both], [3.0])[0].chosen["m"].bits is None
+    assert nested_plan([both], SizeRange(3.0, 3.5)).chosen["m"].bits is not None
+    alone = Offered(m.matrix, (*bare, m.offers[-1]))
+    assert nested_plan([alone], SizeRange(3.0, 3.5)).chosen["m"] in bare
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [

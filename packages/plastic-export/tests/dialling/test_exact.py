@@ -82,7 +82,7 @@ def test_every_bit_comes_back_from_any_size_with_what_is_parked(
         dest = tmp_path / f"{place.name}-{share}"
         result = dial(place, dest, size, park=True, check=False)
         assert result.exact_bytes == (dest / EXACT).stat().st_size
-        assert "for `plastic restore` with every bit" in last_line(result)
+        assert "gives back every bit" in last_line(result)
         check_every_bit(with_biases, dest, tmp_path / f"{dest.name}-dense")
         place = dest
     dial(place, tmp_path / "back", Budget("bits_per_weight", read_bits(exact)), park=True)
@@ -119,7 +119,7 @@ def test_where_components_are_gone_it_is_left_out_and_that_is_said(
     least, most = ends(exact)
     result = dial(exact, tmp_path / "small", Budget("bits_per_weight", (least + most) / 2))
     assert (result.exact_bytes, result.is_exact_lost) == (0, True)
-    assert "left out with what was cut; --park keeps" in last_line(result)
+    assert "left out with what was cut; with --park" in last_line(result)
     assert not (result.dest / EXACT).exists()
     manifest = read_manifest(result.dest)
     assert not manifest.options["exact"]

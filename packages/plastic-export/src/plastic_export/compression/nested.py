@@ -119,11 +119,16 @@ def nested_plan(matrices: Sequence[Offered], sizes: SizeRange) -> BitsPlan:
 
 
 def _families(m: Offered) -> list[_Family]:
-    """Return the families of a matrix: offers with a rank begin at their backbone alone."""
+    """Return the families of a matrix: offers with a rank begin at their backbone alone.
+
+    Factors without a backbone are none where there are backbones: dialled down they lose most of
+    the matrix, far beyond the small errors that prices are true of.
+    """
     plain = {(o.bits, o.group_size): o for o in m.offers if not o.rank}
+    has_backbone = any(o.bits is not None for o in m.offers)
     ranked = dict[tuple[int | None, int, int], list[Offer]]()
     for o in m.offers:
-        if o.rank:
+        if o.rank and (o.bits is not None or not has_backbone):
             key = o.bits, o.group_size, o.factor_bits
             ranked.setdefault(key, []).append(o)
     found = [[o] for o in plain.values()]

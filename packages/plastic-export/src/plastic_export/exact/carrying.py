@@ -42,6 +42,6 @@ def carry_exact(folder: Path, target: Path, moved: Mapping[str, str]) -> dict[st
         with SafetensorsWriter(target / EXACT, specs, {KEY: json.dumps(content)}) as writer:
             for name, info in infos.items():
                 data = file.read(info)
-                digests[name] = hashlib.sha256(data).hexdigest()
+                digests[name] = hashlib.sha256(data.data).hexdigest()
                 writer.write(name, data)
     return digests

@@ -58,6 +58,6 @@ def _exact(result: Dialled) -> list[str]:
         ]
     if result.is_exact_lost:
         return [
-            "exact      left out with what was cut; --park keeps both, and `plastic restore` exact"
+            "exact      left out with what was cut; with --park both stay for `plastic restore`"
         ]
     return []
