@@ -145,7 +145,15 @@ def test_requests_that_cannot_be_meant_are_refused_in_a_line(server: SizeServer)
         assert got == status, (wrong, answer)
         assert said in answer["error"]
         assert "\n" not in answer["error"]
-    assert post(server.url, b"{")[0] == 400
+    for body, said in (
+        (b"{", "JSON"),
+        (b"\xff", "no JSON in UTF-8"),
+        (b"[" * 100_000, "no JSON in UTF-8"),
+        (b'{"prompt": "\\ud800"}', '"prompt" holds half of a character'),
+        (b'{"prompt": "a", "logit_bias": {"5": null}}', "NoneType"),
+    ):
+        got, answer = post(server.url, body)
+        assert (got, said in answer["error"]) == (400, True), answer
     assert post(server.url, good)[0] == 200
 
 

@@ -13,11 +13,8 @@ from plastic_export.serving.generator import SizeGenerator
 from plastic_export.serving.http_server import HttpServer
 from plastic_export.serving.memory_policy import MemoryPolicy
 from plastic_export.serving.metrics import Readings, ServingMetrics
-from plastic_export.serving.prompt_cache import OpenPromptCache, cached_bytes
+from plastic_export.serving.prompt_cache import OpenPromptCache
 from plastic_export.serving.provider import DialProvider
-
-STOCK_CACHES = 10
-"""Prompts that mlx-lm caches where its version has no option for that."""
 
 
 class Assembly:
@@ -39,7 +36,7 @@ class Assembly:
     ) -> None:
         self._metrics = ServingMetrics(self._readings)
         policy = None if memory is None else MemoryPolicy(memory)
-        self._cache = OpenPromptCache(getattr(settings, "prompt_cache_size", STOCK_CACHES))
+        self._cache = OpenPromptCache(settings.prompt_cache_size)
         self.provider = DialProvider(settings, folder, self._metrics, policy, self._cache)
         self._memory_before = None if memory is None else mx.set_memory_limit(memory)
         self._generator = SizeGenerator(self.provider, self._cache, self._metrics)
@@ -86,5 +83,5 @@ class Assembly:
             "memory_active_bytes": ("Memory that arrays take.", mx.get_active_memory()),
             "memory_cache_bytes": ("Memory that MLX keeps for arrays.", mx.get_cache_memory()),
             "memory_peak_bytes": ("The most that arrays took.", mx.get_peak_memory()),
-            "prompt_cache_bytes": ("Bytes of cached prompts.", cached_bytes(self._cache)),
+            "prompt_cache_bytes": ("Bytes of cached prompts.", self._cache.nbytes),
         }

@@ -10,7 +10,6 @@ from typing import Any
 import mlx.core as mx
 
 from plastic_export.serving.memory_policy import MemoryPolicy
-from plastic_export.serving.prompt_cache import cached_bytes
 from plastic_export.serving.provider import DialProvider
 from plastic_export.serving.requests.request_error import RequestError
 from plastic_export.serving.requests.size_names import KEEP
@@ -74,7 +73,7 @@ class Demand:
 
     def _others(self) -> int:
         """Return the bytes that neither weights nor cached prompts take."""
-        used = self._provider.nbytes + cached_bytes(self._prompt_cache)
+        used = self._provider.nbytes + self._prompt_cache.nbytes
         return mx.get_active_memory() - used
 
     def _check(self, keep: float) -> None:

@@ -47,9 +47,16 @@ class SizeGenerator(server.ResponseGenerator):  # type: ignore[misc]  # mlx-lm p
     ) -> tuple[Any, Iterator[Any]]:
         """Have a request answered, as mlx-lm does, and count its tokens by size.
 
-        What ``request.check_client`` raises between two tokens ends it.
+        What ``request.check_client`` raises between two tokens, or two steps of the prompt, ends
+        it.
         """
-        context, tokens = super().generate(request, generation_args, progress_callback)
+
+        def progress(done: int, total: int) -> None:
+            request.check_client()
+            if progress_callback is not None:
+                progress_callback(done, total)
+
+        context, tokens = super().generate(request, generation_args, progress)
         return context, self._counted(tokens, str(generation_args.model.model), request)
 
     def stop_and_join(self) -> None:

@@ -62,6 +62,8 @@ class SizeHandler(server.APIHandler):  # type: ignore[misc]  # mlx-lm publishes 
                 super().do_POST()
         except RequestError as error:
             self._answer_json(error.status, {"error": str(error)})
+        except (UnicodeError, RecursionError) as error:  # of the body, before it is understood
+            self._answer_json(400, {"error": f"the request is no JSON in UTF-8: {brief(error)}"})
         except (ConnectionError, TimeoutError):
             self._status = HUNG_UP
             raise
@@ -86,7 +88,7 @@ class SizeHandler(server.APIHandler):  # type: ignore[misc]  # mlx-lm publishes 
         """
         try:
             super().validate_model_parameters()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RequestError(str(error)) from error
         provider, demand = self.server.provider, self.server.demand
         check_request(self.body, provider.shown.vocabulary)

@@ -25,8 +25,3 @@ class OpenPromptCache(server.LRUPromptCache):  # type: ignore[misc]  # mlx-lm pu
             return None, tokens
         trim_prompt_cache(cache, 1)
         return cache, tokens[-1:]
-
-
-def cached_bytes(prompt_cache: Any) -> int:
-    """Return the bytes of the prompts in mlx-lm's cache; 0 where its version does not say."""
-    return int(getattr(prompt_cache, "nbytes", 0))  # since mlx-lm 0.31

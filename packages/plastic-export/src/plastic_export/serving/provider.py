@@ -62,7 +62,7 @@ class DialProvider(server.ModelProvider):  # type: ignore[misc]  # mlx-lm publis
         super().__init__(settings)
         self._folder, self._metrics, self.policy = folder, metrics, policy
         self._prompt_cache = prompt_cache
-        self._most_cached = getattr(settings, "prompt_cache_bytes", None)  # since mlx-lm 0.31
+        self._most_cached: int | None = settings.prompt_cache_bytes
         self._dial: Dial | None = None
         self._opened = Event()
         self._failure: BaseException | None = None
@@ -151,7 +151,6 @@ class DialProvider(server.ModelProvider):  # type: ignore[misc]  # mlx-lm publis
 
     def _make_room(self, left: int) -> None:
         """Let cached prompts take no more than is left, now and while this size is served."""
-        if hasattr(self._prompt_cache, "trim_to"):  # since mlx-lm 0.31
-            most = left if self._most_cached is None else min(left, self._most_cached)
-            self.cli_args.prompt_cache_bytes = most
-            self._prompt_cache.trim_to(n_bytes=most)
+        most = left if self._most_cached is None else min(left, self._most_cached)
+        self.cli_args.prompt_cache_bytes = most
+        self._prompt_cache.trim_to(n_bytes=most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from plastic_export.model.library import mlx_lm_utils
 from plastic_export.serving.requests.size_names import ListedSize
 from plastic_export.serving.stop_signals import stopping_on_signals
 
-LEAST_MLX_LM = (0, 30)  # whose server hands requests to a thread of its own
+LEAST_MLX_LM = (0, 31, 3)  # whose server generates in a thread with streams of its own
 HOW = "serving needs prometheus_client; install the extra: pip install 'plastic-export[serve]'"
 
 
@@ -45,7 +46,7 @@ class SizeServer(Closing):
         ValueError: If ``memory`` is below what the least size needs, which is named, or
             ``mlx_lm.server`` refuses an option.
         BusyError: If another process is writing the folder.
-        ModuleNotFoundError: If the extra is not installed, or mlx-lm is older than 0.30.
+        ModuleNotFoundError: If the extra is not installed, or mlx-lm is older than 0.31.3.
         OSError: If a file cannot be read, or the address is taken.
 
     Cost:
@@ -69,8 +70,9 @@ class SizeServer(Closing):
         stock: Sequence[str] = (),
     ) -> None:
         mlx_lm_utils()
-        if tuple(map(int, version("mlx-lm").split(".")[:2])) < LEAST_MLX_LM:
-            reason = f"serving needs mlx-lm 0.30 or newer, and {version('mlx-lm')} is installed"
+        if tuple(map(int, re.findall(r"\d+", version("mlx-lm"))[:3])) < LEAST_MLX_LM:
+            least = ".".join(map(str, LEAST_MLX_LM))
+            reason = f"serving needs mlx-lm {least} or newer, and {version('mlx-lm')} is installed"
             raise ModuleNotFoundError(f"{reason}; install a newer one", name="mlx_lm")
         try:
             from plastic_export.serving.assembly import Assembly
