@@ -73,7 +73,7 @@ class Demand:
 
     def _others(self) -> int:
         """Return the bytes that neither weights nor cached prompts take."""
-        used = self._provider.nbytes + self._prompt_cache.nbytes
+        used: int = self._provider.nbytes + self._prompt_cache.nbytes
         return mx.get_active_memory() - used
 
     def _check(self, keep: float) -> None:

@@ -32,14 +32,7 @@ def check_request(body: Mapping[str, Any], vocabulary: int) -> None:
     for field in NOT_SERVED:
         if body.get(field) is not None:
             raise RequestError(f'"{field}" is not served: the model is served alone')
-    for field, value in body.items():
-        if isinstance(value, int | float) and not abs(value) < MOST:  # NaN too
-            raise RequestError(f'"{field}" must be finite and of 63 bits, got {value}')
-    for field in ("max_tokens", "max_completion_tokens"):
-        if (most := body.get(field)) is not None and most < 1:
-            raise RequestError(f'"{field}" must be at least 1, got {most}')
-    if (body.get("seed") or 0) < 0:
-        raise RequestError(f'"seed" must not be negative, got {body["seed"]}')
+    _check_numbers(body)
     _check_prompt(body)
     _check_stop(body.get("stop"))
     top_k = body.get("top_k", 0)
@@ -51,6 +44,17 @@ def check_request(body: Mapping[str, Any], vocabulary: int) -> None:
         if not 0 <= int(token) < vocabulary or not is_finite:
             known = f"numbers by ids of tokens from 0 to {vocabulary - 1}"
             raise RequestError(f'"logit_bias" must be finite {known}, got {token}: {bias}')
+
+
+def _check_numbers(body: Mapping[str, Any]) -> None:
+    for field, value in body.items():
+        if isinstance(value, int | float) and not abs(value) < MOST:  # NaN too
+            raise RequestError(f'"{field}" must be finite and of 63 bits, got {value}')
+    for field in ("max_tokens", "max_completion_tokens"):
+        if (most := body.get(field)) is not None and most < 1:
+            raise RequestError(f'"{field}" must be at least 1, got {most}')
+    if (body.get("seed") or 0) < 0:
+        raise RequestError(f'"seed" must not be negative, got {body["seed"]}')
 
 
 def _check_text(body: Mapping[str, Any]) -> None:
