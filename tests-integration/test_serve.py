@@ -154,6 +154,14 @@ def test_requests_that_cannot_be_meant_are_refused_in_a_line(server: SizeServer)
     ):
         got, answer = post(server.url, body)
         assert (got, said in answer["error"]) == (400, True), answer
+    for stated in ("-5", "99999999999999"):
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as wrong_length:
+            head = f"POST /v1/completions HTTP/1.0\r\nContent-Length: {stated}\r\n\r\n"
+            wrong_length.sendall(head.encode())
+            got_bytes = wrong_length.makefile("rb").read()
+            assert got_bytes.startswith(b"HTTP/1.0 413")
+            assert b"must be from 0 to 67,108,864 bytes" in got_bytes
     assert post(server.url, good)[0] == 200
 
 

@@ -110,3 +110,14 @@ def test_what_has_backbones_keeps_one_however_cheap_factors_seem() -> None:
 def test_what_is_no_range_is_refused(sizes: SizeRange, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         nested_plan([offered("m", 1.0, 0.5)], sizes)
+
+
+@settings(max_examples=20)
+@given(MATRICES, st.floats(2.6, 3.5), st.floats(0.2, 1.0))
+def test_backbones_have_the_bits_of_a_plan_for_one_of_the_sizes(
+    drawn: list[Offered], low: float, width: float
+) -> None:
+    matrices, sizes = named(drawn), SizeRange(low, low + width)
+    plan, alone = nested_plan(matrices, sizes), plan_bits(matrices, sizes.sizes)
+    for name, offer in plan.chosen.items():
+        assert offer.bits in {p.chosen[name].bits for p in alone}

@@ -67,10 +67,11 @@ class _Family(NamedTuple):
 def nested_plan(matrices: Sequence[Offered], sizes: SizeRange) -> BitsPlan:
     """Choose backbones and most ranks so that every size of a range is good.
 
-    What is made small is the mean over the sizes of the cost over that of the plan for that size
-    alone. With a price of bytes for each size, what a family of offers is worth follows from it
-    alone, and `allocate` takes those that fit into the smallest size; the prices are adjusted
-    until the bytes are those of the sizes.
+    Every matrix that can have a backbone has one, with the bits that it has in the plan for one of
+    the sizes alone. What is made small is the mean over the sizes of the cost over that of the plan
+    for that size. With a price of bytes for each size, what a family of offers is worth follows
+    from it alone, and `allocate` takes those that fit into the smallest size; the prices are
+    adjusted until the bytes are those of the sizes.
 
     Args:
         matrices: What each matrix offers.
@@ -97,7 +98,10 @@ def nested_plan(matrices: Sequence[Offered], sizes: SizeRange) -> BitsPlan:
     if budgets[0] < least:
         enough = Budget("bits_per_weight", sizes.low).enough(int(least), totals)
         raise ValueError(f"`range` must begin at {enough} or above, got {sizes}")
-    single = allocate({m.name: _Family.of(m.offers).options() for m in matrices}, budgets)
+    single = allocate({name: _joined(known).options() for name, known in families.items()}, budgets)
+    families = {
+        name: _planned(known, [a.chosen[name] for a in single]) for name, known in families.items()
+    }
     worth = [1 / max(a.cost, np.finfo(float).tiny) for a in single]
     prices = [a.multiplier for a in single]
     best: tuple[float, dict[str, _Family]] | None = None
@@ -136,6 +140,22 @@ def _families(m: Offered) -> list[_Family]:
         alone = [plain[bits, size]] if bits is not None and (bits, size) in plain else []
         found.append(sorted([*alone, *offers], key=lambda o: o.nbytes))
     return [_Family.of(offers) for offers in found]
+
+
+def _joined(known: Sequence[_Family]) -> _Family:
+    """Return all offers of some families, in their order."""
+    return _Family.of([o for family in known for o in family.offers])
+
+
+def _planned(known: Sequence[_Family], chosen: Sequence[int]) -> list[_Family]:
+    """Return the families with the bits of an offer that is chosen among all of theirs.
+
+    Prices are estimates: what no plan for one size takes would be taken where they are furthest
+    off.
+    """
+    offers = _joined(known).offers
+    bits = {offers[place].bits for place in chosen}
+    return [family for family in known if family.offers[0].bits in bits]
 
 
 def _chosen(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent / "page.html"
 HUNG_UP = -1
+LONGEST = 64 * 2**20
+"""Bytes of a request at most, which are held in memory."""
 OUTCOMES = {200: "answered", HUNG_UP: "hung_up"}
 _CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -58,6 +60,7 @@ class SizeHandler(server.APIHandler):  # type: ignore[misc]  # mlx-lm publishes 
         """Answer as mlx-lm does; refuse what it cannot mean in a line."""
         self._status, self.stream = 0, False
         try:
+            self._check_length()
             with ExitStack() as self._admission:
                 super().do_POST()
         except RequestError as error:
@@ -117,6 +120,13 @@ class SizeHandler(server.APIHandler):  # type: ignore[misc]  # mlx-lm publishes 
     def log_message(self, format: str, *args: Any) -> None:
         """Write to the log in the place of standard error."""
         logging.info(format, *args)
+
+    def _check_length(self) -> None:
+        """Refuse a body of no length or a huge one, before it is read."""
+        stated = self.headers.get("Content-Length", "")
+        if stated.lstrip("+-").isdecimal() and not 0 <= int(stated[:19]) <= LONGEST:
+            line = f"Content-Length must be from 0 to {LONGEST:,} bytes, got {stated}"
+            raise RequestError(line, 413)
 
     def _check_client(self) -> None:
         """Raise if the client hung up, which mlx-lm notices only where it streams."""

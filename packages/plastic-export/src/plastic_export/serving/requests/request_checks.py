@@ -9,6 +9,8 @@ from typing import Any
 
 from plastic_export.serving.requests.request_error import RequestError
 
+KINDS = {"role_mapping": dict, "chat_template_kwargs": dict, "tools": list}
+"""Fields that mlx-lm hands to the template of a chat, and what they are."""
 NOT_SERVED = ("adapters", "draft_model")
 """Fields that name another model."""
 MOST = 2**63
@@ -32,6 +34,10 @@ def check_request(body: Mapping[str, Any], vocabulary: int) -> None:
     for field in NOT_SERVED:
         if body.get(field) is not None:
             raise RequestError(f'"{field}" is not served: the model is served alone')
+    for field, kind in KINDS.items():
+        if not isinstance(body.get(field), kind | None):
+            name = "a list" if kind is list else "an object"
+            raise RequestError(f'"{field}" must be {name}')
     _check_numbers(body)
     _check_prompt(body)
     _check_stop(body.get("stop"))
@@ -75,6 +81,8 @@ def _check_prompt(body: Mapping[str, Any]) -> None:
         raise RequestError('"messages" must be a list of objects')
     if not messages:
         raise RequestError('"messages" must hold at least one message')
+    if "messages" in body and not all(isinstance(m.get("role"), str) for m in messages):
+        raise RequestError('"messages" must each have a "role", a string')
 
 
 def _check_stop(stop: Any) -> None:
