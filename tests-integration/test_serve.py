@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,6 +246,23 @@ def test_what_fails_in_generation_ends_alone(
         "it could not be generated: the sampler is broken",
     )
     assert post(server.url, good)[0] == 200
+
+
+def test_a_folder_that_changes_is_no_fault_of_the_request(out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(out, folder)
+    with SizeServer(folder, port=0) as server:
+        least = {"plastic": {"keep": server.sizes[0].keep}}
+        good = {"prompt": "def main(", "max_tokens": 4}
+        _, before = post(server.url, good | least)
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(1000)
+        status, answer = post(server.url, good)
+        assert (status, "it changed" in answer["error"]) == (500, True)
+        status, after = post(server.url, good | least)
+        assert (status, after["choices"]) == (200, before["choices"])
+        chat = {"messages": [{"role": "user", "content": [5]}]}
+        assert post(server.url, chat, "/v1/chat/completions")[0] == 400
 
 
 def test_a_limit_of_memory_turns_the_default_down_and_up(out: Path, no_cache: None) -> None:

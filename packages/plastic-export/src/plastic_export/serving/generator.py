@@ -13,6 +13,7 @@ from mlx_lm import server
 
 from plastic_export.serving.metrics import ServingMetrics
 from plastic_export.serving.provider import DialProvider
+from plastic_export.serving.requests.failed_start import FailedStart
 from plastic_export.serving.requests.sized_queue import SizedQueue
 from plastic_export.serving.thread_end import outlast
 
@@ -49,6 +50,9 @@ class SizeGenerator(server.ResponseGenerator):  # type: ignore[misc]  # mlx-lm p
 
         What ``request.check_client`` raises between two tokens, or two steps of the prompt, ends
         it.
+
+        Raises:
+            FailedStart: If it fails before the first token.
         """
 
         def progress(done: int, total: int) -> None:
@@ -56,7 +60,10 @@ class SizeGenerator(server.ResponseGenerator):  # type: ignore[misc]  # mlx-lm p
             if progress_callback is not None:
                 progress_callback(done, total)
 
-        context, tokens = super().generate(request, generation_args, progress)
+        try:
+            context, tokens = super().generate(request, generation_args, progress)
+        except Exception as error:
+            raise FailedStart(error) from error
         return context, self._counted(tokens, str(generation_args.model.model), request)
 
     def stop_and_join(self) -> None:

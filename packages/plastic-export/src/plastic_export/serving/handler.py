@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_lm import server
 
 from plastic_export.model.library import brief
+from plastic_export.serving.requests.failed_start import FailedStart
 from plastic_export.serving.requests.request_checks import check_request
 from plastic_export.serving.requests.request_error import RequestError
 from plastic_export.serving.requests.size_names import FIELD
@@ -65,6 +66,8 @@ class SizeHandler(server.APIHandler):  # type: ignore[misc]  # mlx-lm publishes 
                 super().do_POST()
         except RequestError as error:
             self._answer_json(error.status, {"error": str(error)})
+        except FailedStart as failed:
+            self._answer_json(failed.status, {"error": brief(failed.cause)})
         except (UnicodeError, RecursionError) as error:  # of the body, before it is understood
             self._answer_json(400, {"error": f"the request is no JSON in UTF-8: {brief(error)}"})
         except (ConnectionError, TimeoutError):
