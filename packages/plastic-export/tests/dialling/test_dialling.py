@@ -117,6 +117,12 @@ def test_model_config_goes_before_the_variable_and_that_before_the_file(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [5, True, [0.9]])
+def test_a_size_that_is_no_entry_is_refused(factored: Path, size: Any) -> None:
+    with pytest.raises(TypeError, match=r'a size is an entry such as \{"fraction": 0\.5\}, got'):
+        stock_load(factored, trust_remote_code=True, model_config={"plastic_dial": size})
+
+
 def test_the_configuration_says_what_was_loaded(corrected: Path) -> None:
     with Dial(loaded(corrected), corrected) as live:
         size = {"bytes": live.least}

@@ -32,8 +32,10 @@ class AskedSize(NamedTuple):
 
         Raises:
             ValueError: If there is another number of entries than one, or of an unknown kind.
-            TypeError: If the value is not a number.
+            TypeError: If it is no such entry, or the value is not a number.
         """
+        if not isinstance(stated, Mapping):
+            raise TypeError(f'a size is an entry such as {{"fraction": 0.5}}, got {stated!r}')
         given = {kind: value for kind, value in stated.items() if value is not None}
         known = ", ".join(f"`{kind}`" for kind in KINDS)
         if len(given) != 1 or not {*given} <= {*KINDS}:
