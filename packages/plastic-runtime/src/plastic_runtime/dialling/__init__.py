@@ -5,7 +5,7 @@ Stands on no other room. ``plastic_export`` writes the folders.
 
 from plastic_runtime.dialling.at_load import LoadedSize
 from plastic_runtime.dialling.component_curve import ComponentCurve
-from plastic_runtime.dialling.component_records import DIALLED_FORMATS, component_records
+from plastic_runtime.dialling.dialled_formats import DIALLED_FORMATS, component_records
 from plastic_runtime.dialling.manifest import (
     MANIFEST,
     SCHEMA,

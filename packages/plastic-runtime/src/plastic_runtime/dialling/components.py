@@ -20,7 +20,7 @@ from plastic_core.files import (
     partial_of,
 )
 
-from plastic_runtime.dialling.component_records import component_records
+from plastic_runtime.dialling.dialled_formats import component_records
 from plastic_runtime.dialling.folder_sizes import FolderSizes
 from plastic_runtime.dialling.manifest import (
     MANIFEST,
