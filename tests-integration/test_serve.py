@@ -248,6 +248,19 @@ def test_what_fails_in_generation_ends_alone(
     assert post(server.url, good)[0] == 200
 
 
+def test_a_folder_may_have_any_name(out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ünï 中 @0.5 %41 'x'"
+    shutil.copytree(out, folder)
+    with SizeServer(folder, port=0) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        name = f"{server.model}@{server.sizes[0].keep:g}"
+        assert server.model == folder.name
+        answer = client.completions.create(model=name, prompt="def main(", max_tokens=2)
+        assert answer.model == name
+        assert client.models.retrieve(name).id == name
+        assert any(name in sample for sample in metrics(server.url))
+
+
 def test_a_folder_that_changes_is_no_fault_of_the_request(out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(out, folder)

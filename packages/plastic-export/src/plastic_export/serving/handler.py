@@ -9,6 +9,7 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mlx_lm import server
 
@@ -112,7 +113,7 @@ class SizeHandler(server.APIHandler):  # type: ignore[misc]  # mlx-lm publishes 
     def handle_models_request(self) -> None:
         """List the sizes, or tell of one."""
         models = self.server.models(self.created)
-        wanted = self.path.partition("?")[0].removeprefix("/v1/models").strip("/")
+        wanted = unquote(self.path.partition("?")[0]).removeprefix("/v1/models").strip("/")
         if not wanted:
             self._answer_json(200, {"object": "list", "data": models})
             return
