@@ -14,6 +14,8 @@ GOOD: tuple[dict[str, Any], ...] = (
     {"prompt": "def ", "stop": None, "top_k": 0, "logit_bias": None},
     {"prompt": "def ", "stop": "end", "top_k": 511, "logit_bias": {"0": -1.5, "511": 2}},
     {"messages": [{"role": "user", "content": "hello"}], "stop": ["a", "b"]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]},
+    {"messages": [{"role": "assistant", "content": None}, {"role": "user"}]},
 )
 BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": ""}, '"prompt" must be a string that is not empty'),
@@ -21,6 +23,8 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": 5}, '"prompt" must be a string'),
     ({"messages": []}, '"messages" must hold at least one'),
     ({"messages": "hello"}, '"messages" must be a list of objects'),
+    ({"messages": [{"role": "user", "content": 5}]}, 'the "content" of "messages" must be'),
+    ({"messages": [{"role": "user", "content": [5]}]}, 'the "content" of "messages" must be'),
     ({"messages": [{"content": "hello"}]}, '"messages" must each have a "role"'),
     ({"messages": [{"role": 5, "content": "hello"}]}, '"messages" must each have a "role"'),
     ({"prompt": "a", "role_mapping": 5}, '"role_mapping" must be an object'),

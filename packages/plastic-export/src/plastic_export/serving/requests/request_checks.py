@@ -76,13 +76,21 @@ def _check_text(body: Mapping[str, Any]) -> None:
 def _check_prompt(body: Mapping[str, Any]) -> None:
     if "prompt" in body and not (isinstance(body["prompt"], str) and body["prompt"]):
         raise RequestError('"prompt" must be a string that is not empty')
-    messages = body.get("messages", [{}])
+    if "messages" in body:
+        _check_messages(body["messages"])
+
+
+def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise RequestError('"messages" must be a list of objects')
     if not messages:
         raise RequestError('"messages" must hold at least one message')
-    if "messages" in body and not all(isinstance(m.get("role"), str) for m in messages):
+    if not all(isinstance(m.get("role"), str) for m in messages):
         raise RequestError('"messages" must each have a "role", a string')
+    for content in (m.get("content") for m in messages):
+        parts = content if isinstance(content, list) else []
+        if not isinstance(content, str | list | None) or any(type(p) is not dict for p in parts):
+            raise RequestError('the "content" of "messages" must be a string or a list of objects')
 
 
 def _check_stop(stop: Any) -> None:
