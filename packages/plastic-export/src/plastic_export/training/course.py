@@ -29,6 +29,8 @@ from plastic_runtime import (
     format_bytes,
     read_losses,
 )
+from plastic_runtime.distributed import Team
+from plastic_runtime.training import AlikeRun, share_of, weighted
 
 from plastic_export.estimate.limits import Say
 from plastic_export.folder.run_files import DIAL, EVENTS, GENERATIONS, LOSSES
@@ -78,7 +80,11 @@ class Listener(Protocol):
 
 
 class Course:
-    """The parts of a run, and what happens to them between two steps."""
+    """The parts of a run, and what happens to them between two steps.
+
+    Of several processes each has all parts, and its share of the rows of every batch. The first one
+    alone reads and writes the folder of the run, changes ranks and decides.
+    """
 
     def __init__(
         self,
@@ -92,12 +98,13 @@ class Course:
         say: Say,
         track: Track,
         listener: Listener | None,
+        team: Team,
     ) -> None:
         from mlx_lm.tuner import trainer
 
         self.trainer = trainer
         self.out, self.model, self.rows, self.training, self.say = out, model, rows, training, say
-        self.known, self.track, self.listener = known, track, listener
+        self.known, self.track, self.listener, self.team = known, track, listener, team
         self.order = ResumableBatches(trainer.iterate_batches, seed=training.seed)
         self.optimizer = training.build_optimizer()
         probed = min(max(PROBE, training.batch), len(rows.train))
@@ -108,7 +115,7 @@ class Course:
             model,
             self.optimizer,
             loss=self.probe_loss,
-            log=EventLog(out / EVENTS),
+            log=EventLog(out / EVENTS if team.leads else None),
             seed=training.seed,
             gauge=GAUGE,
             schedule=schedule,
@@ -116,33 +123,43 @@ class Course:
             max_bytes=None if schedule else training.max_bytes,
             **training.plasticity,
         )
+        self.alike = AlikeRun(team, out, model, self.optimizer, self.manager)
         self.callback = PlasticityCallback(
-            self.manager, accumulation=training.accumulate, wrapped=self
+            self.alike, accumulation=training.accumulate, wrapped=self
         )
         self.generations = Generations(out / GENERATIONS, identity)
         self.best, self.count = BestState(out, identity), count
         self.start = 0
+        self.is_over = False
         self.train_loss: float | None = None
         self.tokens_per_second = 0.0
 
     def go(self) -> int | None:
         """Train from the newest state to the end; return the step of that state."""
         mx.random.seed(self.training.seed)
-        parts = self.model, self.optimizer, self.manager
-        state = self.generations.load(*parts)
+        resumed: int | None = self.team.told(self._taken_up() if self.team.leads else None)
+        self.alike.hand_out()
+        self._judge()
+        step = resumed or 0
+        self.start = self.order.position = self.callback.start = step
+        remaining = self.training.steps - step
+        if remaining > 0 and not self.is_over:
+            with saying_when_interrupted(lambda: ["the same command goes on with it"]):
+                self._train(remaining, evaluated=resumed is not None)
+                if not self.is_over:
+                    self._evaluate(self.training.steps, last=True)
+        return resumed
+
+    def _taken_up(self) -> int | None:
+        """Put the newest state back, and the logs to where it was saved; return its step."""
+        state = self.generations.load(self.model, self.optimizer, self.manager)
         step, sizes = state or (0, _NOTHING)
         _cut_logs(self.out, sizes)
         self.best.go_on()
-        if state:
-            self.say(f"going on from step {step}")
-        self.start = self.order.position = self.callback.start = step
-        remaining = self.training.steps - step
-        if remaining > 0 and not self._is_over():
-            with saying_when_interrupted(lambda: ["the same command goes on with it"]):
-                self._train(remaining, evaluated=state is not None)
-                if not self._is_over():
-                    self._evaluate(self.training.steps, last=True)
-        return step if state else None
+        if state is None:
+            return None
+        self.say(f"going on from step {step}")
+        return step
 
     def finish(self) -> Validated:
         """Put into the model what the adapters are written from; return which state that is."""
@@ -175,14 +192,18 @@ class Course:
         DialFile(limit, found).write(self.out / DIAL)
         return found
 
-    def _is_over(self) -> bool:
-        """Tell whether patience has run out."""
+    def _judge(self) -> None:
+        """Find whether patience has run out: the first process knows."""
         patience = self.training.patience
-        return patience is not None and self.best.validations_since >= patience
+        self.is_over = self.team.told(
+            patience is not None and self.best.validations_since >= patience
+        )
 
     def _train(self, steps: int, *, evaluated: bool) -> None:
         remembering = self._remembering()
         loss = self.trainer.default_loss
+        if self.team.size > 1:
+            loss = weighted(loss)
         with tempfile.TemporaryDirectory() as folder:
             arguments = self.trainer.TrainingArgs(
                 batch_size=self.training.batch,
@@ -254,30 +275,74 @@ class Course:
         for step, batch in zip(steps, self._order(*args, **kwargs), strict=False):
             if step % self.training.interval == 0 and not (evaluated and step == self.start):
                 self._evaluate(step)
-            if self._is_over():
+            if self.is_over:
                 return
             yield (*batch, *remembering.window(step)) if remembering else batch
 
-    def _order(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        return between(self.order(*args, **kwargs))
+    def _order(self, *args: Any, comm_group: Any = None, **kwargs: Any) -> Iterator[Any]:
+        """Yield mlx-lm's batches, or the share that this process has in each of them."""
+        rank, size = self.team.rank, self.team.size
+        for batch in between(self.order(*args, **kwargs)):
+            if size == 1:
+                yield batch
+                continue
+            share = share_of(*batch, rank, size)
+            yield share if kwargs.get("loop", False) else share[:2]
 
     def _evaluate(self, step: int, *, last: bool = False) -> None:
         """Validate, let ranks change unless nothing would follow, and save."""
-        loss = self.validation_loss()
+        loss = self._validated_together()
         _check_finite("validation", loss, step)
+        if self.team.leads:
+            self._put_on_record(step, loss)
+        if not last:
+            self.callback.on_val_loss_report({"iteration": step - self.start, "val_loss": loss})
+        if self.team.leads:
+            sizes = _synced_sizes(self.out)
+            self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
+            self.say(self._line(step, loss))
+        self._judge()
+
+    def _put_on_record(self, step: int, loss: float) -> None:
+        """Log a validation loss, and keep the state if it is the best one that fits."""
         append_loss(self.out / LOSSES, step, "valid", loss)
         if self.listener is not None:
             self.listener.on_val_loss_report({"iteration": step, "val_loss": loss} | self._sizes())
         if self._fits():
             self.best.offer(Validated(step, loss), self.model, self.manager)
-        if not last:
-            self.callback.on_val_loss_report({"iteration": step - self.start, "val_loss": loss})
-        sizes = _synced_sizes(self.out)
-        self.generations.save(step, self.model, self.optimizer, self.manager, extra=sizes)
-        self.say(self._line(step, loss))
 
     def validation_loss(self) -> float:
-        """Return the validation loss of the model as it is, in nats per token."""
+        """Return the validation loss of the model as it is, in nats per token.
+
+        In the first process alone, while the others `answer`: they get its factors before.
+        """
+        self.team.told(True)
+        self._share_factors()
+        return self._validated_together()
+
+    def answer(self) -> None:
+        """Help the first process to validate, in all others, until it is done."""
+        while self.team.told(None):
+            self._share_factors()
+            self._validated_together()
+
+    def done(self) -> None:
+        """Let the others go on, in the first process, once nothing is left to validate."""
+        self.team.told(False)
+
+    def _share_factors(self) -> None:
+        """Give all layers of the run the factors that they have in the first process."""
+        if self.team.size == 1:
+            return
+        layers = find_rank_layers(self.model)
+        told = self.team.told_arrays(
+            {f"{path}.{i}": f for path in layers for i, f in enumerate(layers[path].factors())}
+        )
+        for path, layer in layers.items():
+            layer.set_factors(*(told[f"{path}.{i}"] for i in range(3)))
+
+    def _validated_together(self) -> float:
+        """Return the validation loss, of which every process measures its share."""
         loss: float = self.trainer.evaluate(
             self.model,
             self.rows.valid,
@@ -287,7 +352,7 @@ class Course:
             iterate_batches=self._order,
         )
         self.model.train()
-        return loss
+        return float(self.team.told(loss))
 
     def _fits(self) -> bool:
         """Tell whether the adapters would obey the ceiling."""
@@ -300,6 +365,8 @@ class Course:
         self.train_loss = float(info["train_loss"])
         self.tokens_per_second = float(info["tokens_per_second"])
         _check_finite("training", self.train_loss, step)
+        if not self.team.leads:
+            return
         append_loss(self.out / LOSSES, step, "train", self.train_loss)
         if self.listener is not None:
             self.listener.on_train_loss_report(dict(info))

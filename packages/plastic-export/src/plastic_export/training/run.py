@@ -15,13 +15,10 @@ from pathlib import Path
 import mlx.core as mx
 from plastic_core import RankLayer
 from plastic_core.files import FormatError
-from plastic_runtime import (
-    ByteCount,
-    Track,
-    untracked,
-)
+from plastic_runtime import ByteCount, Track, untracked
+from plastic_runtime.distributed import Team, await_file, check_alike, working_together
 
-from plastic_export.adapters.base_name import name_of_base
+from plastic_export.adapters.base_name import BaseName, name_of_base
 from plastic_export.adapters.half_precision import STORED
 from plastic_export.adapters.reading import read_adapter
 from plastic_export.calibration.overflow import overflows
@@ -31,6 +28,8 @@ from plastic_export.checkpoint.warning import warn_about
 from plastic_export.estimate.learning import foresee_learning
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
+from plastic_export.folder.manifest import together_facts
+from plastic_export.folder.run_files import LOSSES
 from plastic_export.hub.run_card import write_run_card
 from plastic_export.training.adapters import count_run_bytes, least_run_bytes
 from plastic_export.training.best_state import Validated
@@ -40,6 +39,7 @@ from plastic_export.training.forgetting.base_text import BaseText, read_base_tex
 from plastic_export.training.forgetting.dial import DialPoint
 from plastic_export.training.history import History, read_history
 from plastic_export.training.identity import identity_of_run
+from plastic_export.training.joined import STAYS, check_batch, check_rows
 from plastic_export.training.plastic_model import load_plastic_model
 from plastic_export.training.results import write_results
 from plastic_export.training.run_folder import RunFile, claimed
@@ -97,6 +97,7 @@ def train(
     say: Say = lambda line: None,
     track: Track = untracked,
     listener: Listener | None = None,
+    team: Team | None = None,
 ) -> TrainedRun:
     """Fine-tune a checkpoint with a plastic part beside its frozen projections.
 
@@ -124,6 +125,9 @@ def train(
         say: Takes one line about what it will take and one per validation.
         track: Wraps the steps, which are `Noted`: the newest training loss and tokens per second.
         listener: Hears of every loss; one of mlx-lm's callbacks, for example.
+        team: The processes that train together, each with the same arguments, in a folder that all
+            see; by default this one alone. Each takes its share of the rows of every batch, so the
+            run is that of one process up to rounding. It goes on with as many alone.
 
     Returns:
         Where things are and what happened.
@@ -132,7 +136,8 @@ def train(
         FormatError: If the checkpoint, the data or a saved state is damaged, or ``out`` is not
             ours, or of another run: names the difference.
         BusyError: If another process is training there.
-        ValueError: If there is no layer to adapt, the ceiling is too low, or the work does not fit
+        DisagreementError: If processes are not alike, at the start or later.
+        ValueError: If the batch cannot be dealt out to the processes. If there is no layer to adapt, the ceiling is too low, or the work does not fit
             into memory.
         DivergedError: If a loss is NaN or infinite.
         ModuleNotFoundError: If mlx-lm is not installed.
@@ -149,8 +154,23 @@ def train(
         >>> print(result.adapter, result.history.steps)
         NEW/adapters 2
     """
-    out = Path(out)
-    with open_checkpoint(src, revision=revision) as checkpoint:
+    out, team = Path(out), team or Team()
+    check_batch(training.batch, team.size)
+    asked = {
+        "source": str(src),
+        "revision": revision,
+        "data": [str(place) for place in ([data] if isinstance(data, str | os.PathLike) else data)],
+        "training": training.record(),
+        "include": [*include],
+        "exclude": [*exclude],
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+        "base_text": None if base_text is None else str(base_text),
+        "start": None if start is None else str(start),
+    }
+    with (
+        working_together(team, out, together_facts(asked), stays=STAYS),
+        open_checkpoint(src, revision=revision) as checkpoint,
+    ):
         _check_source(checkpoint)
         reader = TokenReader(checkpoint, None if tokenizer is None else Path(tokenizer))
         rows = read_training_data(
@@ -162,13 +182,14 @@ def train(
             validated=training.validated_rows,
             seed=training.seed,
         )
+        check_rows(rows, team.size)
         for each in (rows.train, rows.valid):
             for i in range(len(each)):
                 reader.check(each[i][0])
         overflows(checkpoint.folder, mx.array(rows.train[0][0][: training.window - 1])[None])
         patterns = {"include": include, "exclude": exclude}
         known = read_base_text(reader, training, base_text)
-        _foresee(checkpoint, rows, known, training, memory, say)
+        _foresee(checkpoint, rows, known, training, memory, say, team.size)
         begun = None if start is None else read_adapter(start, base=checkpoint)
         with _quiet():
             model, layers, training, notes = load_plastic_model(
@@ -181,24 +202,72 @@ def train(
             say(note)
         run = RunFile(
             identity=identity_of_run(checkpoint, rows, training, patterns, reader, begun)
-            | known.identity,
+            | known.identity
+            | ({"processes": team.size} if team.size > 1 else {}),
             ranks=ranks_of(layers),
             bytes_awake=count(ranks_of(layers)),
             max_bytes=training.max_bytes,
         )
-        with claimed(out, run), _quiet():
+        check_alike(team, out, {"run": run.identity, "ranks": run.ranks})
+        with claimed(out, run) if team.leads else contextlib.nullcontext(), _quiet():
             course = Course(
-                out, model, rows, known, training, count, run.identity, say, track, listener
+                out, model, rows, known, training, count, run.identity, say, track, listener, team
             )
-            resumed, written = course.go(), course.finish()
-            dial = course.turn_down()
-            _check_size(count(ranks_of(layers)), training)
-            results = write_results(course, layers, base)
-            written = Validated(written.step, results.loss)
-            history = read_history(out)
-            losses = [history.valid[0], (written.step, written.loss)]
-            write_run_card(out, checkpoint, ranks_of(layers), losses)
-        return TrainedRun(out, results.adapter, results.peft, history, written, dial, resumed)
+            resumed = course.go()
+            if not team.leads:
+                course.answer()
+                return _told(team, out, None)
+            done = _finished(course, checkpoint, layers, base, resumed)
+            course.done()
+            return _told(team, out, done)
+
+
+def _finished(
+    course: Course,
+    checkpoint: Checkpoint,
+    layers: Mapping[str, RankLayer],
+    base: BaseName,
+    resumed: int | None,
+) -> TrainedRun:
+    """Write what the run has come to."""
+    out = course.out
+    written = course.finish()
+    dial = course.turn_down()
+    _check_size(course.count(ranks_of(layers)), course.training)
+    results = write_results(course, layers, base)
+    written = Validated(written.step, results.loss)
+    history = read_history(out)
+    losses = [history.valid[0], (written.step, written.loss)]
+    write_run_card(out, checkpoint, ranks_of(layers), losses)
+    return TrainedRun(out, results.adapter, results.peft, history, written, dial, resumed)
+
+
+def _told(team: Team, out: Path, done: TrainedRun | None) -> TrainedRun:
+    """Return in all processes what the first one has done."""
+    if team.size == 1 and done is not None:
+        return done
+    record = (
+        None
+        if done is None
+        else [
+            str(done.adapter.relative_to(out)),
+            str(done.peft.relative_to(out)),
+            [done.written.step, done.written.loss],
+            [list(point) for point in done.dial],
+            done.resumed,
+        ]
+    )
+    adapter, peft, written, dial, resumed = team.told(record)
+    await_file(out / LOSSES)
+    return done or TrainedRun(
+        out,
+        out / adapter,
+        out / peft,
+        read_history(out),
+        Validated(*written),
+        tuple(DialPoint(*point) for point in dial),
+        resumed,
+    )
 
 
 def _foresee(
@@ -208,6 +277,7 @@ def _foresee(
     training: TrainingOptions,
     memory: int | None,
     say: Say,
+    processes: int,
 ) -> None:
     """Tell what the run will take, or refuse it."""
     shape = ModelShape.of(checkpoint)
@@ -221,7 +291,7 @@ def _foresee(
         learnt=training.steps * (training.batch * mean + remembered),
         judged=validations * validated * mean + windows * remembered,
         trained=True,
-        rows=training.batch,
+        rows=training.batch // processes,
         length=max(lengths),
         beside=remembered,
         disk=0,

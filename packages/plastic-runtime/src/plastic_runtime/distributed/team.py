@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
+
+CHUNK = 32 * 2**20
+"""Bytes of one message of many arrays."""
 
 
 class LostConnectionError(RuntimeError):
@@ -68,6 +72,34 @@ class Team:
     def told(self, value: Any) -> Any:
         """Return what the first process calls this with; what the others have does not count."""
         return self.gathered(value if self.leads else None)[0]
+
+    def told_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Return the arrays by name that the first process calls this with, bit for bit.
+
+        Cost:
+            About twice their bytes are sent by every process, and once their bytes of memory.
+        """
+        if self.size == 1:
+            return dict(arrays)
+        kinds = [[name, list(a.shape), str(a.dtype)] for name, a in arrays.items()]
+        kinds = self.told(kinds)
+        dtypes = [getattr(mx, dtype.rpartition(".")[2]) for _, _, dtype in kinds]
+        sizes = [math.prod(kind[1]) * d.size for kind, d in zip(kinds, dtypes, strict=True)]
+        ends = np.cumsum(sizes, dtype=np.int64).tolist()
+        data = np.zeros(sum(sizes), np.uint8)
+        if self.leads:
+            for array, size, end in zip(arrays.values(), sizes, ends, strict=True):
+                data[end - size : end] = np.asarray(array.reshape(-1).view(mx.uint8))
+        for start in range(0, data.size, CHUNK):
+            # Bytes to which all others add 0 arrive as they are; floats would lose the sign of -0.
+            part = mx.array(data[start : start + CHUNK])
+            found = mx.distributed.all_sum(part, group=self._group, stream=self._stream)
+            data[start : start + CHUNK] = self._evaluated(found)
+            self.sent += 2 * (self.size - 1) * part.nbytes // self.size
+        return {
+            name: mx.array(data[end - size : end]).view(dtype).reshape(shape)
+            for (name, shape, _), dtype, size, end in zip(kinds, dtypes, sizes, ends, strict=True)
+        }
 
     def send_record(self, to: int, record: Any) -> None:
         """Send a value, in the types of JSON, to a process that receives one."""

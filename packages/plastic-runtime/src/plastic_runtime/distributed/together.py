@@ -15,7 +15,7 @@ from typing import Any
 from plastic_core.files import FormatError, check_same
 
 from plastic_runtime.distributed.team import LostConnectionError, Team
-from plastic_runtime.distributed.watch import INTERRUPTED, Watch, folder_of
+from plastic_runtime.distributed.watch import INTERRUPTED, STAYS, Watch, folder_of
 
 PATIENCE = 15.0
 """Seconds that a network file system may take to show what another machine has written."""
@@ -35,6 +35,8 @@ def working_together(
     team: Team,
     place: Path,
     facts: Mapping[str, Any],
+    *,
+    stays: str = STAYS,
 ) -> Iterator[None]:
     """Let processes work on one thing: all begin, and all end once the last has.
 
@@ -45,6 +47,7 @@ def working_together(
         team: The processes.
         place: The file or folder that they write, or one of them for all.
         facts: What must be the same in all of them, in the types of JSON.
+        stays: What is to be said of what is finished, where a process is lost.
 
     Raises:
         DisagreementError: In all processes alike, if the folder that holds ``place`` is not the
@@ -60,7 +63,7 @@ def working_together(
         return
     folder = folder_of(Path(os.path.abspath(place)))
     _share(team, folder, place)
-    watch = Watch(folder, team.rank, team.size)
+    watch = Watch(folder, team.rank, team.size, stays=stays)
     try:
         check_alike(team, place, facts)
         yield

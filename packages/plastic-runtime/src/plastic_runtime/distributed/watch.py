@@ -111,6 +111,7 @@ class Watch(Closing):
         folder: The folder of the processes.
         rank: The number of this one.
         size: How many there are.
+        stays: What is to be said of what is finished.
         end: Ends the process with a status.
 
     Note:
@@ -119,9 +120,15 @@ class Watch(Closing):
     """
 
     def __init__(
-        self, folder: Path, rank: int, size: int, *, end: Callable[[int], object] = os._exit
+        self,
+        folder: Path,
+        rank: int,
+        size: int,
+        *,
+        stays: str = STAYS,
+        end: Callable[[int], object] = os._exit,
     ) -> None:
-        self._folder, self._rank, self._end = folder, rank, end
+        self._folder, self._rank, self._stays, self._end = folder, rank, stays, end
         self._own = Pulse.of(rank)
         self._latest: dict[int, tuple[Pulse | None, float]] = {
             other: (None, time.monotonic()) for other in range(size) if other != rank
@@ -197,7 +204,7 @@ class Watch(Closing):
             with suppress(OSError):
                 os.kill(loss.pulse.pid, signal.SIGKILL)
         if prints(self._rank, loss):
-            sys.stderr.write(f"error: {loss.pulse.name} {_said(loss)}; {STAYS}\n")
+            sys.stderr.write(f"error: {loss.pulse.name} {_said(loss)}; {self._stays}\n")
             sys.stderr.flush()
         self._end(loss.status)
 

@@ -161,11 +161,21 @@ class PlasticityManager:
         if schedule is None or step <= self._advanced:
             return []
         self.training_step = step
-        missed = step > schedule.end and self.bytes_awake > schedule.last
-        if not (schedule.due(step) or missed):
+        if not self.is_due(step):
             return []
         self._advanced = step
         return self.reallocate(schedule.budget(step))
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether the schedule asks for a reallocation after ``step`` steps.
+
+        It depends on the schedule and the ranks alone.
+        """
+        schedule = self.schedule
+        if schedule is None:
+            return False
+        missed = step > schedule.end and self.bytes_awake > schedule.last
+        return schedule.due(step) or missed
 
     def reallocate(self, max_bytes: int) -> list[PlasticityEvent]:
         """Keep awake, over all layers, what the loss can least do without in ``max_bytes``.

@@ -4,10 +4,22 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from plastic_runtime.manager.manager import PlasticityManager
+from plastic_runtime.log.events import PlasticityEvent
 
 Info = dict[str, Any]
 Batches = Callable[..., Iterator[Any]]
+
+
+class Changing(Protocol):
+    """What changes ranks: a manager, or what stands for it."""
+
+    training_step: int | None
+
+    def step(self, val_loss: float) -> list[PlasticityEvent]: ...
+
+    def advance(self, step: int) -> list[PlasticityEvent]: ...
+
+    def report(self, why: str) -> PlasticityEvent | None: ...
 
 
 class TrainingCallback(Protocol):
@@ -29,7 +41,7 @@ class PlasticityCallback:
     need nothing more. mlx-lm itself is not imported.
 
     Args:
-        manager: It was given the same model and optimizer as the trainer.
+        manager: A `PlasticityManager` that was given the same model and optimizer as the trainer.
         accumulation: ``TrainingArgs.grad_accumulation_steps``.
         start: Steps that the run had made before, where it goes on (`load_run`): mlx-lm counts
             from 1 again, while the schedule, the events and ``wrapped`` count from its beginning.
@@ -55,7 +67,7 @@ class PlasticityCallback:
 
     def __init__(
         self,
-        manager: PlasticityManager,
+        manager: Changing,
         *,
         accumulation: int = 1,
         start: int = 0,

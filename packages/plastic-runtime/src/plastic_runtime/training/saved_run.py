@@ -64,8 +64,29 @@ def save_run(
         >>> load_run("run.safetensors", model, None, manager), manager.ranks()
         ({'epoch': 3}, {'layers.0': 2})
     """
+    _check_finite(_weights(model))
+    arrays, run = content_of_run(model, optimizer, manager, extra=extra)
+    run["sha256"] = _digest(arrays, run)
+    write_arrays(path, arrays, {KEY: json.dumps(run)})
+    manager.sleep_dict.release()
+
+
+def content_of_run(
+    model: nn.Module,
+    optimizer: optim.Optimizer | None,
+    manager: PlasticityManager,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays of a run as it is, evaluated, and its record: what `put_back` takes.
+
+    Args:
+        model: The model, see `save_run`.
+        optimizer: The optimizer, see `save_run`.
+        manager: The manager, see `save_run`.
+        extra: Whatever else the caller needs, in JSON's types.
+    """
     weights = _weights(model)
-    _check_finite(weights)
     arrays = _prefixed("model", weights) | _prefixed("sleep", manager.sleep_dict.arrays())
     for i, single in enumerate(_singles(optimizer)):
         arrays |= _prefixed(f"optimizer.{i}", dict(tree_flatten(single.state)))
@@ -78,9 +99,7 @@ def save_run(
         "manager": manager.state(),
         "extra": dict(extra or {}),
     }
-    run["sha256"] = _digest(arrays, run)
-    write_arrays(path, arrays, {KEY: json.dumps(run)})
-    manager.sleep_dict.release()
+    return arrays, run
 
 
 def load_run(

@@ -10,6 +10,7 @@ import click
 from click.decorators import FC
 
 from plastic_export.cli.console import Output
+from plastic_export.cli.joined import current_team
 from plastic_export.cli.options import (
     FOLDER,
     exclude_option,
@@ -144,8 +145,9 @@ def train_command(
         start=start,
         memory=memory,
         say=output.say,
-        listener=_listener(report_to, project_name, out),
+        listener=_listener(report_to, project_name, out) if output.leads else None,
         track=output.track,
+        team=current_team(),
     )
     output.show(present_trained(result, src, out))
 
