@@ -286,7 +286,8 @@ class Course:
             if size == 1:
                 yield batch
                 continue
-            share = share_of(*batch, rank, size)
+            rows, lengths = batch
+            share = share_of(rows, lengths, rank, size)
             yield share if kwargs.get("loop", False) else share[:2]
 
     def _evaluate(self, step: int, *, last: bool = False) -> None:

@@ -137,8 +137,8 @@ def train(
             ours, or of another run: names the difference.
         BusyError: If another process is training there.
         DisagreementError: If processes are not alike, at the start or later.
-        ValueError: If the batch cannot be dealt out to the processes. If there is no layer to adapt, the ceiling is too low, or the work does not fit
-            into memory.
+        ValueError: If there is no layer to adapt, the ceiling is too low, the work does not fit
+            into memory, or a batch cannot be dealt out to the processes.
         DivergedError: If a loss is NaN or infinite.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If the system refuses.

@@ -20,7 +20,7 @@ from plastic_runtime.surgery.probe_loss import find_rank_layers
 from plastic_runtime.training.saved_run import content_of_run, put_back
 
 Digests = Mapping[str, str]
-"""SHA-256 of the factors of a layer and of their optimizer state, by path; of the rest by ``""``."""
+"""SHA-256 of the factors and the optimizer state of a layer, by path; of the rest under ``""``."""
 
 
 class AlikeRun:

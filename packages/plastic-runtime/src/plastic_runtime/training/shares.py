@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 Loss = Callable[..., tuple[mx.array, mx.array]]
 """Takes the model and what a batch holds; returns the mean loss of its tokens and their number."""
@@ -71,7 +72,8 @@ def weighted(loss: Loss) -> Loss:
     return of_share
 
 
-def _learnt(lengths: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+def _learnt(lengths: NDArray[Any], width: int) -> NDArray[Any]:
     """Return how many tokens of each row mlx-lm's loss learns: those from the offset to the end."""
     first, last = np.maximum(lengths[:, 0], 1), np.minimum(lengths[:, 1], width - 1)
-    return np.maximum(last - first + 1, 0)
+    learnt: NDArray[Any] = np.maximum(last - first + 1, 0)
+    return learnt
