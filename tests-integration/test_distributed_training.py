@@ -71,8 +71,18 @@ def test_plan_compress_and_train_in_two_processes(
     tmp_path: Path, checkpoint: Path, calibration: Path
 ) -> None:
     plan, base = tmp_path / "plan.json", tmp_path / "base"
-    small = ("--window", 64, "--windows", 8, "--bits", "3,4", "--group-size", 64)
-    words = ("plan", checkpoint, "--calibration", calibration, *small, "--bits-per-weight", 3.5)
+    small = ("--window", 64, "--windows", 40, "--bits", "4", "--group-size", 64)
+    words = (
+        "plan",
+        checkpoint,
+        "--calibration",
+        calibration,
+        *small,
+        "--include",
+        "*.3.mlp.*",
+        "--keep",
+        0.9,
+    )
     assert "write it" in launched(2, *words, "--out", plan).stdout
     assert "run it" in launched(2, "compress", checkpoint, base, "--plan", plan).stdout
 
