@@ -49,14 +49,18 @@ class Processes:
     """The processes of one command, each with words of its own at will; started by hand."""
 
     def __init__(
-        self, folder: Path, *commands: Sequence[object], places: Sequence[Path] = ()
+        self,
+        folder: Path,
+        *commands: Sequence[object],
+        places: Sequence[Path] = (),
+        program: Path = PLASTIC,
     ) -> None:
         ports = free_ports(len(commands))
         hosts = folder / f"hosts-{ports[0]}.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
         self.all = [
             subprocess.Popen(
-                [str(PLASTIC), *map(str, words)],
+                [str(program), *map(str, words)],
                 cwd=places[rank] if places else None,
                 env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
                 stdin=subprocess.DEVNULL,

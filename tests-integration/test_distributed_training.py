@@ -130,19 +130,17 @@ def assert_the_same_bits(run: Path, whole: Path) -> None:
     """What two runs wrote, but for the times that events took."""
     found = [{n: d for n, d in digests(f).items() if n.startswith(NOT_TIMED)} for f in (run, whole)]
     assert found[0] == found[1]
-    changes = [
-        [
-            (e.step, e.layer, e.rank_after)
-            for e in read_events(f / "events.jsonl")
-            if e.action in CHANGES
-        ]
-        for f in (run, whole)
-    ]
+    changes = [changes_of(f) for f in (run, whole)]
     assert changes[0] == changes[1] != []
     for file in (whole / "generations").iterdir():
         arrays, others = (read_run(f / "generations" / file.name)[0] for f in (run, whole))
         assert arrays.keys() == others.keys()
         assert all(bytes(memoryview(arrays[n])) == bytes(memoryview(others[n])) for n in arrays)
+
+
+def changes_of(run: Path) -> list[tuple[int, str, int]]:
+    events = [e for e in read_events(run / "events.jsonl") if e.action in CHANGES]
+    return [(e.step, e.layer, e.rank_after) for e in events]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
@@ -199,3 +197,32 @@ def test_what_cannot_be_dealt_out_or_is_not_alike_is_refused_by_all(
     assert "had run.valid data " in line
     assert "process 1 on " in line
     assert not (tmp_path / "run").exists()
+
+
+def test_growth_shrink_and_waking_are_those_of_one_process_and_of_the_first_alone(
+    tiny: Any, tmp_path: Path
+) -> None:
+    words = [Path(__file__).with_name("planned_training.py"), tiny.base, tiny.data]
+    python = Path(sys.executable)
+    for out, processes in (("one", 1), ("two", 2)):
+        each = [[*words, tmp_path / out]] * processes
+        codes = Processes(tmp_path, *each, program=python).wait()
+        assert codes == ([0] * processes, [])
+    changes = [changes_of(tmp_path / out) for out in ("one", "two")]
+    assert changes[0] == changes[1]
+    logged = read_events(tmp_path / "two" / "events.jsonl")
+    assert {event.action for event in logged} >= {"grow", "shrink", "wake"}
+    losses = [read_losses(tmp_path / out / "losses.jsonl") for out in ("one", "two")]
+    values = [np.array([r.loss for r in records]) for records in losses]
+    assert np.abs(values[0] - values[1]).max() < ROUNDING
+
+
+def test_a_single_other_bit_ends_all_and_names_process_and_layer(tiny: Any, tmp_path: Path) -> None:
+    script, out = Path(__file__).with_name("planned_training.py"), tmp_path / "run"
+    words = [script, tiny.base, tiny.data, out, 8]
+    codes, (line,) = Processes(tmp_path, words, words, program=Path(sys.executable)).wait()
+    assert codes == [2, 2]
+    assert f"{out}: process 1 on {socket.gethostname()} has other numbers than process 0" in line
+    assert "in the layer 'model.layers.1.mlp.up_proj', found after step 8" in line
+    saved = sorted(path.name for path in (out / "generations").iterdir())
+    assert saved == ["step-000000000.safetensors", "step-000000004.safetensors"]
