@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,12 +15,13 @@ BACKENDS = ("ring", "jaccl", "mpi")
 """Those that send to the next process from the CPU; NCCL does not."""
 
 
-def join(environment: Mapping[str, str] = os.environ) -> Team:
+def join(environment: MutableMapping[str, str] = os.environ) -> Team:
     """Return the team of this process; it waits for the others that were started with it.
 
     Args:
         environment: Its variables, as ``mlx.launch`` or ``mpirun`` set them. Without any of theirs
-            it is alone, and so is the one process of ``mlx.launch -n 1``.
+            it is alone, and so is the one process of ``mlx.launch -n 1``, whose variables are
+            removed: the list of hosts is empty, and MLX would fail on it later.
 
     Raises:
         ValueError: If MLX on this platform lacks the backend, or it is one that cannot send to the
@@ -33,6 +34,8 @@ def join(environment: Mapping[str, str] = os.environ) -> Team:
     """
     backend = asked_backend(environment)
     if backend is None:
+        for name in ("MLX_RANK", "MLX_HOSTFILE"):
+            environment.pop(name, None)
         return Team()
     there = [name for name in BACKENDS if mx.distributed.is_available(name)]
     if backend not in there:
