@@ -8,7 +8,7 @@ from functools import cache
 import click
 from plastic_runtime.distributed import Team, join
 
-TOGETHER = ("plan", "compress", "train")
+TOGETHER = ("plan", "compress", "train", "heal")
 """The commands that several processes carry out together."""
 
 

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from plastic_core.files import FormatError, read_header
 from plastic_runtime import Track, untracked
 from plastic_runtime.dialling import MANIFEST, SLEEP
+from plastic_runtime.distributed import STAYS_FOR_AS_MANY, Team, check_alike, working_together
 
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.text import Calibration
@@ -26,8 +27,10 @@ from plastic_export.estimate.model_shape import ModelShape
 from plastic_export.evaluation.output_check import FailedCheckError
 from plastic_export.exact.exactness import EXACT
 from plastic_export.folder.adapter_files import CONFIG, FILE, adapter_of
+from plastic_export.folder.manifest import together_facts
 from plastic_export.folder.output import OutputFolder
 from plastic_export.healing.distillation import ROOM, Distillation, Split, Teacher, parts
+from plastic_export.healing.joined import JoinedTask, check_shares, share_of_split
 from plastic_export.healing.loop import MEASUREMENTS, HealingOptions, HealState, heal_values
 from plastic_export.healing.state import StateFile, heal_identity
 from plastic_export.healing.trainable import TrainedTensor, trainable
@@ -99,6 +102,7 @@ def heal(
     memory: int | None = None,
     say: Say | None = None,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> Healed:
     """Train what is stored in floating point of a compressed checkpoint, and write the result.
 
@@ -127,8 +131,12 @@ def heal(
         memory: Bytes of memory that it may take; by default what the machine has.
         say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps the long loops.
+        team: The processes that heal together, each with the same arguments, in a folder that all
+            see; by default this one alone. The windows of every step are dealt out; the first
+            process alone decides and writes. It goes on with as many alone.
 
     Raises:
+        DisagreementError: If processes are not alike.
         FailedCheckError: If what was written is further from the reference than ``folder`` was;
             nothing is replaced.
         FormatError: If a checkpoint or a text cannot be read, there is nothing to train, the
@@ -153,20 +161,41 @@ def heal(
         >>> result.kl_after <= result.kl_before
         True
     """
-    options = options or HealingOptions()
-    with open_checkpoint(folder) as checkpoint, open_checkpoint(reference) as original:
+    options, team = options or HealingOptions(), team or Team()
+    asked = {
+        "folder": str(folder),
+        "reference": str(reference),
+        "out": None if out is None else str(out),
+        "calibration": {name: str(value) for name, value in asdict(calibration).items()},
+        "options": asdict(options),
+        "force": force,
+        "check": check,
+    }
+    written = Path(folder if out is None else out)
+    with (
+        working_together(team, written, together_facts(asked), stays=STAYS_FOR_AS_MANY),
+        open_checkpoint(folder) as checkpoint,
+        open_checkpoint(reference) as original,
+    ):
         place = _place(checkpoint, original, out, force)
         check_reference(checkpoint, original)
         text = _common_text(checkpoint, original, calibration)
         split = Split.of(len(text.tokens))
+        check_shares(options.batch, split, team.size)
         _foresee(original, text, split, options, memory, say)
+        identity = heal_identity(checkpoint, original, calibration, options)
+        check_alike(team, place.path, {"healing": identity})
         state = StateFile(
             place.path.with_name(f"{place.path.name}.heal.safetensors"),
-            heal_identity(checkpoint, original, calibration, options),
+            identity | ({"processes": team.size} if team.size > 1 else {}),
         )
-        state.load()  # what it refuses is refused before the work
+        if team.leads:
+            state.load()  # what it refuses is refused before the work
         with saying_when_interrupted(state.waiting):
-            end, names = _train(checkpoint, original, text, split, options, state, track)
+            trained = _train(checkpoint, original, text, split, options, state, track, team)
+        if trained is None:
+            return _told(team, None)
+        end, names = trained
         result = _result(place.path, end, split, options, text)
         best = {names[name].tensor: value for name, value in end.best.items()}
         record = calibration.record() | asdict(options) | result.record()
@@ -178,7 +207,17 @@ def heal(
                 kl = _loaded_divergence(target, result, original, text, split)
                 result = replace(result, kl_loaded=kl)
         state.remove()
-    return result
+        return _told(team, result)
+
+
+def _told(team: Team, result: Healed | None) -> Healed:
+    """Return in all processes what the first one has done."""
+    if team.size == 1 and result is not None:
+        return result
+    told = team.told(None if result is None else asdict(result) | {"out": str(result.out)})
+    measured = tuple((step, kl) for step, kl in told["measured"])
+    lists = {"windows": tuple(told["windows"]), "measured": measured}
+    return result or Healed(**told | lists | {"out": Path(told["out"])})
 
 
 def _loaded_divergence(
@@ -282,8 +321,12 @@ def _train(
     options: HealingOptions,
     state: StateFile,
     track: Track,
-) -> tuple[HealState, dict[str, TrainedTensor]]:
-    """Return the end of the training, and every parameter that was trained."""
+    team: Team,
+) -> tuple[HealState, dict[str, TrainedTensor]] | None:
+    """Return the end of the training, and every parameter that was trained.
+
+    In the first process; elsewhere nothing, when it is done.
+    """
     model = load_model(checkpoint.folder)
     names, values = _values(model, checkpoint)
     teacher = Teacher(
@@ -295,9 +338,14 @@ def _train(
         track=track,
     )
     with teacher:
-        task = Distillation(model, list(names), teacher, text.tokens, split)
+        own = share_of_split(split, team)
+        task = Distillation(model, list(names), teacher, text.tokens, own)
+        joined = JoinedTask(team, task, len(own.held_out))
+        if not team.leads:
+            joined.answer()
+            return None
         end = heal_values(
-            task,
+            task if team.size == 1 else joined,
             values,
             len(split.training),
             options,
@@ -305,6 +353,7 @@ def _train(
             store=state,
             track=track,
         )
+        joined.done()
         return end, names
 
 

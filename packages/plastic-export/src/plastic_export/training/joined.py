@@ -6,8 +6,6 @@ import inspect
 
 from plastic_export.training.data.training_data import TrainingData
 
-STAYS = "the newest state stays: the same command goes on from it, with as many processes"
-
 
 def check_batch(batch: int, processes: int) -> None:
     """Refuse a batch that cannot be dealt out, and an mlx-lm that would deal it out by itself.

@@ -16,7 +16,13 @@ import mlx.core as mx
 from plastic_core import RankLayer
 from plastic_core.files import FormatError
 from plastic_runtime import ByteCount, Track, untracked
-from plastic_runtime.distributed import Team, await_file, check_alike, working_together
+from plastic_runtime.distributed import (
+    STAYS_FOR_AS_MANY,
+    Team,
+    await_file,
+    check_alike,
+    working_together,
+)
 
 from plastic_export.adapters.base_name import BaseName, name_of_base
 from plastic_export.adapters.half_precision import STORED
@@ -39,7 +45,7 @@ from plastic_export.training.forgetting.base_text import BaseText, read_base_tex
 from plastic_export.training.forgetting.dial import DialPoint
 from plastic_export.training.history import History, read_history
 from plastic_export.training.identity import identity_of_run
-from plastic_export.training.joined import STAYS, check_batch, check_rows
+from plastic_export.training.joined import check_batch, check_rows
 from plastic_export.training.plastic_model import load_plastic_model
 from plastic_export.training.results import write_results
 from plastic_export.training.run_folder import RunFile, claimed
@@ -168,7 +174,7 @@ def train(
         "start": None if start is None else str(start),
     }
     with (
-        working_together(team, out, together_facts(asked), stays=STAYS),
+        working_together(team, out, together_facts(asked), stays=STAYS_FOR_AS_MANY),
         open_checkpoint(src, revision=revision) as checkpoint,
     ):
         _check_source(checkpoint)

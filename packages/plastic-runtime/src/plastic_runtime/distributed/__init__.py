@@ -13,8 +13,10 @@ from plastic_runtime.distributed.together import (
     check_alike,
     working_together,
 )
+from plastic_runtime.distributed.watch import STAYS_FOR_AS_MANY
 
 __all__ = [
+    "STAYS_FOR_AS_MANY",
     "DisagreementError",
     "LostConnectionError",
     "RunningSum",

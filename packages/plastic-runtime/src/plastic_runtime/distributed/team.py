@@ -101,6 +101,30 @@ class Team:
             for (name, shape, _), dtype, size, end in zip(kinds, dtypes, sizes, ends, strict=True)
         }
 
+    def summed_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Return the sums over all processes of float32 arrays that all have alike, by name.
+
+        For the same number of processes they are the same bits, in all of them.
+
+        Cost:
+            About twice their bytes are sent by every process.
+        """
+        if self.size == 1 or not arrays:
+            return dict(arrays)
+        whole = mx.concatenate([array.reshape(-1) for array in arrays.values()])
+        mx.eval(whole)
+        step, found = CHUNK // 4, list[mx.array]()
+        for start in range(0, whole.size, step):
+            part = whole[start : start + step]
+            total = mx.distributed.all_sum(part, group=self._group, stream=self._stream)
+            self._evaluated(total)
+            found.append(total)
+            self.sent += 2 * (self.size - 1) * part.nbytes // self.size
+        ends = np.cumsum([array.size for array in arrays.values()]).tolist()
+        parts = mx.split(mx.concatenate(found), ends[:-1])
+        shapes = {name: array.shape for name, array in arrays.items()}
+        return {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+
     def send_record(self, to: int, record: Any) -> None:
         """Send a value, in the types of JSON, to a process that receives one."""
         text = np.frombuffer(json.dumps(record).encode(), np.uint8)

@@ -27,6 +27,9 @@ that it then takes for lost (heuristic: a launcher stops all where one has ended
 GRACE = 3.0
 """Seconds that a process which fails gives the others to fail by themselves, of the same cause."""
 STAYS = "what is finished stays: the same command goes on with it, with any number of processes"
+STAYS_FOR_AS_MANY = (
+    "the newest state stays: the same command goes on from it, with as many processes"
+)
 INTERRUPTED = 5
 """Exit status of a run that can be gone on with."""
 

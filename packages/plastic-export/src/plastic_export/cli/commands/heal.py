@@ -8,6 +8,7 @@ import click
 
 from plastic_export.calibration.text import Calibration
 from plastic_export.cli.console import Output
+from plastic_export.cli.joined import current_team
 from plastic_export.cli.options import (
     FOLDER,
     calibration_option,
@@ -88,5 +89,6 @@ def heal_command(
         memory=memory,
         say=output.say,
         track=output.track,
+        team=current_team(),
     )
     output.show(present_healed(result))
