@@ -34,6 +34,7 @@ from plastic_export.format import FORMATS
 T = TypeVar("T")
 
 DATA = Path(__file__).parent / "data" / "stdlib-llama"
+FAULTS = Path(__file__).parents[1] / "tools" / "faults"
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,20 @@ def calibration() -> Path:
 def heldout() -> Path:
     """Text it was not trained on."""
     return DATA / "heldout.txt"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The random Llama and the rows that the tools that cut runs train on; read only."""
+    sys.path.insert(0, str(FAULTS))
+    try:
+        from tinyrun import TinyRun
+    finally:
+        sys.path.remove(str(FAULTS))
+    folder = tmp_path_factory.mktemp("tiny")
+    made = TinyRun(folder / "base", folder / "data")
+    made.write()
+    return made
 
 
 class Once(Protocol):

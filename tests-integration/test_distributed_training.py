@@ -24,24 +24,9 @@ from plastic_runtime.training import read_run
 
 pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="needs the ring")
 
-FAULTS = Path(__file__).parents[1] / "tools" / "faults"
 FEW = ("--steps", 24, "--batch", 4, "--evaluate-every", 4, "--evaluate-batches", 2)
 ROUNDING = 2e-5  # nats: losses of the two runs below differ by 1e-6
 NOT_TIMED = ("adapters", "best", "peft", "losses.jsonl", "plastic-run.json", "plastic-sizes.json")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The random Llama and the rows that the tools that cut runs train on."""
-    sys.path.insert(0, str(FAULTS))
-    try:
-        from tinyrun import TinyRun
-    finally:
-        sys.path.remove(str(FAULTS))
-    folder = tmp_path_factory.mktemp("tiny")
-    made = TinyRun(folder / "base", folder / "data")
-    made.write()
-    return made
 
 
 def training(tiny: Any, out: Path, *more: object) -> list[object]:

@@ -72,20 +72,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The random Llama and the rows that the tools that cut runs train on."""
-    sys.path.insert(0, str(FAULTS))
-    try:
-        from tinyrun import TinyRun
-    finally:
-        sys.path.remove(str(FAULTS))
-    folder = tmp_path_factory.mktemp("tiny")
-    made = TinyRun(folder / "base", folder / "data")
-    made.write()
-    return made
-
-
-@pytest.fixture(scope="module")
 def adapted(
     checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainedRun:
