@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plastic_runtime.distributed import DisagreementError, Team, check_alike, working_together
+from plastic_runtime.distributed import (
+    DisagreementError,
+    LostConnectionError,
+    NotBegunError,
+    Team,
+    check_alike,
+    working_together,
+)
 from plastic_runtime.distributed.watch import folder_of
 
 
@@ -49,3 +56,31 @@ def test_nothing_is_left_of_what_went_well(tmp_path: Path) -> None:
     with working_together(Echo(), place, {}):
         assert sorted(path.name for path in folder_of(place).glob("*.json")) == ["process-0.json"]
     assert list(place.parent.iterdir()) == []
+
+
+class Broken(Echo):
+    """The others have gone."""
+
+    def gathered(self, value: Any) -> list[Any]:
+        raise LostConnectionError("[ring] connection to a peer was lost")
+
+
+def test_a_process_that_ends_before_the_work_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(NotBegunError, match=r"before the work began \(\[ring\] connection .* again"),
+        working_together(Broken(), tmp_path / "plan.json", {}),
+    ):
+        pytest.fail("it began")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_mlx_says_of_a_connection_is_told_from_other_errors() -> None:
+    for team, said, kind in (
+        (Echo(), "[ring] connection to a peer was lost", LostConnectionError),
+        (Echo(), "[matmul] shapes do not fit", RuntimeError),
+        (Team(), "[ring] connection to a peer was lost", RuntimeError),
+    ):
+        with pytest.raises(RuntimeError) as raised, team.connected():
+            raise RuntimeError(said)
+        assert type(raised.value) is kind
+        assert str(raised.value) == said

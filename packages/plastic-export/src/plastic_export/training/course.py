@@ -216,7 +216,11 @@ class Course:
                 grad_accumulation_steps=self.training.accumulate,
                 adapter_file=str(Path(folder, "unused.safetensors")),
             )
-            with contextlib.closing(self._steps(steps)) as numbers, self._checkpointing():
+            with (
+                contextlib.closing(self._steps(steps)) as numbers,
+                self._checkpointing(),
+                self.team.connected(),
+            ):
                 self.trainer.train(
                     self.model,
                     self.optimizer,
@@ -344,14 +348,15 @@ class Course:
 
     def _validated_together(self) -> float:
         """Return the validation loss, of which every process measures its share."""
-        loss: float = self.trainer.evaluate(
-            self.model,
-            self.rows.valid,
-            min(self.training.batch, len(self.rows.valid)),
-            self.training.validated,
-            self.training.window,
-            iterate_batches=self._order,
-        )
+        with self.team.connected():
+            loss: float = self.trainer.evaluate(
+                self.model,
+                self.rows.valid,
+                min(self.training.batch, len(self.rows.valid)),
+                self.training.validated,
+                self.training.window,
+                iterate_batches=self._order,
+            )
         self.model.train()
         return float(self.team.told(loss))
 

@@ -9,6 +9,7 @@ from plastic_runtime.distributed.sums import RunningSum, hand_on, taken_over
 from plastic_runtime.distributed.team import LostConnectionError, Team, of_all
 from plastic_runtime.distributed.together import (
     DisagreementError,
+    NotBegunError,
     await_file,
     check_alike,
     working_together,
@@ -19,6 +20,7 @@ __all__ = [
     "STAYS_FOR_AS_MANY",
     "DisagreementError",
     "LostConnectionError",
+    "NotBegunError",
     "RunningSum",
     "Team",
     "asked_backend",

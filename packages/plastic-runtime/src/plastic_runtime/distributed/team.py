@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +15,10 @@ from numpy.typing import NDArray
 
 CHUNK = 32 * 2**20
 """Bytes of one message of many arrays."""
+
+
+_OF_A_BACKEND = re.compile(r"\[(ring|jaccl|mpi)\]")
+"""The beginning of what MLX says of a connection."""
 
 
 class LostConnectionError(RuntimeError):
@@ -57,6 +63,19 @@ class Team:
     def leads(self) -> bool:
         """Whether this is the process that prints, and writes what there is one of."""
         return self.rank == 0
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Make a `LostConnectionError` of what MLX raises within the block for a lost connection.
+
+        For code that itself sends and receives, such as mlx-lm's trainer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and _OF_A_BACKEND.match(str(error)):
+                raise LostConnectionError(str(error)) from error
+            raise
 
     def gathered(self, value: Any) -> list[Any]:
         """Return what every process calls this with, in their order, in the types of JSON."""

@@ -30,6 +30,15 @@ class DisagreementError(FormatError):
     """
 
 
+class NotBegunError(LostConnectionError):
+    """Another process has ended before the work began: any process may be the one that tells.
+
+    Examples:
+        >>> print(NotBegunError("another process has ended"))
+        another process has ended
+    """
+
+
 @contextmanager
 def working_together(
     team: Team,
@@ -52,6 +61,7 @@ def working_together(
     Raises:
         DisagreementError: In all processes alike, if the folder that holds ``place`` is not the
             same for all, or they differ in ``facts``; it names the first difference and a process.
+        NotBegunError: If a process ends before all have begun.
 
     Examples:
         >>> with working_together(Team(), Path("plan.json"), {"version": 1}):
@@ -62,7 +72,12 @@ def working_together(
         yield
         return
     folder = folder_of(Path(os.path.abspath(place)))
-    _share(team, folder, place)
+    try:
+        _share(team, folder, place)
+    except LostConnectionError as error:
+        _remove(team, folder)
+        reason = f"another process has ended before the work began ({error})"
+        raise NotBegunError(f"{reason}; start the same command again") from error
     watch = Watch(folder, team.rank, team.size, stays=stays)
     try:
         check_alike(team, place, facts)
