@@ -111,8 +111,12 @@ class ModelShape:
     @property
     def products_per_token(self) -> float:
         """Multiplications of one token's way through the blocks and the head, attention apart."""
-        inside = sum(w.entries * self._share(w) for w in self.weights if w.block is not None)
+        inside = self.products_in(w for w in self.weights if w.block is not None)
         return inside + self.vocabulary * self.width
+
+    def products_in(self, weights: Iterable[WeightShape]) -> float:
+        """Return the multiplications of one token with weights that lie in its way."""
+        return sum(w.entries * self._share(w) for w in weights)
 
     @property
     def entries(self) -> int:
