@@ -14,7 +14,7 @@ from plastic_export.compression.planning import check_plan_place, grams_beside
 from plastic_export.compression.selecting import Selected
 from plastic_export.estimate.limits import START
 from plastic_export.estimate.processes import PlanEstimate, estimate_processes
-from plastic_export.estimate.speed import measured_speed
+from plastic_export.estimate.speed import Speed, measured_speed
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.plan.budgets import Budget, stated_budgets
 from plastic_export.plan.choices import Choices
@@ -41,11 +41,12 @@ def estimate_plan(
     memory: int | None = None,
     processes: int = 1,
     gigabits: float = GIGABITS,
+    speed: Speed | None = None,
 ) -> PlanEstimate:
     """Say what `plan_checkpoint` with the same arguments will take; nothing is written.
 
-    Every machine is taken to be as fast as this one, with one process on each, and the model to be
-    a chain of blocks. Refused is what the plan would refuse before its work.
+    One process is taken to be on each machine, and the model to be a chain of blocks. Refused is
+    what the plan would refuse before its work.
 
     Cost: reads headers and the text, builds a pass of one token, and tries this machine for half a
     second.
@@ -67,6 +68,7 @@ def estimate_plan(
         memory: Bytes of memory that each process may take: what needs more is refused.
         processes: How many work together.
         gigabits: Gigabits per second from machine to machine, and to the folder that is shared.
+        speed: Of each machine; by default that of this one, which is tried.
 
     Raises:
         FormatError, ValueError, OSError: As `plan_checkpoint` does before its work, and if there
@@ -98,7 +100,7 @@ def estimate_plan(
         foreseen.announce(memory, None)
     return estimate_processes(
         foreseen.work,
-        measured_speed(),
+        speed or measured_speed(),
         processes=processes,
         gigabits=gigabits,
         start=START,

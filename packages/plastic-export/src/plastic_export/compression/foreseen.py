@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
@@ -34,6 +35,22 @@ _NARROWEST = 256
 _PACKINGS = 18  # bits and group sizes, of which each is rounded for a thorough plan
 
 
+class PlanOptions(TypedDict):
+    """What a plan is asked for.
+
+    Attributes:
+        widest: The longest side of a dense Gram.
+        corrected: Whether corrections are offered.
+        thorough: Whether every matrix is rounded in every way on offer, and run by itself.
+        budgets: How many there are.
+    """
+
+    widest: int
+    corrected: bool
+    thorough: bool
+    budgets: int
+
+
 @dataclass(frozen=True)
 class ForeseenPlan:
     """What a plan will take.
@@ -47,7 +64,8 @@ class ForeseenPlan:
         window: Tokens of a window.
         tokens: Tokens of the calibration; 0 where the Grams are there.
         pulled: Those of them that gradients are taken of.
-        rows: Windows of a batch.
+        rows: Windows of a pass, logits and all.
+        batch: Windows of a batch of the calibration.
         groups: The matrices of every group that are rounded in full.
         repeated: How many times as often as usual.
         corrected: Whether corrections are offered.
@@ -63,6 +81,7 @@ class ForeseenPlan:
     tokens: int
     pulled: int
     rows: int
+    batch: int
     groups: Sequence[Sequence[WeightShape]]
     repeated: int
     corrected: bool
@@ -75,48 +94,71 @@ class ForeseenPlan:
         wanted: Sequence[Candidate],
         calibration: Calibration,
         *,
-        widest: int,
-        corrected: bool,
-        thorough: bool,
         is_calibrated: bool,
-        budgets: int,
+        **options: Unpack[PlanOptions],
     ) -> ForeseenPlan:
-        """Foresee a plan.
+        """Foresee a plan of a checkpoint.
 
         Args:
             checkpoint: The open source.
             wanted: The matrices that are planned.
             calibration: The text and how much of it.
-            widest: The longest side of a dense Gram.
-            corrected: Whether corrections are offered.
-            thorough: Whether every matrix is rounded in every way on offer, and run by itself.
             is_calibrated: Whether the Grams are there already.
-            budgets: How many there are.
+            options: What else is asked for.
 
         Raises:
             ValueError: If the text is shorter than one window.
         """
-        shape, planned = ModelShape.of(checkpoint), _shapes(wanted)
-        windows = len(calibration.all_tokens(checkpoint))
-        tokens = min(calibration.windows, windows) * calibration.window
+        windows = min(calibration.windows, len(calibration.all_tokens(checkpoint)))
+        return cls.of_sizes(
+            ModelShape.of(checkpoint),
+            wanted,
+            shared_inputs(checkpoint, [m.name for m in wanted]),
+            window=calibration.window,
+            windows=0 if is_calibrated else windows,
+            **options,
+        )
+
+    @classmethod
+    def of_sizes(
+        cls,
+        shape: ModelShape,
+        wanted: Sequence[Candidate],
+        shared: Mapping[str, str],
+        *,
+        window: int,
+        windows: int,
+        **options: Unpack[PlanOptions],
+    ) -> ForeseenPlan:
+        """Foresee a plan of a model of which the sizes are known.
+
+        Args:
+            shape: The model.
+            wanted: The matrices that are planned.
+            shared: By name of a matrix, the first one which the same array enters.
+            window: Tokens of a window of the calibration.
+            windows: How many of them; 0 where the Grams are there.
+            options: What else is asked for.
+        """
+        planned, tokens, widest = _shapes(wanted), window * windows, options["widest"]
         dense = (w.outputs for w in planned if w.outputs <= widest)
         routed = any(w.matrices > 1 for w in planned)
-        pulled = pulled_tokens(tokens, max(dense, default=0), routed)
-        groups = [[m] for m in wanted] if thorough else alike(wanted)
+        groups = [[m] for m in wanted] if options["thorough"] else alike(wanted)
         return cls(
             shape,
             planned,
             frozenset(m.name for m in wanted if m.kind == "embedding"),
-            shared_inputs(checkpoint, [m.name for m in wanted]),
+            shared,
             widest,
-            calibration.window,
-            0 if is_calibrated else tokens,
-            0 if is_calibrated else pulled,
-            rows_at_a_time(calibration.window, shape.longest_activation),
+            window,
+            tokens,
+            pulled_tokens(tokens, max(dense, default=0), routed),
+            rows_at_a_time(window, shape.longest_activation),
+            rows_at_a_time(window, shape.longest_in_blocks),
             [_shapes(samples_of(group)) for group in groups],
-            _PACKINGS // SAMPLED if thorough else 1,
-            corrected,
-            budgets,
+            _PACKINGS // SAMPLED if options["thorough"] else 1,
+            options["corrected"],
+            options["budgets"],
         )
 
     @property
@@ -127,7 +169,7 @@ class ForeseenPlan:
             Calibrated(self.planned, self.embeddings, self.shared, self.widest),
             tokens=self.tokens,
             pulled=self.pulled,
-            batches=-(-self.tokens // (self.window * self.rows)),
+            batches=-(-self.tokens // (self.window * self.batch)),
             groups=self.groups,
             repeated=self.repeated,
             probed=PROBED_TOKENS,

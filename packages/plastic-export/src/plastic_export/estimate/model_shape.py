@@ -109,6 +109,13 @@ class ModelShape:
         return max(self.vocabulary, *sides, 1)
 
     @property
+    def longest_in_blocks(self) -> int:
+        """Entries per token of the widest activation within the blocks, of all experts used."""
+        inside = [w for w in self.weights if w.block is not None] or self.weights
+        used = (max(1, round(w.matrices * self.active)) for w in inside)
+        return max([max(w.outputs, w.inputs) * n for w, n in zip(inside, used, strict=True)] or [1])
+
+    @property
     def products_per_token(self) -> float:
         """Multiplications of one token's way through the blocks and the head, attention apart."""
         inside = self.products_in(w for w in self.weights if w.block is not None)

@@ -53,11 +53,12 @@ class PlanWork:
     def alone(self) -> Work:
         """Return all of it, for one process."""
         parts = [part.work + part.own for part in self.parts]
-        dealt = [w for d in self._dealt for w in (d.own, *d.pieces)]
-        return sum([*parts, *dealt], self.opening)
+        pieces = [w for one in self.dealt for w in (one.own, *one.pieces)]
+        return sum([*parts, *pieces], self.opening)
 
     @property
-    def _dealt(self) -> tuple[DealtWork, ...]:
+    def dealt(self) -> tuple[DealtWork, ...]:
+        """Return what is dealt out, in its order."""
         return self.priced, self.measured, self.tried
 
 
@@ -190,8 +191,8 @@ def estimate_processes(
     found = _Timing.of(work, speed, processes, network)
     quickly = _Timing.of(work, speed, processes, network._replace(sums=0.0))
     ideal = _Timing.of(work, speed, processes, Network(0.0, 0.0))
-    dealt_out = work.priced, work.measured, work.tried
-    repeated = sum((w.own for w in (*work.parts, *dealt_out)), work.opening)
+    own = [part.own for part in work.parts] + [one.own for one in work.dealt]
+    repeated = sum(own, work.opening)
     losses = {
         SUMS: found.seconds - quickly.seconds,
         FOLDER: quickly.seconds - ideal.seconds,
@@ -238,7 +239,7 @@ class _Timing(NamedTuple):
         ]
         sending = [part.handed * network.sums for part in work.parts]
         hands, read = list[list[float]](), list[list[float]]()
-        for one in (work.priced, work.measured, work.tried):
+        for one in work.dealt:
             numbers = dealt(one.costs, processes)[::-1]
             read.append([sum(one.read[i] for i in hand) for hand in numbers])
             hands.append(
