@@ -129,6 +129,7 @@ def joined_process(settings: dict[str, Any]) -> None:
         "sent": meter.sent,
         "grams": grams.stat().st_size,
         "predicted": predicted_seconds(predicted),
+        "phases": predicted.phases,
         "predicted_sent": max(machine.sends for machine in predicted.machines),
         "digest": hashlib.sha256(file.read_bytes() + grams.read_bytes()).hexdigest()[:12],
     }

@@ -39,7 +39,7 @@ def working_together(
     """Let processes work on one thing: all begin, and all end once the last has.
 
     Where one of them dies, hangs or raises, the others end too; see `Watch`. A process alone works
-    as without this.
+    as without this, and removes what several that were cut have left to say.
 
     Args:
         team: The processes.
@@ -55,10 +55,11 @@ def working_together(
         ...     print("working")
         working
     """
+    folder = folder_of(Path(os.path.abspath(place)))
     if team.size == 1:
         yield
+        shutil.rmtree(folder, ignore_errors=True)  # of several that were cut, and gone on from
         return
-    folder = folder_of(Path(os.path.abspath(place)))
     _share(team, folder, place)
     watch = Watch(folder, team.rank, team.size)
     try:
