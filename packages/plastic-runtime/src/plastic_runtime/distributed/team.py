@@ -59,11 +59,17 @@ class Team:
         if self.size == 1:
             return [value]
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        lengths = self._gathered(np.array([text.size], np.int32))
-        padded = np.zeros(lengths.max(), np.uint8)
-        padded[: text.size] = text
+        return [json.loads(found.tobytes()) for found in self.gathered_arrays(text)]
+
+    def gathered_arrays(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the flat arrays, of one type and of any lengths, that all call this with."""
+        if self.size == 1:
+            return [values]
+        lengths = self._gathered(np.array([values.size], np.int32))
+        padded = np.zeros(max(1, lengths.max()), values.dtype)
+        padded[: values.size] = values
         rows = self._gathered(padded).reshape(self.size, -1)
-        return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+        return [row[:n] for row, n in zip(rows, lengths, strict=True)]
 
     def told(self, value: Any) -> Any:
         """Return what the first process calls this with; what the others have does not count."""
