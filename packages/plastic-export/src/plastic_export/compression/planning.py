@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from plastic_core.files import FormatError, sha256_file
 from plastic_runtime import GramFile, Track, untracked
-from plastic_runtime.distributed import Team, check_alike, dealt, working_together
+from plastic_runtime.distributed import Team, check_alike, working_together
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.loss_grams import measure_loss_grams
@@ -190,7 +190,7 @@ def plan_checkpoint(
             """Return the plans, tried, and what is left beside the matrices that were priced."""
             fewer = len(offered) < len(wanted)
             rest = Remainder.of(traced, [m.matrix for m in offered]) if fewer else left
-            return rest, _spent(rest, offered, stated, target, trial, track, team)
+            return rest, _spent(rest, offered, stated, target, trial, track)
 
         measured = _priced(
             traced,
@@ -336,7 +336,7 @@ def _priced(
                 track=track,
                 team=team,
             )
-            left, plans = spend(offered, PlanTrial(source, grams, offered, probe, journal))
+            left, plans = spend(offered, PlanTrial(source, grams, offered, probe, journal, team))
         return _Priced(offered, left, plans, digest, unreached, unmeasured)
 
 
@@ -383,7 +383,6 @@ def _spent(
     format: Format,
     trial: PlanTrial,
     track: Track,
-    team: Team,
 ) -> Plans:
     """Return the plan of every budget."""
     left_bytes, overhead = left.nbytes + left.header_bytes, overhead_of(left, format)
@@ -391,16 +390,9 @@ def _spent(
         offered, budgets, left_bytes=left_bytes, one_rank=format.one_rank, overhead=overhead
     )
 
-    def tried(numbers: Sequence[int]) -> Plans:
-        some = [plans[number] for number in numbers], [budgets[number] for number in numbers]
-        return tried_plans(
-            *some, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
-        )
-
-    if team.size > 1:
-        tried(dealt([1.0] * len(plans), team.size)[team.rank])
-        trial.exchange(team)
-    return tried(range(len(plans)))
+    return tried_plans(
+        plans, budgets, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
+    )
 
 
 def check_plan_place(file: Path, force: bool) -> None:

@@ -88,10 +88,17 @@ class Team:
 
     def send_array(self, to: int, values: NDArray[Any]) -> None:
         """Send a flat array to a process that receives one of its size and type."""
+        self._evaluated(self._sent(to, values))
+
+    def post_array(self, to: int, values: NDArray[Any]) -> None:
+        """Send one as `send_array` does, without waiting until it is received."""
+        mx.async_eval(self._sent(to, values))  # type: ignore[no-untyped-call]
+
+    def _sent(self, to: int, values: NDArray[Any]) -> mx.array:
         self._check_others()
-        data = mx.array(values.view(np.uint8))
-        self._evaluated(mx.distributed.send(data, to, group=self._group, stream=self._stream))
         self.sent += values.nbytes
+        data = mx.array(values.view(np.uint8))
+        return mx.distributed.send(data, to, group=self._group, stream=self._stream)
 
     def received_array(self, of: int, count: int, dtype: Any) -> NDArray[Any]:
         """Return the next array that a process sends; it is to be read alone."""
