@@ -7,11 +7,13 @@ from plastic_export.estimate.parts import Part
 from plastic_export.estimate.processes import (
     FILLING,
     FOLDER,
+    IN_A_ROW,
     REPEATED,
     SUMS,
     UNEVEN,
     DealtWork,
     PlanWork,
+    TriedWork,
     estimate_processes,
 )
 from plastic_export.estimate.speed import Speed, Work
@@ -19,6 +21,7 @@ from plastic_export.estimate.speed import Speed, Work
 SPEED = Speed(1.0, 1.0, 1.0, 1.0)
 FAST = 1e9  # Gbit/s
 NOTHING = DealtWork([], [], [])
+UNTRIED = TriedWork(0, Work(), [], Work(), 0, [])
 
 
 def seconds(s: float) -> Work:
@@ -32,9 +35,10 @@ def plan(
     handed: int = 0,
     spooled: float = 0.0,
     priced: DealtWork = NOTHING,
+    tried: TriedWork = UNTRIED,
 ) -> PlanWork:
     part = Part(seconds(8.0), Work(), handed, spooled)
-    return PlanWork(seconds(opening), [part] * parts, 8, priced, NOTHING, NOTHING)
+    return PlanWork(seconds(opening), [part] * parts, 8, priced, NOTHING, tried)
 
 
 def test_a_process_alone_loses_nothing() -> None:
@@ -89,6 +93,18 @@ def test_pieces_are_dealt_out_as_the_plan_deals_them_out() -> None:
     many = DealtWork([3.0, 5.0, 4.0], [seconds(3), seconds(5), seconds(4)], [1.0, 1.0, 1.0])
     found = estimate_processes(plan(0, priced=many), SPEED, processes=2, gigabits=FAST)
     assert found.seconds == 7
+
+
+def test_blocks_of_a_trial_are_taken_in_turn_and_run_in_a_row() -> None:
+    blocks = [seconds(4)] * 5
+    tried = TriedWork(2, seconds(1), blocks, seconds(3), 0, [0.0] * 5)
+    alone, two = (
+        estimate_processes(plan(0, tried=tried), SPEED, processes=n, gigabits=FAST) for n in (1, 2)
+    )
+    assert alone.seconds == 2 * (1 + 5 * 4 + 3)
+    assert two.seconds == 2 * (1 + 3 * 4 + 3)
+    assert two.losses[IN_A_ROW] == 2 * 3 / 2
+    assert two.losses[REPEATED] == 2 * 1 / 2
 
 
 def test_more_processes_than_batches_are_refused_as_the_plan_would() -> None:

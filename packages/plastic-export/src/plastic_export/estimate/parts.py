@@ -13,7 +13,7 @@ from plastic_export.estimate.phases import FORWARD, LOGIT, PULLING, READING
 from plastic_export.estimate.speed import Work
 
 _FLOAT = 4  # bytes of an entry of a sum, and of what enters a block
-_TRIALS = 4  # runs of a model, or of a block, that show how it is to be run
+_TRIALS = 3  # runs of a model that show whether it is a chain
 _TRIAL = 32  # tokens of each
 
 
@@ -111,7 +111,7 @@ def calibration_parts(
         Part(
             _passed(shape, weights, pulled).times(PULLING)
             + _summed(calibrated, calibrated.within(block), 0.0, pulled),
-            _read(weights) + _tried(shape, weights),
+            _read(weights) + _passed(shape, weights, _TRIAL).times(2 * PULLING),
             _output_bytes(calibrated, calibrated.within(block)),
             3 * entering * pulled,
         )
@@ -127,8 +127,13 @@ def calibration_parts(
 
 
 def opening_work(shape: ModelShape) -> Work:
-    """Return the work of each process before the first part: all is read, digested and tried."""
+    """Return the work of each process before the first part: all is digested, and tried."""
     digested = Work(entries=DIGESTED_BYTE * shape.nbytes)
+    inside = [w for w in shape.weights if w.block is not None]
+    return digested + (_passed(shape, inside, _TRIAL) + _read(shape.weights)).times(_TRIALS)
+
+
+DIGESTED_BYTE * shape.nbytes)
     return digested + _tried(shape, shape.weights) + _read(shape.weights)
 
 
@@ -205,9 +210,3 @@ def _passed(shape: ModelShape, weights: Iterable[WeightShape], tokens: float) ->
 
 def _read(weights: Iterable[WeightShape]) -> Work:
     return Work(entries=READING * entries_of(weights))
-
-
-def _tried(shape: ModelShape, weights: Sequence[WeightShape]) -> Work:
-    """Return the work of a few short runs of some weights."""
-    inside = [w for w in weights if w.block is not None]
-    return (_passed(shape, inside, _TRIAL) + _read(weights)).times(_TRIALS)

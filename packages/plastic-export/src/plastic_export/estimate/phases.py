@@ -93,12 +93,12 @@ def measured_work(
     return rounded + forward_work(shape, tokens).times(PROBES)
 
 
-def tried_work(
-    shape: ModelShape, weights: Iterable[WeightShape], tokens: float, widest: int
-) -> Work:
-    """Return the work of trying a plan: the expected errors of all matrices, and a run."""
-    spread = sum((_spread(w, widest) for w in weights), Work())
-    return spread + forward_work(shape, tokens).times(CHANGED)
+def spread_work(w: WeightShape, widest: int) -> Work:
+    """Return the work of an expected error: both Grams factored, and solved for."""
+    sides = _dense_sides(w, widest)
+    roots = ROOT * w.matrices * sum(side**3 for side in sides)
+    spread = SPREADING * w.entries * sum(sides)
+    return Work(products=spread, doubles=roots, entries=READING * w.entries)
 
 
 def writing_work(
@@ -126,14 +126,6 @@ def _priced(w: WeightShape, widest: int) -> Work:
     sides = _dense_sides(w, widest)
     roots = ROOT * w.matrices * sum(side**3 for side in sides)
     return Work(doubles=roots, entries=PRICED_ENTRY * w.entries)
-
-
-def _spread(w: WeightShape, widest: int) -> Work:
-    """Return the work of an expected error: both Grams factored, and solved for."""
-    sides = _dense_sides(w, widest)
-    roots = ROOT * w.matrices * sum(side**3 for side in sides)
-    spread = SPREADING * w.entries * sum(sides)
-    return Work(products=spread, doubles=roots, entries=READING * w.entries)
 
 
 def _rounded(w: WeightShape, widest: int) -> Work:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from plastic_export.estimate.model_shape import ModelShape, WeightShape
 from plastic_export.estimate.parts import Calibrated, calibration_parts, opening_work
 from plastic_export.estimate.phases import (
+    CHANGED,
     counted_work,
     forward_work,
     measured_work,
     priced_work,
-    tried_work,
+    spread_work,
 )
-from plastic_export.estimate.processes import DealtWork, PlanWork
+from plastic_export.estimate.processes import DealtWork, PlanWork, TriedWork
 from plastic_export.estimate.speed import Work
 
 
@@ -61,7 +62,7 @@ def planning_work(
         ...     tried=2,
         ...     trial=64,
         ... )
-        >>> len(work.parts), len(work.priced.pieces), len(work.tried.pieces)
+        >>> len(work.parts), len(work.priced.pieces), work.tried.plans
         (0, 16, 2)
     """
     weights, widest = calibrated.planned, calibrated.widest
@@ -79,10 +80,28 @@ def planning_work(
             [sum(2.0 * (w.outputs**2 + w.inputs**2) for w in g) for g in groups],
             forward_work(shape, trial),
         ),
-        DealtWork(
-            [1.0] * tried,
-            [tried_work(shape, weights, trial, widest)] * tried,
-            [sum(grams)] * tried,
-            Work(),
-        ),
+        _tried(shape, weights, grams, widest, plans=tried, tokens=trial),
+    )
+
+
+def _tried(
+    shape: ModelShape,
+    weights: Sequence[WeightShape],
+    grams: Sequence[float],
+    widest: int,
+    *,
+    plans: int,
+    tokens: int,
+) -> TriedWork:
+    """Return the work of trying plans, by the blocks that the matrices are in."""
+    blocks, read, own = dict[str, Work](), dict[str, float](), Work()
+    for w, nbytes in zip(weights, grams, strict=True):
+        if w.block is None:
+            own += spread_work(w, widest)
+            continue
+        blocks[w.block] = blocks.get(w.block, Work()) + spread_work(w, widest)
+        read[w.block] = read.get(w.block, 0.0) + nbytes
+    run = forward_work(shape, tokens).times(CHANGED)
+    return TriedWork(
+        plans, own, [*blocks.values()], run, 4 * tokens * shape.width, [*read.values()]
     )

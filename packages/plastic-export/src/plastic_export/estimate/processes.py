@@ -29,6 +29,31 @@ class DealtWork(NamedTuple):
     own: Work = Work()
 
 
+class TriedWork(NamedTuple):
+    """Plans tried as a whole, one after the other: blocks are taken in turn, and run in a row.
+
+    Attributes:
+        plans: How many.
+        own: Work of every process for each: what is outside the blocks.
+        blocks: The work of each block before it runs.
+        run: The work of running all blocks, one process after the other.
+        passed: Bytes that go from each block to the next.
+        read: Bytes of Grams that each block reads in the folder that is shared.
+    """
+
+    plans: int
+    own: Work
+    blocks: Sequence[Work]
+    run: Work
+    passed: int
+    read: Sequence[float]
+
+    @property
+    def alone(self) -> Work:
+        """Return all of it, for one process."""
+        return sum(self.blocks, self.own + self.run).times(self.plans)
+
+
 @dataclass(frozen=True)
 class PlanWork:
     """The work of a plan.
@@ -47,19 +72,25 @@ class PlanWork:
     batches: int
     priced: DealtWork
     measured: DealtWork
-    tried: DealtWork
+    tried: TriedWork
 
     @property
     def alone(self) -> Work:
         """Return all of it, for one process."""
         parts = [part.work + part.own for part in self.parts]
         pieces = [w for one in self.dealt for w in (one.own, *one.pieces)]
-        return sum([*parts, *pieces], self.opening)
+        return sum([*parts, *pieces, self.tried.alone], self.opening)
+
+    @property
+    def repeated(self) -> Work:
+        """Return what every process does, however many there are."""
+        own = [part.own for part in self.parts] + [one.own for one in self.dealt]
+        return sum([*own, self.tried.own.times(self.tried.plans)], self.opening)
 
     @property
     def dealt(self) -> tuple[DealtWork, ...]:
         """Return what is dealt out, in its order."""
-        return self.priced, self.measured, self.tried
+        return self.priced, self.measured
 
 
 class MachineEstimate(NamedTuple):
@@ -124,6 +155,7 @@ SUMS, FOLDER = "handing on sums", "the folder that is shared"
 FILLING = "waiting for the longest part"
 REPEATED = "what every process does by itself"
 UNEVEN = "pieces that cannot be dealt out evenly"
+IN_A_ROW = "running one block after the other to try a plan"
 
 
 class Network(NamedTuple):
@@ -175,9 +207,9 @@ def estimate_processes(
         ValueError: If there are more processes than batches of the text.
 
     Examples:
-        >>> nothing = DealtWork([], [], [])
+        >>> nothing, untried = DealtWork([], [], []), TriedWork(0, Work(), [], Work(), 0, [])
         >>> parts = [Part(Work(products=4e9), Work(), handed=10**9, spooled=0.0)]
-        >>> work = PlanWork(Work(), parts, 8, nothing, nothing, nothing)
+        >>> work = PlanWork(Work(), parts, 8, nothing, nothing, untried)
         >>> found = estimate_processes(work, Speed(1e9, 1e9, 1e9, 1e9), processes=2, gigabits=1.0)
         >>> found.seconds, found.bottleneck, found.machines[1].sends
         (12.0, 'handing on sums', 1000000000)
@@ -191,14 +223,13 @@ def estimate_processes(
     found = _Timing.of(work, speed, processes, network)
     quickly = _Timing.of(work, speed, processes, network._replace(sums=0.0))
     ideal = _Timing.of(work, speed, processes, Network(0.0, 0.0))
-    own = [part.own for part in work.parts] + [one.own for one in work.dealt]
-    repeated = sum(own, work.opening)
     losses = {
         SUMS: found.seconds - quickly.seconds,
         FOLDER: quickly.seconds - ideal.seconds,
         FILLING: ideal.calibration.seconds - ideal.mean_calibration,
-        REPEATED: (start + repeated.seconds(speed)) * (1 - 1 / processes),
+        REPEATED: (start + work.repeated.seconds(speed)) * (1 - 1 / processes),
         UNEVEN: sum(max(hands) - sum(hands) / processes for hands in ideal.hands),
+        IN_A_ROW: work.tried.run.times(work.tried.plans).seconds(speed) * (1 - 1 / processes),
     }
     return PlanEstimate(
         start + found.seconds,
@@ -212,7 +243,22 @@ def estimate_processes(
     )
 
 
-OPENING = "opening"
+OPENING, TRIALS = "opening", "trials of plans"
+
+
+class _Hand(NamedTuple):
+    """What one process has to do, and the bytes of Grams that it reads for it."""
+
+    work: Work
+    read: float
+
+
+def _dealt(one: DealtWork, processes: int) -> list[_Hand]:
+    """Return what every process has, the last one first."""
+    return [
+        _Hand(sum([one.pieces[i] for i in hand], one.own), sum(one.read[i] for i in hand))
+        for hand in reversed(dealt(one.costs, processes))
+    ]
 
 
 class _Timing(NamedTuple):
@@ -222,7 +268,8 @@ class _Timing(NamedTuple):
     works: list[list[float]]
     calibration: Schedule
     hands: list[list[float]]
-    read: list[list[float]]
+    in_a_row: float
+    read: list[float]
 
     @classmethod
     def of(cls, work: PlanWork, speed: Speed, processes: int, network: Network) -> _Timing:
@@ -238,20 +285,29 @@ class _Timing(NamedTuple):
             for share, per_byte in zip(shares, folder, strict=True)
         ]
         sending = [part.handed * network.sums for part in work.parts]
-        hands, read = list[list[float]](), list[list[float]]()
-        for one in work.dealt:
-            numbers = dealt(one.costs, processes)[::-1]
-            read.append([sum(one.read[i] for i in hand) for hand in numbers])
-            hands.append(
-                [
-                    one.own.seconds(speed)
-                    + sum(one.pieces[i].seconds(speed) for i in hand)
-                    + nbytes * per_byte
-                    for hand, nbytes, per_byte in zip(numbers, read[-1], folder, strict=True)
-                ]
-            )
-        opening = work.opening.seconds(speed)
-        return cls(opening, works, pipelined(works, sending), hands, read)
+        tried, opening = work.tried, work.opening.seconds(speed)
+        found = [_dealt(one, processes) for one in work.dealt]
+        turns = [range(place, len(tried.blocks), processes) for place in range(processes)]
+        found.append(
+            [
+                _Hand(
+                    sum([tried.blocks[i] for i in turn], tried.own).times(tried.plans),
+                    tried.plans * sum(tried.read[i] for i in turn),
+                )
+                for turn in reversed(turns)
+            ]
+        )
+        hands = [
+            [
+                hand.work.seconds(speed) + hand.read * per_byte
+                for hand, per_byte in zip(of_all, folder, strict=True)
+            ]
+            for of_all in found
+        ]
+        passed = tried.passed * max(0, len(tried.blocks) - 1) * network.sums * (processes > 1)
+        in_a_row = tried.plans * (tried.run.seconds(speed) + passed)
+        read = [sum(of_all[place].read for of_all in found) for place in range(processes)]
+        return cls(opening, works, pipelined(works, sending), hands, in_a_row, read)
 
     @property
     def mean_calibration(self) -> float:
@@ -266,7 +322,7 @@ class _Timing(NamedTuple):
             "calibration": self.calibration.seconds,
             "prices": pricing,
             "runs that correct them": measuring,
-            "trials of plans": trying,
+            TRIALS: trying + self.in_a_row,
         }
 
     @property
@@ -282,8 +338,9 @@ class _Timing(NamedTuple):
         for place, works in enumerate(self.works):
             rank = processes - 1 - place
             worked = self.opening + sum(works) + sum(hands[place] for hands in self.hands)
+            worked += self.in_a_row / processes
             share = len(stretch(work.batches, place, processes)) / work.batches
-            folder = spooled * share + sum(read[place] for read in self.read)
+            folder = spooled * share + self.read[place]
             if rank == 0:  # which keeps the sums
                 folder += sum(part.handed for part in work.parts)
             sends = handed if rank else 0
