@@ -133,10 +133,6 @@ def opening_work(shape: ModelShape) -> Work:
     return digested + (_passed(shape, inside, _TRIAL) + _read(shape.weights)).times(_TRIALS)
 
 
-DIGESTED_BYTE * shape.nbytes)
-    return digested + _tried(shape, shape.weights) + _read(shape.weights)
-
-
 DIGESTED_BYTE = 0.5
 """Entries that a byte of the weights is gone over as where it is digested, twice."""
 
