@@ -30,8 +30,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from plastic_export import Calibration, PlanEstimate, estimate_plan, plan_checkpoint
-from plastic_export.estimate import START, measured_speed, pipelined
+from plastic_export import Calibration, estimate_plan, plan_checkpoint
+from plastic_export.estimate import measured_speed, pipelined
 from plastic_runtime.distributed import Team, join
 from rich import box
 from rich.console import Console
@@ -128,17 +128,11 @@ def joined_process(settings: dict[str, Any]) -> None:
         "pricing": pricing,
         "sent": meter.sent,
         "grams": grams.stat().st_size,
-        "predicted": predicted_seconds(predicted),
-        "phases": predicted.phases,
-        "predicted_sent": max(machine.sends for machine in predicted.machines),
+        "foreseen": predicted.phases,
+        "foreseen_sent": max(machine.sends for machine in predicted.machines),
         "digest": hashlib.sha256(file.read_bytes() + grams.read_bytes()).hexdigest()[:12],
     }
     print(json.dumps(record), flush=True)
-
-
-def predicted_seconds(estimate: PlanEstimate) -> float:
-    """What `JoinedRow.path` is foreseen to be: libraries are loaded by then, no plan is tried."""
-    return estimate.seconds - START - estimate.phases["trials of plans"]
 
 
 def joined_run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -170,53 +164,73 @@ def joined_run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]
 
 @dataclass
 class JoinedRow:
-    """What so many processes took, and what was foreseen; seconds, and bytes over the Grams'."""
+    """What so many processes took, and what was foreseen; seconds, and bytes over the Grams'.
+
+    Attributes:
+        opening: Seconds until the first part of the calibration is finished.
+        calibration: Seconds of the others.
+        pricing: Seconds of the process that prices longest.
+    """
 
     processes: int
     wall: float
-    path: float
-    predicted: float
+    opening: float
+    calibration: float
+    pricing: float
+    foreseen: dict[str, float]
     sent: float
-    predicted_sent: float
+    foreseen_sent: float
     digest: str
+
+    @property
+    def path(self) -> float:
+        """The critical path."""
+        return self.opening + self.calibration + self.pricing
+
+    @property
+    def foreseen_pricing(self) -> float:
+        """What `pricing` was foreseen to be."""
+        return self.foreseen["prices"] + self.foreseen["runs that correct them"]
 
     @classmethod
     def of(cls, lines: list[dict[str, Any]]) -> JoinedRow:
         """Put together what the processes printed."""
         row = [line["parts"] for line in reversed(lines)]  # the last process begins
         opening = max(parts.pop(0) for parts in row)
-        path = opening + pipelined(row, [0.0] * len(row[0])).seconds
-        path += max(line["pricing"] for line in lines)
         grams, (digest,) = lines[0]["grams"], {line["digest"] for line in lines}
         return cls(
             len(lines),
             lines[0]["wall"],
-            path,
-            lines[0]["predicted"],
+            opening,
+            pipelined(row, [0.0] * len(row[0])).seconds,
+            max(line["pricing"] for line in lines),
+            lines[0]["foreseen"],
             max(line["sent"] for line in lines) / grams,
-            lines[0]["predicted_sent"] / grams,
+            lines[0]["foreseen_sent"] / grams,
             digest,
         )
 
 
 def distributed_table(rows: list[JoinedRow]) -> Table:
     """Processes, seconds, how much faster, what was sent, digests."""
-    columns = "processes", "clock, s", "faster", "critical path, s", "faster"
-    foreseen = "foreseen, s", "faster", "sent per Gram", "foreseen"
-    table = Table(*columns, *foreseen, "digest", box=box.MARKDOWN)
+    columns = "processes", "clock, s", "faster", "critical path, s", "faster", "opening"
+    more = "calibration", "foreseen", "prices", "foreseen", "sent per Gram", "foreseen", "digest"
+    table = Table(*columns, *more, box=box.MARKDOWN)
     for row in rows:
-        table.add_row(
-            str(row.processes),
+        figures = (
             f"{row.wall:.1f}",
             f"{rows[0].wall / row.wall:.2f}",
             f"{row.path:.1f}",
             f"{rows[0].path / row.path:.2f}",
-            f"{row.predicted:.1f}",
-            f"{rows[0].predicted / row.predicted:.2f}",
+            f"{row.opening:.1f}",
+            f"{row.calibration:.1f}",
+            f"{row.foreseen['calibration']:.1f}",
+            f"{row.pricing:.1f}",
+            f"{row.foreseen_pricing:.1f}",
             f"{row.sent:.3f}",
-            f"{row.predicted_sent:.3f}",
-            row.digest,
+            f"{row.foreseen_sent:.3f}",
         )
+        table.add_row(str(row.processes), *figures, row.digest)
     return table
 
 

@@ -12,6 +12,8 @@ from plastic_export.estimate.model_shape import ModelShape, WeightShape, entries
 from plastic_export.estimate.phases import FORWARD, LOGIT, PULLING, READING
 from plastic_export.estimate.speed import Work
 
+DIGESTED_BYTE = 0.5
+"""Entries that a byte of the weights is gone over as where it is digested, twice."""
 _FLOAT = 4  # bytes of an entry of a sum, and of what enters a block
 _TRIALS = 3  # runs of a model that show whether it is a chain
 _TRIAL = 32  # tokens of each
@@ -131,10 +133,6 @@ def opening_work(shape: ModelShape) -> Work:
     digested = Work(entries=DIGESTED_BYTE * shape.nbytes)
     inside = [w for w in shape.weights if w.block is not None]
     return digested + (_passed(shape, inside, _TRIAL) + _read(shape.weights)).times(_TRIALS)
-
-
-DIGESTED_BYTE = 0.5
-"""Entries that a byte of the weights is gone over as where it is digested, twice."""
 
 
 def lower_bytes(side: int, widest: int, *, count: int = 1, blocks: bool = True) -> int:
