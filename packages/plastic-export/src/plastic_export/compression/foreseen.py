@@ -65,7 +65,7 @@ class ForeseenPlan:
         tokens: Tokens of the calibration; 0 where the Grams are there.
         pulled: Those of them that gradients are taken of.
         rows: Windows of a pass, logits and all.
-        batch: Windows of a batch of the calibration.
+        batches: Into how many batches the text is cut.
         groups: The matrices of every group that are rounded in full.
         repeated: How many times as often as usual.
         corrected: Whether corrections are offered.
@@ -81,7 +81,7 @@ class ForeseenPlan:
     tokens: int
     pulled: int
     rows: int
-    batch: int
+    batches: int
     groups: Sequence[Sequence[WeightShape]]
     repeated: int
     corrected: bool
@@ -115,7 +115,8 @@ class ForeseenPlan:
             wanted,
             shared_inputs(checkpoint, [m.name for m in wanted]),
             window=calibration.window,
-            windows=0 if is_calibrated else windows,
+            windows=windows,
+            is_calibrated=is_calibrated,
             **options,
         )
 
@@ -128,6 +129,7 @@ class ForeseenPlan:
         *,
         window: int,
         windows: int,
+        is_calibrated: bool = False,
         **options: Unpack[PlanOptions],
     ) -> ForeseenPlan:
         """Foresee a plan of a model of which the sizes are known.
@@ -137,10 +139,12 @@ class ForeseenPlan:
             wanted: The matrices that are planned.
             shared: By name of a matrix, the first one which the same array enters.
             window: Tokens of a window of the calibration.
-            windows: How many of them; 0 where the Grams are there.
+            windows: How many of them.
+            is_calibrated: Whether the Grams are there already.
             options: What else is asked for.
         """
-        planned, tokens, widest = _shapes(wanted), window * windows, options["widest"]
+        planned, widest = _shapes(wanted), options["widest"]
+        tokens = 0 if is_calibrated else window * windows
         dense = (w.outputs for w in planned if w.outputs <= widest)
         routed = any(w.matrices > 1 for w in planned)
         groups = [[m] for m in wanted] if options["thorough"] else alike(wanted)
@@ -154,7 +158,7 @@ class ForeseenPlan:
             tokens,
             pulled_tokens(tokens, max(dense, default=0), routed),
             rows_at_a_time(window, shape.longest_activation),
-            rows_at_a_time(window, shape.longest_in_blocks),
+            -(-windows // rows_at_a_time(window, shape.longest_in_blocks)),
             [_shapes(samples_of(group)) for group in groups],
             _PACKINGS // SAMPLED if options["thorough"] else 1,
             options["corrected"],
@@ -169,7 +173,7 @@ class ForeseenPlan:
             Calibrated(self.planned, self.embeddings, self.shared, self.widest),
             tokens=self.tokens,
             pulled=self.pulled,
-            batches=-(-self.tokens // (self.window * self.batch)),
+            batches=self.batches,
             groups=self.groups,
             repeated=self.repeated,
             probed=PROBED_TOKENS,

@@ -214,7 +214,7 @@ def estimate_processes(
         >>> found.seconds, found.bottleneck, found.machines[1].sends
         (12.0, 'handing on sums', 1000000000)
     """
-    if work.parts and processes > work.batches:
+    if processes > work.batches:
         raise ValueError(
             f"`processes` must be at most {work.batches}, the batches of the text, got {processes};"
             " start fewer, or take more text"
