@@ -70,6 +70,23 @@ class ForeseenPlan:
         repeated: How many times as often as usual.
         corrected: Whether corrections are offered.
         budgets: How many there are: a plan is tried for each, and rarely a second one.
+
+    Examples:
+        >>> from plastic_export.compression import plannable
+        >>> from plastic_export.source import Source
+        >>> with open_checkpoint("SRC") as checkpoint:
+        ...     foreseen = ForeseenPlan.of(
+        ...         checkpoint,
+        ...         plannable(Source.of(checkpoint)),
+        ...         Calibration("text.txt", window=24, windows=8),
+        ...         is_calibrated=False,
+        ...         widest=4096,
+        ...         corrected=False,
+        ...         thorough=False,
+        ...         budgets=1,
+        ...     )
+        >>> foreseen.tokens, foreseen.batches, len(foreseen.work.parts)
+        (192, 1, 7)
     """
 
     shape: ModelShape

@@ -25,6 +25,11 @@ class WeightShape(NamedTuple):
         inputs: Columns of each.
         matrices: How many there are.
         nbytes: Bytes as stored.
+
+    Examples:
+        >>> stack = WeightShape("model.layers.0.up.weight", 3, 2, matrices=4, nbytes=48)
+        >>> stack.entries, stack.block
+        (24, 'model.layers.0.')
     """
 
     name: str

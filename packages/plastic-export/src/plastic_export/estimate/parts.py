@@ -43,6 +43,12 @@ class Calibrated(NamedTuple):
         embeddings: The names of those that are embeddings.
         shared: By name of a matrix, the first one which the same array enters; itself by default.
         widest: Longest side with a whole Gram.
+
+    Examples:
+        >>> embedding, query = WeightShape("e", 9, 4, 1, 72), WeightShape("h.0.q", 4, 4, 1, 32)
+        >>> measured = Calibrated([embedding, query], frozenset("e"), {}, widest=4096)
+        >>> measured.ahead() == [embedding], measured.within("h.0.") == [query]
+        (True, True)
     """
 
     planned: Sequence[WeightShape]

@@ -57,7 +57,13 @@ class Work(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What a machine does in a second; the kinds are those of `Work`."""
+    """What a machine does in a second; the kinds are those of `Work`.
+
+    Examples:
+        >>> speed = measured_speed()
+        >>> min(speed) > 0
+        True
+    """
 
     products: float
     doubles: float
