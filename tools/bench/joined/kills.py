@@ -42,7 +42,7 @@ PLAN = (
 COMMANDS = "plan", "compress"
 
 
-class Ended(NamedTuple):
+class ForkEnd(NamedTuple):
     """How a process ended: its exit status, and its lines of ours on standard error."""
 
     status: int
@@ -50,7 +50,7 @@ class Ended(NamedTuple):
 
 
 @dataclass
-class Group:
+class Forks:
     """Processes that carry out one command together, or one alone.
 
     Attributes:
@@ -64,7 +64,7 @@ class Group:
     statuses: dict[int, int]
 
     @classmethod
-    def start(cls, count: int, words: Sequence[object], folder: Path) -> Group:
+    def start(cls, count: int, words: Sequence[object], folder: Path) -> Forks:
         """Fork so many."""
         folder.mkdir(exist_ok=True)
         hosts = folder / "hosts.json"
@@ -100,11 +100,11 @@ class Group:
                 os.waitpid(pid, 0)
         return took
 
-    def ended(self, rank: int) -> Ended:
+    def ended(self, rank: int) -> ForkEnd:
         """Return how one of them ended; status 99 where it had to be ended."""
         text = (self.folder / str(rank)).read_text()
         lines = [line for line in text.splitlines() if line.startswith("error: ")]
-        return Ended(self.statuses.get(rank, 99), lines)
+        return ForkEnd(self.statuses.get(rank, 99), lines)
 
 
 def _become(environment: dict[str, str], words: list[str], stream: Path) -> None:
@@ -136,7 +136,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class Work(NamedTuple):
+class Killable(NamedTuple):
     """A command in a folder of its own.
 
     Attributes:
@@ -148,7 +148,7 @@ class Work(NamedTuple):
     place: Path
 
     @classmethod
-    def of(cls, command: str, folder: Path, plan: Path) -> Work:
+    def of(cls, command: str, folder: Path, plan: Path) -> Killable:
         """Make the folder ready."""
         folder.mkdir()
         file = folder / "plan.json"
@@ -160,7 +160,7 @@ class Work(NamedTuple):
         return cls(["compress", DATA, out, "--plan", file], out)
 
 
-def written(folder: Path) -> dict[str, str]:
+def all_digests(folder: Path) -> dict[str, str]:
     """Digests of all that is in a folder."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
@@ -193,9 +193,9 @@ def killed(
     command: str, whole: dict[str, str], seconds: float, rng: random.Random, folder: Path
 ) -> Kill | None:
     """Kill one of the processes at some moment, and go on; None where all had ended before."""
-    work = Work.of(command, folder / "work", folder.parent / "plan" / "work")
+    work = Killable.of(command, folder / "work", folder.parent / "plan" / "work")
     rank, after, resumed = rng.randrange(PROCESSES), rng.uniform(0, seconds), rng.choice((1, 2))
-    group = Group.start(PROCESSES, work.words, folder / "first")
+    group = Forks.start(PROCESSES, work.words, folder / "first")
     begun = time.monotonic()
     while time.monotonic() - begun < after and not group.poll():
         time.sleep(0.005)
@@ -205,22 +205,22 @@ def killed(
         os.kill(group.pids[rank], signal.SIGKILL)
     end = group.wait(LONGEST)
     failures = list(_after_kill(group, rank, end))
-    left = {name: digest for name, digest in written(folder / "work").items() if name in whole}
+    left = {name: digest for name, digest in all_digests(folder / "work").items() if name in whole}
     if work.place.exists() and left != whole:
         failures.append(f"half of {work.place.name} is there")
     is_there = work.place.exists()  # so that going on is refused
-    again = Group.start(resumed, work.words, folder / "again")
+    again = Forks.start(resumed, work.words, folder / "again")
     again.wait(LONGEST)
     ends = [again.ended(number) for number in range(resumed)]
     if any(one.status for one in ends) and not is_there:
         failures.append(f"going on ended with {ends}")
-    if written(folder / "work") != whole:
-        names = sorted(set(written(folder / "work")) ^ set(whole))
+    if all_digests(folder / "work") != whole:
+        names = sorted(set(all_digests(folder / "work")) ^ set(whole))
         failures.append(f"other bytes or files at the end: {names}")
     return Kill(command, rank, after, end, resumed, failures)
 
 
-def _after_kill(group: Group, rank: int, seconds: float) -> list[str]:
+def _after_kill(group: Forks, rank: int, seconds: float) -> list[str]:
     """Return what is wrong with the end of the others."""
     other = group.ended(1 - rank)
     if group.statuses.get(rank) == 0 or other.status == 0:
@@ -238,13 +238,13 @@ def _after_kill(group: Group, rank: int, seconds: float) -> list[str]:
 def undisturbed(command: str, folder: Path) -> tuple[dict[str, str], float]:
     """What a run that nobody disturbs leaves, and its seconds."""
     folder.mkdir()
-    work = Work.of(command, folder / "work", folder.parent / "plan" / "work")
-    group = Group.start(PROCESSES, work.words, folder / "first")
+    work = Killable.of(command, folder / "work", folder.parent / "plan" / "work")
+    group = Forks.start(PROCESSES, work.words, folder / "first")
     seconds = group.wait(LONGEST)
     ends = [group.ended(rank) for rank in range(PROCESSES)]
     if any(one.status for one in ends):
         raise SystemExit(f"{command} fails undisturbed: {ends}")
-    return written(folder / "work"), seconds
+    return all_digests(folder / "work"), seconds
 
 
 def kills_table(kills: Sequence[Kill]) -> Table:

@@ -112,7 +112,7 @@ def mlp(path: str, inner: int, hidden: int) -> Iterator[tuple[Candidate, str | N
     yield matrix(f"{path}.down_proj", (hidden, inner)), None
 
 
-def foreseen(c: Configuration, windows: int) -> ForeseenPlan:
+def foreseen_of(c: Configuration, windows: int) -> ForeseenPlan:
     """The plan of a model of this configuration."""
     found = list(candidates(c))
     wanted = [m for m, _ in found]
@@ -136,7 +136,7 @@ def simulated_table(speed: Speed, windows: int) -> Table:
     columns = "model", "network", "alone", *counts, "most is lost by, on 8", "on 64"
     table = Table(*columns, box=box.MARKDOWN)
     for name, configuration in MODELS.items():
-        plan = foreseen(configuration, windows)
+        plan = foreseen_of(configuration, windows)
         for network, gigabits in NETWORKS.items():
             rows = [estimated(plan, speed, count, gigabits) for count in MACHINES]
             shares = ["-" if row is None else f"{row.efficiency:.0%}" for row in rows[1:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from plastic_export.estimate.parts import Part
+from plastic_export.estimate.parts import CalibrationPart
 from plastic_export.estimate.processes import (
     FILLING,
     FOLDER,
@@ -37,7 +37,7 @@ def plan(
     priced: DealtWork = NOTHING,
     tried: TriedWork = UNTRIED,
 ) -> PlanWork:
-    part = Part(seconds(8.0), Work(), handed, spooled)
+    part = CalibrationPart(seconds(8.0), Work(), handed, spooled)
     return PlanWork(seconds(opening), [part] * parts, 8, priced, NOTHING, tried)
 
 

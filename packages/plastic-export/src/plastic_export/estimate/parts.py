@@ -19,7 +19,7 @@ _TRIALS = 3  # runs of a model that show whether it is a chain
 _TRIAL = 32  # tokens of each
 
 
-class Part(NamedTuple):
+class CalibrationPart(NamedTuple):
     """A part of a calibration.
 
     Attributes:
@@ -70,7 +70,7 @@ class Calibrated(NamedTuple):
 
 def calibration_parts(
     shape: ModelShape, calibrated: Calibrated, *, tokens: float, pulled: float
-) -> list[Part]:
+) -> list[CalibrationPart]:
     """Return the parts of a calibration in their order: forwards, the head, backwards.
 
     Args:
@@ -89,14 +89,14 @@ def calibration_parts(
     blocks = {weights[0].block: weights for weights in shape.blocks}
     entering = _FLOAT * shape.width
     ahead, head = calibrated.ahead(), calibrated.within(None)
-    enter = Part(
+    enter = CalibrationPart(
         Work(),
         Work(),
         sum(8 * w.outputs for w in ahead),
         entering * (tokens + pulled),
     )
     through = [
-        Part(
+        CalibrationPart(
             _passed(shape, weights, tokens)
             + _summed(calibrated, calibrated.within(block), tokens, 0.0),
             _read(weights),
@@ -109,14 +109,14 @@ def calibration_parts(
         products=FORWARD * pulled * shape.vocabulary * shape.width,
         entries=LOGIT * pulled * shape.vocabulary,
     )
-    leave = Part(
+    leave = CalibrationPart(
         logits.times(PULLING) + _summed(calibrated, head, tokens, pulled),
         _read(shape.outside),
         _input_bytes(calibrated, head) + _output_bytes(calibrated, head),
         entering * (tokens + pulled),
     )
     back = [
-        Part(
+        CalibrationPart(
             _passed(shape, weights, pulled).times(PULLING)
             + _summed(calibrated, calibrated.within(block), 0.0, pulled),
             _read(weights) + _passed(shape, weights, _TRIAL).times(2 * PULLING),
@@ -125,7 +125,7 @@ def calibration_parts(
         )
         for block, weights in reversed(blocks.items())
     ]
-    before = Part(
+    before = CalibrationPart(
         _looked_up(calibrated, ahead, pulled),
         Work(),
         sum(lower_bytes(w.inputs, calibrated.widest) for w in ahead),

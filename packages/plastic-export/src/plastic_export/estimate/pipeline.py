@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Schedule(NamedTuple):
+class Pipelined(NamedTuple):
     """When processes are done with a row of parts.
 
     Attributes:
@@ -18,7 +18,7 @@ class Schedule(NamedTuple):
     waits: tuple[float, ...]
 
 
-def pipelined(works: Sequence[Sequence[float]], sending: Sequence[float]) -> Schedule:
+def pipelined(works: Sequence[Sequence[float]], sending: Sequence[float]) -> Pipelined:
     """Schedule parts that all processes go through, one handing on to the next.
 
     A process begins a part once it has what the one before it hands on, which waits until that
@@ -30,7 +30,7 @@ def pipelined(works: Sequence[Sequence[float]], sending: Sequence[float]) -> Sch
 
     Examples:
         >>> pipelined([[2.0, 2.0], [2.0, 2.0]], [0.0, 0.0])
-        Schedule(seconds=6.0, waits=(2.0, 2.0))
+        Pipelined(seconds=6.0, waits=(2.0, 2.0))
     """
     free = [0.0] * len(works)
     for part, seconds in enumerate(sending):
@@ -41,4 +41,4 @@ def pipelined(works: Sequence[Sequence[float]], sending: Sequence[float]) -> Sch
                 handed = max(free[place], free[place + 1]) + seconds
                 free[place] = handed
     end = max(free)
-    return Schedule(end, tuple(end - sum(work) for work in works))
+    return Pipelined(end, tuple(end - sum(work) for work in works))

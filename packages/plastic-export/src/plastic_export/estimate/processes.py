@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from plastic_runtime.distributed import dealt, stretch
 
-from plastic_export.estimate.parts import Part
-from plastic_export.estimate.pipeline import Schedule, pipelined
+from plastic_export.estimate.parts import CalibrationPart
+from plastic_export.estimate.pipeline import Pipelined, pipelined
 from plastic_export.estimate.speed import Speed, Work
 
 
@@ -68,7 +68,7 @@ class PlanWork:
     """
 
     opening: Work
-    parts: Sequence[Part]
+    parts: Sequence[CalibrationPart]
     batches: int
     priced: DealtWork
     measured: DealtWork
@@ -171,7 +171,7 @@ UNEVEN = "pieces that cannot be dealt out evenly"
 IN_A_ROW = "running one block after the other to try a plan"
 
 
-class Network(NamedTuple):
+class SecondsPerByte(NamedTuple):
     """Seconds that a byte takes.
 
     Attributes:
@@ -179,7 +179,7 @@ class Network(NamedTuple):
         folder: Into the folder that is shared, or out of it.
 
     Examples:
-        >>> Network.of(1.0).sums
+        >>> SecondsPerByte.of(1.0).sums
         8e-09
     """
 
@@ -187,7 +187,7 @@ class Network(NamedTuple):
     folder: float
 
     @classmethod
-    def of(cls, gigabits: float) -> Network:
+    def of(cls, gigabits: float) -> SecondsPerByte:
         """Return one of so many gigabits per second for both."""
         return cls(8e-9 / gigabits, 8e-9 / gigabits)
 
@@ -221,7 +221,7 @@ def estimate_processes(
 
     Examples:
         >>> nothing, untried = DealtWork([], [], []), TriedWork(0, Work(), [], Work(), 0, [])
-        >>> parts = [Part(Work(products=4e9), Work(), handed=10**9, spooled=0.0)]
+        >>> parts = [CalibrationPart(Work(products=4e9), Work(), handed=10**9, spooled=0.0)]
         >>> work = PlanWork(Work(), parts, 8, nothing, nothing, untried)
         >>> found = estimate_processes(work, Speed(1e9, 1e9, 1e9, 1e9), processes=2, gigabits=1.0)
         >>> found.seconds, found.bottleneck, found.machines[1].sends
@@ -232,10 +232,10 @@ def estimate_processes(
             f"`processes` must be at most {work.batches}, the batches of the text, got {processes};"
             " start fewer, or take more text"
         )
-    network = Network.of(gigabits)
+    network = SecondsPerByte.of(gigabits)
     found = _Timing.of(work, speed, processes, network)
     quickly = _Timing.of(work, speed, processes, network._replace(sums=0.0))
-    ideal = _Timing.of(work, speed, processes, Network(0.0, 0.0))
+    ideal = _Timing.of(work, speed, processes, SecondsPerByte(0.0, 0.0))
     losses = {
         SUMS: found.seconds - quickly.seconds,
         FOLDER: quickly.seconds - ideal.seconds,
@@ -279,13 +279,13 @@ class _Timing(NamedTuple):
 
     opening: float
     works: list[list[float]]
-    calibration: Schedule
+    calibration: Pipelined
     hands: list[list[float]]
     in_a_row: float
     read: list[float]
 
     @classmethod
-    def of(cls, work: PlanWork, speed: Speed, processes: int, network: Network) -> _Timing:
+    def of(cls, work: PlanWork, speed: Speed, processes: int, network: SecondsPerByte) -> _Timing:
         shares = [len(stretch(work.batches, p, processes)) / work.batches for p in range(processes)]
         folder = [network.folder] * (processes - 1) + [0.0]  # the last place is process 0
         works = [
