@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from plastic_runtime.distributed import DisagreementError, Team, check_alike, working_together
-from plastic_runtime.distributed.watch import folder_of
+from plastic_runtime.distributed import (
+    DisagreementError,
+    LostConnectionError,
+    Team,
+    check_alike,
+    working_together,
+)
+from plastic_runtime.distributed.pulse import Pulse
+from plastic_runtime.distributed.watch import STAYS, early_loss, end_for, folder_of
 
 
 class Echo(Team):
@@ -49,3 +59,57 @@ def test_nothing_is_left_of_what_went_well(tmp_path: Path) -> None:
     with working_together(Echo(), place, {}):
         assert sorted(path.name for path in folder_of(place).glob("*.json")) == ["process-0.json"]
     assert list(place.parent.iterdir()) == []
+
+
+class Broken(Team):
+    """One of two processes, whose connection breaks after so many gatherings."""
+
+    def __init__(self, gatherings: int, other: Pulse) -> None:
+        super().__init__()
+        self.size, self.left, self.other = 2, gatherings, other
+
+    def gathered(self, value: Any) -> list[Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise LostConnectionError("[ring] broken")
+        return [value, asdict(self.other)]
+
+
+def ended_process() -> Pulse:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(Pulse.of(1), pid=process.pid)
+
+
+def test_a_process_that_ends_at_the_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(end_for, "__defaults__", (end,))
+    lost = ended_process()
+    with pytest.raises(SystemExit) as ended, working_together(Broken(1, lost), tmp_path / "p", {}):
+        pytest.fail("it began")
+    assert ended.value.code == 5
+    assert capfd.readouterr().err == f"error: {lost.name} was killed; {STAYS}\n"
+
+
+def test_before_all_have_met_a_loss_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_loss, "__defaults__", (0.0,))
+    with (
+        pytest.raises(LostConnectionError, match=r"was lost at the start \(\[ring\] broken\)"),
+        working_together(Broken(0, Pulse.of(1)), tmp_path / "p", {}),
+    ):
+        pytest.fail("it began")
+
+
+def test_what_several_left_to_say_is_removed_by_one_that_goes_on(tmp_path: Path) -> None:
+    place = tmp_path / "plan.json"
+    folder_of(place).mkdir()
+    Pulse.of(1).write(folder_of(place))
+    with working_together(Team(), place, {}):
+        assert folder_of(place).exists()
+    assert list(tmp_path.iterdir()) == []

@@ -9,13 +9,21 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from plastic_core.files import FormatError, check_same
 
+from plastic_runtime.distributed.pulse import Pulse
 from plastic_runtime.distributed.team import LostConnectionError, Team
-from plastic_runtime.distributed.watch import INTERRUPTED, Watch, folder_of
+from plastic_runtime.distributed.watch import (
+    INTERRUPTED,
+    Watch,
+    early_loss,
+    end_for,
+    folder_of,
+)
 
 PATIENCE = 15.0
 """Seconds that a network file system may take to show what another machine has written."""
@@ -60,7 +68,7 @@ def working_together(
         yield
         shutil.rmtree(folder, ignore_errors=True)  # of several that were cut, and gone on from
         return
-    _share(team, folder, place)
+    _share_or_end(team, folder, place)
     watch = Watch(folder, team.rank, team.size)
     try:
         check_alike(team, place, facts)
@@ -74,7 +82,8 @@ def working_together(
             _remove(team, folder)
         raise
     watch.leave(None)
-    team.gathered(None)
+    with suppress(LostConnectionError):  # the work is done
+        team.gathered(None)
     _remove(team, folder)
 
 
@@ -117,6 +126,19 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     return str(error) or repr(error), 2 if isinstance(error, ValueError) else 3
+
+
+def _share_or_end(team: Team, folder: Path, place: Path) -> None:
+    """Make the folder of the processes; end as a `Watch` would where one is lost meanwhile."""
+    members = list[Pulse]()
+    try:
+        members += [Pulse(**one) for one in team.gathered(asdict(Pulse.of(team.rank)))]
+        _share(team, folder, place)
+    except LostConnectionError as error:
+        loss = early_loss(members)
+        if loss is not None:
+            end_for(loss, team.rank)
+        raise LostConnectionError(f"another process was lost at the start ({error})") from error
 
 
 def _share(team: Team, folder: Path, place: Path) -> None:
