@@ -118,10 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
         except (KeyboardInterrupt, Exception) as error:
             if "--debug" in words[:1] or not _is_expected(error):
                 raise
-            alone = team is None or isinstance(
-                error, LostConnectionError
-            )  # nobody else may be there
-            code = _report(error, words, prints=alone or team.leads)
+            leads = team is None or team.leads
+            is_left = isinstance(error, LostConnectionError)  # the first one may be the lost one
+            code = _report(error, words, prints=leads or is_left)
         except SystemExit as ended:  # without 0, the reader of a pipe was gone; with it, click
             code = _report(OSError(PIPE_CLOSED), words) if ended.code else 0  # has completed words
     sys.exit(code if isinstance(code, int) else 0)
