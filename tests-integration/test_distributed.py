@@ -137,6 +137,6 @@ def test_other_commands_run_in_one_process(tmp_path: Path, checkpoint: Path) -> 
     codes, lines = Processes(tmp_path, words, words).wait()
     assert codes == [2, 2]
     assert lines == [
-        "error: inspect runs in one process; mlx.launch is for plan, compress, train and heal, "
-        "start it without"
+        "error: inspect runs in one process; mlx.launch is for plan, compress, evaluate, train and "
+        "heal, start it without"
     ]

@@ -9,6 +9,7 @@ something on a machine that does nothing else and has a core for each of them. S
 has the critical path: the processor seconds of every process in every part, without those that
 the ring spends on waiting, scheduled as the processes wait for each other. What a process sends is
 counted where it is sent; "per Gram" is that of the calibration over the bytes of the file of Grams.
+Beside both stands what ``plastic plan --dry-run`` foresees, from a trial in processor seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from plastic_export import Calibration, plan_checkpoint
+from plastic_export import Calibration, estimate_plan, plan_checkpoint
+from plastic_export.estimate import measured_speed, pipelined
 from plastic_runtime.distributed import Team, join
 from rich import box
 from rich.console import Console
@@ -38,6 +40,8 @@ from rich.table import Table
 T = TypeVar("T")
 DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
 TARGET, MOST_SENT = 1.8, 1.1
+AT_ONCE = 1e6
+"""Gbit/s: the processor does not wait for the network."""
 
 
 def thread_seconds(threads: Iterable[str]) -> float:
@@ -93,23 +97,6 @@ class Meter:
         self.marks.append(time.process_time() - thread_seconds(self.waiting))
 
 
-def critical_path(parts: list[list[float]]) -> float:
-    """Seconds until the first process has its last part, each after its own and the next one's.
-
-    Args:
-        parts: Seconds by process and part. The last process begins; the first part, in which each
-            opens the model, waits for nobody.
-    """
-    done = [0.0] * len(parts[0])
-    for own in reversed(parts):
-        before, finished = own[0], [own[0]]
-        for seconds, there in zip(own[1:], done[1:], strict=True):
-            before = max(before, there) + seconds
-            finished.append(before)
-        done = finished
-    return done[-1]
-
-
 def joined_process(settings: dict[str, Any]) -> None:
     """Calibrate and price as one of the processes; print one line of JSON."""
     before = set(os.listdir("/proc/self/task"))
@@ -117,15 +104,20 @@ def joined_process(settings: dict[str, Any]) -> None:
     threads = set(os.listdir("/proc/self/task")) - before if team.size > 1 else set()
     meter = Meter(team, sorted(threads - {str(threading.get_native_id())}))
     file = Path(settings["folder"]) / "plan.json"
+    asked: dict[str, Any] = {
+        "calibration": Calibration(settings["text"], settings["window"], settings["windows"]),
+        "budgets": [3.5],
+    }
     team.gathered(None)
     meter.begin()
-    plan_checkpoint(
+    plan_checkpoint(settings["model"], file, **asked, track=meter, team=team)
+    predicted = estimate_plan(
         settings["model"],
-        file,
-        calibration=Calibration(settings["text"], settings["window"], settings["windows"]),
-        budgets=[3.5],
-        track=meter,
-        team=team,
+        file.with_name("foreseen.json"),
+        **asked,
+        processes=team.size,
+        gigabits=AT_ONCE,
+        speed=measured_speed(time.process_time),
     )
     grams = file.with_suffix(".grams.npz")
     *parts, pricing = (b - a for a, b in pairwise(meter.marks))
@@ -136,6 +128,8 @@ def joined_process(settings: dict[str, Any]) -> None:
         "pricing": pricing,
         "sent": meter.sent,
         "grams": grams.stat().st_size,
+        "foreseen": predicted.phases,
+        "foreseen_sent": max(machine.sends for machine in predicted.machines),
         "digest": hashlib.sha256(file.read_bytes() + grams.read_bytes()).hexdigest()[:12],
     }
     print(json.dumps(record), flush=True)
@@ -170,38 +164,73 @@ def joined_run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]
 
 @dataclass
 class JoinedRow:
-    """What so many processes took."""
+    """What so many processes took, and what was foreseen; seconds, and bytes over the Grams'.
+
+    Attributes:
+        opening: Seconds until the first part of the calibration is finished.
+        calibration: Seconds of the others.
+        pricing: Seconds of the process that prices longest.
+    """
 
     processes: int
     wall: float
-    path: float
+    opening: float
+    calibration: float
+    pricing: float
+    foreseen: dict[str, float]
     sent: float
+    foreseen_sent: float
     digest: str
+
+    @property
+    def path(self) -> float:
+        """The critical path."""
+        return self.opening + self.calibration + self.pricing
+
+    @property
+    def foreseen_pricing(self) -> float:
+        """What `pricing` was foreseen to be."""
+        return self.foreseen["prices"] + self.foreseen["runs that correct them"]
 
     @classmethod
     def of(cls, lines: list[dict[str, Any]]) -> JoinedRow:
         """Put together what the processes printed."""
-        path = critical_path([line["parts"] for line in lines])
-        path += max(line["pricing"] for line in lines)
-        sent = max(line["sent"] for line in lines) / lines[0]["grams"]
-        (digest,) = {line["digest"] for line in lines}
-        return cls(len(lines), lines[0]["wall"], path, sent, digest)
+        row = [line["parts"] for line in reversed(lines)]  # the last process begins
+        opening = max(parts.pop(0) for parts in row)
+        grams, (digest,) = lines[0]["grams"], {line["digest"] for line in lines}
+        return cls(
+            len(lines),
+            lines[0]["wall"],
+            opening,
+            pipelined(row, [0.0] * len(row[0])).seconds,
+            max(line["pricing"] for line in lines),
+            lines[0]["foreseen"],
+            max(line["sent"] for line in lines) / grams,
+            lines[0]["foreseen_sent"] / grams,
+            digest,
+        )
 
 
 def distributed_table(rows: list[JoinedRow]) -> Table:
     """Processes, seconds, how much faster, what was sent, digests."""
-    columns = "processes", "clock, s", "faster", "critical path, s", "faster", "sent per Gram"
-    table = Table(*columns, "digest", box=box.MARKDOWN)
+    columns = "processes", "clock, s", "faster", "critical path, s", "faster", "opening"
+    more = "calibration", "foreseen", "prices", "foreseen", "sent per Gram", "foreseen", "digest"
+    table = Table(*columns, *more, box=box.MARKDOWN)
     for row in rows:
-        table.add_row(
-            str(row.processes),
+        figures = (
             f"{row.wall:.1f}",
             f"{rows[0].wall / row.wall:.2f}",
             f"{row.path:.1f}",
             f"{rows[0].path / row.path:.2f}",
+            f"{row.opening:.1f}",
+            f"{row.calibration:.1f}",
+            f"{row.foreseen['calibration']:.1f}",
+            f"{row.pricing:.1f}",
+            f"{row.foreseen_pricing:.1f}",
             f"{row.sent:.3f}",
-            row.digest,
+            f"{row.foreseen_sent:.3f}",
         )
+        table.add_row(str(row.processes), *figures, row.digest)
     return table
 
 

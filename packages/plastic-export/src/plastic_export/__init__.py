@@ -21,6 +21,7 @@ from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.warning import CheckpointWarning
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
+from plastic_export.compression.forecast import estimate_plan
 from plastic_export.compression.nested import SizeRange
 from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
@@ -29,6 +30,7 @@ from plastic_export.compression.summary import Summary, summarize
 from plastic_export.compression.verification import verify
 from plastic_export.compression.writer import Compressed
 from plastic_export.dialling.writing import Dialled, dial
+from plastic_export.estimate.processes import MachineEstimate, PlanEstimate
 from plastic_export.evaluation.distance import Distance
 from plastic_export.evaluation.distribution import Distribution
 from plastic_export.evaluation.estimates import Comparison, Evaluation, ModelSize, RunSpeed
@@ -107,6 +109,7 @@ __all__ = [
     "Listener",
     "LoraPair",
     "LossPlan",
+    "MachineEstimate",
     "Manifest",
     "MatrixPlan",
     "MatrixRecord",
@@ -116,6 +119,7 @@ __all__ = [
     "Offered",
     "OutputCheck",
     "Plan",
+    "PlanEstimate",
     "Pushed",
     "RankGoal",
     "Report",
@@ -137,6 +141,7 @@ __all__ = [
     "compress",
     "dial",
     "dial_run",
+    "estimate_plan",
     "evaluate",
     "evaluate_tasks",
     "execute_plan",

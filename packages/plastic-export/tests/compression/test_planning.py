@@ -24,7 +24,8 @@ from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.plan_file import LossPlan, read_plan
-from plastic_export.compression.planning import plan_checkpoint, plannable
+from plastic_export.compression.planning import plan_checkpoint
+from plastic_export.compression.selecting import plannable
 from plastic_export.compression.verification import verify
 from plastic_export.compression.writer import Compressed
 from plastic_export.format.table import PLAN_FORMATS
@@ -42,7 +43,7 @@ from plastic_export.plan.gram_uses import (
 from plastic_export.plan.offers import BitsPlan, Kind
 from plastic_export.plan.pricing import rounded_offers
 from plastic_export.plan.storing import rounded
-from plastic_export.reporting.plan import present_plan
+from plastic_export.reporting.plan.made import present_plan
 from plastic_export.source.layers import is_router
 from plastic_export.source.source import Source
 from plastic_runtime import Gram, GramFile, LossGrams

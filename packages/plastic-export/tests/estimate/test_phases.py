@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 from plastic_export.estimate.model_shape import ModelShape, WeightShape
+from plastic_export.estimate.parts import Calibrated
 from plastic_export.estimate.phases import (
     evaluation_work,
     forward_work,
-    gram_work,
     learning_work,
-    planning_work,
     writing_work,
 )
+from plastic_export.estimate.planning import planning_work
 from plastic_export.estimate.speed import SLOW, Work
 
 
@@ -26,14 +26,16 @@ def plan(shape: ModelShape, **options: object) -> Work:
     settings = {
         "tokens": 100,
         "pulled": 25,
-        "widest": 10**6,
+        "batches": 4,
+        "groups": [],
         "probed": 10,
-        "sampled": [],
         "corrected": False,
         "tried": 1,
         "trial": 10,
     } | options
-    return planning_work(shape, shape.weights, **settings)  # type: ignore[arg-type]
+    widest = settings.pop("widest", 10**6)
+    calibrated = Calibrated(shape.weights, frozenset(), {}, widest)  # type: ignore[arg-type]
+    return planning_work(shape, calibrated, **settings).alone  # type: ignore[arg-type]
 
 
 def test_a_forward_pass_multiplies_each_weight_once_per_token() -> None:
@@ -63,7 +65,7 @@ def test_time_is_linear_in_the_number_of_blocks() -> None:
 def test_what_is_asked_for_beside_costs_more() -> None:
     shape = model(256)
     assert plan(shape, corrected=True).seconds(SLOW) > plan(shape).seconds(SLOW)
-    assert plan(shape, sampled=shape.weights).doubles > plan(shape).doubles
+    assert plan(shape, groups=[shape.weights]).doubles > plan(shape).doubles
     assert plan(shape, tried=2).seconds(SLOW) > plan(shape).seconds(SLOW)
     assert plan(shape, tokens=0, pulled=0).seconds(SLOW) < plan(shape).seconds(SLOW)
     assert plan(shape, widest=16).products < plan(shape).products
@@ -74,9 +76,3 @@ def test_what_is_asked_for_beside_costs_more() -> None:
     trained = learning_work(shape, learnt=8, judged=0, trained=True)
     assert trained.trained == learning_work(shape, learnt=8, judged=0, trained=False).products
     assert evaluation_work(shape, 8, 2) == evaluation_work(shape, 8, 1).times(2)
-
-
-def test_long_sides_are_summed_in_blocks() -> None:
-    weights = [WeightShape("w", 1000, 10, 1, 0)]
-    assert gram_work(weights, 1, 1, 100).products == (1000 * 100 + 10 * 10) / 2
-    assert gram_work(weights, 4, 1, 100).products == (1000 * 100 + 4 * 10 * 10) / 2

@@ -19,8 +19,8 @@ from plastic_export.checkpoint.reader import open_checkpoint
 from plastic_export.compression.by_plan import execute_plan
 from plastic_export.compression.by_rank import compress
 from plastic_export.compression.plan_file import LossPlan
-from plastic_export.compression.planning import Remainder, plannable
 from plastic_export.compression.restoration import restore
+from plastic_export.compression.selecting import Remainder, plannable
 from plastic_export.compression.verification import verify
 from plastic_export.format.arranging import unkept_layers
 from plastic_export.format.layout import Contents

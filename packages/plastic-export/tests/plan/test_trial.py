@@ -15,7 +15,7 @@ from plastic_export.model.load import load_model
 from plastic_export.plan import trial as trials
 from plastic_export.plan.offers import Tried
 from plastic_export.plan.probe import PriceProbe
-from plastic_export.reporting.plan import present_plan
+from plastic_export.reporting.plan.made import present_plan
 
 DATA = Path(__file__).parents[4] / "tests-integration" / "data" / "stdlib-llama"
 FEW = Calibration(DATA / "calibration.txt", window=128, windows=48)

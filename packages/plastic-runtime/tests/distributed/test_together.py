@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,12 @@ import pytest
 from plastic_runtime.distributed import (
     DisagreementError,
     LostConnectionError,
-    NotBegunError,
     Team,
     check_alike,
     working_together,
 )
-from plastic_runtime.distributed.watch import folder_of
+from plastic_runtime.distributed.pulse import Pulse
+from plastic_runtime.distributed.watch import STAYS, early_loss, end_for, folder_of
 
 
 class Echo(Team):
@@ -58,19 +61,57 @@ def test_nothing_is_left_of_what_went_well(tmp_path: Path) -> None:
     assert list(place.parent.iterdir()) == []
 
 
-class Broken(Echo):
-    """The others have gone."""
+class Broken(Team):
+    """One of two processes, whose connection breaks after so many gatherings."""
+
+    def __init__(self, gatherings: int, other: Pulse) -> None:
+        super().__init__()
+        self.size, self.left, self.other = 2, gatherings, other
 
     def gathered(self, value: Any) -> list[Any]:
-        raise LostConnectionError("[ring] connection to a peer was lost")
+        self.left -= 1
+        if self.left < 0:
+            raise LostConnectionError("[ring] broken")
+        return [value, asdict(self.other)]
 
 
-def test_a_process_that_ends_before_the_work_leaves_nothing(tmp_path: Path) -> None:
+def ended_process() -> Pulse:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(Pulse.of(1), pid=process.pid)
+
+
+def test_a_process_that_ends_at_the_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(end_for, "__defaults__", (end,))
+    lost = ended_process()
+    with pytest.raises(SystemExit) as ended, working_together(Broken(1, lost), tmp_path / "p", {}):
+        pytest.fail("it began")
+    assert ended.value.code == 5
+    assert capfd.readouterr().err == f"error: {lost.name} was killed; {STAYS}\n"
+
+
+def test_before_all_have_met_a_loss_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_loss, "__defaults__", (0.0,))
     with (
-        pytest.raises(NotBegunError, match=r"before the work began \(\[ring\] connection .* again"),
-        working_together(Broken(), tmp_path / "plan.json", {}),
+        pytest.raises(LostConnectionError, match=r"was lost at the start \(\[ring\] broken\)"),
+        working_together(Broken(0, Pulse.of(1)), tmp_path / "p", {}),
     ):
         pytest.fail("it began")
+
+
+def test_what_several_left_to_say_is_removed_by_one_that_goes_on(tmp_path: Path) -> None:
+    place = tmp_path / "plan.json"
+    folder_of(place).mkdir()
+    Pulse.of(1).write(folder_of(place))
+    with working_together(Team(), place, {}):
+        assert folder_of(place).exists()
     assert list(tmp_path.iterdir()) == []
 
 

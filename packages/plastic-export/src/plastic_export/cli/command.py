@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 from plastic_core.files import BusyError, FormatError
-from plastic_runtime.distributed import LostConnectionError, NotBegunError, Team
+from plastic_runtime.distributed import LostConnectionError, Team
 
 from plastic_export.cli.commands.compress import compress_command
 from plastic_export.cli.commands.evaluate import evaluate_command
@@ -118,8 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
         except (KeyboardInterrupt, Exception) as error:
             if "--debug" in words[:1] or not _is_expected(error):
                 raise
-            prints = team is None or team.leads or isinstance(error, NotBegunError)
-            code = _report(error, words, prints=prints)
+            leads = team is None or team.leads
+            is_left = isinstance(error, LostConnectionError)  # the first one may be the lost one
+            code = _report(error, words, prints=leads or is_left)
         except SystemExit as ended:  # without 0, the reader of a pipe was gone; with it, click
             code = _report(OSError(PIPE_CLOSED), words) if ended.code else 0  # has completed words
     sys.exit(code if isinstance(code, int) else 0)

@@ -8,7 +8,7 @@ from functools import cache
 import click
 from plastic_runtime.distributed import Team, join
 
-TOGETHER = ("plan", "compress", "train", "heal")
+TOGETHER = ("plan", "compress", "evaluate", "train", "heal")
 """The commands that several processes carry out together."""
 
 
@@ -26,7 +26,8 @@ def check_team(team: Team, words: Sequence[str]) -> None:
     """
     command = next((word for word in words if not word.startswith("-")), None)
     if team.size > 1 and command is not None and command not in TOGETHER:
-        known = f"{', '.join(TOGETHER[:-1])} and {TOGETHER[-1]}"
+        *others, last = TOGETHER
+        known = f"{', '.join(others)} and {last}"
         raise click.UsageError(
             f"{command} runs in one process; mlx.launch is for {known}, start it without"
         )

@@ -3,8 +3,9 @@
 Stands on ``exact`` and below.
 """
 
+from plastic_export.compression.foreseen import ForeseenPlan
 from plastic_export.compression.nested import nested_plan
 from plastic_export.compression.plan_file import write_plan
-from plastic_export.compression.planning import Remainder, plannable
+from plastic_export.compression.selecting import Remainder, plannable
 
-__all__ = ["Remainder", "nested_plan", "plannable", "write_plan"]
+__all__ = ["ForeseenPlan", "Remainder", "nested_plan", "plannable", "write_plan"]

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from plastic_core.factors import GROUP_SIZES
 from plastic_core.files import FormatError, sha256_file
 from plastic_runtime import GramFile, Track, untracked
-from plastic_runtime.distributed import Team, check_alike, dealt, working_together
+from plastic_runtime.distributed import Team, check_alike, working_together
 from plastic_runtime.measure import LONGEST_DENSE_SIDE
 
 from plastic_export.calibration.loss_grams import measure_loss_grams
@@ -20,11 +19,9 @@ from plastic_export.calibration.text import Calibration
 from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.checkpoint.tensors import (
-    chosen_names,
-    is_matrix,
     module_path,
 )
-from plastic_export.compression.foreseen import foresee_plan
+from plastic_export.compression.foreseen import ForeseenPlan
 from plastic_export.compression.plan_file import (
     LossPlan,
     Skipped,
@@ -32,17 +29,14 @@ from plastic_export.compression.plan_file import (
     source_identity,
     write_plan,
 )
+from plastic_export.compression.selecting import Remainder, Selected, overhead_of
 from plastic_export.estimate.limits import Say, check_disk
-from plastic_export.folder.header_bytes import fixed_bytes
 from plastic_export.folder.manifest import together_facts, versions
-from plastic_export.format.arranging import arranged, unkept_layers
-from plastic_export.format.layout import Contents
-from plastic_export.format.mixed import MixedFormat
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.model.tokenizer import tokenizer_digests
-from plastic_export.plan.budgets import Budget, check_budget
-from plastic_export.plan.choices import Choices, candidate, smallest_offers
+from plastic_export.plan.budgets import Budget, stated_budgets
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.gram_uses import (
     DAMPING,
     INPUT_SHRINKAGE,
@@ -52,11 +46,8 @@ from plastic_export.plan.gram_uses import (
 from plastic_export.plan.offers import (
     BitsPlan,
     Candidate,
-    Offer,
     Offered,
-    Overhead,
     plan_bits,
-    totals_of,
 )
 from plastic_export.plan.price_journal import PriceJournal, check_price_journal
 from plastic_export.plan.prices import price
@@ -64,12 +55,9 @@ from plastic_export.plan.probe import PriceProbe
 from plastic_export.plan.trial import PlanTrial
 from plastic_export.plan.tried import tried_plans
 from plastic_export.process.interruption import saying_when_interrupted
-from plastic_export.source.layers import Layer
 from plastic_export.source.source import Source
 
-CHANGED = "mlx-lm changes whatever is stored of it while it loads it"
 UNMEASURED = "nothing was measured there"
-LEAST_GROUP = min(GROUP_SIZES)
 
 
 def plan_checkpoint(
@@ -159,7 +147,7 @@ def plan_checkpoint(
     """
     file, target, team = Path(file), format_named(format, PLAN_FORMATS), team or Team()
     choices = choices or target.choices or Choices()
-    stated = [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
+    stated = stated_budgets(budgets)
     options = {
         "source": str(source),
         "revision": revision,
@@ -178,28 +166,23 @@ def plan_checkpoint(
         working_together(team, file, together_facts(options)),
         open_checkpoint(source, revision=revision) as checkpoint,
     ):
-        _check_place(file, force)
-        traced = Source.of(checkpoint)
-        wanted, changed = _keepable(
-            traced, plannable(traced, include, exclude, embeddings=embeddings)
-        )
-        undivided = _undivided(traced, include, exclude, embeddings)
-        left = Remainder.of(traced, wanted)
-        _check_budgets(left, wanted, stated, choices, target)
+        check_plan_place(file, force)
+        selected = Selected.of(checkpoint, include, exclude, embeddings=embeddings)
+        selected.check_budgets(stated, choices, target)
+        traced, wanted, left = selected.source, selected.wanted, selected.left
         file.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(_grams(file), wanted, widest)
-        foresee_plan(
+        _check_room(grams_beside(file), wanted, widest)
+        foreseen = ForeseenPlan.of(
             checkpoint,
             wanted,
             calibration,
             widest=widest,
             corrected=bool(choices.factor_bits),
             thorough=thorough,
-            is_calibrated=_grams(file).exists(),
+            is_calibrated=grams_beside(file).exists(),
             budgets=len(stated),
-            memory=memory,
-            say=say,
         )
+        foreseen.announce(memory, say)
         identity = source_identity(checkpoint)
         check_alike(team, file, {"source": identity})
 
@@ -207,7 +190,7 @@ def plan_checkpoint(
             """Return the plans, tried, and what is left beside the matrices that were priced."""
             fewer = len(offered) < len(wanted)
             rest = Remainder.of(traced, [m.matrix for m in offered]) if fewer else left
-            return rest, _spent(rest, offered, stated, target, trial, track, team)
+            return rest, _spent(rest, offered, stated, target, trial, track)
 
         measured = _priced(
             traced,
@@ -233,13 +216,13 @@ def plan_checkpoint(
                 "thorough": thorough,
                 "unreached_experts": measured.unreached,
             },
-            grams=(_grams(file).name, measured.grams),
+            grams=(grams_beside(file).name, measured.grams),
             matrices=measured.offered,
             left=measured.left.weights,
             left_bytes=measured.left.nbytes,
             budgets=measured.budgets,
             format=format,
-            skipped=(*undivided, *changed, *measured.skipped),
+            skipped=(*selected.skipped, *measured.skipped),
         )
         checkpoint.check_unchanged()
         if team.leads:
@@ -280,7 +263,7 @@ class _Priced(NamedTuple):
 Spend = Callable[[Sequence[Offered], PlanTrial], tuple["Remainder", Plans]]
 
 
-def _grams(file: Path) -> Path:
+def grams_beside(file: Path) -> Path:
     """Return the file of Grams beside a plan."""
     return file.with_suffix(".grams.npz")
 
@@ -323,7 +306,7 @@ def _priced(
             checkpoint,
             calibration,
             paths,
-            _grams(file),
+            grams_beside(file),
             widest=widest,
             replace=replace,
             track=track,
@@ -338,7 +321,7 @@ def _priced(
             raise ValueError(f"{UNMEASURED} of the {len(wanted)} layers; compress them by rank")
         unreached = unreached_experts(run, grams)
         probe = PriceProbe.of(checkpoint, calibration)
-        digest = team.told(sha256_file(_grams(file)) if team.leads else None)
+        digest = team.told(sha256_file(grams_beside(file)) if team.leads else None)
         depends = _price_identity(checkpoint, identity, calibration, choices, digest)
         depends["thorough"] = thorough
         with _price_journal(file, depends, team) as journal:
@@ -353,7 +336,7 @@ def _priced(
                 track=track,
                 team=team,
             )
-            left, plans = spend(offered, PlanTrial(source, grams, offered, probe, journal))
+            left, plans = spend(offered, PlanTrial(source, grams, offered, probe, journal, team))
         return _Priced(offered, left, plans, digest, unreached, unmeasured)
 
 
@@ -388,63 +371,9 @@ def _price_identity(
 
 def _waiting(file: Path) -> list[str]:
     """Say what the same command goes on with."""
-    grams = _grams(file)
+    grams = grams_beside(file)
     places = grams, grams.with_name(f"{grams.name}.parts"), _prices(file), *_other_prices(file)
     return [f"{place}: the same command goes on with it" for place in places if place.exists()]
-
-
-class Remainder(NamedTuple):
-    """What is left beside the planned matrices in an output.
-
-    Attributes:
-        weights: Names of the weights of two and more axes among it.
-        nbytes: Bytes of its tensors.
-        header_bytes: What it takes in the headers of the files, and these themselves.
-        model_bytes: Bytes of all tensors if nothing were stored anew.
-
-    Examples:
-        >>> from plastic_export.source import Source
-        >>> with open_checkpoint("SRC") as checkpoint:
-        ...     source = Source.of(checkpoint)
-        ...     left = Remainder.of(source, plannable(source, exclude=["lm_head"]))
-        >>> left.weights, left.nbytes
-        (('lm_head.weight',), 10880)
-    """
-
-    weights: tuple[str, ...]
-    nbytes: int
-    header_bytes: int
-    model_bytes: int
-
-    @classmethod
-    def of(cls, source: Source, planned: Sequence[Candidate]) -> Remainder:
-        """Find the arrangement of an output with all of the matrices stored anew.
-
-        Raises:
-            FormatError: If there is none that mlx-lm loads as it loads the source.
-        """
-        layout = arranged(source, _all_anew(planned))
-        names = {m.name for m in planned}
-        left = [spec for spec in layout.as_they_are if spec.name not in names]
-        weights = (s.name for s in left if s.name.endswith(".weight") and len(s.shape) > 1)
-        nbytes = sum(spec.nbytes for spec in left)
-        model_bytes = nbytes + sum(m.source_bytes for m in planned)
-        return cls(tuple(weights), nbytes, fixed_bytes(left, model_bytes), model_bytes)
-
-
-def _all_anew(planned: Sequence[Candidate]) -> Contents:
-    """Return what becomes of the matrices if every one is stored anew."""
-    offers = {m.name: Offer(8, 0, 0.0, group_size=m.group_size) for m in planned}
-    return Contents.of(MixedFormat(), planned, offers)
-
-
-def _keepable(source: Source, wanted: Sequence[Candidate]) -> tuple[list[Candidate], list[Skipped]]:
-    """Tell the matrices that can be stored anew from those that mlx-lm would change once more."""
-    unkept = unkept_layers(source, _all_anew(wanted))
-    if len(unkept) == len(wanted):
-        return [*wanted], []  # which is refused with its reason
-    skipped = [Skipped(m.name, m.source_bytes, CHANGED) for m in wanted if m.name in unkept]
-    return [m for m in wanted if m.name not in unkept], skipped
 
 
 def _spent(
@@ -454,32 +383,19 @@ def _spent(
     format: Format,
     trial: PlanTrial,
     track: Track,
-    team: Team,
 ) -> Plans:
     """Return the plan of every budget."""
-    left_bytes, overhead = left.nbytes + left.header_bytes, _overhead(left, format)
+    left_bytes, overhead = left.nbytes + left.header_bytes, overhead_of(left, format)
     plans = plan_bits(
         offered, budgets, left_bytes=left_bytes, one_rank=format.one_rank, overhead=overhead
     )
 
-    def tried(numbers: Sequence[int]) -> Plans:
-        some = [plans[number] for number in numbers], [budgets[number] for number in numbers]
-        return tried_plans(
-            *some, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
-        )
-
-    if team.size > 1:
-        tried(dealt([1.0] * len(plans), team.size)[team.rank])
-        trial.exchange(team)
-    return tried(range(len(plans)))
+    return tried_plans(
+        plans, budgets, offered, trial, left_bytes=left_bytes, overhead=overhead, track=track
+    )
 
 
-def _overhead(left: Remainder, format: Format) -> Overhead:
-    """Return what an offer adds to the headers of a format."""
-    return lambda m, offer: format.header_bytes(m, offer, left.model_bytes)
-
-
-def _check_place(file: Path, force: bool) -> None:
+def check_plan_place(file: Path, force: bool) -> None:
     """Refuse before the work what could not or must not be replaced after it.
 
     Files beside the plan have its name with other endings: ``plan.v1`` would share them with
@@ -495,100 +411,11 @@ def _check_place(file: Path, force: bool) -> None:
         raise FormatError.about(file, "it exists and is no plan", "choose another file")
     for prices in (_prices(file), *_other_prices(file)):
         check_price_journal(prices)
-    if force and not file.exists() and _grams(file).exists():
-        GramFile(_grams(file)).close()  # which refuses what no plan of ours stands beside
-
-
-def plannable(
-    source: Source,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    embeddings: bool = True,
-) -> list[Candidate]:
-    """Return the weights of the model that a number of bits can be chosen for, routers left out.
-
-    Args:
-        source: The source.
-        include: Glob patterns, see `plan_checkpoint`.
-        exclude: Glob patterns.
-        embeddings: Whether embeddings are among them.
-
-    Raises:
-        ValueError: If there are none.
-
-    Examples:
-        >>> from plastic_export.source import Source
-        >>> with open_checkpoint("SRC") as checkpoint:
-        ...     found = plannable(Source.of(checkpoint), exclude=["model.layers.*"])
-        >>> sorted(m.name for m in found)
-        ['lm_head.weight', 'model.embed_tokens.weight']
-    """
-    chosen = _chosen_layers(source, include, exclude, embeddings)
-    kept = [m for m in map(candidate, chosen) if m is not None]
-    if kept:
-        return kept
-    if chosen:
-        side = chosen[0].shape[1]
-        raise ValueError(
-            f"no layer is left to quantise: MLX packs rows of whole groups of {LEAST_GROUP} or "
-            f"more, and no group divides the {side} inputs of {chosen[0].name!r} (of all "
-            f"{len(chosen)} chosen); `plastic compress --keep` takes layers of any side"
-        )
-    raise ValueError("no layer is left to quantise; name some with --include")
-
-
-def _chosen_layers(
-    source: Source, include: Sequence[str], exclude: Sequence[str], embeddings: bool
-) -> list[Layer]:
-    """Return the layers that are asked for, in the order of the checkpoint."""
-    tensors, layers = source.checkpoint.tensors, source.layers
-    made = {tensor for m in layers.values() for tensor in m.tensors}
-    others = [n for n in tensors if is_matrix(n, tensors) and n not in made]
-    known = [*others, *layers]
-    chosen = {*chosen_names(known, include=include or ("*",), exclude=exclude)}
-    found = []
-    for layer in layers.values():
-        is_router = layer.is_router and not include
-        is_left = is_router or (layer.kind == "embedding" and not embeddings)
-        if layer.name in chosen and not is_left:
-            found.append(layer)
-    return found
-
-
-def _undivided(
-    source: Source, include: Sequence[str], exclude: Sequence[str], embeddings: bool
-) -> list[Skipped]:
-    """Return the layers that are asked for and have no group size."""
-    chosen = _chosen_layers(source, include, exclude, embeddings)
-    return [
-        Skipped(m.name, m.source_bytes, f"no group divides its {m.shape[1]} inputs")
-        for m in chosen
-        if candidate(m) is None
-    ]
+    if force and not file.exists() and grams_beside(file).exists():
+        GramFile(grams_beside(file)).close()  # which refuses what no plan of ours stands beside
 
 
 def unreached_experts(planned: Sequence[Candidate], grams: GramFile) -> int:
     """Count the experts that no token of the text reached: they get the Grams of the others."""
     paths = (f"{module_path(m.name)}.{e}" for m in planned for e in range(m.experts))
     return sum(path in grams and grams.count(path) == 0 for path in paths)
-
-
-def _check_budgets(
-    left: Remainder,
-    candidates: Sequence[Candidate],
-    budgets: Sequence[Budget],
-    choices: Choices,
-    format: Format,
-) -> None:
-    """Refuse before the work what `plan_bits` would refuse after it."""
-    overhead = _overhead(left, format)
-    for budget in budgets:
-        counted = budget.counts_headers
-        extra = overhead if counted else lambda m, offer: 0
-        fixed = left.header_bytes if counted else 0
-        totals = totals_of(candidates, left.nbytes + fixed, extra)
-        least = [
-            min(o.nbytes + extra(m, o) for o in smallest_offers(m, choices)) for m in candidates
-        ]
-        check_budget(budget, sum(least), totals)

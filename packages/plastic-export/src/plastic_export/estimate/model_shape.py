@@ -25,6 +25,11 @@ class WeightShape(NamedTuple):
         inputs: Columns of each.
         matrices: How many there are.
         nbytes: Bytes as stored.
+
+    Examples:
+        >>> stack = WeightShape("model.layers.0.up.weight", 3, 2, matrices=4, nbytes=48)
+        >>> stack.entries, stack.block
+        (24, 'model.layers.0.')
     """
 
     name: str
@@ -109,10 +114,21 @@ class ModelShape:
         return max(self.vocabulary, *sides, 1)
 
     @property
+    def longest_in_blocks(self) -> int:
+        """Entries per token of the widest activation within the blocks, of all experts used."""
+        inside = [w for w in self.weights if w.block is not None] or self.weights
+        used = (max(1, round(w.matrices * self.active)) for w in inside)
+        return max([max(w.outputs, w.inputs) * n for w, n in zip(inside, used, strict=True)] or [1])
+
+    @property
     def products_per_token(self) -> float:
         """Multiplications of one token's way through the blocks and the head, attention apart."""
-        inside = sum(w.entries * self._share(w) for w in self.weights if w.block is not None)
+        inside = self.products_in(w for w in self.weights if w.block is not None)
         return inside + self.vocabulary * self.width
+
+    def products_in(self, weights: Iterable[WeightShape]) -> float:
+        """Return the multiplications of one token with weights that lie in its way."""
+        return sum(w.entries * self._share(w) for w in weights)
 
     @property
     def entries(self) -> int:

@@ -63,50 +63,42 @@ def evaluation_work(shape: ModelShape, tokens: float, runs: int) -> Work:
     return (forward_work(shape, tokens) + Work(entries=READING * shape.entries)).times(runs)
 
 
-def gram_work(weights: Iterable[WeightShape], tokens: float, pulled: float, widest: int) -> Work:
-    """Return the work of summing both Grams of every matrix; gradients are those of ``pulled``."""
-    sums = ((tokens, w.inputs, pulled, w.outputs) for w in weights)
-    products = sum(t * n * min(n, widest) + p * m * min(m, widest) for t, n, p, m in sums)
-    return Work(products=products / 2)
+def counted_work(entries: int, sides: Iterable[int]) -> float:
+    """Return what a matrix counts as where matrices are dealt out, in any unit.
+
+    Examples:
+        >>> counted_work(6, (2, 3))
+        30
+    """
+    return entries * sum(sides)
 
 
-def planning_work(
-    shape: ModelShape,
-    planned: Iterable[WeightShape],
-    *,
-    tokens: float,
-    pulled: float,
-    widest: int,
-    probed: float,
-    sampled: Iterable[WeightShape],
-    corrected: bool,
-    tried: int,
-    trial: float,
-) -> Work:
-    """Return the work of a plan: calibration, prices, probe, trials.
+def priced_work(w: WeightShape, widest: int, *, corrected: bool) -> Work:
+    """Return the work of the prices of a matrix, or of those of a stack.
 
     Args:
-        shape: The model.
-        planned: The matrices that are planned.
-        tokens: Of the calibration.
-        pulled: Those that gradients are taken of.
+        w: The matrix.
         widest: Longest side with a whole Gram.
-        probed: Tokens that the probe runs, for all groups together.
-        sampled: The matrices that are rounded in full.
         corrected: Whether corrections are offered as well.
-        tried: How many plans are tried.
-        trial: Tokens that each of them runs.
     """
-    weights = list(planned)
-    calibrated = forward_work(shape, tokens) + forward_work(shape, pulled).times(PULLING)
-    calibrated += gram_work(weights, tokens, pulled, widest)
-    priced = sum((_priced(w, widest) for w in weights), Work())
-    if corrected:
-        priced += sum((_factored(w) for w in weights), Work())
-    rounded = sum((_rounded(w, widest) for w in sampled), Work()).times(SAMPLED)
-    spread = sum((_spread(w, widest) for w in weights), Work())
-    trials = (spread + forward_work(shape, trial).times(CHANGED)).times(tried)
-    return calibrated + priced + rounded + forward_work(shape, probed).times(PROBES) + trials
+    return _priced(w, widest) + (_factored(w) if corrected else Work())
+
+
+def measured_work(
+    shape: ModelShape, samples: Iterable[WeightShape], tokens: float, widest: int
+) -> Work:
+    """Return the work of rounding the samples of a group in full, and of running the model."""
+    one_each = (w._replace(matrices=1) for w in samples)  # a single expert of a stack
+    rounded = sum((_rounded(w, widest) for w in one_each), Work()).times(SAMPLED)
+    return rounded + forward_work(shape, tokens).times(PROBES)
+
+
+def spread_work(w: WeightShape, widest: int) -> Work:
+    """Return the work of an expected error: both Grams factored, and solved for."""
+    sides = _dense_sides(w, widest)
+    roots = ROOT * w.matrices * sum(side**3 for side in sides)
+    spread = SPREADING * w.entries * sum(sides)
+    return Work(products=spread, doubles=roots, entries=READING * w.entries)
 
 
 def writing_work(
@@ -134,14 +126,6 @@ def _priced(w: WeightShape, widest: int) -> Work:
     sides = _dense_sides(w, widest)
     roots = ROOT * w.matrices * sum(side**3 for side in sides)
     return Work(doubles=roots, entries=PRICED_ENTRY * w.entries)
-
-
-def _spread(w: WeightShape, widest: int) -> Work:
-    """Return the work of an expected error: both Grams factored, and solved for."""
-    sides = _dense_sides(w, widest)
-    roots = ROOT * w.matrices * sum(side**3 for side in sides)
-    spread = SPREADING * w.entries * sum(sides)
-    return Work(products=spread, doubles=roots, entries=READING * w.entries)
 
 
 def _rounded(w: WeightShape, widest: int) -> Work:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +14,7 @@ import numpy as np
 from plastic_core.files import FormatError
 from plastic_core.linalg import on_cpu
 from plastic_runtime import Track, untracked
+from plastic_runtime.distributed import Team, check_alike, working_together
 
 from plastic_export.calibration.overflow import overflows
 from plastic_export.calibration.tokens import TokenReader
@@ -26,7 +29,7 @@ from plastic_export.evaluation.reading import Reading
 from plastic_export.evaluation.saved_reference import SavedReference
 from plastic_export.evaluation.settings import reference_settings, settings_of
 from plastic_export.folder.adapter_files import FILE, adapter_of
-from plastic_export.folder.manifest import source_record
+from plastic_export.folder.manifest import source_record, together_facts
 
 
 def evaluate(
@@ -43,6 +46,7 @@ def evaluate(
     memory: int | None = None,
     say: Say | None = None,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> list[Evaluation]:
     """Measure one checkpoint; arguments, cost and errors are those of `compare`.
 
@@ -67,6 +71,7 @@ def evaluate(
         memory=memory,
         say=say,
         track=track,
+        team=team,
     )
 
 
@@ -84,6 +89,7 @@ def compare(
     memory: int | None = None,
     say: Say | None = None,
     track: Track = untracked,
+    team: Team | None = None,
 ) -> list[Evaluation]:
     """Measure perplexity and, against a reference, divergence and agreement on the same windows.
 
@@ -118,6 +124,9 @@ def compare(
             run at a time where that is short.
         say: Is told in a line what the work will take, unless that is next to nothing.
         track: Wraps the loop over the blocks and batches of each checkpoint.
+        team: The processes that share the windows, each with the same arguments, in a folder that
+            all of them see; by default this one alone. What is returned is the same for any number
+            of them on machines of one kind, but for `RunSpeed`, and in all of them.
 
     Returns:
         One result per text and checkpoint: all checkpoints on the first text, in the order
@@ -141,62 +150,87 @@ def compare(
         >>> second.difference.verdict
         'worse'
     """
-    if not sources:
-        raise ValueError("`sources` must name at least one checkpoint, got none")
-    rule = CONVENTIONS[like] if like else OWN
-    window = rule.window if window is None else window
-    windows = rule.windows if windows is None else windows
-    opened = [_opened(source) for source in sources]
-    named = {repr(str(source)): each for source, each in zip(sources, opened, strict=True)}
-    is_saved = reference is not None and Path(reference).is_file()
-    _check_saving(reference, save_reference, is_saved=is_saved)
-    judge = None
-    if reference is not None and not is_saved:
-        judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
-    readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
-    ids = _same_windows(readers, texts, rule, window, windows)
-    exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
-    prefixes = next(iter(readers.values())).prefixes
-    described = [
-        settings_of(file, each.tokens, prefixes[str(file)], like)
-        for file, each in zip(texts, ids, strict=True)
-    ]
-    settings = reference_settings(described, window, windows)
-    rows = max(reader.rows for reader in readers.values())
-    vocabulary = min(reader.size for reader in readers.values())
-    with blaming_weights(*named.values()), ExitStack() as stack:
-        held = None
-        if is_saved:
-            held = stack.enter_context(SavedReference(Path(str(reference))))
-            held.check(settings, windows=sum(len(tokens) for _, tokens in ids))
-            vocabulary = min(vocabulary, held.vocabulary)
-        shapes = {each.folder: ModelShape.of(each) for each in named.values()}
-        context = rule.context(window)
-        reading = Reading(ids, vocabulary, rows, shapes, memory, track, context, both_directions)
-        reading.announce(say, runs=len(named), kept=judge is not None, file=save_reference)
-        if judge is not None:
-            held = stack.enter_context(_run(reading, judge, reference, settings, save_reference))
-        measured = [
-            reading.measure(source, each.folder, held)
-            for source, each in zip(sources, opened, strict=True)
+    team = team or Team()
+    asked = {
+        "sources": [*map(str, sources)],
+        "texts": [*map(str, texts)],
+        "reference": str(reference),
+        "window": window,
+        "windows": windows,
+        "like": like,
+        "both_directions": both_directions,
+        "tokenizer": str(tokenizer),
+    }
+    place = Path(f"evaluation-{team.told(_short_digest(asked))}")
+    with working_together(team, place, together_facts(asked)):
+        if not sources:
+            raise ValueError("`sources` must name at least one checkpoint, got none")
+        rule = CONVENTIONS[like] if like else OWN
+        window = rule.window if window is None else window
+        windows = rule.windows if windows is None else windows
+        opened = [_opened(source) for source in sources]
+        named = {repr(str(source)): each for source, each in zip(sources, opened, strict=True)}
+        is_saved = reference is not None and Path(reference).is_file()
+        _check_saving(reference, save_reference, is_saved=is_saved, team=team)
+        judge = None
+        if reference is not None and not is_saved:
+            judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
+        readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
+        ids = _same_windows(readers, texts, rule, window, windows)
+        exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
+        prefixes = next(iter(readers.values())).prefixes
+        described = [
+            settings_of(file, each.tokens, prefixes[str(file)], like)
+            for file, each in zip(texts, ids, strict=True)
         ]
-    known = Vocabulary(vocabulary, rows - vocabulary)
-    weights = max([shape.entries for shape in shapes.values()] + [held.weights if held else 0])
-    return [
-        estimate(
-            str(source),
-            each.texts[i],
-            described[i],
-            first=measured[0].texts[i] if j else None,
-            vocabulary=known,
-            overflows=exceeding[repr(str(source))],
-            lost=each.lost[i],
-            size=_size(opened[j], weights),
-            runtime=each.runtime,
-        )
-        for i in range(len(texts))
-        for j, (source, each) in enumerate(zip(sources, measured, strict=True))
-    ]
+        settings = reference_settings(described, window, windows)
+        if team.size > 1:
+            held_alike = {name: source_record(each) for name, each in named.items()}
+            check_alike(team, place, {"settings": settings, "sources": held_alike})
+        rows = max(reader.rows for reader in readers.values())
+        vocabulary = min(reader.size for reader in readers.values())
+        with blaming_weights(*named.values()), ExitStack() as stack:
+            held = None
+            if is_saved:
+                held = stack.enter_context(SavedReference(Path(str(reference))))
+                held.check(settings, windows=sum(len(tokens) for _, tokens in ids))
+                vocabulary = min(vocabulary, held.vocabulary)
+            shapes = {each.folder: ModelShape.of(each) for each in named.values()}
+            context = rule.context(window)
+            reading = Reading(
+                ids, vocabulary, rows, shapes, memory, track, context, both_directions, team
+            )
+            reading.announce(say, runs=len(named), kept=judge is not None, file=save_reference)
+            if judge is not None:
+                held = stack.enter_context(
+                    _run(reading, judge, reference, settings, save_reference)
+                )
+            measured = [
+                reading.measure(source, each.folder, held, own=not is_saved)
+                for source, each in zip(sources, opened, strict=True)
+            ]
+        known = Vocabulary(vocabulary, rows - vocabulary)
+        weights = max([shape.entries for shape in shapes.values()] + [held.weights if held else 0])
+        return [
+            estimate(
+                str(source),
+                each.texts[i],
+                described[i],
+                first=measured[0].texts[i] if j else None,
+                vocabulary=known,
+                overflows=exceeding[repr(str(source))],
+                lost=each.lost[i],
+                size=_size(opened[j], weights),
+                runtime=each.runtime,
+            )
+            for i in range(len(texts))
+            for j, (source, each) in enumerate(zip(sources, measured, strict=True))
+        ]
+
+
+def _short_digest(asked: Mapping[str, Any]) -> str:
+    """Return what tells evaluations apart that run in one folder."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _size(checkpoint: Checkpoint, weights: int) -> ModelSize:
@@ -252,10 +286,17 @@ def _all_windows(
     ]
 
 
-def _check_saving(reference: str | Path | None, file: str | Path | None, *, is_saved: bool) -> None:
+def _check_saving(
+    reference: str | Path | None, file: str | Path | None, *, is_saved: bool, team: Team
+) -> None:
     """Refuse before the work what cannot be saved."""
     if file is None:
         return
+    if team.size > 1:
+        raise ValueError(
+            "`save_reference` is for one process; save it without mlx.launch, then name the file "
+            "as the reference"
+        )
     if reference is None or is_saved:
         raise ValueError("`save_reference` needs a `reference` that is a checkpoint, to be run")
     if Path(file).exists():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 from plastic_core.files import FormatError, memory_limit
 from plastic_runtime import Track
+from plastic_runtime.distributed import Team, stretch
 
 from plastic_export.estimate.limits import Estimate, Say, Smaller, announce, check_disk
 from plastic_export.estimate.model_shape import ModelShape
@@ -21,6 +24,7 @@ from plastic_export.estimate.peaks import running_peak, whole_peak
 from plastic_export.estimate.phases import evaluation_work
 from plastic_export.estimate.speed import Work
 from plastic_export.evaluation.estimates import RunSpeed
+from plastic_export.evaluation.gathering import gathered_measures
 from plastic_export.evaluation.measures import (
     ROWS,
     LogProbabilities,
@@ -75,6 +79,7 @@ class Reading:
         track: Wraps the loop over the blocks of a model.
         context: How many tokens of each window are read before one is scored.
         both_directions: Whether KL(model || reference) is measured too.
+        team: The processes that share the windows: each has a stretch of the batches.
     """
 
     texts: Sequence[Windows]
@@ -85,6 +90,7 @@ class Reading:
     track: Track
     context: int = 0
     both_directions: bool = False
+    team: Team = field(default_factory=Team)
 
     def announce(self, say: Say | None, *, runs: int, kept: bool, file: str | Path | None) -> None:
         """Tell what the runs will take, and refuse them where that is not there.
@@ -96,10 +102,12 @@ class Reading:
             file: Where, if not in a temporary file.
 
         Raises:
-            ValueError: If not one window fits into memory.
+            ValueError: If not one window fits into memory, or there are more processes than
+                batches.
             OSError: If a disk is too small.
         """
-        tokens = self._tokens
+        self._check_enough()
+        tokens = sum(batch.tokens[:, 1:].size for batch in self._batches())
         spooled = 2 * 4 * tokens * max(shape.width for shape in self.shapes.values())
         saved = reference_bytes(self.shapes_of_windows) if kept else 0
         check_disk(Path(tempfile.gettempdir()), spooled + (saved if file is None else 0))
@@ -116,6 +124,7 @@ class Reading:
         reference: SavedReference | None,
         *,
         adapter: Path | None = None,
+        own: bool = False,
     ) -> Measured:
         """Measure a checkpoint; no more than a block of it is in memory.
 
@@ -124,6 +133,7 @@ class Reading:
             folder: Where it is.
             reference: What another holds of the same windows.
             adapter: Folder of an adapter that is laid over it.
+            own: Whether the reference holds the windows of this process alone.
 
         Raises:
             FormatError: If no prediction of a text is finite.
@@ -131,16 +141,20 @@ class Reading:
         mx.reset_peak_memory()
         began, blocks = time.perf_counter(), list[str]()
         found: list[list[TokenMeasures]] = [[] for _ in self.texts]
-        predicted = self._predictions(folder, blocks, adapter)
-        for batch, log_p in zip(self._batches(), predicted, strict=True):
+        batches, predicted = self._batches(), self._predictions(folder, blocks, adapter)
+        before = batches[0].first if own else 0
+        for batch, log_p in zip(batches, predicted, strict=True):
             log_q = None
             if reference is not None:
-                log_q = reference.read(batch.first, len(batch.tokens), self.vocabulary)
+                log_q = reference.read(batch.first - before, len(batch.tokens), self.vocabulary)
             both = self.both_directions
             measures = measures_of(batch.tokens, log_p, log_q, both_directions=both)
             found[batch.text].append(measures)
+        scored = [tokens.shape[1] - 1 - self.context for _, tokens in self.texts]
+        some = [joined(parts) if parts else None for parts in found]
+        measured = gathered_measures(self.team, some, scored)
+        blocks = sorted(chain.from_iterable(self.team.gathered(blocks)), key=_numbers)
         seconds = time.perf_counter() - began
-        measured = [joined(parts) for parts in found]
         places = [_place(each, blocks) for each in measured]
         for (text, _), each, place in zip(self.texts, measured, places, strict=True):
             if not each.is_finite.any():
@@ -156,7 +170,7 @@ class Reading:
         folder: Path,
         settings: Mapping[str, Any],
     ) -> None:
-        """Write the log-probabilities of a checkpoint to a file.
+        """Write the log-probabilities of a checkpoint, of the windows of this process, to a file.
 
         Raises:
             FormatError: If they are not finite.
@@ -171,15 +185,13 @@ class Reading:
 
     @property
     def shapes_of_windows(self) -> list[tuple[int, int]]:
-        """Tokens and vocabulary of what is predicted in every window."""
-        scored = 1 + self.context
-        return [
-            (t.shape[1] - scored, self.vocabulary) for _, t in self.texts for _ in range(len(t))
-        ]
+        """Tokens and vocabulary of what is predicted in every window of this process."""
+        scored, batches = 1 + self.context, self._batches()
+        return [(b.tokens.shape[1] - scored, self.vocabulary) for b in batches for _ in b.tokens]
 
     @property
     def _tokens(self) -> int:
-        """How many tokens a run reads: all but the last of each window."""
+        """How many tokens all processes read: all but the last of each window."""
         return sum(tokens[:, 1:].size for _, tokens in self.texts)
 
     @property
@@ -206,7 +218,8 @@ class Reading:
     @cached_property
     def _most_rows(self) -> int:
         limit = memory_limit() if self.memory is None else self.memory
-        return next((rows for rows in range(ROWS, 1, -1) if self._peak(rows) <= limit), 1)
+        most = next((rows for rows in range(ROWS, 1, -1) if self._peak(rows) <= limit), 1)
+        return int(min(self.team.gathered(most)))
 
     def _predictions(
         self, folder: Path, lost: list[str], adapter: Path | None = None
@@ -223,13 +236,29 @@ class Reading:
             adapter=adapter,
         )
 
-    def _batches(self) -> Iterator[_Batch]:
-        first = 0
+    def _batches(self) -> list[_Batch]:
+        """Return the batches of this process."""
+        mine = stretch(len(self._all_batches), self.team.rank, self.team.size)
+        return self._all_batches[mine.start : mine.stop]
+
+    @cached_property
+    def _all_batches(self) -> list[_Batch]:
+        found, first = list[_Batch](), 0
         for number, (_, tokens) in enumerate(self.texts):
             rows = min(self._most_rows, rows_at_once(tokens.shape[1], self.rows))
             for start in range(0, len(tokens), rows):
-                yield _Batch(number, first + start, tokens[start : start + rows])
+                found.append(_Batch(number, first + start, tokens[start : start + rows]))
             first += len(tokens)
+        return found
+
+    def _check_enough(self) -> None:
+        """Refuse more processes than there are batches to share."""
+        batches = len(self._all_batches)
+        if self.team.size > batches:
+            raise ValueError(
+                f"`team` must have at most as many processes as there are batches of windows, "
+                f"{batches}, got {self.team.size}; start fewer, or take more windows"
+            )
 
 
 def _place(measured: TokenMeasures, blocks: Sequence[str]) -> str | None:
@@ -243,3 +272,8 @@ def _place(measured: TokenMeasures, blocks: Sequence[str]) -> str | None:
 def _after(blocks: Sequence[str]) -> str:
     """Name the first block to blame, where one was seen."""
     return f", after {blocks[0]}" if blocks else ""
+
+
+def _numbers(block: str) -> list[int]:
+    """Return where a block stands among the others."""
+    return [int(number) for number in re.findall(r"\d+", block)]

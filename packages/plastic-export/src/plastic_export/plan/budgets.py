@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}
@@ -87,6 +88,16 @@ def parse_size(text: str) -> float:
     if match is None or match[2].upper() not in UNITS:
         raise ValueError(f"a size must be a number of bytes, KB, MB, GB, KiB, MiB or GiB: {text!r}")
     return float(match[1]) * UNITS[match[2].upper()]
+
+
+def stated_budgets(budgets: Sequence[float | Budget]) -> list[Budget]:
+    """Return budgets of which plain numbers are bits per weight.
+
+    Examples:
+        >>> stated_budgets([3.5])[0].kind
+        'bits_per_weight'
+    """
+    return [b if isinstance(b, Budget) else Budget("bits_per_weight", b) for b in budgets]
 
 
 def check_budget(budget: Budget, least: int, totals: Totals) -> None:

@@ -13,6 +13,7 @@ from plastic_core.linalg import in_threads, workers
 from plastic_runtime import LossGrams, Track, Weighted, untracked
 from plastic_runtime.distributed import Team, dealt
 
+from plastic_export.estimate.phases import counted_work
 from plastic_export.plan.choices import Choices, choices_for
 from plastic_export.plan.gram_uses import Uses
 from plastic_export.plan.likeness import alike, samples_of
@@ -206,7 +207,7 @@ class _Pricing(NamedTuple):
 
 def _work(m: Candidate) -> float:
     """Return how much work a matrix is, in any unit."""
-    return m.weights * sum(m.shape)
+    return counted_work(m.weights, m.shape)
 
 
 class _Weight(NamedTuple):

@@ -11,7 +11,8 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 from plastic_core.layer import is_stack, linear_from
-from plastic_core.linalg import on_cpu
+from plastic_core.linalg import on_cpu, to_numpy
+from plastic_runtime.distributed import Team
 from plastic_runtime.measure import (
     AS_LINEAR,
     BlockChain,
@@ -129,7 +130,10 @@ class PriceProbe:
         return max(float(np.concatenate(found).mean()), 0.0)
 
     def token_divergences(
-        self, paths: Iterable[str], changes: Callable[[list[str]], Sequence[WeightChange]]
+        self,
+        paths: Iterable[str],
+        changes: Callable[[list[str]], Sequence[WeightChange]],
+        team: Team | None = None,
     ) -> NDArray[np.float64]:
         """Return the divergence at every token where many layers are changed, block by block.
 
@@ -138,17 +142,26 @@ class PriceProbe:
             changes: Returns the changes of some of them. What it returned of a block is let go of
                 when that has run, what is outside the blocks after the last one. A model that is no
                 chain of blocks is changed as a whole.
+            team: The processes that do it together, each with the same arguments: one block each in
+                turn, so that the next ones find out their changes meanwhile. What is outside the
+                blocks, and a model that is no chain, is done by each.
 
         Returns:
-            Nats per token, shape ``(windows, tokens)``.
+            Nats per token, shape ``(windows, tokens)``, the same bits for any number of processes.
         """
+        team, chain = team or Team(), self._chain
         inside, outside = self._by_block(paths)
         with self._quickly(), self._changed(changes(outside)):
-            log_p = self._run_changed(inside, changes) if self._chain else self._run_whole()
+            log_p = self._run_changed(chain, inside, changes, team) if chain else self._run_whole()
             found = [
-                token_divergences(batch.log_q, p) for batch, p in zip(self._all, log_p, strict=True)
+                token_divergences(batch.log_q, p)
+                for batch, p in zip(self._all, log_p, strict=False)  # none but in the last process
             ]
-        return np.concatenate(found)
+        whole = np.concatenate(found) if found else np.zeros((0, 0))
+        if chain is None or team.size == 1:
+            return whole
+        length = self._all[0].tokens.shape[1] - 1
+        return np.concatenate(team.gathered_arrays(whole.reshape(-1))).reshape(-1, length)
 
     @property
     def _all(self) -> list[_Probed]:
@@ -169,20 +182,33 @@ class PriceProbe:
 
     def _run_changed(
         self,
+        chain: BlockChain,
         inside: Mapping[str, list[str]],
         changes: Callable[[list[str]], Sequence[WeightChange]],
+        team: Team,
     ) -> Iterator[LogProbabilities]:
-        """Run block after block, all windows through each while it is changed."""
-        assert self._chain is not None
-        seen = [batch.tokens[:, :-1] for batch in self._all]
-        entries = [self._chain.entry(tokens) for tokens in seen]
+        """Run block after block, all windows through each while it is changed.
+
+        What leaves a block goes to the process that has the next one; the last yields.
+        """
+        seen, count = [batch.tokens[:, :-1] for batch in self._all], len(inside)
+        entries = [chain.entry(tokens) for tokens in seen]
         states = [x for x, _ in entries]
         for number, paths in enumerate(inside.values()):
+            if number % team.size != team.rank:
+                continue
             with self._changed(changes(paths)):
+                if number and team.size > 1:
+                    states = [_received(team, (number - 1) % team.size, x) for x in states]
                 states = [calls[number](x) for x, (_, calls) in zip(states, entries, strict=True)]
                 mx.eval(states)
+            if number + 1 < count and team.size > 1:
+                for x in states:
+                    team.post_array((number + 1) % team.size, to_numpy(x).reshape(-1))
+        if (count - 1) % team.size != team.rank:
+            return
         for tokens, x in zip(seen, states, strict=True):
-            yield log_probabilities_of(self._chain.logits_from(tokens, x))
+            yield log_probabilities_of(chain.logits_from(tokens, x))
 
     def _changed(self, changes: Sequence[WeightChange]) -> AbstractContextManager[None]:
         """Let layers compute what they would with changed weights, inside the block."""
@@ -236,6 +262,12 @@ class PriceProbe:
         for call in calls[start:]:
             x = call(x)
         return self._chain.logits_from(seen, x)
+
+
+def _received(team: Team, of: int, like: mx.array) -> mx.array:
+    """Return what a process sends, in float32 as all activations here are."""
+    values = team.received_array(of, like.size, np.float32)
+    return mx.array(values.reshape(like.shape))
 
 
 def _batches(tokens: mx.array, rows: int) -> list[mx.array]:

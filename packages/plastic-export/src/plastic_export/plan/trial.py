@@ -36,6 +36,8 @@ class PlanTrial:
         matrices: What each matrix offers.
         probe: Runs the model.
         journal: Knows the plans that were tried before, and is told of those that are now.
+        team: The processes that try together, of which the journals know the same; by default this
+            one alone.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class PlanTrial:
         matrices: Sequence[Offered],
         probe: PriceProbe,
         journal: PriceJournal | None = None,
+        team: Team | None = None,
     ) -> None:
         self._source, self._grams, self._probe = source, grams, probe
         self._matrices = {module_path(m.name): m for m in matrices}
-        self._journal = journal
+        self._journal, self._team = journal, team
 
     def of(self, plan: BitsPlan) -> Tried:
         """Return what a plan costs as a whole.
@@ -65,11 +68,6 @@ class PlanTrial:
             self._journal.add_trial(plan, found)
         return found
 
-    def exchange(self, team: Team) -> None:
-        """Let all processes of a team know the plans that each has tried; with a journal alone."""
-        if self._journal:
-            self._journal.exchange(team)
-
     def _tried(self, plan: BitsPlan) -> Tried:
         chosen = {path: plan.chosen[m.name] for path, m in self._matrices.items()}
         changed = [path for path, offer in chosen.items() if offer.bits or offer.rank]
@@ -77,7 +75,7 @@ class PlanTrial:
         def changes(paths: list[str]) -> list[WeightChange]:
             return [c for path in paths for c in self._changes(self._matrices[path], chosen[path])]
 
-        kl = self._probe.token_divergences(changed, changes)
+        kl = self._probe.token_divergences(changed, changes, self._team)
         error = float(kl.std()) / math.sqrt(kl.size)
         return Tried(in_nine_digits(max(0.0, float(kl.mean()))), in_nine_digits(error), plan.cost)
 

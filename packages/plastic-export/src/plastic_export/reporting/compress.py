@@ -13,7 +13,7 @@ from plastic_export.checkpoint.packing import least_mlx
 from plastic_export.compression.writer import Compressed, widths_of
 from plastic_export.plan.offers import BitsPlan
 from plastic_export.reporting.output_check import check_line
-from plastic_export.reporting.plan import budget_record
+from plastic_export.reporting.plan.made import budget_record
 from plastic_export.reporting.tables import Name, Presented, figures
 
 

@@ -9,7 +9,6 @@ from plastic_runtime.distributed.sums import RunningSum, hand_on, taken_over
 from plastic_runtime.distributed.team import LostConnectionError, Team, of_all
 from plastic_runtime.distributed.together import (
     DisagreementError,
-    NotBegunError,
     await_file,
     check_alike,
     working_together,
@@ -20,7 +19,6 @@ __all__ = [
     "STAYS_FOR_AS_MANY",
     "DisagreementError",
     "LostConnectionError",
-    "NotBegunError",
     "RunningSum",
     "Team",
     "asked_backend",

@@ -82,11 +82,17 @@ class Team:
         if self.size == 1:
             return [value]
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        lengths = self._gathered(np.array([text.size], np.int32))
-        padded = np.zeros(lengths.max(), np.uint8)
-        padded[: text.size] = text
+        return [json.loads(found.tobytes()) for found in self.gathered_arrays(text)]
+
+    def gathered_arrays(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the flat arrays, of one type and of any lengths, that all call this with."""
+        if self.size == 1:
+            return [values]
+        lengths = self._gathered(np.array([values.size], np.int32))
+        padded = np.zeros(max(1, lengths.max()), values.dtype)
+        padded[: values.size] = values
         rows = self._gathered(padded).reshape(self.size, -1)
-        return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+        return [row[:n] for row, n in zip(rows, lengths, strict=True)]
 
     def told(self, value: Any) -> Any:
         """Return what the first process calls this with; what the others have does not count."""
@@ -157,10 +163,17 @@ class Team:
 
     def send_array(self, to: int, values: NDArray[Any]) -> None:
         """Send a flat array to a process that receives one of its size and type."""
+        self._evaluated(self._sent(to, values))
+
+    def post_array(self, to: int, values: NDArray[Any]) -> None:
+        """Send one as `send_array` does, without waiting until it is received."""
+        mx.async_eval(self._sent(to, values))  # type: ignore[no-untyped-call]
+
+    def _sent(self, to: int, values: NDArray[Any]) -> mx.array:
         self._check_others()
-        data = mx.array(values.view(np.uint8))
-        self._evaluated(mx.distributed.send(data, to, group=self._group, stream=self._stream))
         self.sent += values.nbytes
+        data = mx.array(values.view(np.uint8))
+        return mx.distributed.send(data, to, group=self._group, stream=self._stream)
 
     def received_array(self, of: int, count: int, dtype: Any) -> NDArray[Any]:
         """Return the next array that a process sends; it is to be read alone."""

@@ -9,13 +9,22 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from plastic_core.files import FormatError, check_same
 
+from plastic_runtime.distributed.pulse import Pulse
 from plastic_runtime.distributed.team import LostConnectionError, Team
-from plastic_runtime.distributed.watch import INTERRUPTED, STAYS, Watch, folder_of
+from plastic_runtime.distributed.watch import (
+    INTERRUPTED,
+    STAYS,
+    Watch,
+    early_loss,
+    end_for,
+    folder_of,
+)
 
 PATIENCE = 15.0
 """Seconds that a network file system may take to show what another machine has written."""
@@ -30,15 +39,6 @@ class DisagreementError(FormatError):
     """
 
 
-class NotBegunError(LostConnectionError):
-    """Another process has ended before the work began: any process may be the one that tells.
-
-    Examples:
-        >>> print(NotBegunError("another process has ended"))
-        another process has ended
-    """
-
-
 @contextmanager
 def working_together(
     team: Team,
@@ -50,7 +50,7 @@ def working_together(
     """Let processes work on one thing: all begin, and all end once the last has.
 
     Where one of them dies, hangs or raises, the others end too; see `Watch`. A process alone works
-    as without this.
+    as without this, and removes what several that were cut have left to say.
 
     Args:
         team: The processes.
@@ -61,23 +61,19 @@ def working_together(
     Raises:
         DisagreementError: In all processes alike, if the folder that holds ``place`` is not the
             same for all, or they differ in ``facts``; it names the first difference and a process.
-        NotBegunError: If a process ends before all have begun.
+        LostConnectionError: If a process ends before all have met.
 
     Examples:
         >>> with working_together(Team(), Path("plan.json"), {"version": 1}):
         ...     print("working")
         working
     """
+    folder = folder_of(Path(os.path.abspath(place)))
     if team.size == 1:
         yield
+        shutil.rmtree(folder, ignore_errors=True)  # of several that were cut, and gone on from
         return
-    folder = folder_of(Path(os.path.abspath(place)))
-    try:
-        _share(team, folder, place)
-    except LostConnectionError as error:
-        _remove(team, folder)
-        reason = f"another process has ended before the work began ({error})"
-        raise NotBegunError(f"{reason}; start the same command again") from error
+    _share_or_end(team, folder, place, stays)
     watch = Watch(folder, team.rank, team.size, stays=stays)
     try:
         check_alike(team, place, facts)
@@ -91,7 +87,8 @@ def working_together(
             _remove(team, folder)
         raise
     watch.leave(None)
-    team.gathered(None)
+    with suppress(LostConnectionError):  # the work is done
+        team.gathered(None)
     _remove(team, folder)
 
 
@@ -134,6 +131,20 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     return str(error) or repr(error), 2 if isinstance(error, ValueError) else 3
+
+
+def _share_or_end(team: Team, folder: Path, place: Path, stays: str) -> None:
+    """Make the folder of the processes; end as a `Watch` would where one is lost meanwhile."""
+    members = list[Pulse]()
+    try:
+        members += [Pulse(**one) for one in team.gathered(asdict(Pulse.of(team.rank)))]
+        _share(team, folder, place)
+    except LostConnectionError as error:
+        loss = early_loss(members)
+        if loss is not None:
+            end_for(loss, team.rank, stays)
+        _remove(team, folder)
+        raise LostConnectionError(f"another process was lost at the start ({error})") from error
 
 
 def _share(team: Team, folder: Path, place: Path) -> None:

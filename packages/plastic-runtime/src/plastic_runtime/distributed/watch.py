@@ -103,6 +103,29 @@ def prints(rank: int, loss: Loss) -> bool:
     return rank == 1 and loss.pulse.state != "fails"
 
 
+def end_for(loss: Loss, rank: int, stays: str, end: Callable[[int], object] = os._exit) -> None:
+    """Print the line that names the lost process, if it is for this one to do, and end."""
+    if prints(rank, loss):
+        sys.stderr.write(f"error: {loss.pulse.name} {_said(loss)}; {stays}\n")
+        sys.stderr.flush()
+    end(loss.status)
+
+
+def early_loss(members: Sequence[Pulse], seconds: float = SUSPECT) -> Loss | None:
+    """Return the process of this machine that has ended, before any watched the others.
+
+    Args:
+        members: What each process said of itself once all had met.
+        seconds: How long to look for it: connections break before a process is seen to have ended.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        loss = loss_among([Heard(one, 0.0, one.is_gone()) for one in members])
+        if loss is not None or time.monotonic() > deadline:
+            return loss
+        time.sleep(EVERY / 4)
+
+
 class Watch(Closing):
     """A thread that says once a second that this process works, and looks at the others.
 
@@ -206,10 +229,7 @@ class Watch(Closing):
         if loss.hangs and loss.pulse.space == self._own.space:
             with suppress(OSError):
                 os.kill(loss.pulse.pid, signal.SIGKILL)
-        if prints(self._rank, loss):
-            sys.stderr.write(f"error: {loss.pulse.name} {_said(loss)}; {self._stays}\n")
-            sys.stderr.flush()
-        self._end(loss.status)
+        end_for(loss, self._rank, self._stays, self._end)
 
     def _heard(self) -> list[Heard]:
         now, heard = time.monotonic(), list[Heard]()

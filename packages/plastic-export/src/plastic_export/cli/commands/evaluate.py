@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from plastic_export.cli.console import Output
+from plastic_export.cli.joined import current_team
 from plastic_export.cli.options import (
     FOLDER,
     IDS,
@@ -131,8 +132,10 @@ def evaluate_command(
     Tasks are those of lm-evaluation-harness, as `mlx_lm.evaluate` runs them: one model in memory
     at a time, as a whole. Scores are compared with those of the reference, or of the first SRC.
     """
-    output = Output(as_json)
+    output, team = Output(as_json), current_team()
     _check_choice(texts, tasks)
+    if tasks and team.size > 1:
+        raise click.UsageError("--tasks runs in one process; start it without mlx.launch")
     if plot is not None:
         _check_plot(plot, reference)
     if texts and tasks:
@@ -152,6 +155,7 @@ def evaluate_command(
             memory=memory,
             say=output.say,
             track=output.track,
+            team=team,
         )
         parts.append(present_evaluations(results, full=full))
     if tasks:
@@ -169,7 +173,7 @@ def evaluate_command(
         )
         parts.append(present_scores(scores))
     output.show(_together(parts))
-    if plot is not None:
+    if plot is not None and output.leads:
         save_kl_plot(plot, results)
         output.say(f"plot: {plot}")
 

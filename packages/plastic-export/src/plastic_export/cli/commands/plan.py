@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from plastic_core.factors import BITS, GROUP_SIZES
 from plastic_core.files import FormatError
 from plastic_core.rounding import UNPACKED
@@ -30,12 +31,14 @@ from plastic_export.cli.options import (
     window_option,
     windows_option,
 )
+from plastic_export.compression.forecast import GIGABITS, estimate_plan
 from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.format.table import FORMATS, PLAN_FORMATS
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.choices import Choices
-from plastic_export.reporting.plan import present_plan
+from plastic_export.reporting.plan.estimate import present_plan_estimate
+from plastic_export.reporting.plan.made import present_plan
 from plastic_export.reporting.plots.plan_plot import save_plan_plot
 from plastic_export.reporting.plots.replacing import check_replaceable
 
@@ -89,6 +92,22 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--thorough", is_flag=True, help="Round and run every matrix in every way: many times the work."
 )
+@click.option("--dry-run", is_flag=True, help="Only say what it will take: time, memory, bytes.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    show_default="those that were started",
+    help="With --dry-run: in so many processes, each on a machine like this one.",
+)
+@click.option(
+    "--bandwidth",
+    "gigabits",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GBIT",
+    default=GIGABITS,
+    show_default=True,
+    help="With --dry-run: Gbit/s from one machine to the next.",
+)
 @force_option("the plan if it exists, and Grams that are of something else or damaged")
 @revision_option()
 @memory_option()
@@ -107,6 +126,9 @@ def plan_command(
     window: int,
     windows: int,
     tokenizer: str | None,
+    dry_run: bool,
+    processes: int | None,
+    gigabits: float,
     as_json: bool,
     **selection: Any,
 ) -> None:
@@ -117,25 +139,37 @@ def plan_command(
     `plots`) is installed.
     """
     output = Output(as_json)
+    _check_foreseen(dry_run)
     plot = file.with_suffix(".png")
     _check_plot(file, plot)
     budgets = [*(bits_per_weight or ()), *(size or ()), *(keep or ())]
     if bits and not budgets:
         raise click.UsageError("--bits needs a budget: --bits-per-weight, --size or --keep")
-    result = plan_checkpoint(
-        src,
-        file,
-        calibration=Calibration(calibration, window, windows, tokenizer),
-        budgets=budgets or DEFAULT,
-        format=format_,
-        choices=_choices(format_, bits, group_sizes, factor_bits),
-        say=output.say,
-        track=output.track,
-        team=current_team(),
+    asked: dict[str, Any] = {
+        "calibration": Calibration(calibration, window, windows, tokenizer),
+        "budgets": budgets or DEFAULT,
+        "format": format_,
+        "choices": _choices(format_, bits, group_sizes, factor_bits),
         **selection,
-    )
+    }
+    team = current_team()
+    if dry_run:
+        joined = processes or team.size
+        found = estimate_plan(src, file, **asked, processes=joined, gigabits=gigabits)
+        output.show(present_plan_estimate(found))
+        return
+    result = plan_checkpoint(src, file, **asked, say=output.say, track=output.track, team=team)
     if output.leads:
         output.show(present_plan(result, file, _drawn(plot, result)))
+
+
+def _check_foreseen(dry_run: bool) -> None:
+    """Refuse options of what is only foreseen where something is made."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        given = context.get_parameter_source(str(param.name)) is not ParameterSource.DEFAULT
+        if param.name in ("processes", "gigabits") and given and not dry_run:
+            raise click.UsageError(f"{param.opts[0]} needs --dry-run")
 
 
 def _drawn(plot: Path, plan: LossPlan) -> Path | None:
