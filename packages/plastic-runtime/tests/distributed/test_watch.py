@@ -110,6 +110,26 @@ def test_what_a_process_fails_with_is_said_by_the_first(
     assert "failed: plan.json: a full disk; what is finished stays" in message
 
 
+def test_the_first_may_say_why_it_fails_before_another_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "GRACE", 2.0)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    failed = Pulse(0, child.pid, "mac", here(), state="fails", reason="a full disk", status=3)
+    failed.write(tmp_path)
+    second, statuses = ended(tmp_path, 1)
+    deadline = time.monotonic() + 10.0
+    while (said := read_pulse(tmp_path, 1)) is None or said.state == "works":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert statuses == []
+    child.communicate()
+    wait_for(statuses)
+    second.close()
+    assert statuses == [3]
+
+
 def test_who_leaves_in_order_ends_nobody(tmp_path: Path) -> None:
     first, statuses = ended(tmp_path)
     second, _ = ended(tmp_path, 1)

@@ -229,7 +229,15 @@ class Watch(Closing):
         if loss.hangs and loss.pulse.space == self._own.space:
             with suppress(OSError):
                 os.kill(loss.pulse.pid, signal.SIGKILL)
+        if loss.pulse.rank == 0 and loss.pulse.state == "fails":
+            self._await_end(loss.pulse)
         end_for(loss, self._rank, self._stays, self._end)
+
+    def _await_end(self, first: Pulse) -> None:
+        """Let the first process say why it fails: a launcher stops all where one has ended."""
+        deadline = time.monotonic() + GRACE
+        while not first.is_gone() and time.monotonic() < deadline:
+            time.sleep(EVERY / 20)
 
     def _heard(self) -> list[Heard]:
         now, heard = time.monotonic(), list[Heard]()
