@@ -72,3 +72,16 @@ def test_options_of_what_is_foreseen_need_it(
         main(["plan", str(readable), "--calibration", str(text), option, "2"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {option} needs --dry-run\n"
+
+
+@pytest.mark.parametrize("bandwidth", ["nan", "inf"])
+def test_a_network_of_no_finite_speed_is_refused(
+    bandwidth: str, readable: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", str(readable), "--calibration", str(text), "--dry-run"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--bandwidth", bandwidth])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: --bandwidth must be a finite number above 0, got {bandwidth}.\n"
+    )

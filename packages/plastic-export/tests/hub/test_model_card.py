@@ -83,6 +83,12 @@ def test_an_output_of_an_output_carries_the_card_of_the_first_source(
     assert said(tmp_path / "b")["license_name"] == "tiny"
 
 
+def test_the_card_of_a_folder_behind_a_link_is_carried_along(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    compress(tmp_path / "link", tmp_path / "out", keep=0.5)
+    assert (tmp_path / "out" / "README.source.md").read_text() == SOURCE
+
+
 @pytest.mark.parametrize("card", ["---\n- a\n---\n", "---\na: [\n---\n"])
 def test_a_card_that_cannot_be_read_is_told_and_carried_along(
     source: Path, tmp_path: Path, card: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def estimate_plan(
 
     Raises:
         FormatError, ValueError, OSError: As `plan_checkpoint` does before its work, and if there
-            are more processes than batches of the text.
+            are more processes than batches of the text, or ``gigabits`` is no finite number above
+            0.
 
     Examples:
         >>> few = Calibration("text.txt", window=24, windows=8)
@@ -80,6 +82,8 @@ def estimate_plan(
         >>> len(found.machines), found.machines[0].sends, found.faster
         (1, 0, 1.0)
     """
+    if not (math.isfinite(gigabits) and gigabits > 0):
+        raise ValueError(f"`gigabits` must be a finite number above 0, got {gigabits}.")
     file, target = Path(file), format_named(format, PLAN_FORMATS)
     choices, stated = choices or target.choices or Choices(), stated_budgets(budgets)
     with open_checkpoint(source, revision=revision) as checkpoint:

@@ -31,7 +31,7 @@ def carried_card(folder: Path) -> Path | None:
 def _file(folder: Path, name: str) -> Path | None:
     """Return a file of a folder; a link to elsewhere is none, since nothing depends on a card."""
     with suppress(FormatError):
-        return member(folder, name)
+        return folder / name if member(folder, name) else None
     return None
 
 
