@@ -20,6 +20,7 @@ import mlx.core as mx
 import openai
 import pytest
 from mlx_lm import stream_generate
+from plastic_core.files import FormatError
 from plastic_export import (
     SizeServer,
     load_model,
@@ -259,6 +260,12 @@ def test_a_folder_may_have_any_name(out: Path, tmp_path: Path) -> None:
         assert answer.model == name
         assert client.models.retrieve(name).id == name
         assert any(name in sample for sample in metrics(server.url))
+
+
+def test_what_is_no_compressed_folder_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(FormatError, match=r"plastic\.json: missing; name a folder that"):
+            SizeServer(folder, port=0)
 
 
 def test_a_folder_that_changes_is_no_fault_of_the_request(out: Path, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ class Reading:
         batches = len(self._all_batches)
         if self.team.size > batches:
             raise ValueError(
-                f"`team` must have at most as many processes as there are batches of windows, "
+                f"there must be at most as many processes as batches of windows, "
                 f"{batches}, got {self.team.size}; start fewer, or take more windows"
             )
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plastic_core.files import Closing
+from plastic_runtime.dialling import read_manifest
 
 from plastic_export.model.library import mlx_lm_utils
 from plastic_export.serving.requests.size_names import ListedSize
@@ -42,7 +43,7 @@ class SizeServer(Closing):
         priced_in: The unit of their prices.
 
     Raises:
-        FormatError: If the folder is damaged, or holds nothing that can be dialled.
+        FormatError: If the folder is missing or damaged, or holds nothing that can be dialled.
         ValueError: If ``memory`` is below what the least size needs, which is named, or
             ``mlx_lm.server`` refuses an option.
         BusyError: If another process is writing the folder.
@@ -81,6 +82,7 @@ class SizeServer(Closing):
             if error.name != "prometheus_client":
                 raise
             raise ModuleNotFoundError(HOW, name=error.name) from None
+        read_manifest(Path(folder))  # which names what is no such folder
         words = ["--host", host, "--port", str(port), "--log-level", "WARNING", *stock]
         self._parts = Assembly(Path(folder), stock_settings(words), memory=memory, page=page)
         self._parts.listen()

@@ -158,7 +158,7 @@ def _check_enough(batches: Sequence[mx.array], team: Team) -> None:
     """Refuse more processes than there are batches to share."""
     if team.size > len(batches):
         raise ValueError(
-            f"`team` must have at most as many processes as there are batches of the text, "
+            f"there must be at most as many processes as batches of the text, "
             f"{len(batches)} of up to {batches[0].size} tokens, got {team.size}; start fewer, or "
             "take more text."
         )
