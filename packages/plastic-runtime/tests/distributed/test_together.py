@@ -14,10 +14,11 @@ from plastic_runtime.distributed import (
     LostConnectionError,
     Team,
     check_alike,
+    together,
     working_together,
 )
 from plastic_runtime.distributed.pulse import Pulse
-from plastic_runtime.distributed.watch import STAYS, early_loss, end_for, folder_of
+from plastic_runtime.distributed.watch import STAYS, Watch, early_loss, end_for, folder_of
 
 
 class Echo(Team):
@@ -52,6 +53,31 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
         working_together(team, tmp_path / "plan.json", {}),
     ):
         pytest.fail("it began")
+
+
+def test_what_another_run_works_on_is_refused_and_left_alone(tmp_path: Path) -> None:
+    place = tmp_path / "plan.json"
+    folder = folder_of(place)
+    folder.mkdir()
+    with (
+        Watch(folder, 0, 1),
+        pytest.raises(DisagreementError, match=r"in use by process 0 .* of another run; wait"),
+        working_together(Echo(), place, {}),
+    ):
+        pytest.fail("it began")
+    assert [path.name for path in folder.iterdir()] == ["process-0.json"]
+
+
+def test_what_a_run_that_was_cut_has_left_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "LISTENS", 0.2)
+    place = tmp_path / "plan.json"
+    folder_of(place).mkdir()
+    Pulse.of(0).write(folder_of(place))
+    with working_together(Echo(), place, {}):
+        pass
+    assert not folder_of(place).exists()
 
 
 def test_nothing_is_left_of_what_went_well(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -92,6 +93,29 @@ def read_pulse(folder: Path, rank: int) -> Pulse | None:
         record: Mapping[str, object] = json.loads((folder / file_name(rank)).read_bytes())
         return Pulse(**record)  # type: ignore[arg-type]
     return None
+
+
+def beating(folder: Path, seconds: float) -> Pulse | None:
+    """Return what a process says that goes on saying it works; None where none does.
+
+    Args:
+        folder: Where processes say what they do, or did: of those that were cut it is still there.
+        seconds: How long to wait for the next beat, if any says that it works.
+    """
+    before = _working(folder)
+    deadline = time.monotonic() + seconds
+    while before and time.monotonic() < deadline:
+        time.sleep(0.1)
+        for rank, pulse in _working(folder).items():
+            if rank in before and pulse != before[rank]:
+                return pulse
+    return None
+
+
+def _working(folder: Path) -> dict[int, Pulse]:
+    ranks = [int(path.stem.rpartition("-")[2]) for path in folder.glob("process-[0-9]*.json")]
+    found = {rank: read_pulse(folder, rank) for rank in ranks}
+    return {rank: pulse for rank, pulse in found.items() if pulse and pulse.state == "works"}
 
 
 def file_name(rank: int) -> str:

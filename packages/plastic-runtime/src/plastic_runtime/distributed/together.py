@@ -15,7 +15,7 @@ from typing import Any
 
 from plastic_core.files import FormatError, check_same
 
-from plastic_runtime.distributed.pulse import Pulse
+from plastic_runtime.distributed.pulse import Pulse, beating
 from plastic_runtime.distributed.team import LostConnectionError, Team
 from plastic_runtime.distributed.watch import (
     INTERRUPTED,
@@ -26,6 +26,8 @@ from plastic_runtime.distributed.watch import (
     folder_of,
 )
 
+LISTENS = 3.0
+"""Seconds in which a process that works has said something: three beats."""
 PATIENCE = 15.0
 """Seconds that a network file system may take to show what another machine has written."""
 
@@ -61,6 +63,7 @@ def working_together(
     Raises:
         DisagreementError: In all processes alike, if the folder that holds ``place`` is not the
             same for all, or they differ in ``facts``; it names the first difference and a process.
+            Also if several of another run work on ``place``.
         LostConnectionError: If a process ends before all have met.
 
     Examples:
@@ -150,6 +153,9 @@ def _share_or_end(team: Team, folder: Path, place: Path, stays: str) -> None:
 def _share(team: Team, folder: Path, place: Path) -> None:
     """Make the folder of the processes, and refuse one that not all of them see."""
     token, problem = secrets.token_hex(8), None
+    other = team.told(_other_run(folder) if team.leads else None)
+    if other is not None:
+        raise DisagreementError(str(FormatError.about(place, other, "wait for it or stop it")))
     try:
         if team.leads:
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut
@@ -167,6 +173,12 @@ def _share(team: Team, folder: Path, place: Path) -> None:
             reason = f"process {rank} on {one['host']}: {one['problem']}"
             remedy = "choose a place in a folder that all machines share"
             raise DisagreementError(str(FormatError.about(place, reason, remedy)))
+
+
+def _other_run(folder: Path) -> str | None:
+    """Say which process of another run works on the same thing, None if none does."""
+    other = beating(folder, LISTENS)
+    return None if other is None else f"in use by {other.name} of another run"
 
 
 def _appears(file: Path) -> bool:
