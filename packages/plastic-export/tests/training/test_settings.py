@@ -86,13 +86,33 @@ def test_one_update_leaves_no_time_to_cut() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "given", "rate"),
-    [("adamw", None, 1e-3), ("adam", None, 1e-3), ("lion", None, 3e-4), ("adamw", 2e-4, 2e-4)],
+    [("adamw", None, 7e-4), ("adam", None, 7e-4), ("lion", None, 3e-4), ("adamw", 2e-4, 2e-4)],
 )
 def test_the_rate_is_that_of_the_optimizer_unless_one_is_given(
     optimizer: str, given: float | None, rate: float
 ) -> None:
     options = TrainingOptions(optimizer=optimizer, learning_rate=given)
     assert options.rate == options.record()["learning_rate"] == rate
+
+
+@pytest.mark.parametrize(("given", "rise"), [(None, 5), (0, 0), (20, 20)])
+def test_the_rate_rises_by_equal_steps_before_it_falls(given: int | None, rise: int) -> None:
+    rate = {"optimizer": "sgd", "learning_rate": 6e-3, "warmup": given}
+    options = TrainingOptions(steps=120, accumulate=2, **rate)
+    assert options.rise == options.record()["warmup"] == rise
+    sgd, rates = options.build_optimizer(), list[float]()
+    for _ in range(60):
+        sgd.apply_gradients({"x": mx.zeros(1)}, {"x": mx.zeros(1)})
+        rates.append(sgd.learning_rate.item())
+    rising = [6e-3 * (i + 1) / (rise + 1) for i in range(rise + 1)]
+    falling = [3e-3 * (1 + math.cos(math.pi * i / (60 - rise))) for i in range(60 - rise)]
+    assert rates == pytest.approx(rising + falling[1:], rel=1e-4, abs=1e-9)
+
+
+def test_a_run_of_few_updates_does_not_warm_up() -> None:
+    assert TrainingOptions(steps=11).rise == 0
+    with pytest.raises(ValueError, match="`warmup` must be below the 11 updates of the run, got 11"):
+        TrainingOptions(steps=11, warmup=11)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

@@ -67,9 +67,13 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @_number(
     "--learning-rate",
     click.FloatRange(0, min_open=True),
-    "The highest one; 1e-3 for Adam and AdamW, 3e-4 for the others.",
+    "The highest one; 7e-4 for Adam and AdamW, 3e-4 for the others.",
 )
-@_number("--warmup", click.IntRange(0), "Updates during which the rate rises from 0.")
+@click.option(
+    "--warmup",
+    type=click.IntRange(0),
+    help="Updates during which the rate rises; a twelfth of all.",
+)
 @click.option("--decay/--no-decay", default=True, help="Let the rate fall to 0 along a cosine.")
 @click.option(
     "--evaluate-every",
