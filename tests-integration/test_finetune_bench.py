@@ -7,12 +7,15 @@ import importlib
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.optimizers import Adam
 from plastic_export import load_tokenizer
+from plastic_runtime import CautiousAdamW
 
 BENCH = Path(__file__).parents[1] / "tools" / "bench"
 SHIPPED = Path(__file__).parent / "data" / "stdlib-llama"
@@ -84,6 +87,24 @@ def test_the_answer_alone_is_learnt(bench: None) -> None:
     assert pair.asked in whole
     assert int(texts.learnt(batch).sum()) == len(answer)
     assert pairs.chat_window(tokenizer, pair, 8) is None
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_ours_is_cautious_unless_all_are_asked_to_be_or_not(
+    bench: None, asked: bool | None
+) -> None:
+    own_setting = importlib.import_module("finetune.asked").own_setting
+    setting = importlib.import_module("training.setting")
+    options = Namespace(start=None, every=4, norm=None, along=None, cautious=asked)
+    options.rate, options.steps, options.warm, options.corrected = 1e-3, 8, 2, True
+    assert own_setting(options, "plastic train")["every"] == 4
+    assert own_setting(options, "lora")["every"] is None
+    assert own_setting(options, "lora")["cautious"] is asked
+    assert own_setting(options, "hira")["cautious"] is None
+    made = setting.TrainingBench(options, None)
+    for ours in (True, False):
+        cautious = ours if asked is None else asked
+        assert type(made.optimizer(cautious=ours)) is (CautiousAdamW if cautious else Adam)
 
 
 def test_one_seed_meets_no_spread(bench: None) -> None:

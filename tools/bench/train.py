@@ -18,9 +18,10 @@ stock mlx-lm does, whose layers all have one rank or none. ``old`` texts are of 
 was trained on: what is forgotten.
 
 On SmolLM2 Adam corrects the bias of its moments, as PyTorch's does and mlx's does where it is
-asked to. Every method has the best of three rates, chosen on the validation loss at rank 8 and one
-seed. LoRA, LoRA with the head (which is the embedding), LoRA with a scale for its rank and DoRA are
-mlx-lm's; AdaLoRA, MiSS and HiRA are PEFT's in an environment of their own, on the same windows in
+asked to; ``plastic train`` is cautious besides, as the command is (``--no-cautious``: as the
+others), and ``--cautious`` makes the peers of mlx-lm so. Every method has the best of three rates,
+chosen on the validation loss at rank 8 and one seed. LoRA, LoRA with the head (which is the
+embedding), LoRA with a scale for its rank and DoRA are mlx-lm's; AdaLoRA, MiSS and HiRA are PEFT's in an environment of their own, on the same windows in
 the same order; ``plastic train`` has the defaults of the command. Bytes are those of the file of
 the adapter, and the losses are measured on what stock mlx-lm, or PEFT, has loaded.
 
@@ -105,6 +106,11 @@ def comparison_options() -> argparse.Namespace:
         "--corrected",
         action=argparse.BooleanOptionalAction,
         help=f"correct the bias of Adam's moments (no; {REAL}: yes)",
+    )
+    parser.add_argument(
+        "--cautious",
+        action=argparse.BooleanOptionalAction,
+        help=f"train by the cautious Adam (no; {REAL}: ours alone; not what PEFT trains)",
     )
     parser.add_argument("--probe", type=int, default=4, help="windows to price on (4)")
     parser.add_argument("--start", type=int, help="times the rank that fits, at the start (4)")

@@ -16,13 +16,15 @@ from real_model import CACHE
 from training.texts import read_texts
 
 from finetune.making import OURS
+from finetune.peft_peers import PEFT_METHODS
 
 RUN = "run"
 TUNED_AT = 8  # the rank that rates are chosen at
 RATES = (1e-3, 1.4e-3, 2e-3)
 RATES_OF = {"adalora": (1e-3, 3e-3, 1e-2), "hira": (1e-3, 3e-3, 1e-2), "base": (1e-4,)}
 SHARED = ("task", "steps", "batch", "length", "windows", "warm", "probe", "corrected")
-OWN = ("start", "every", "norm", "along")  # of ours
+OURS_ALONE = ("start", "every", "norm", "along")
+OWN = (*OURS_ALONE, "cautious")  # what a method may differ in from the same one
 
 
 class KeptRun(NamedTuple):
@@ -56,13 +58,19 @@ def make_runs(
 ) -> None:
     """Make all runs that are not kept yet; those that fail are named."""
     for method in options.methods:
-        own = {name: getattr(options, name) if method == OURS else None for name in OWN}
-        setting = shared | own | {"method": method}
+        setting = shared | own_setting(options, method) | {"method": method}
         rates = options.rates or RATES_OF.get(method, RATES)
         best = best_rate(measurements, setting, rates)
         for rank, seed in sizes_and_seeds(options, method):
             if best is not None:
                 attempt(measurements, setting | {"rank": rank, "seed": seed, "rate": best})
+
+
+def own_setting(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Return what is asked of one method; None is what it does by default."""
+    names = OURS_ALONE if method == OURS else ()
+    own = dict.fromkeys(OWN) | {name: getattr(options, name) for name in names}
+    return own | {"cautious": None if method in PEFT_METHODS else options.cautious}
 
 
 def sizes_and_seeds(options: argparse.Namespace, method: str) -> Iterator[tuple[int, int]]:

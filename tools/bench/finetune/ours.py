@@ -46,7 +46,7 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
     asked = TrainingOptions(
         steps=o.steps,
         batch=o.batch,
-        optimizer="adam",
+        optimizer="cautious",
         max_bytes=ceiling,
         evaluate_every=o.every,
         rank=o.start and o.start * (factors // (HALF * entries)),
@@ -61,7 +61,7 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
         begin_along_gradient(bench, model, layers, gauge, seed)
     count = file_count(layers, header=ceiling - factors)
     most = count({path: layer.rank for path, layer in layers.items()})
-    optimizer, probe = bench.optimizer(), bench.probe(seed)
+    optimizer, probe = bench.optimizer(cautious=True), bench.probe(seed)
     manager = PlasticityManager(
         model,
         optimizer,

@@ -18,7 +18,7 @@ import numpy as np
 from mlx_lm.utils import dequantize_model
 from plastic_core.linalg import on_cpu
 from plastic_export import load_model
-from plastic_runtime import Gauge
+from plastic_runtime import CautiousAdamW, Gauge
 
 from training.texts import Texts, learnt, tokens_of
 
@@ -87,9 +87,16 @@ class TrainingBench:
         rate: mx.array = o.rate * mx.minimum((t + 1) / o.warm, 1) * cosine
         return rate
 
-    def optimizer(self) -> optim.Adam:
-        """Adam at that rate; mlx's own leaves the bias of the moments in unless it is asked."""
-        return optim.Adam(self.rate, bias_correction=self.options.corrected)
+    def optimizer(self, *, cautious: bool = False) -> optim.Adam:
+        """Adam at that rate; mlx's own leaves the bias of the moments in unless it is asked.
+
+        Args:
+            cautious: Whether it is the cautious one where the options do not say.
+        """
+        o = self.options
+        if cautious if o.cautious is None else o.cautious:
+            return CautiousAdamW(self.rate, weight_decay=0.0, bias_correction=o.corrected)
+        return optim.Adam(self.rate, bias_correction=o.corrected)
 
     def batches(self, seed: int) -> Iterator[mx.array]:
         """The batches of a run, each window once before any is seen again."""

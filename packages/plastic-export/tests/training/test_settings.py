@@ -86,7 +86,13 @@ def test_one_update_leaves_no_time_to_cut() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "given", "rate"),
-    [("adamw", None, 7e-4), ("adam", None, 7e-4), ("lion", None, 3e-4), ("adamw", 2e-4, 2e-4)],
+    [
+        ("cautious", None, 1e-3),
+        ("adamw", None, 7e-4),
+        ("adam", None, 7e-4),
+        ("lion", None, 3e-4),
+        ("adamw", 2e-4, 2e-4),
+    ],
 )
 def test_the_rate_is_that_of_the_optimizer_unless_one_is_given(
     optimizer: str, given: float | None, rate: float
@@ -111,11 +117,11 @@ def test_the_rate_rises_by_equal_steps_before_it_falls(given: int | None, rise: 
 
 def test_a_run_of_few_updates_does_not_warm_up() -> None:
     assert TrainingOptions(steps=11).rise == 0
-    with pytest.raises(ValueError, match="`warmup` must be below the 11 updates of the run, got 11"):
+    with pytest.raises(ValueError, match="`warmup` must be below the 11 updates"):
         TrainingOptions(steps=11, warmup=11)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "cautious"])
 def test_no_step_of_adam_is_longer_than_its_rate_on_gradients_of_one_size(optimizer: str) -> None:
     options = TrainingOptions(optimizer=optimizer, learning_rate=1e-2, decay=False)
     adam, at = options.build_optimizer(), {"x": mx.zeros(4)}

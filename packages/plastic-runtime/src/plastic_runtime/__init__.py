@@ -35,6 +35,7 @@ from plastic_runtime.surgery.sleepers import sleeping_benefit
 from plastic_runtime.training.attachment import attach
 from plastic_runtime.training.batches import ResumableBatches
 from plastic_runtime.training.callback import PlasticityCallback
+from plastic_runtime.training.cautious import CautiousAdamW
 from plastic_runtime.training.generations import Generations
 from plastic_runtime.training.saved_run import load_run, save_run
 
@@ -42,6 +43,7 @@ __version__ = version("plastic-runtime")
 
 __all__ = [
     "ByteCount",
+    "CautiousAdamW",
     "Dial",
     "DialStop",
     "EventLog",

@@ -23,6 +23,7 @@ from plastic_core.testing import (
     spectra,
     tolerance,
 )
+from plastic_runtime import CautiousAdamW
 from plastic_runtime.sleep.sleep_dict import SleepDict
 from plastic_runtime.surgery.ranks import extend, grow, park, shrink_to, soft_threshold, wake
 from plastic_runtime.surgery.rewriting import rebalance
@@ -35,6 +36,7 @@ Make = Callable[[], optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
     "Adam": lambda: optim.Adam(1e-2, bias_correction=True),
     "AdamW": lambda: optim.AdamW(1e-2),
+    "CautiousAdamW": lambda: CautiousAdamW(1e-2),
     "Adamax": lambda: optim.Adamax(1e-2),
     "Adagrad": lambda: optim.Adagrad(1e-2),
     "SGD": lambda: optim.SGD(1e-2, momentum=0.9),

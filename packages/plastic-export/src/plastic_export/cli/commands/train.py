@@ -67,7 +67,7 @@ def _number(flag: str, type: Any, help: str | None = None) -> Callable[[FC], FC]
 @_number(
     "--learning-rate",
     click.FloatRange(0, min_open=True),
-    "The highest one; 7e-4 for Adam and AdamW, 3e-4 for the others.",
+    "The highest one; 1e-3 for cautious, 7e-4 for Adam and AdamW, 3e-4 for the others.",
 )
 @click.option(
     "--warmup",
