@@ -17,13 +17,14 @@ and gives the head more of them than the other layers; ``plastic x 0.7`` is the 
 stock mlx-lm does, whose layers all have one rank or none. ``old`` texts are of the kind the base
 was trained on: what is forgotten.
 
-On SmolLM2 Adam corrects the bias of its moments, as PyTorch's does and mlx's does where it is
-asked to; ``plastic train`` is cautious besides, as the command is (``--no-cautious``: as the
-others), and ``--cautious`` makes the peers of mlx-lm so. Every method has the best of three rates,
-chosen on the validation loss at rank 8 and one seed. LoRA, LoRA with the head (which is the
-embedding), LoRA with a scale for its rank and DoRA are mlx-lm's; AdaLoRA, MiSS and HiRA are PEFT's in an environment of their own, on the same windows in
-the same order; ``plastic train`` has the defaults of the command. Bytes are those of the file of
-the adapter, and the losses are measured on what stock mlx-lm, or PEFT, has loaded.
+On SmolLM2 Adam corrects the bias of its moments, as PyTorch's does and mlx's does where it is asked
+to; ``plastic train`` is cautious besides, as the command is (``--no-cautious``: as the others), and
+``--cautious`` makes the peers of mlx-lm so. Every method has the best of three rates, chosen on the
+validation loss at rank 8 and one seed. LoRA, LoRA with the head (which is the embedding), LoRA with
+a scale for its rank and DoRA are mlx-lm's; AdaLoRA, MiSS and HiRA are PEFT's in an environment of
+their own, on the same windows in the same order; ``plastic train`` has the defaults of the command.
+Bytes are those of the file of the adapter, and the losses are measured on what stock mlx-lm, or
+PEFT, has loaded.
 
 Results are kept, line by line, in ``--results``: a run that is there already is not made again, and
 ``--report`` prints the tables of what is there. On Linux ``LD_PRELOAD=libopenblas.so.0`` makes
