@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plastic_core.files import BusyError
 from plastic_runtime.distributed import (
     DisagreementError,
     LostConnectionError,
@@ -17,7 +18,7 @@ from plastic_runtime.distributed import (
     together,
     working_together,
 )
-from plastic_runtime.distributed.pulse import Pulse
+from plastic_runtime.distributed.pulse import Pulse, read_pulse
 from plastic_runtime.distributed.watch import STAYS, Watch, early_loss, end_for, folder_of
 
 
@@ -55,16 +56,30 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
         pytest.fail("it began")
 
 
-def test_what_another_run_works_on_is_refused_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("team", [Echo(), Team()], ids=["several", "alone"])
+def test_what_another_run_works_on_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, team: Team
+) -> None:
+    monkeypatch.setattr(together, "LISTENS", 60.0)  # a busy machine may be late with the next beat
     place = tmp_path / "plan.json"
     folder = folder_of(place)
     folder.mkdir()
     with (
         Watch(folder, 0, 1),
-        pytest.raises(DisagreementError, match=r"in use by process 0 .* of another run; wait"),
-        working_together(Echo(), place, {}),
+        pytest.raises(BusyError, match=r"in use by process 0 .* of another run; wait") as raised,
+        working_together(team, place, {}),
     ):
         pytest.fail("it began")
+    assert raised.value.filename == str(place)
+    assert [path.name for path in folder.iterdir()] == ["process-0.json"]
+
+
+def test_one_alone_leaves_what_several_began_meanwhile(tmp_path: Path) -> None:
+    place = tmp_path / "plan.json"
+    folder = folder_of(place)
+    with working_together(Team(), place, {}):
+        folder.mkdir()
+        Pulse.of(0).write(folder)
     assert [path.name for path in folder.iterdir()] == ["process-0.json"]
 
 
@@ -78,6 +93,20 @@ def test_what_a_run_that_was_cut_has_left_is_no_other_run(
     with working_together(Echo(), place, {}):
         pass
     assert not folder_of(place).exists()
+
+
+def test_who_works_there_is_said_before_all_have_found_the_folder(tmp_path: Path) -> None:
+    place, seen = tmp_path / "plan.json", list[Pulse | None]()
+
+    class Looking(Echo):
+        def gathered(self, value: Any) -> list[Any]:
+            if isinstance(value, dict) and "problem" in value:
+                seen.append(read_pulse(folder_of(place), 0))
+            return super().gathered(value)
+
+    with working_together(Looking(), place, {}):
+        pass
+    assert seen == [Pulse.of(0)]
 
 
 def test_nothing_is_left_of_what_went_well(tmp_path: Path) -> None:
@@ -135,9 +164,9 @@ def test_before_all_have_met_a_loss_has_no_name(
 def test_what_several_left_to_say_is_removed_by_one_that_goes_on(tmp_path: Path) -> None:
     place = tmp_path / "plan.json"
     folder_of(place).mkdir()
-    Pulse.of(1).write(folder_of(place))
+    ended_process().write(folder_of(place))
     with working_together(Team(), place, {}):
-        assert folder_of(place).exists()
+        assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 

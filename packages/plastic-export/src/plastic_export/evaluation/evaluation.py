@@ -138,6 +138,7 @@ def compare(
             one window does not fit into ``memory``.
         FormatError: If a checkpoint or a text cannot be read, predictions are not finite, a file
             of log-probabilities is of something else, or ``save_reference`` exists.
+        BusyError: If several processes of another run measure the same in this folder.
         ModuleNotFoundError: If mlx-lm is not installed.
         OSError: If a file is missing or cannot be read, or the disk is too small.
 

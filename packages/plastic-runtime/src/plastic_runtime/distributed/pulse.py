@@ -115,7 +115,7 @@ def beating(folder: Path, seconds: float) -> Pulse | None:
 def _working(folder: Path) -> dict[int, Pulse]:
     ranks = [int(path.stem.rpartition("-")[2]) for path in folder.glob("process-[0-9]*.json")]
     found = {rank: read_pulse(folder, rank) for rank in ranks}
-    return {rank: pulse for rank, pulse in found.items() if pulse and pulse.state == "works"}
+    return {r: p for r, p in found.items() if p and p.state == "works" and not p.is_gone()}
 
 
 def file_name(rank: int) -> str:

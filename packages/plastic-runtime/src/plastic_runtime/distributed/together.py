@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError, check_same
+from plastic_core.files import BusyError, FormatError, check_same
 
 from plastic_runtime.distributed.pulse import Pulse, beating
 from plastic_runtime.distributed.team import LostConnectionError, Team
@@ -52,7 +52,7 @@ def working_together(
     """Let processes work on one thing: all begin, and all end once the last has.
 
     Where one of them dies, hangs or raises, the others end too; see `Watch`. A process alone works
-    as without this, and removes what several that were cut have left to say.
+    as without this, once it has removed what several that were cut have left to say.
 
     Args:
         team: The processes.
@@ -63,7 +63,7 @@ def working_together(
     Raises:
         DisagreementError: In all processes alike, if the folder that holds ``place`` is not the
             same for all, or they differ in ``facts``; it names the first difference and a process.
-            Also if several of another run work on ``place``.
+        BusyError: In all processes alike, if several of another run work on ``place``.
         LostConnectionError: If a process ends before all have met.
 
     Examples:
@@ -73,8 +73,8 @@ def working_together(
     """
     folder = folder_of(Path(os.path.abspath(place)))
     if team.size == 1:
+        _clear(team, folder, place)
         yield
-        shutil.rmtree(folder, ignore_errors=True)  # of several that were cut, and gone on from
         return
     _share_or_end(team, folder, place, stays)
     watch = Watch(folder, team.rank, team.size, stays=stays)
@@ -153,13 +153,11 @@ def _share_or_end(team: Team, folder: Path, place: Path, stays: str) -> None:
 def _share(team: Team, folder: Path, place: Path) -> None:
     """Make the folder of the processes, and refuse one that not all of them see."""
     token, problem = secrets.token_hex(8), None
-    other = team.told(_other_run(folder) if team.leads else None)
-    if other is not None:
-        raise DisagreementError(str(FormatError.about(place, other, "wait for it or stop it")))
+    _clear(team, folder, place)
     try:
         if team.leads:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut
             folder.mkdir(parents=True)
+            Pulse.of(team.rank).write(folder)  # before another run looks for one
             (folder / token).touch()
     except OSError as error:
         problem = f"{error.strerror} ({folder})"
@@ -175,10 +173,13 @@ def _share(team: Team, folder: Path, place: Path) -> None:
             raise DisagreementError(str(FormatError.about(place, reason, remedy)))
 
 
-def _other_run(folder: Path) -> str | None:
-    """Say which process of another run works on the same thing, None if none does."""
-    other = beating(folder, LISTENS)
-    return None if other is None else f"in use by {other.name} of another run"
+def _clear(team: Team, folder: Path, place: Path) -> None:
+    """Remove the folder of a run that was cut; refuse that of one which works."""
+    other = beating(folder, LISTENS) if team.leads else None
+    name = team.told(None if other is None else other.name)
+    if name is not None:
+        raise BusyError(place, f"{name} of another run")
+    _remove(team, folder)
 
 
 def _appears(file: Path) -> bool:
