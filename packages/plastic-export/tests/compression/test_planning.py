@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.utils import _get_classes, load_adapters
 from mlx_lm.utils import load_model as stock_load
-from plastic_core.files import FormatError, load_safetensors
+from plastic_core.files import BusyError, FormatError, load_safetensors
 from plastic_core.linalg import Float64
 from plastic_core.testing import same_bits
 from plastic_export.calibration.text import Calibration
@@ -463,6 +463,24 @@ def test_a_size_is_that_of_whole_files_and_never_exceeded(
         execute_plan(source, out, text.with_name("plan.json"), budget=f"{size} bytes")
         files = [*out.glob("model*.safetensors"), *out.glob("adapters/*.safetensors")]
         assert 0.97 * size < sum(file.stat().st_size for file in files) <= size
+
+
+def test_a_second_plan_of_one_name_is_refused_while_the_first_is_made(
+    make_readable: Make, text: Path
+) -> None:
+    source, refused = make_readable("source"), list[BusyError]()
+
+    def second(items: Sequence[Any], description: str) -> Sequence[Any]:
+        if description == "pricing":
+            with pytest.raises(BusyError, match="in use by process") as raised:
+                planned(source, text)
+            refused.append(raised.value)
+        return items
+
+    made = planned(source, text, track=second)
+    assert [error.filename for error in refused] == [str(text.with_name("plan.json"))]
+    assert read_plan(text.with_name("plan.json")) == made
+    assert not [path for path in text.parent.iterdir() if path.name.startswith(".plan")]
 
 
 def test_a_plan_is_read_back_as_it_was(make_mixture: Make, text: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from plastic_export.compression.plan_file import (
 )
 from plastic_export.compression.selecting import Remainder, Selected, overhead_of
 from plastic_export.estimate.limits import Say, check_disk
+from plastic_export.folder.claiming import claimed_file
 from plastic_export.folder.manifest import together_facts, versions
 from plastic_export.format.protocol import Format
 from plastic_export.format.table import PLAN_FORMATS, format_named
@@ -134,6 +136,7 @@ def plan_checkpoint(
             be replaced or is no plan.
         ValueError: If the text is too short, an activation is not finite, a budget is below the
             least possible or above the size of the source, or the work does not fit into memory.
+        BusyError: If another process is making ``file``.
         OSError: If a file cannot be read or written.
 
     Examples:
@@ -164,13 +167,13 @@ def plan_checkpoint(
     }
     with (
         working_together(team, file, together_facts(options)),
+        claimed_file(file) if team.leads else nullcontext(),
         open_checkpoint(source, revision=revision) as checkpoint,
     ):
         check_plan_place(file, force)
         selected = Selected.of(checkpoint, include, exclude, embeddings=embeddings)
         selected.check_budgets(stated, choices, target)
         traced, wanted, left = selected.source, selected.wanted, selected.left
-        file.parent.mkdir(parents=True, exist_ok=True)
         _check_room(grams_beside(file), wanted, widest)
         foreseen = ForeseenPlan.of(
             checkpoint,
