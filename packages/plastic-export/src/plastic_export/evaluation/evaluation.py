@@ -10,24 +10,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from plastic_core.files import FormatError
-from plastic_core.linalg import on_cpu
 from plastic_runtime import Track, untracked
 from plastic_runtime.distributed import Team, check_alike, working_together
 
-from plastic_export.calibration.overflow import overflows
-from plastic_export.calibration.tokens import TokenReader
 from plastic_export.checkpoint.finite import blaming_weights
 from plastic_export.checkpoint.reader import Checkpoint, open_checkpoint
 from plastic_export.estimate.limits import Say
 from plastic_export.estimate.model_shape import ModelShape
-from plastic_export.evaluation.convention import CONVENTIONS, OWN, Convention, Like
+from plastic_export.evaluation.common_texts import CommonTexts
+from plastic_export.evaluation.convention import Like
 from plastic_export.evaluation.estimates import Evaluation, ModelSize, Vocabulary, estimate
-from plastic_export.evaluation.measures import Windows
 from plastic_export.evaluation.reading import Reading
 from plastic_export.evaluation.saved_reference import SavedReference
-from plastic_export.evaluation.settings import reference_settings, settings_of
 from plastic_export.folder.adapter_files import FILE, adapter_of
 from plastic_export.folder.manifest import source_record, together_facts
 
@@ -163,12 +158,9 @@ def compare(
         "tokenizer": str(tokenizer),
     }
     place = Path(f"evaluation-{team.told(_short_digest(asked))}")
-    with working_together(team, place, together_facts(asked)):
+    with working_together(team, place, together_facts(asked)), ExitStack() as stack:
         if not sources:
             raise ValueError("`sources` must name at least one checkpoint, got none")
-        rule = CONVENTIONS[like] if like else OWN
-        window = rule.window if window is None else window
-        windows = rule.windows if windows is None else windows
         opened = [_opened(source) for source in sources]
         named = {repr(str(source)): each for source, each in zip(sources, opened, strict=True)}
         is_saved = reference is not None and Path(reference).is_file()
@@ -176,55 +168,50 @@ def compare(
         judge = None
         if reference is not None and not is_saved:
             judge = named[f"`reference` {str(reference)!r}"] = _opened(reference)
-        readers = {name: TokenReader(each, tokenizer) for name, each in named.items()}
-        ids = _same_windows(readers, texts, rule, window, windows)
-        exceeding = {name: _overflows(each.folder, ids) for name, each in named.items()}
-        prefixes = next(iter(readers.values())).prefixes
-        described = [
-            settings_of(file, each.tokens, prefixes[str(file)], like)
-            for file, each in zip(texts, ids, strict=True)
-        ]
-        settings = reference_settings(described, window, windows)
+        common = CommonTexts.of(named, texts, tokenizer, like, window, windows)
         if team.size > 1:
             held_alike = {name: source_record(each) for name, each in named.items()}
-            check_alike(team, place, {"settings": settings, "sources": held_alike})
-        rows = max(reader.rows for reader in readers.values())
-        vocabulary = min(reader.size for reader in readers.values())
-        with blaming_weights(*named.values()), ExitStack() as stack:
-            held = None
-            if is_saved:
-                held = stack.enter_context(SavedReference(Path(str(reference))))
-                held.check(settings, windows=sum(len(tokens) for _, tokens in ids))
-                vocabulary = min(vocabulary, held.vocabulary)
-            shapes = {each.folder: ModelShape.of(each) for each in named.values()}
-            context = rule.context(window)
-            reading = Reading(
-                ids, vocabulary, rows, shapes, memory, track, context, both_directions, team
-            )
-            reading.announce(say, runs=len(named), kept=judge is not None, file=save_reference)
-            if judge is not None:
-                held = stack.enter_context(
-                    _run(reading, judge, reference, settings, save_reference)
-                )
-            measured = [
-                reading.measure(source, each.folder, held, own=not is_saved)
-                for source, each in zip(sources, opened, strict=True)
-            ]
-        known = Vocabulary(vocabulary, rows - vocabulary)
-        weights = max([shape.entries for shape in shapes.values()] + [held.weights if held else 0])
+            check_alike(team, place, {"settings": common.asked, "sources": held_alike})
+        stack.enter_context(blaming_weights(*named.values()))
+        held = None
+        if is_saved:
+            held = stack.enter_context(SavedReference(Path(str(reference))))
+            held.check(common.asked, windows=common.windows)
+            common = common.among(held.vocabulary)
+        reading = Reading(
+            common.texts,
+            common.vocabulary,
+            common.rows,
+            {each.folder: ModelShape.of(each) for each in named.values()},
+            memory,
+            track,
+            common.context,
+            both_directions,
+            team,
+        )
+        reading.announce(say, runs=len(named), kept=judge is not None, file=save_reference)
+        if judge is not None:
+            run = _run(reading, judge, reference, common.asked, save_reference)
+            held = stack.enter_context(run)
+        measured = [
+            reading.measure(source, each.folder, held, own=not is_saved)
+            for source, each in zip(sources, opened, strict=True)
+        ]
+        entries = [shape.entries for shape in reading.shapes.values()]
+        weights = max([*entries, held.weights if held else 0])
         return [
             estimate(
                 str(source),
                 each.texts[i],
-                described[i],
+                settings,
                 first=measured[0].texts[i] if j else None,
-                vocabulary=known,
-                overflows=exceeding[repr(str(source))],
+                vocabulary=Vocabulary(common.vocabulary, common.rows - common.vocabulary),
+                overflows=common.overflows[repr(str(source))],
                 lost=each.lost[i],
                 size=_size(opened[j], weights),
                 runtime=each.runtime,
             )
-            for i in range(len(texts))
+            for i, settings in enumerate(common.settings)
             for j, (source, each) in enumerate(zip(sources, measured, strict=True))
         ]
 
@@ -246,45 +233,6 @@ def _opened(source: str | Path) -> Checkpoint:
     """Return a checkpoint whose headers were checked; its weights are not read from here."""
     with open_checkpoint(source) as checkpoint:
         return checkpoint
-
-
-def _overflows(folder: Path, texts: Sequence[Windows]) -> bool:
-    """Tell whether float32 hides an overflow; elsewhere than on a CPU models run as stored."""
-    return on_cpu() and bool(texts) and overflows(folder, texts[0].tokens[:, :-1])
-
-
-def _same_windows(
-    readers: Mapping[str, TokenReader],
-    texts: Sequence[str | Path],
-    rule: Convention,
-    window: int,
-    windows: int | None,
-) -> list[Windows]:
-    """Return the windows of each text; all checkpoints must cut it into the same tokens."""
-    (first, reader), *others = readers.items()
-    ids = _all_windows(reader, texts, rule, window, windows)
-    for name, other in others:
-        again = _all_windows(other, texts, rule, window, windows)
-        for (_, ours), (_, theirs) in zip(ids, again, strict=True):
-            if not np.array_equal(np.asarray(ours), np.asarray(theirs)):
-                raise ValueError(
-                    f"{name} splits the text into other tokens than {first}; "
-                    "compare checkpoints of one tokenizer"
-                )
-    return ids
-
-
-def _all_windows(
-    reader: TokenReader,
-    texts: Sequence[str | Path],
-    rule: Convention,
-    window: int,
-    windows: int | None,
-) -> list[Windows]:
-    return [
-        Windows(Path(text).name, reader.windows(text, length=window, limit=windows, cut=rule.cut))
-        for text in texts
-    ]
 
 
 def _check_saving(

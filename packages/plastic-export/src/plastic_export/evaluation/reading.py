@@ -24,12 +24,12 @@ from plastic_export.estimate.peaks import running_peak, whole_peak
 from plastic_export.estimate.phases import evaluation_work
 from plastic_export.estimate.speed import Work
 from plastic_export.evaluation.estimates import RunSpeed
-from plastic_export.evaluation.gathering import gathered_measures
 from plastic_export.evaluation.measures import (
     ROWS,
     LogProbabilities,
     TokenMeasures,
     Windows,
+    gathered_measures,
     joined,
     measures_of,
     rows_at_once,
