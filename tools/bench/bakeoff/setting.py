@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import sha256_file
+from plastic_core.files import json_digest, sha256_file
 from plastic_export import Calibration, open_checkpoint
 
 DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
@@ -95,17 +94,17 @@ class Setting:
         """The SHA-256 of the weights and of the configuration."""
         with open_checkpoint(self.source) as checkpoint:
             digests = [sha256_file(file) for file in sorted(checkpoint.weight_files)]
-            return digest_of([*digests, checkpoint.config])
+            return json_digest([*digests, checkpoint.config])
 
     @property
     def place(self) -> Path:
         """The folder of plans, Grams and outputs."""
-        return self.work / digest_of(self.planned)[:12]
+        return self.work / json_digest(self.planned)[:12]
 
     @property
     def reference(self) -> Path:
         """The file of the log-probabilities of the source."""
-        return self.work / f"{digest_of(self.judged)[:12]}.reference"
+        return self.work / f"{json_digest(self.judged)[:12]}.reference"
 
     def folder_of(self, table: str, method: str, budget: Any, steps: int) -> Path:
         """Return the folder in which a row is made."""
@@ -120,8 +119,3 @@ def shown(budget: Any) -> str:
         ('3', '2+0.25')
     """
     return "{}+{:g}".format(*budget) if isinstance(budget, tuple | list) else f"{budget:g}"
-
-
-def digest_of(record: Any) -> str:
-    """Return the SHA-256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

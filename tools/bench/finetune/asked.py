@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.setting import digest_of
 from kept.measurements import Figures, Measurements, NotMeasured
-from plastic_core.files import sha256_file
+from plastic_core.files import json_digest, sha256_file
 from plastic_export import open_checkpoint
 from real_model import CACHE
 from training.texts import read_texts
@@ -38,15 +37,15 @@ def shared_setting(options: argparse.Namespace) -> dict[str, Any]:
     """Return all that every run depends on."""
     with open_checkpoint(options.source) as checkpoint:
         weights = [sha256_file(file) for file in sorted(checkpoint.weight_files)]
-        base = digest_of([*weights, checkpoint.config])[:12]
+        base = json_digest([*weights, checkpoint.config])[:12]
     files = [file for file in (options.train, options.valid, *options.old) if file is not None]
-    texts = digest_of([sha256_file(file) for file in files])[:12]
+    texts = json_digest([sha256_file(file) for file in files])[:12]
     return {name: getattr(options, name) for name in SHARED} | {"base": base, "texts": texts}
 
 
 def window_file(options: argparse.Namespace, shared: dict[str, Any]) -> Path:
     """Return the file of all windows of tokens, made first if it is not there."""
-    file = CACHE / f"windows-{digest_of(shared)[:12]}.npz"
+    file = CACHE / f"windows-{json_digest(shared)[:12]}.npz"
     if not file.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         read_texts(options).save(file)

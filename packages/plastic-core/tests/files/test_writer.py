@@ -18,6 +18,7 @@ from plastic_core.files import (
     SafetensorsWriter,
     TensorSpec,
     array_bytes,
+    json_digest,
     read_header,
     read_json,
     sha256_file,
@@ -280,6 +281,13 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
 def test_digest_is_that_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_digest_of_json_is_that_of_its_text_whatever_the_order_of_keys() -> None:
+    value = {"b": {"d": 0.1, "c": [None, True]}, "a": "é"}
+    text = b'{"a": "\\u00e9", "b": {"c": [null, true], "d": 0.1}}'
+    assert json_digest(value) == hashlib.sha256(text).hexdigest()
+    assert json_digest(value, [b"and", b" more"]) == hashlib.sha256(text + b"and more").hexdigest()
 
 
 # Bytes of arrays.

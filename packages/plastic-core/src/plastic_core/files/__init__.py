@@ -4,6 +4,7 @@ from plastic_core.files.arrays import MLX_DTYPES, Array, array_bytes, array_from
 from plastic_core.files.atomic import (
     AtomicFile,
     copy_file,
+    json_digest,
     sha256_file,
     sync,
     sync_path,
@@ -80,6 +81,7 @@ __all__ = [
     "fingerprint",
     "hub_identity",
     "in_hub_cache",
+    "json_digest",
     "load_safetensors",
     "member",
     "memory_limit",

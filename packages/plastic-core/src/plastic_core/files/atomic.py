@@ -9,6 +9,7 @@ import math
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,31 @@ def sha256_file(path: str | os.PathLike[str], start: int = 0, stop: int | None =
         while piece := os.pread(stream.fileno(), int(min(left, _PIECE)), start):
             digest.update(piece)
             start, left = start + len(piece), left - len(piece)
+    return digest.hexdigest()
+
+
+def json_digest(value: Any, then: Iterable[bytes | memoryview] = ()) -> str:
+    """Return the SHA-256 of a value in the types of JSON, as 64 hexadecimal digits.
+
+    It is that of the text of ``json.dumps`` in ASCII with the keys of objects in order, so mappings
+    that are equal have one digest.
+
+    Args:
+        value: The value.
+        then: Bytes that count too, after the text.
+
+    Raises:
+        TypeError: If JSON cannot hold the type.
+
+    Examples:
+        >>> json_digest({"rank": 4, "bits": 2}) == json_digest({"bits": 2, "rank": 4})
+        True
+        >>> json_digest([])[:16]
+        '4f53cda18c2baa0c'
+    """
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+    for piece in then:
+        digest.update(piece)
     return digest.hexdigest()
 
 

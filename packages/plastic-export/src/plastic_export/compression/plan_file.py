@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
-from plastic_core.files import FormatError, read_json, sha256_file, write_json
+from plastic_core.files import FormatError, json_digest, read_json, sha256_file, write_json
 
 from plastic_export.checkpoint.reader import Checkpoint
 from plastic_export.checkpoint.tensors import Kind
@@ -110,9 +108,7 @@ def source_identity(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Cost: reads every byte of the weight files.
     """
-    canonical = json.dumps(checkpoint.config, sort_keys=True).encode()
-    config = {"config_sha256": hashlib.sha256(canonical).hexdigest()}
-    return source_record(checkpoint) | config
+    return source_record(checkpoint) | {"config_sha256": json_digest(checkpoint.config)}
 
 
 def check_source(plan: LossPlan, checkpoint: Checkpoint, file: Path) -> None:

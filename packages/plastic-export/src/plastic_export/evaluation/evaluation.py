@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError
+from plastic_core.files import FormatError, json_digest
 from plastic_runtime import Track, untracked
 from plastic_runtime.distributed import Team, check_alike, working_together
 
@@ -218,7 +216,7 @@ def compare(
 
 def _short_digest(asked: Mapping[str, Any]) -> str:
     """Return what tells evaluations apart that run in one folder."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    return json_digest(asked)[:8]
 
 
 def _size(checkpoint: Checkpoint, weights: int) -> ModelSize:

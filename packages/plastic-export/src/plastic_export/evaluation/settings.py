@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
-from plastic_core.files import sha256_file
+from plastic_core.files import json_digest, sha256_file
 from plastic_core.linalg import on_cpu
 
 from plastic_export.evaluation.convention import CONVENTIONS, OWN, Like
@@ -59,7 +58,7 @@ class EvaluationSettings:
     def digest(self) -> str:
         """The first 12 digits of the SHA-256 of all of it but the name of the file."""
         record = {**asdict(self), "text": None}
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(record)[:12]
 
 
 def settings_of(

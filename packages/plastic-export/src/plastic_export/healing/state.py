@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import mlx.core as mx
 from plastic_core.files import (
     FormatError,
     check_same,
+    json_digest,
     parse_object,
     read_arrays,
     sha256_file,
@@ -47,8 +47,7 @@ def heal_identity(
 def _digest(checkpoint: Checkpoint) -> str:
     adapter = adapter_of(checkpoint.folder)
     files = checkpoint.weight_files + ([adapter / FILE] if adapter else [])
-    whole = [checkpoint.config, *([p.name, sha256_file(p)] for p in files)]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return json_digest([checkpoint.config, *([p.name, sha256_file(p)] for p in files)])
 
 
 class StateFile:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-from plastic_core.files import sha256_file
+from plastic_core.files import json_digest, sha256_file
 
 from plastic_export.adapters.adapter import Adapter
 from plastic_export.calibration.tokens import TokenReader
@@ -29,11 +27,10 @@ def identity_of_run(
 ) -> dict[str, Any]:
     """Return all that the course of the run depends on. Reads every byte of the base."""
     files = [[path.name, sha256_file(path)] for path in checkpoint.weight_files]
-    base = hashlib.sha256(json.dumps([checkpoint.config, files], sort_keys=True).encode())
     options = {f"option {name}": value for name, value in training.record().items()}
     packages = ("mlx", "mlx-lm", "plastic-core", "plastic-runtime", "plastic-export")
     return {
-        "base": base.hexdigest(),
+        "base": json_digest([checkpoint.config, files]),
         **{f"file {name}": digest for name, digest in reader.digests().items()},
         **{f"{kind} data": digest for kind, digest in rows.digests.items()},
         **{f"option {name}": list(words) for name, words in patterns.items()},

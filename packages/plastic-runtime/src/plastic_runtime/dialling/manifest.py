@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plastic_core.files import FormatError, read_json
+from plastic_core.files import FormatError, json_digest, read_json
 
 from plastic_runtime.dialling.component_curve import ComponentCurve
 
@@ -176,5 +174,4 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
         ['schema', 'sha256']
     """
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    text = json.dumps(rest, sort_keys=True)
-    return rest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return rest | {"sha256": json_digest(rest)}

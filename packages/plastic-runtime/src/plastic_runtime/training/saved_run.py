@@ -1,9 +1,8 @@
 """Save a training run and go on with it, bit for bit: one file, replaced at once or not at all."""
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,14 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from plastic_core import RankLayer
-from plastic_core.files import FormatError, array_bytes, parse_object, read_arrays, write_arrays
+from plastic_core.files import (
+    FormatError,
+    array_bytes,
+    json_digest,
+    parse_object,
+    read_arrays,
+    write_arrays,
+)
 
 from plastic_runtime.manager.manager import PlasticityManager
 from plastic_runtime.surgery.moments import AXIS, single_optimizers
@@ -204,12 +210,14 @@ def read_run(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 def _digest(arrays: Arrays, run: Mapping[str, Any]) -> str:
     """Return the SHA-256 over the record and over names, dtypes, shapes and bytes of all arrays."""
-    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array_bytes(array).data)
-    return digest.hexdigest()
+
+    def content() -> Iterator[bytes | memoryview]:
+        for name in sorted(arrays):
+            array = arrays[name]
+            yield f"\n{name} {array.dtype} {array.shape}\n".encode()
+            yield array_bytes(array).data
+
+    return json_digest(run, content())
 
 
 def _weights(model: nn.Module) -> Arrays:
