@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import mlx.core as mx
 import pytest
 from filelock import FileLock
+from launching import free_ports
 from plastic_export import (
     BitsPlan,
     Calibration,
@@ -136,9 +136,7 @@ def ask_server() -> Callable[..., Any]:
 
 
 def answer(*words: object) -> Any:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlx_lm", "server", "--port", port, *words]
     server = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

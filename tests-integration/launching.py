@@ -5,30 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "bench"))
+from joined.ports import free_ports
+
 PLASTIC = Path(sys.executable).with_name("plastic")
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
-
-
-def free_ports(count: int) -> list[int]:
-    """Neighbouring ports that nobody listens at, as the launcher wants them."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first: int = probe.getsockname()[1]
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            continue
-        return [*range(first, first + count)]
 
 
 def launched(processes: int, *words: object) -> subprocess.CompletedProcess[str]:

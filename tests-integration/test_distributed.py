@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from launching import PLASTIC, Processes, digests, launched
+from launching import PLASTIC, Processes, digests, free_ports, launched
 
 pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="needs the ring")
 
@@ -28,6 +28,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, calibratio
     for words in ([*plan, "--bits-per-weight", "3.5,4.2"], [*compress, "--bits-per-weight", 3.5]):
         subprocess.run([str(w) for w in (PLASTIC, *words)], check=True, capture_output=True)
     return folder
+
+
+def test_ports_are_neighbours_and_none_that_the_system_hands_out() -> None:
+    ports = free_ports(3)
+    assert ports == [*range(ports[0], ports[0] + 3)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert max(ports) < min(taken.getsockname()[1], 32768)  # Linux's first; others' are above
 
 
 def planning(checkpoint: Path, calibration: Path, file: Path) -> list[object]:

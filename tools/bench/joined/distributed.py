@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,9 @@ from plastic_runtime.distributed import Team, join
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from joined.ports import free_ports
 
 T = TypeVar("T")
 DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
@@ -137,15 +139,13 @@ def joined_process(settings: dict[str, Any]) -> None:
 
 def joined_run(processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What every process printed, by rank."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
         asked = json.dumps(settings | {"folder": folder})
         command = [sys.executable, __file__, "--child", asked]
         if processes > 1:
             launch = Path(sys.executable).with_name("mlx.launch")
-            options = ["--backend", "ring", "-n", str(processes), "--starting-port", str(port)]
+            first = str(free_ports(processes)[0])
+            options = ["--backend", "ring", "-n", str(processes), "--starting-port", first]
             command = [str(launch), *options, "--", *command]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         done = subprocess.run(

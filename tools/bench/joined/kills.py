@@ -32,6 +32,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from joined.ports import free_ports
+
 DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
 PROCESSES, SECONDS, LONGEST = 2, 30.0, 300.0
 INTERRUPTED = 5
@@ -128,17 +131,6 @@ def _become(environment: dict[str, str], words: list[str], stream: Path) -> None
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Killable(NamedTuple):
