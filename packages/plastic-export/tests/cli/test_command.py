@@ -17,7 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from plastic_export.cli import command
 from plastic_export.cli.command import main, plastic_command
+from plastic_runtime.distributed import Team
 
 Run = Callable[..., tuple[int, str, str]]
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -51,6 +53,20 @@ def test_alone_it_prints_its_help(run: Run) -> None:
     assert (code, err) == (0, "")
     assert (code, out, err) == run("--help")
     assert out.startswith("Usage: plastic [OPTIONS] COMMAND [ARGS]...\n\n  Compress")
+
+
+def test_in_several_processes_a_command_that_does_not_exist_is_refused_as_in_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run("nosuch")
+    assert alone[0] == 2
+    assert "No such command 'nosuch'" in alone[2]
+    several = Team()
+    several.size = 2
+    monkeypatch.setattr(command, "current_team", lambda: several)
+    assert run("nosuch") == alone
+    code, _, err = run("inspect", "nowhere")
+    assert (code, err.startswith("error: inspect runs in one process; ")) == (2, True)
 
 
 @pytest.mark.parametrize("width", ["80", "100"])

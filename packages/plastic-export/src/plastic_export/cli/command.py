@@ -67,6 +67,8 @@ def plastic_command(context: click.Context, debug: bool) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+    else:
+        check_team(current_team(), context.invoked_subcommand)
 
 
 for _command in (
@@ -112,7 +114,6 @@ def main(arguments: list[str] | None = None) -> None:
     with interruptible():
         try:
             team = current_team()
-            check_team(team, words)
             with printed_warnings():
                 code = plastic_command.main(words, prog_name="plastic", standalone_mode=False)
         except (KeyboardInterrupt, Exception) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import click
@@ -18,14 +17,13 @@ def current_team() -> Team:
     return join()
 
 
-def check_team(team: Team, words: Sequence[str]) -> None:
+def check_team(team: Team, command: str) -> None:
     """Refuse a command that one process carries out, in each of several.
 
     Raises:
         click.UsageError: If there are several and it is not one of `TOGETHER`.
     """
-    command = next((word for word in words if not word.startswith("-")), None)
-    if team.size > 1 and command is not None and command not in TOGETHER:
+    if team.size > 1 and command not in TOGETHER:
         *others, last = TOGETHER
         known = f"{', '.join(others)} and {last}"
         raise click.UsageError(
