@@ -42,7 +42,7 @@ from joined.ports import free_ports
 T = TypeVar("T")
 DATA = Path(__file__).parents[3] / "tests-integration" / "data" / "stdlib-llama"
 TARGET, MOST_SENT = 1.8, 1.1
-AT_ONCE = 1e6
+AT_ONCE = 1e5
 """Gbit/s: the processor does not wait for the network."""
 
 

@@ -74,8 +74,8 @@ def test_options_of_what_is_foreseen_need_it(
     assert capsys.readouterr().err == f"error: {option} needs --dry-run\n"
 
 
-@pytest.mark.parametrize("bandwidth", ["nan", "inf"])
-def test_a_network_of_no_finite_speed_is_refused(
+@pytest.mark.parametrize("bandwidth", ["nan", "inf", "0", "-1", "1e-300", "0.0009", "100001"])
+def test_a_network_that_is_none_is_refused(
     bandwidth: str, readable: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["plan", str(readable), "--calibration", str(text), "--dry-run"]
@@ -83,5 +83,6 @@ def test_a_network_of_no_finite_speed_is_refused(
         main([*words, "--bandwidth", bandwidth])
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: --bandwidth must be a finite number above 0, got {bandwidth}.\n"
+        f"error: --bandwidth must be from 0.001 to 100,000 Gbit/s, got {bandwidth}; give what the "
+        "network carries from one machine to the next, 1 for most cables\n"
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from plastic_export.estimate.parts import CalibrationPart
 from plastic_export.estimate.processes import (
+    FASTEST,
     FILLING,
     FOLDER,
     IN_A_ROW,
     REPEATED,
+    SLOWEST,
     SUMS,
     UNEVEN,
     DealtWork,
@@ -19,7 +21,6 @@ from plastic_export.estimate.processes import (
 from plastic_export.estimate.speed import Speed, Work
 
 SPEED = Speed(1.0, 1.0, 1.0, 1.0)
-FAST = 1e9  # Gbit/s
 NOTHING = DealtWork([], [], [])
 UNTRIED = TriedWork(0, Work(), [], Work(), 0, [])
 
@@ -42,7 +43,7 @@ def plan(
 
 
 def test_a_process_alone_loses_nothing() -> None:
-    found = estimate_processes(plan(opening=3), SPEED, processes=1, gigabits=1e-9, start=2.0)
+    found = estimate_processes(plan(opening=3), SPEED, processes=1, gigabits=SLOWEST, start=2.0)
     assert found.seconds == found.alone == 80 + 3 + 2
     assert found.faster == found.efficiency == 1
     assert set(found.losses.values()) == {0.0}
@@ -51,7 +52,7 @@ def test_a_process_alone_loses_nothing() -> None:
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_a_pipeline_loses_its_filling(processes: int) -> None:
-    found = estimate_processes(plan(), SPEED, processes=processes, gigabits=FAST)
+    found = estimate_processes(plan(), SPEED, processes=processes, gigabits=FASTEST)
     longest = 8 / processes
     assert found.seconds == pytest.approx((10 + processes - 1) * longest)
     assert found.losses[FILLING] == pytest.approx((processes - 1) * longest)
@@ -75,14 +76,14 @@ def test_process_0_has_the_folder_at_hand() -> None:
 
 
 def test_what_each_does_by_itself_is_not_shared() -> None:
-    found = estimate_processes(plan(opening=100), SPEED, processes=2, gigabits=FAST)
+    found = estimate_processes(plan(opening=100), SPEED, processes=2, gigabits=FASTEST)
     assert found.losses[REPEATED] == 50
     assert found.bottleneck == REPEATED
 
 
 def test_one_piece_is_shared_with_nobody() -> None:
     one = DealtWork([1.0], [seconds(100)], [0.0])
-    found = estimate_processes(plan(priced=one), SPEED, processes=4, gigabits=FAST)
+    found = estimate_processes(plan(priced=one), SPEED, processes=4, gigabits=FASTEST)
     assert found.phases["prices"] == 100
     assert found.losses[UNEVEN] == 75
     assert found.bottleneck == UNEVEN
@@ -91,15 +92,16 @@ def test_one_piece_is_shared_with_nobody() -> None:
 def test_pieces_are_dealt_out_as_the_plan_deals_them_out() -> None:
     """The costliest hand: 5 and 3 are not together."""
     many = DealtWork([3.0, 5.0, 4.0], [seconds(3), seconds(5), seconds(4)], [1.0, 1.0, 1.0])
-    found = estimate_processes(plan(0, priced=many), SPEED, processes=2, gigabits=FAST)
-    assert found.seconds == 7
+    found = estimate_processes(plan(0, priced=many), SPEED, processes=2, gigabits=FASTEST)
+    assert found.seconds == pytest.approx(7, rel=1e-12)  # two bytes are read over the network
 
 
 def test_blocks_of_a_trial_are_taken_in_turn_and_run_in_a_row() -> None:
     blocks = [seconds(4)] * 5
     tried = TriedWork(2, seconds(1), blocks, seconds(3), 0, [0.0] * 5)
     alone, two = (
-        estimate_processes(plan(0, tried=tried), SPEED, processes=n, gigabits=FAST) for n in (1, 2)
+        estimate_processes(plan(0, tried=tried), SPEED, processes=n, gigabits=FASTEST)
+        for n in (1, 2)
     )
     assert alone.seconds == 2 * (1 + 5 * 4 + 3)
     assert two.seconds == 2 * (1 + 3 * 4 + 3)
@@ -109,4 +111,10 @@ def test_blocks_of_a_trial_are_taken_in_turn_and_run_in_a_row() -> None:
 
 def test_more_processes_than_batches_are_refused_as_the_plan_would() -> None:
     with pytest.raises(ValueError, match=r"`processes` must be at most 8, .* got 9"):
-        estimate_processes(plan(), SPEED, processes=9, gigabits=FAST)
+        estimate_processes(plan(), SPEED, processes=9, gigabits=FASTEST)
+
+
+@pytest.mark.parametrize("gigabits", [float("nan"), 0.0, 1e-300, 2 * FASTEST])
+def test_a_network_that_is_none_is_refused(gigabits: float) -> None:
+    with pytest.raises(ValueError, match=r"`gigabits` must be from 0\.001 to 100,000 Gbit/s"):
+        estimate_processes(plan(), SPEED, processes=2, gigabits=gigabits)

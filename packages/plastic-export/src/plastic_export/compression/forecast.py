@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from plastic_export.compression.foreseen import ForeseenPlan
 from plastic_export.compression.planning import check_plan_place, grams_beside
 from plastic_export.compression.selecting import Selected
 from plastic_export.estimate.limits import START
-from plastic_export.estimate.processes import PlanEstimate, estimate_processes
+from plastic_export.estimate.processes import PlanEstimate, check_gigabits, estimate_processes
 from plastic_export.estimate.speed import Speed, measured_speed
 from plastic_export.format.table import PLAN_FORMATS, format_named
 from plastic_export.plan.budgets import Budget, stated_budgets
@@ -73,8 +72,8 @@ def estimate_plan(
 
     Raises:
         FormatError, ValueError, OSError: As `plan_checkpoint` does before its work, and if there
-            are more processes than batches of the text, or ``gigabits`` is no finite number above
-            0.
+            are more processes than batches of the text, or ``gigabits`` is not from 0.001 to
+            100,000.
 
     Examples:
         >>> few = Calibration("text.txt", window=24, windows=8)
@@ -82,8 +81,7 @@ def estimate_plan(
         >>> len(found.machines), found.machines[0].sends, found.faster
         (1, 0, 1.0)
     """
-    if not (math.isfinite(gigabits) and gigabits > 0):
-        raise ValueError(f"`gigabits` must be a finite number above 0, got {gigabits}.")
+    check_gigabits(gigabits)
     file, target = Path(file), format_named(format, PLAN_FORMATS)
     choices, stated = choices or target.choices or Choices(), stated_budgets(budgets)
     with open_checkpoint(source, revision=revision) as checkpoint:

@@ -12,6 +12,22 @@ from plastic_export.estimate.parts import CalibrationPart
 from plastic_export.estimate.pipeline import Pipelined, pipelined
 from plastic_export.estimate.speed import Speed, Work
 
+SLOWEST, FASTEST = 0.001, 100_000.0
+"""Gigabits per second of what passes for a network: a slow line, and more than any link."""
+
+
+def check_gigabits(gigabits: float) -> None:
+    """Refuse a network that is none: too slow, too fast, or no number.
+
+    Raises:
+        ValueError: If it is outside `SLOWEST` to `FASTEST`.
+    """
+    if not SLOWEST <= gigabits <= FASTEST:
+        raise ValueError(
+            f"`gigabits` must be from {SLOWEST:g} to {FASTEST:,.0f} Gbit/s, got {gigabits:g}; "
+            "give what the network carries from one machine to the next, 1 for most cables"
+        )
+
 
 class DealtWork(NamedTuple):
     """Work in pieces, of which each is done by one process.
@@ -217,7 +233,8 @@ def estimate_processes(
         disk: Bytes that the folder takes.
 
     Raises:
-        ValueError: If there are more processes than batches of the text.
+        ValueError: If there are more processes than batches of the text, or ``gigabits`` is not
+            from 0.001 to 100,000.
 
     Examples:
         >>> nothing, untried = DealtWork([], [], []), TriedWork(0, Work(), [], Work(), 0, [])
@@ -227,6 +244,7 @@ def estimate_processes(
         >>> found.seconds, found.bottleneck, found.machines[1].sends
         (12.0, 'handing on sums', 1000000000)
     """
+    check_gigabits(gigabits)
     if processes > work.batches:
         raise ValueError(
             f"`processes` must be at most {work.batches}, the batches of the text, got {processes};"

@@ -34,6 +34,7 @@ from plastic_export.cli.options import (
 from plastic_export.compression.forecast import GIGABITS, estimate_plan
 from plastic_export.compression.plan_file import LossPlan
 from plastic_export.compression.planning import plan_checkpoint
+from plastic_export.estimate.processes import FASTEST, SLOWEST
 from plastic_export.format.table import FORMATS, PLAN_FORMATS
 from plastic_export.plan.budgets import Budget
 from plastic_export.plan.choices import Choices
@@ -102,11 +103,11 @@ def _some(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--bandwidth",
     "gigabits",
-    type=click.FloatRange(0, min_open=True),
+    type=float,
     metavar="GBIT",
     default=GIGABITS,
     show_default=True,
-    help="With --dry-run: Gbit/s from one machine to the next.",
+    help=f"With --dry-run: Gbit/s from one machine to the next, {SLOWEST:g} to {FASTEST:.0f}.",
 )
 @force_option("the plan if it exists, and Grams that are of something else or damaged")
 @revision_option()
