@@ -152,7 +152,7 @@ def ask(url: str, server: subprocess.Popen[bytes]) -> Any:
     """Post a prompt, again and again until the server has started."""
     body = json.dumps({"prompt": "def ", "max_tokens": 3}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=60) as response:

@@ -16,6 +16,8 @@ from joined.ports import free_ports
 
 PLASTIC = Path(sys.executable).with_name("plastic")
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
+LONGEST = 900.0
+"""Seconds that nothing takes, on a machine that is busy with other tests too."""
 
 
 def launched(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
@@ -27,7 +29,7 @@ def launched(processes: int, *words: object) -> subprocess.CompletedProcess[str]
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONGEST,
         check=False,
     )
 
@@ -58,7 +60,7 @@ class Processes:
             for rank, words in enumerate(commands)
         ]
 
-    def wait(self, seconds: float = 240) -> tuple[list[int], list[str]]:
+    def wait(self, seconds: float = LONGEST) -> tuple[list[int], list[str]]:
         """Their exit statuses, and the lines of ours on standard error."""
         deadline, codes, lines = time.monotonic() + seconds, list[int](), list[str]()
         for process in self.all:

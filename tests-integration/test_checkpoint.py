@@ -47,7 +47,7 @@ def compressed(
 def stock(*words: object) -> str:
     """Run a command of stock mlx-lm and return what it printed."""
     command = [sys.executable, "-m", "mlx_lm", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -24,7 +24,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def cost(results: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, BENCH / "cost.py", "--quick", "--results", results, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.mark.parametrize("power", [-0.5, 0.0, 1.0, 2.5])

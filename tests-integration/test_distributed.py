@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from launching import PLASTIC, Processes, digests, free_ports, launched
+from launching import LONGEST, PLASTIC, Processes, digests, free_ports, launched
 
 pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="needs the ring")
 
@@ -64,7 +64,7 @@ def test_two_processes_write_the_bytes_of_one(
 
 def wait_for_parts(folder: Path, processes: Processes) -> None:
     """Wait until something is measured."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONGEST
     while not (folder / "plan.grams.npz.parts" / "state.json").exists():
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes.all)

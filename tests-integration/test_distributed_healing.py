@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from launching import PLASTIC, Processes, digests, launched
+from launching import LONGEST, PLASTIC, Processes, digests, launched
 from plastic_export import compress, load_safetensors
 
 pytestmark = pytest.mark.skipif(not mx.distributed.is_available("ring"), reason="needs the ring")
@@ -62,7 +62,7 @@ def test_a_healing_that_is_cut_goes_on_to_the_same_bits_with_as_many_processes(
     whole, out = [*healing, tmp_path / "whole"], [*healing, tmp_path / "cut"]
     assert Processes(tmp_path, whole, whole).wait() == ([0, 0], [])
     processes, state = Processes(tmp_path, out, out), tmp_path / "cut.heal.safetensors"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONGEST
     while not state.exists():
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes.all)

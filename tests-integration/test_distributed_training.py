@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from launching import PLASTIC, Processes, digests, launched
+from launching import LONGEST, PLASTIC, Processes, digests, launched
 from plastic_export import read_adapter
 from plastic_runtime import read_events, read_losses
 from plastic_runtime.log import CHANGES
@@ -136,7 +136,7 @@ def test_a_process_that_is_lost_ends_the_others_and_the_run_goes_on_to_the_same_
     words = training(tiny, out)
     processes = Processes(tmp_path, words, words)
     saved = out / "generations" / "step-000000008.safetensors"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONGEST
     while not saved.exists():
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes.all)

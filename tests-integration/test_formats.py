@@ -96,7 +96,7 @@ def test_the_command_of_stock_mlx_lm_answers_a_prompt(
 ) -> None:
     words = [*words_to_load(in_every_format[format]), "--prompt", "def ", "--max-tokens", "4"]
     command = [sys.executable, "-m", "mlx_lm", "generate", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert "Generation: " in done.stdout
 

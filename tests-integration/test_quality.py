@@ -25,7 +25,7 @@ FEW = ("--windows", "4", "--window", "64", "--measured", "2")
 def quality(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     places = ["--results", folder / "rows.jsonl", "--work", folder / "work"]
     command = [sys.executable, BENCH / "quality.py", *places, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:

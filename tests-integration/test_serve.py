@@ -225,6 +225,9 @@ def test_a_client_that_hangs_up_loses_nobodys_answer(server: SizeServer) -> None
                 got = [answer.result() for answer in asked]
         assert [status for status, _ in got] == [200, 200]
         assert got[1][1]["choices"] == expected[1]["choices"]
+    deadline = time.monotonic() + 60
+    while metrics(server.url)["plastic_requests_total hung_up"] - before < 2:
+        assert time.monotonic() < deadline
     assert metrics(server.url)["plastic_requests_total hung_up"] - before == 2
 
 

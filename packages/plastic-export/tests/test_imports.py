@@ -31,7 +31,7 @@ def stopped(module: str, number: int, before: str = "") -> subprocess.CompletedP
     """Start the command in a process that gets a signal when it imports a module."""
     code = STOPPED.format(module=module, number=int(number), before=before)
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=900
     )
 
 
@@ -83,5 +83,5 @@ def test_what_rounds_nothing_does_not_wait_for_the_compiler(
         f"import atexit, sys; atexit.register({tell}); from plastic_command import start; start()"
     )
     command = [sys.executable, "-c", code, *(str(source) if w == "SRC" else w for w in words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert (done.returncode, done.stderr) == (0, "False\n")

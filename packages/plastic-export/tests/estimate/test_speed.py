@@ -17,7 +17,7 @@ def test_a_trial_takes_no_second_and_is_made_once() -> None:
 
 
 def test_float64_is_no_quicker_than_twice_float32() -> None:
-    speed = measured_speed()
+    speed = measured_speed(time.process_time)  # other work on the machine does not count
     assert speed.doubles < 2 * speed.products
 
 
