@@ -81,8 +81,8 @@ def descent_directions(
         >>> nothing = np.zeros((2, 0), np.float32)
         >>> Y, X = np.float32([[0, 2]]), np.float32([[4, 0]])
         >>> left, right = descent_directions(nothing, nothing.T, 1, Y, X)
-        >>> (left.round(3) + 0.0).tolist(), (right.round(3) + 0.0).tolist()
-        ([[0.0], [-1.0]], [[1.0, 0.0]])
+        >>> ((left @ right).round(3) + 0.0).tolist()
+        [[0.0, 0.0], [-1.0, 0.0]]
     """
     if k == 0:
         return U[:, :0], Vh[:0]
