@@ -62,19 +62,19 @@ def scribble_and_exit() -> NoReturn:
 
 
 def sleep() -> None:
-    time.sleep(600)
+    time.sleep(60)
 
 
 def sleep_in_a_child_that_holds_the_pipe() -> NoReturn:
     if os.fork() == 0:
-        time.sleep(600)
+        time.sleep(60)
     os._exit(0)
 
 
 def lock_and_sleep(path: Path) -> None:
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        time.sleep(600)
+        time.sleep(60)
 
 
 def svd(A: NDArray[Any]) -> list[NDArray[Any]]:

@@ -25,7 +25,7 @@ from plastic_core.testing import bits
 from plastic_export.process.worker import Worker, WorkerError, run_isolated
 
 HERE = Path(__file__).parent
-AMPLE = 300.0
+AMPLE = 60.0
 SHORT = 1.5  # seconds; a worker starts in about 0.5
 
 
@@ -111,7 +111,7 @@ def test_a_worker_that_hangs_is_killed_at_the_deadline(provocations: ModuleType,
     start = time.monotonic()
     with pytest.raises(WorkerError, match=f"`{name}` missed its deadline of {SHORT} s"):
         run_isolated(getattr(provocations, name), timeout=SHORT)
-    assert SHORT <= time.monotonic() - start < 60  # it would sleep for 600
+    assert SHORT <= time.monotonic() - start < SHORT + 5
 
 
 def test_a_large_argument_to_a_worker_that_does_not_read_it_meets_the_deadline() -> None:
@@ -220,9 +220,8 @@ def test_a_worker_whose_caller_was_killed_ends_after_the_deadline(tmp_path: Path
     lock.touch()
     code = (
         "import sys, pathlib; path, lock = sys.argv[1:]; sys.path.append(path); "
-        "import provocations; from plastic_export.process.worker import Worker; "
-        f"worker = Worker(); worker.call(exec, 'import provocations', timeout={AMPLE}); "
-        f"worker.call(provocations.lock_and_sleep, pathlib.Path(lock), timeout={4 * SHORT})"
+        "import provocations; from plastic_export.process.worker import run_isolated; "
+        f"run_isolated(provocations.lock_and_sleep, pathlib.Path(lock), timeout={4 * SHORT})"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(HERE), str(lock)]) as caller:
         wait_until(lambda: is_locked(lock))
@@ -269,7 +268,7 @@ def is_locked(path: Path) -> bool:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
