@@ -13,6 +13,7 @@ from plastic_export.compression.plan_file import LossPlan, read_plan
 from plastic_export.compression.planning import plan_checkpoint
 from plastic_export.model.load import load_model
 from plastic_export.plan import trial as trials
+from plastic_export.plan.choices import Choices
 from plastic_export.plan.offers import Tried
 from plastic_export.plan.probe import PriceProbe
 from plastic_export.reporting.plan.made import present_plan
@@ -39,6 +40,20 @@ def test_a_trial_is_near_what_the_written_checkpoint_does_on_the_same_tokens(
     trial = plan.budget(budget).tried
     assert trial is not None
     assert trial.kl == pytest.approx(divergence(probe, tmp_path / "out"), rel=0.15)
+
+
+def test_factors_are_tried_as_they_are_written(tmp_path: Path) -> None:
+    """Backbones of 8 bits cost next to nothing, so the factors in 4 bits are what is tried."""
+    file, choices = tmp_path / "plan.json", Choices(bits=(8,), factor_bits=(4,), bare=True)
+    plan = plan_checkpoint(
+        DATA, file, calibration=FEW, budgets=[4], format="corrected", choices=choices
+    )
+    execute_plan(DATA, tmp_path / "out", file)
+    with open_checkpoint(DATA) as checkpoint:
+        probe = PriceProbe.of(checkpoint, FEW)
+    trial = plan.budgets[0].tried
+    assert trial is not None
+    assert trial.kl == pytest.approx(divergence(probe, tmp_path / "out"), rel=0.02)
 
 
 def divergence(probe: PriceProbe, out: Path) -> float:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import Backbone, Correction, difference, error_feedback, loss_factors
+from plastic_core import (
+    Backbone,
+    Correction,
+    Operator,
+    difference,
+    error_feedback,
+    loss_factors,
+)
 from plastic_core.files import MLX_DTYPES, noting
 
 from plastic_export.plan.gram_uses import GramRoots
@@ -47,11 +54,15 @@ def stored(
             backbone = rounded(weight, offer.bits, roots, m, group_size=offer.group_size)
         if not offer.rank:
             return backbone, None
-        R, C = roots
         E = weight if backbone is None else difference(weight, backbone)
-        factors = loss_factors(E, offer.rank, inputs=R, outputs=C)
-        dtype = MLX_DTYPES[m.dtype]
-        correction = Correction.rounded(
-            factors, offer.factor_bits, inputs=R, outputs=C, dtype=dtype
-        )
-        return backbone, correction
+        return backbone, corrected(E, offer, roots, m)
+
+
+def corrected(
+    E: Operator | NDArray[np.float32], offer: Offer, roots: GramRoots, m: Candidate
+) -> Correction:
+    """Return the correction of what a backbone leaves of a matrix, rounded as it is written."""
+    R, C = roots
+    factors = loss_factors(E, offer.rank, inputs=R, outputs=C)
+    dtype = MLX_DTYPES[m.dtype]
+    return Correction.rounded(factors, offer.factor_bits, inputs=R, outputs=C, dtype=dtype)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from plastic_core import difference, loss_factors
+from plastic_core import difference
 from plastic_core.files import noting
 from plastic_runtime import LossGrams
 from plastic_runtime.distributed import Team
@@ -19,6 +19,7 @@ from plastic_export.plan.offers import BitsPlan, Offer, Offered, Tried
 from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.pricing import WeightRounding
 from plastic_export.plan.probe import PriceProbe, WeightChange
+from plastic_export.plan.storing import corrected
 from plastic_export.source.source import Source
 
 
@@ -28,7 +29,8 @@ class PlanTrial:
     Prices are added up matrix by matrix. What several layers damage together is more than that
     where they damage much: at 2.5 bits a Llama of 5.8 M parameters moved 1.6 times as far as the
     sum says. Every weight is changed by the `expected_error` of its offer, scaled to what rounding
-    in full left of the samples of its group; with a rank, by what the correction leaves of that.
+    in full left of the samples of its group; with a rank, by what the correction leaves of that,
+    rounded as it is written.
 
     Args:
         source: The source.
@@ -100,5 +102,5 @@ def _expected(
         E *= np.float32(math.sqrt(offered.error_factors.get(offer.bits, 1.0)))
     if not offer.rank:
         return E
-    R, C = rounding.shared
-    return difference(E, loss_factors(E, offer.rank, inputs=R, outputs=C)).rows(slice(None))
+    correction = corrected(E, offer, rounding.shared, offered.matrix)
+    return difference(E, correction.operator()).rows(slice(None))
