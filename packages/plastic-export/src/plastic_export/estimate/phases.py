@@ -93,7 +93,24 @@ def measured_work(
     return rounded + forward_work(shape, tokens).times(PROBES)
 
 
-def spread_work(w: WeightShape, widest: int) -> Work:
+def tried_work(w: WeightShape, widest: int, *, corrected: bool) -> Work:
+    """Return the work of what a plan leaves of a matrix, about, where it is tried.
+
+    Args:
+        w: The matrix.
+        widest: Longest side with a whole Gram.
+        corrected: Whether corrections are offered, one of which every matrix is taken to have.
+
+    Examples:
+        >>> w = WeightShape("w", 64, 32, matrices=1, nbytes=4096)
+        >>> plain, corrected = (tried_work(w, 4096, corrected=c) for c in (False, True))
+        >>> plain.products < corrected.products, plain.doubles == corrected.doubles
+        (True, True)
+    """
+    return _spread(w, widest) + (_factored(w) if corrected else Work())
+
+
+def _spread(w: WeightShape, widest: int) -> Work:
     """Return the work of an expected error: both Grams factored, and solved for."""
     sides = _dense_sides(w, widest)
     roots = ROOT * w.matrices * sum(side**3 for side in sides)

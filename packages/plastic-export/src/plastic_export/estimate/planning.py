@@ -12,7 +12,7 @@ from plastic_export.estimate.phases import (
     forward_work,
     measured_work,
     priced_work,
-    spread_work,
+    tried_work,
 )
 from plastic_export.estimate.processes import DealtWork, PlanWork, TriedWork
 from plastic_export.estimate.speed import Work
@@ -80,7 +80,7 @@ def planning_work(
             [sum(2.0 * (w.outputs**2 + w.inputs**2) for w in g) for g in groups],
             forward_work(shape, trial),
         ),
-        _tried(shape, weights, grams, widest, plans=tried, tokens=trial),
+        _tried(shape, weights, grams, widest, corrected=corrected, plans=tried, tokens=trial),
     )
 
 
@@ -90,16 +90,18 @@ def _tried(
     grams: Sequence[float],
     widest: int,
     *,
+    corrected: bool,
     plans: int,
     tokens: int,
 ) -> TriedWork:
     """Return the work of trying plans, by the blocks that the matrices are in."""
     blocks, read, own = dict[str, Work](), dict[str, float](), Work()
     for w, nbytes in zip(weights, grams, strict=True):
+        work = tried_work(w, widest, corrected=corrected)
         if w.block is None:
-            own += spread_work(w, widest)
+            own += work
             continue
-        blocks[w.block] = blocks.get(w.block, Work()) + spread_work(w, widest)
+        blocks[w.block] = blocks.get(w.block, Work()) + work
         read[w.block] = read.get(w.block, 0.0) + nbytes
     run = forward_work(shape, tokens).times(CHANGED)
     return TriedWork(
