@@ -8,6 +8,8 @@ the package asked for runs more than its tests, and nothing in them fails for it
 Tests run side by side, one process per core and four at most; ``-n0`` runs them in one process, and
 so does naming a single one. What takes longest waits for ``--long``.
 
+MLX draws from the time of day unless it is told where to begin: every test begins at one seed.
+
 No test may reach beyond this machine. What tries to is stopped, and its test fails, even if the
 code under test swallows the error.
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Before anything imports NumPy, and for every child: processes side by side share the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -39,8 +41,10 @@ LEFT_OUT = [*(f"packages/{name}" for name in MISSING), "tests-integration"] if M
 # What lies inside: pytest asks nothing about a directory that testpaths itself names.
 collect_ignore_glob = [f"{folder}/*" for folder in LEFT_OUT]
 
-settings.register_profile("fast", max_examples=30, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=1000, deadline=None, derandomize=True)
+# Without limits on time: a busy machine is no defect.
+untimed: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=30, derandomize=True, **untimed)
+settings.register_profile("thorough", max_examples=1000, derandomize=True, **untimed)
 settings.load_profile("fast")  # the other: pytest --hypothesis-profile=thorough
 
 
@@ -79,6 +83,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="takes long: run with --long"))
+
+
+SEED = 1936
+"""No test's own: what it seeds by itself is drawn anew, and not once more."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin what is drawn at random at one place, before any fixture is set up."""
+    if mlx := sys.modules.get("mlx.core"):  # plastic-select does without
+        mlx.random.seed(SEED)
 
 
 reached: list[str] = []

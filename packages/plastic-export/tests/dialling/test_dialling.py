@@ -76,7 +76,10 @@ def test_a_live_model_is_the_one_that_is_loaded_at_that_size(folder: Path) -> No
     assert bits_of(model) == start
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=10,
+)
 @given(turns=st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_no_bit_is_lost_on_any_way(folder: Path, turns: list[float]) -> None:
     model = load_model(folder)
