@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -52,8 +52,8 @@ class CautiousAdamW(optim.AdamW):
         v = state["v"] = b2 * state["v"] + (1 - b2) * mx.square(gradient)
         if self.bias_correction:
             m, v = (a / (1 - b**self.step).astype(a.dtype) for a, b in ((m, b1), (v, b2)))
-        step: mx.array = rate * minmod(m, gradient) / (mx.sqrt(v) + self.eps)
-        return parameter * (1 - rate * self.weight_decay) - step
+        step = rate * minmod(m, gradient) / (mx.sqrt(v) + self.eps)
+        return cast(mx.array, parameter * (1 - rate * self.weight_decay) - step)
 
 
 def minmod(a: mx.array, b: mx.array) -> mx.array:
