@@ -55,10 +55,10 @@ def stored(
         if not offer.rank:
             return backbone, None
         E = weight if backbone is None else difference(weight, backbone)
-        return backbone, corrected(E, offer, roots, m)
+        return backbone, rounded_correction(E, offer, roots, m)
 
 
-def corrected(
+def rounded_correction(
     E: Operator | NDArray[np.float32], offer: Offer, roots: GramRoots, m: Candidate
 ) -> Correction:
     """Return the correction of what a backbone leaves of a matrix, rounded as it is written."""

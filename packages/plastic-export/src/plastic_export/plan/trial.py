@@ -19,7 +19,7 @@ from plastic_export.plan.offers import BitsPlan, Offer, Offered, Tried
 from plastic_export.plan.price_journal import PriceJournal
 from plastic_export.plan.pricing import WeightRounding
 from plastic_export.plan.probe import PriceProbe, WeightChange
-from plastic_export.plan.storing import corrected
+from plastic_export.plan.storing import rounded_correction
 from plastic_export.source.source import Source
 
 
@@ -102,5 +102,5 @@ def _expected(
         E *= np.float32(math.sqrt(offered.error_factors.get(offer.bits, 1.0)))
     if not offer.rank:
         return E
-    correction = corrected(E, offer, rounding.shared, offered.matrix)
+    correction = rounded_correction(E, offer, rounding.shared, offered.matrix)
     return difference(E, correction.operator()).rows(slice(None))
