@@ -67,8 +67,7 @@ def make_runs(
 
 def own_setting(options: argparse.Namespace, method: str) -> dict[str, Any]:
     """Return what is asked of one method; None is what it does by default."""
-    names = OURS_ALONE if method == OURS else ()
-    own = dict.fromkeys(OWN) | {name: getattr(options, name) for name in names}
+    own = {name: getattr(options, name) if method == OURS else None for name in OURS_ALONE}
     return own | {"cautious": None if method in PEFT_METHODS else options.cautious}
 
 

@@ -46,7 +46,6 @@ def plastic_train(bench: TrainingBench, rank: int, seed: int) -> Figures:
     asked = TrainingOptions(
         steps=o.steps,
         batch=o.batch,
-        optimizer="cautious",
         max_bytes=ceiling,
         evaluate_every=o.every,
         rank=o.start and o.start * (factors // (HALF * entries)),

@@ -24,11 +24,8 @@ OPTIMIZERS: dict[str, Callable[[Rate], optim.Optimizer]] = {
         learning_rate=rate, relative_step=False, scale_parameter=False
     ),
 }
-RATES = {
-    "cautious": 1e-3,
-    "adamw": 7e-4,
-    "adam": 7e-4,
-}  # of SmolLM2-135M on two tasks in tools/bench/train.py
+# Of SmolLM2-135M on two tasks in tools/bench/train.py.
+RATES = {"cautious": 1e-3, "adamw": 7e-4, "adam": 7e-4}
 RATE = 3e-4  # of the others, and not measured
 RISE = 12  # times that the warm-up goes into a run, as it does in tools/bench/train.py
 EVALUATE_EVERY = 50
@@ -249,8 +246,8 @@ class TrainingOptions:
 
     def record(self) -> dict[str, Any]:
         """Return all of it in JSON's types."""
-        known = {"learning_rate": self.rate, "warmup": self.rise}
-        return asdict(self) | known | {"plasticity": dict(self.plasticity)}
+        taken = {"learning_rate": self.rate, "warmup": self.rise}
+        return asdict(self) | taken | {"plasticity": dict(self.plasticity)}
 
     @property
     def _validations_seen(self) -> int:
